@@ -1,0 +1,69 @@
+# `make help` lists the targets, from the comments that begin with ##.
+
+PYTHON ?= python3
+
+HOST ?= 127.0.0.1
+HTTP_PORT ?= 8000
+GRPC_PORT ?= 8001
+METRICS_PORT ?= 8002
+PRECISION ?= auto
+
+SERVER ?= 127.0.0.1:8001
+SOURCE ?= examples/bccd/photos
+ARGS ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+NETWORK := model_repository/yolov5/1/model.onnx
+
+.DEFAULT_GOAL := help
+.PHONY: help setup serve test lint format model detect lock clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+serve: $(INSTALLED) $(NETWORK) ## Start Triton in the foreground (HOST, HTTP_PORT, GRPC_PORT, METRICS_PORT, PRECISION)
+	@$(PY) -m yolov5_server --host $(HOST) --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT) --precision $(PRECISION) $(ARGS)
+
+test: lint $(NETWORK) ## Lint, types, unit tests, and tests against a real server (ARGS for pytest)
+	$(PY) -m pytest $(ARGS)
+
+detect: $(INSTALLED) ## Find objects in SOURCE, a file or folder (SERVER, ARGS such as '--conf-thres 0.4')
+	@$(VENV)/bin/yolov5-client detect $(SOURCE) --server $(SERVER) $(ARGS)
+
+model: $(INSTALLED) ## Serve your own network: WEIGHTS=best.pt; without it the bundled one again
+	@$(PY) -m yolov5_build $(WEIGHTS) $(ARGS)
+
+lint: $(INSTALLED) ## Check style, formatting and types
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+
+format: $(INSTALLED) ## Put the formatting right
+	$(VENV)/bin/ruff check --fix
+	$(VENV)/bin/ruff format
+
+setup: $(INSTALLED) $(NETWORK) ## Make the environment in .venv and export the bundled network
+
+lock: ## Resolve pyproject.toml anew into requirements.lock (needs uv)
+	uv pip compile --quiet --universal --python-version 3.10 --extra dev --generate-hashes \
+	  --no-header --upgrade pyproject.toml --output-file requirements.lock
+
+clean: ## Remove the environment, the exported network, caches and results
+	rm -rf $(VENV) $(NETWORK) runs .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): requirements.lock pyproject.toml client/pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
+	  || { echo "error: Python 3.10, 3.11 or 3.12 is needed; name one with PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' \
+	  || { echo "error: Python's venv module is missing; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@echo "Setting up $(VENV), once: about 5 GB, mostly torch with CUDA ..."
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable . --editable client
+	@touch $@
+
+$(NETWORK): | $(INSTALLED)
+	@$(PY) -m yolov5_build
