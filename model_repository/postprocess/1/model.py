@@ -1,0 +1,73 @@
+"""Triton glue of `postprocess`: unpack requests, call the modules beside this one, pack answers."""
+
+import traceback
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import torch
+import triton_python_backend_utils as pb_utils
+from nms import Placement, Thresholds, detect
+from pack import pack_detections
+from postprocess_metrics import Metrics
+from served_labels import read_labels
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        torch.set_num_threads(1)  # the network's threads have the cores
+        on_gpu = args["model_instance_kind"] == "GPU"
+        self.device = f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu"
+        self.labels = read_labels(Path(args["model_repository"]).parent)
+        self.metrics = Metrics(pb_utils, self.labels)
+        self.warm_up()
+
+    def warm_up(self):
+        """Two boxes of the last class that overlap: the slow first call of every operation used."""
+        rows = torch.zeros((2, 5 + len(self.labels)), device=self.device)
+        rows[:, [0, 1, 2, 3, 4, -1]] = 1.0
+        everything = torch.ones(len(self.labels), dtype=torch.bool, device=self.device)
+        for multi_label in (0, 1):
+            thresholds = Thresholds.from_row([0.5, 0.5, 1, 0, multi_label])
+            detect(rows, thresholds, everything, Placement.from_row([1, 1, 0, 0, 2, 2]))
+
+    def execute(self, requests):
+        return [self.respond(request) for request in requests]
+
+    def respond(self, request):
+        try:
+            return self.answer(request)
+        except Exception:
+            pb_utils.Logger.log_error(traceback.format_exc())
+            return pb_utils.InferenceResponse(
+                error=pb_utils.TritonError(
+                    "internal fault in postprocess", pb_utils.TritonError.INTERNAL
+                )
+            )
+
+    def answer(self, request):
+        output0 = self.tensor(request, "output0")
+        class_filter = self.tensor(request, "class_filter")
+        placements = self.tensor(request, "placement").tolist()
+        nms = self.tensor(request, "nms").tolist()
+        detections = []
+        for rows, allowed, placement, thresholds in zip(output0, class_filter, placements, nms):
+            started = perf_counter()
+            found = detect(
+                rows, Thresholds.from_row(thresholds), allowed, Placement.from_row(placement)
+            )
+            detections.append([part.cpu().numpy() for part in found])
+            self.metrics.nms_seconds.observe(perf_counter() - started)
+            self.metrics.count(detections[-1][2])
+        outputs = pack_detections(detections, self.labels)
+        outputs["image_size"] = np.array([row[4:6] for row in placements], np.int32)
+        return pb_utils.InferenceResponse(
+            [pb_utils.Tensor(name, array) for name, array in outputs.items()]
+        )
+
+    def tensor(self, request, name):
+        """One input as a torch tensor, where it already is; on the host that copies nothing."""
+        tensor = pb_utils.get_input_tensor_by_name(request, name)
+        if tensor.is_cpu():
+            return torch.from_numpy(tensor.as_numpy()).to(self.device)
+        return torch.from_dlpack(tensor.to_dlpack())

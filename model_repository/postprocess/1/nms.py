@@ -1,0 +1,105 @@
+"""The network's rows -> the detections of one image, in pixels of that image.
+
+The rules are YOLOv5's (v7.0), so that answers can be compared with it: a row counts when its
+objectness is over conf_thres; its score is objectness times class score, for the best class or,
+with multi_label, for each class over conf_thres; non-maximum suppression runs per class.
+Tensors may be on any device; the result is on the same one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+MAX_CANDIDATES = 30_000  # as many, the best ones, enter the suppression
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """One row of the tensor `nms`; meanings and ranges are those of the request parameters."""
+
+    conf_thres: float
+    iou_thres: float
+    max_det: int
+    agnostic_nms: bool
+    multi_label: bool
+
+    @classmethod
+    def from_row(cls, row: list[float]) -> Thresholds:
+        conf_thres, iou_thres, max_det, agnostic_nms, multi_label = row
+        return cls(
+            conf_thres=conf_thres,
+            iou_thres=iou_thres,
+            max_det=int(max_det),
+            agnostic_nms=bool(agnostic_nms),
+            multi_label=bool(multi_label),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """One row of the tensor `placement`: model pixel = picture pixel * gain + pad."""
+
+    gain_x: float
+    gain_y: float
+    pad_x: float
+    pad_y: float
+    height: float
+    width: float
+
+    @classmethod
+    def from_row(cls, row: list[float]) -> Placement:
+        gain_x, gain_y, pad_x, pad_y, height, width = row
+        return cls(
+            gain_x=gain_x, gain_y=gain_y, pad_x=pad_x, pad_y=pad_y, height=height, width=width
+        )
+
+
+def detect(
+    rows: Tensor, thresholds: Thresholds, class_filter: Tensor, placement: Placement
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The detections of one image, best first.
+
+    Args:
+        rows: [N, 5 + C] float: cx, cy, w, h in model pixels, objectness, class scores.
+        class_filter: [C] bool: which classes may be reported.
+
+    Returns:
+        boxes [K, 4] float32: x1, y1, x2, y2 in pixels of the image, clipped to it;
+        scores [K] float32; classes [K] int64. K <= max_det.
+    """
+    boxes, scores, classes = _candidates(rows, thresholds, class_filter)
+    if len(scores) > MAX_CANDIDATES:
+        best = scores.topk(MAX_CANDIDATES).indices
+        boxes, scores, classes = boxes[best], scores[best], classes[best]
+    groups = torch.zeros_like(classes) if thresholds.agnostic_nms else classes
+    kept = batched_nms(boxes, scores, groups, thresholds.iou_thres)[: thresholds.max_det]
+    return _to_picture(boxes[kept], placement), scores[kept], classes[kept]
+
+
+def _candidates(
+    rows: Tensor, thresholds: Thresholds, class_filter: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows = rows[rows[:, 4] > thresholds.conf_thres].float()
+    all_scores = rows[:, 5:] * rows[:, 4:5]
+    if thresholds.multi_label:
+        index, classes = (all_scores > thresholds.conf_thres).nonzero(as_tuple=True)
+        scores = all_scores[index, classes]
+        wanted = class_filter[classes]
+        index, scores, classes = index[wanted], scores[wanted], classes[wanted]
+    else:
+        scores, classes = all_scores.max(1)
+        index = ((scores > thresholds.conf_thres) & class_filter[classes]).nonzero().squeeze(1)
+        scores, classes = scores[index], classes[index]
+    centre, half = rows[index, :2], rows[index, 2:4] / 2
+    return torch.cat((centre - half, centre + half), 1), scores, classes
+
+
+def _to_picture(boxes: Tensor, placement: Placement) -> Tensor:
+    p = placement
+    x = ((boxes[:, 0::2] - p.pad_x) / p.gain_x).clamp(0, p.width)
+    y = ((boxes[:, 1::2] - p.pad_y) / p.gain_y).clamp(0, p.height)
+    return torch.stack((x[:, 0], y[:, 0], x[:, 1], y[:, 1]), 1)

@@ -1,0 +1,77 @@
+"""A picture of any size -> the network's input, and the way back.
+
+The arithmetic is YOLOv5's (v7.0, `detect.py` with an exported model), down to the rounding, since
+answers are compared with it: the picture is scaled to fit, centred, and padded with grey 114.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+PAD_VALUE = 114
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where a picture lies in the network's input: model pixel = picture pixel * gain + pad.
+
+    Attributes:
+        height, width: of the picture, in pixels.
+    """
+
+    gain_x: float
+    gain_y: float
+    pad_x: float
+    pad_y: float
+    height: int
+    width: int
+
+    def as_row(self) -> tuple[float, ...]:
+        """The six numbers in the order of the tensor `placement`."""
+        return (self.gain_x, self.gain_y, self.pad_x, self.pad_y, self.height, self.width)
+
+
+def letterbox(
+    picture: NDArray[np.uint8], height: int, width: int, mode: str = "square"
+) -> tuple[NDArray[np.uint8], Placement]:
+    """Fit `picture` [h, w, 3] into [height, width, 3].
+
+    Args:
+        mode: `square` keeps the picture's proportions and pads; `stretch` does neither.
+    """
+    h, w = picture.shape[:2]
+    if mode == "stretch":
+        placement = Placement(
+            gain_x=width / w, gain_y=height / h, pad_x=0.0, pad_y=0.0, height=h, width=w
+        )
+        return _resize(picture, height, width), placement
+
+    gain = min(height / h, width / w)
+    # A picture 1 pixel wide and very high must not vanish.
+    scaled_h, scaled_w = max(1, round(h * gain)), max(1, round(w * gain))
+    # The padding that the pixels get is a whole number; the way back uses the exact one, as the
+    # reference does. The 0.1 decides which side gets the odd pixel.
+    top = round((height - scaled_h) / 2 - 0.1)
+    left = round((width - scaled_w) / 2 - 0.1)
+    canvas = np.full((height, width, 3), PAD_VALUE, np.uint8)
+    canvas[top : top + scaled_h, left : left + scaled_w] = _resize(picture, scaled_h, scaled_w)
+    placement = Placement(
+        gain_x=gain,
+        gain_y=gain,
+        pad_x=(width - w * gain) / 2,
+        pad_y=(height - h * gain) / 2,
+        height=h,
+        width=w,
+    )
+    return canvas, placement
+
+
+def _resize(picture: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    if picture.shape[:2] == (height, width):
+        return picture
+    resized = cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR)
+    return resized.astype(np.uint8, copy=False)

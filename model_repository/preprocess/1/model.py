@@ -1,0 +1,113 @@
+"""Triton glue of `preprocess`: unpack requests, call the modules beside this one, pack answers."""
+
+import json
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from decode import Decoder, ImageError
+from parameters import ParameterError, parse_parameters
+from preprocess_metrics import Metrics
+from served_model import read_served_model
+from settings import read_settings
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        config = json.loads(args["model_config"])
+        served = read_served_model(Path(args["model_repository"]).parent)
+        settings = read_settings(
+            {key: value["string_value"] for key, value in config["parameters"].items()},
+            served.names,
+        )
+        self.names = served.names
+        self.defaults = settings.defaults
+        self.decoder = Decoder(settings.limits)
+        # These import OpenCV, which must not happen before the decoder has set its limit.
+        from letterbox import letterbox
+        from normalise import DeviceNormaliser, HostNormaliser
+
+        self.letterbox = partial(
+            letterbox, height=served.height, width=served.width, mode=served.letterbox
+        )
+        if args["model_instance_kind"] == "GPU":
+            device = int(args["model_instance_device_id"])
+            self.normaliser = DeviceNormaliser(served.height, served.width, device)
+        else:
+            self.normaliser = HostNormaliser(served.height, served.width)
+        self.pool = ThreadPoolExecutor(settings.threads)
+        self.metrics = Metrics(pb_utils)
+
+    def execute(self, requests):
+        # Every image of every request is in the pool before the first answer is awaited.
+        return [finish() for finish in [self.start(request) for request in requests]]
+
+    def start(self, request):
+        """Queue one request's images; return the function that waits for its response."""
+        elements = pb_utils.get_input_tensor_by_name(request, "image").as_numpy().reshape(-1)
+        self.metrics.images.increment(len(elements))
+        try:
+            parameters = parse_parameters(
+                json.loads(request.parameters() or "{}"), self.names, self.defaults
+            )
+        except ParameterError as error:
+            return partial(self.refuse, "parameter", len(elements), str(error))
+        images = self.normaliser.allocate(len(elements))
+        jobs = [
+            self.pool.submit(self.prepare, element, images, index)
+            for index, element in enumerate(elements)
+        ]
+        return partial(self.respond, parameters, jobs, images)
+
+    def prepare(self, element, images, index):
+        started = perf_counter()
+        picture = self.decoder.decode(element)
+        decoded = perf_counter()
+        canvas, placement = self.letterbox(picture)
+        self.normaliser.put(canvas, images, index)
+        return placement, decoded - started, perf_counter() - decoded
+
+    def respond(self, parameters, jobs, images):
+        placements = []
+        refusals = []
+        for number, job in enumerate(jobs, 1):
+            try:
+                placement, decode_seconds, letterbox_seconds = job.result()
+            except ImageError as error:
+                refusals.append((error.reason, f"image {number} of {len(jobs)}: {error}"))
+            except Exception:
+                pb_utils.Logger.log_error(traceback.format_exc())
+                message = f"image {number} of {len(jobs)}: internal fault in preprocess"
+                return error_response(message, pb_utils.TritonError.INTERNAL)
+            else:
+                placements.append(placement.as_row())
+                self.metrics.decode_seconds.observe(decode_seconds)
+                self.metrics.letterbox_seconds.observe(letterbox_seconds)
+        if refusals:
+            reason, message = refusals[0]
+            return self.refuse(reason, len(refusals), message)
+        rows = len(jobs)
+        class_filter = parameters.class_filter(len(self.names))
+        return pb_utils.InferenceResponse(
+            [
+                self.normaliser.pack(pb_utils.Tensor, "images", images),
+                pb_utils.Tensor("placement", np.array(placements, np.float32)),
+                pb_utils.Tensor("nms", np.array([parameters.as_row()] * rows, np.float32)),
+                pb_utils.Tensor("class_filter", np.array([class_filter] * rows)),
+            ]
+        )
+
+    def refuse(self, reason, images, message):
+        self.metrics.rejected[reason].increment(images)
+        return error_response(message, pb_utils.TritonError.INVALID_ARG)
+
+    def finalize(self):
+        self.pool.shutdown()
+
+
+def error_response(message, code):
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))

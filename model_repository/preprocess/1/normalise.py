@@ -1,0 +1,62 @@
+"""The last step before the network: BGR uint8 [H, W, 3] -> RGB 0..1, float32 [3, H, W].
+
+Two ways to do it, alike from outside: on the host, or with the arithmetic on the GPU that the
+network runs on, so that a quarter of the bytes cross the bus and the result stays there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+
+class HostNormaliser:
+    """Normalises each picture as it arrives, straight into its place in the batch."""
+
+    def __init__(self, height: int, width: int) -> None:
+        self._shape = (3, height, width)
+
+    def allocate(self, count: int) -> NDArray[np.float32]:
+        """An uninitialised batch for `count` pictures."""
+        return np.empty((count, *self._shape), np.float32)
+
+    def put(self, picture: NDArray[np.uint8], batch: NDArray[np.float32], index: int) -> None:
+        """Write one picture to its place in the batch; may be called from several threads."""
+        # Split first: dividing contiguous planes is nearly twice as fast as strided ones.
+        for plane, values in zip(batch[index], reversed(cv2.split(picture))):
+            np.divide(values, np.float32(255), out=plane, dtype=np.float32)
+
+    def pack(self, tensor_type: Any, name: str, batch: NDArray[np.float32]) -> Any:
+        """The batch as Triton's tensor, float32 [B, 3, H, W]."""
+        return tensor_type(name, batch)
+
+
+class DeviceNormaliser:
+    """Collects the bytes on the host, then normalises the whole batch on the GPU."""
+
+    def __init__(self, height: int, width: int, device: int) -> None:
+        import torch
+
+        self._torch = torch
+        self._device = torch.device("cuda", device)
+        self._shape = (height, width, 3)
+
+    def allocate(self, count: int) -> NDArray[np.uint8]:
+        """An uninitialised batch for `count` pictures."""
+        return np.empty((count, *self._shape), np.uint8)
+
+    def put(self, picture: NDArray[np.uint8], batch: NDArray[np.uint8], index: int) -> None:
+        """Write one picture to its place in the batch; may be called from several threads."""
+        batch[index] = picture
+
+    def pack(self, tensor_type: Any, name: str, batch: NDArray[np.uint8]) -> Any:
+        """The batch as Triton's tensor, float32 [B, 3, H, W], on the device."""
+        torch = self._torch
+        pictures = torch.from_numpy(batch).to(self._device)
+        images = pictures.flip(3).permute(0, 3, 1, 2).to(torch.float32).div_(255).contiguous()
+        # The next step may read it from another stream.
+        torch.cuda.synchronize(self._device)
+        return tensor_type.from_dlpack(name, images)

@@ -1,0 +1,157 @@
+"""Request parameters: every name, kind and range, and the only place they are read.
+
+A parameter comes under its own name (`conf_thres`) or, with a raw HTTP body, as a header
+(`X-Yolo-Conf-Thres: 0.4`), then always as text and in any letter case.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+# What Triton itself puts among the parameters, or reads from them.
+_RESERVED = re.compile(
+    r"sequence_\w+|triton_\w+|priority|timeout|headers|binary_data(_size|_output)?|classification"
+    r"|shared_memory_\w+",
+    re.IGNORECASE,
+)
+_HEADER = re.compile(r"x-yolo-", re.IGNORECASE)
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
+_WHOLE = re.compile(r"\d+", re.ASCII)
+
+
+class ParameterError(ValueError):
+    """A request parameter is refused; the message names it and says what is allowed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameters:
+    """How the detections of one request are chosen.
+
+    Attributes:
+        classes: indices of the classes to report; empty for all.
+    """
+
+    conf_thres: float = 0.25
+    iou_thres: float = 0.45
+    max_det: int = 300
+    classes: frozenset[int] = field(default_factory=frozenset)
+    agnostic_nms: bool = False
+    multi_label: bool = False
+
+    def as_row(self) -> tuple[float, ...]:
+        """The five numbers in the order of the tensor `nms`."""
+        return (
+            self.conf_thres,
+            self.iou_thres,
+            self.max_det,
+            self.agnostic_nms,
+            self.multi_label,
+        )
+
+    def class_filter(self, count: int) -> list[bool]:
+        """One flag for each of the model's `count` classes: may it be reported?"""
+        return [not self.classes or index in self.classes for index in range(count)]
+
+
+def parse_parameters(
+    given: Mapping[str, object], names: Sequence[str], defaults: Parameters
+) -> Parameters:
+    """Read one request's parameters.
+
+    Args:
+        given: as Triton hands them over: name -> str, int, float or bool.
+        names: the model's class names, by which `classes` may ask for them.
+        defaults: for what is not given.
+
+    Raises:
+        ParameterError: an unknown name, a wrong kind, a value out of range, one given twice.
+    """
+    values: dict[str, object] = {}
+    for key, value in given.items():
+        if _RESERVED.fullmatch(key):
+            continue
+        name = _HEADER.sub("", key, count=1).lower().replace("-", "_")
+        reader = _READERS.get(name)
+        # Under its own name a parameter is spelt exactly; only headers come in any case.
+        if reader is None or (name != key and not _HEADER.match(key)):
+            raise ParameterError(
+                f"parameter {_quoted(key)} is unknown; allowed: {', '.join(_READERS)}"
+            )
+        if name in values:
+            raise ParameterError(f"parameter '{name}' is given twice; allowed: once")
+        values[name] = reader(name, value, names)
+    return replace(defaults, **values)  # type: ignore[arg-type]
+
+
+def _quoted(value: object) -> str:
+    """A caller's value for a message: on one line, printable, short."""
+    text = ascii(value)
+    return text if len(text) <= 60 else f"{text[:56]}...'"
+
+
+def _unit_interval(name: str, value: object, names: Sequence[str]) -> float:
+    number = math.nan
+    if _is_number(value) or (isinstance(value, str) and _NUMBER.fullmatch(value.strip())):
+        number = float(value)  # type: ignore[arg-type]
+    if not 0 <= number <= 1:
+        raise ParameterError(f"{name} is {_quoted(value)}; allowed: a number from 0 to 1")
+    return number
+
+
+def _count(name: str, value: object, names: Sequence[str]) -> int:
+    number = 0
+    if isinstance(value, str) and _WHOLE.fullmatch(value.strip()) and len(value) < 20:
+        number = int(value)
+    elif isinstance(value, int) and _is_number(value):
+        number = value
+    if not 1 <= number <= 1000:
+        raise ParameterError(f"{name} is {_quoted(value)}; allowed: a whole number from 1 to 1000")
+    return number
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _flag(name: str, value: object, names: Sequence[str]) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        flag = {"true": True, "1": True, "false": False, "0": False}.get(value.strip().lower())
+        if flag is not None:
+            return flag
+    raise ParameterError(f"{name} is {_quoted(value)}; allowed: true or false")
+
+
+def _classes(name: str, value: object, names: Sequence[str]) -> frozenset[int]:
+    if not isinstance(value, str):
+        raise ParameterError(
+            f"{name} is {_quoted(value)}; allowed: a string of indices or names, such as '0,2'"
+        )
+    indices = {label: index for index, label in enumerate(names)}
+    chosen = set()
+    for item in (part.strip() for part in value.split(",")):
+        if _WHOLE.fullmatch(item) and len(item) < 10 and int(item) < len(names):
+            chosen.add(int(item))
+        elif item in indices:
+            chosen.add(indices[item])
+        else:
+            raise ParameterError(
+                f"{name} names {_quoted(item)}; allowed: indices from 0 to {len(names) - 1} or"
+                f" class names such as '{names[0]}', separated by commas"
+            )
+    return frozenset(chosen)
+
+
+_READERS: dict[str, Callable[[str, object, Sequence[str]], object]] = {
+    "conf_thres": _unit_interval,
+    "iou_thres": _unit_interval,
+    "max_det": _count,
+    "classes": _classes,
+    "agnostic_nms": _flag,
+    "multi_label": _flag,
+}
+NAMES = tuple(_READERS)

@@ -1,0 +1,45 @@
+"""The metrics of `preprocess`, on Triton's own metrics port."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from decode import REASONS
+
+# Seconds. Small photos take a millisecond or two, the largest allowed ones over a second.
+_BUCKETS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5]
+
+
+class Metrics:
+    """Counters and histograms by attribute.
+
+    Args:
+        pb_utils: Triton's module, which exists only inside the server.
+    """
+
+    def __init__(self, pb_utils: Any) -> None:
+        family = pb_utils.MetricFamily
+        self._families: list[Any] = []  # a metric goes when its family does
+
+        def histogram(name: str, description: str) -> Any:
+            kind = family(name=name, description=description, kind=family.HISTOGRAM)
+            self._families.append(kind)
+            return kind.Metric(labels={}, buckets=_BUCKETS)
+
+        images = family(
+            name="yolov5_images_total", description="Images received", kind=family.COUNTER
+        )
+        rejected = family(
+            name="yolov5_rejected_images_total",
+            description="Images refused, by reason",
+            kind=family.COUNTER,
+        )
+        self._families += [images, rejected]
+        self.images = images.Metric(labels={})
+        self.rejected = {
+            reason: rejected.Metric(labels={"reason": reason}) for reason in (*REASONS, "parameter")
+        }
+        self.decode_seconds = histogram("yolov5_decode_seconds", "Time to decode one image")
+        self.letterbox_seconds = histogram(
+            "yolov5_letterbox_seconds", "Time to letterbox and normalise one image"
+        )

@@ -1,0 +1,62 @@
+"""The `parameters` of preprocess/config.pbtxt, checked when the server starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from decode import ImageLimits
+from parameters import NAMES, Parameters, parse_parameters
+
+
+class SettingsError(ValueError):
+    """A setting is missing or out of range; the message names it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """
+    Attributes:
+        defaults: what a request gets that does not say otherwise.
+        threads: images of a batch that are decoded at the same time.
+    """
+
+    defaults: Parameters
+    limits: ImageLimits
+    threads: int
+
+
+def read_settings(config: Mapping[str, str], names: Sequence[str]) -> Settings:
+    """Read the settings.
+
+    Args:
+        config: the `parameters` of the configuration, as text.
+        names: the model's class names.
+
+    Raises:
+        SettingsError, ParameterError: one sentence that names the setting.
+    """
+    unknown = set(config) - {*NAMES, "max_image_bytes", "max_image_pixels", "threads"}
+    if unknown:
+        raise SettingsError(f"setting '{min(unknown)}' is unknown")
+    return Settings(
+        defaults=parse_parameters(
+            {name: config[name] for name in NAMES if name in config}, names, Parameters()
+        ),
+        limits=ImageLimits(
+            bytes=_whole(config, "max_image_bytes", 1, 1 << 30),
+            # OpenCV's own bound; its sides end at 2**20.
+            pixels=_whole(config, "max_image_pixels", 1, 1 << 30),
+        ),
+        threads=_whole(config, "threads", 0, 1024) or len(os.sched_getaffinity(0)),
+    )
+
+
+def _whole(config: Mapping[str, str], name: str, low: int, high: int) -> int:
+    text = config.get(name, "")
+    if not text.isdecimal() or not low <= int(text) <= high:
+        raise SettingsError(
+            f"setting '{name}' is '{text}'; allowed: a whole number from {low} to {high}"
+        )
+    return int(text)
