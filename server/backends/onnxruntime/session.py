@@ -1,0 +1,153 @@
+"""A model's configuration -> an ONNX Runtime session, with the options the C++ backend honours."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+from graph import ConfigError
+
+_LEVELS = {
+    -1: onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    0: onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    1: onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+}
+_CUDA_OPTIONS = (
+    "cudnn_conv_algo_search",
+    "gpu_mem_limit",
+    "arena_extend_strategy",
+    "do_copy_in_default_stream",
+)
+# The numbers of the C API, which the C++ backend's users write, as the names that Python wants.
+_CUDA_NAMES = {
+    "cudnn_conv_algo_search": {"0": "EXHAUSTIVE", "1": "HEURISTIC", "2": "DEFAULT"},
+    "arena_extend_strategy": {"0": "kNextPowerOfTwo", "1": "kSameAsRequested"},
+}
+Provider = tuple[str, dict[str, Any]]
+
+
+def open_session(
+    config: Mapping[str, Any], path: Path, *, kind: str, device: int
+) -> onnxruntime.InferenceSession:
+    """Load the model.
+
+    Args:
+        config: Triton's, as it hands it to a backend.
+        kind, device: of the instance: "GPU" with a device number, or "CPU".
+
+    Raises:
+        ConfigError: the file is missing or no ONNX model, or an option is not valid.
+    """
+    model = config["name"]
+    if not path.is_file():
+        raise ConfigError(f"unable to find '{path.name}' for model '{model}'")
+    try:
+        return onnxruntime.InferenceSession(
+            path,
+            session_options(config, cpus=available_cpus()),
+            providers=providers(config, onnxruntime.get_available_providers(), kind, device),
+        )
+    except ConfigError:
+        raise
+    except Exception as error:  # ONNX Runtime raises a class of its own for each cause
+        raise ConfigError(f"onnx runtime error loading model '{model}': {error}") from None
+
+
+def session_options(config: Mapping[str, Any], *, cpus: int) -> onnxruntime.SessionOptions:
+    """Threads, execution mode, memory and graph optimization from the configuration.
+
+    Args:
+        cpus: shared out among the model's instances where it leaves the threads open.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = _number(config, "intra_op_thread_count", 0) or max(
+        1, cpus // max(1, _instances(config))
+    )
+    # Threads that spin while they wait take the cores from the other steps.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.inter_op_num_threads = _number(config, "inter_op_thread_count", 0)
+    if _number(config, "execution_mode", 0, most=1):
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
+    options.enable_cpu_mem_arena = bool(_number(config, "enable_mem_arena", 1, most=1))
+    options.enable_mem_pattern = bool(_number(config, "enable_mem_pattern", 1, most=1))
+    level = int(config.get("optimization", {}).get("graph", {}).get("level", 0))
+    if level not in _LEVELS:
+        raise ConfigError(f"optimization graph level is {level}; allowed: -1, 0, 1")
+    options.graph_optimization_level = _LEVELS[level]
+    return options
+
+
+def providers(
+    config: Mapping[str, Any], available: Sequence[str], kind: str, device: int
+) -> list[Provider]:
+    """The execution providers in order of preference, the CPU's always last.
+
+    Raises:
+        ConfigError: an accelerator that the configuration asks for is unknown or not there.
+    """
+    chosen: list[Provider] = []
+    accelerators = config.get("optimization", {}).get("execution_accelerators", {})
+    if kind == "GPU":
+        for accelerator in accelerators.get("gpu_execution_accelerator", []):
+            if accelerator["name"] == "tensorrt":
+                options = {"device_id": device, **_tensorrt(accelerator.get("parameters", {}))}
+                chosen.append(("TensorrtExecutionProvider", options))
+            elif accelerator["name"] != "cuda":
+                raise ConfigError(f"unknown execution accelerator '{accelerator['name']}'")
+        if "CUDAExecutionProvider" in available:
+            chosen.append(("CUDAExecutionProvider", {"device_id": device, **_cuda(config)}))
+    else:
+        for accelerator in accelerators.get("cpu_execution_accelerator", []):
+            if accelerator["name"] != "openvino":
+                raise ConfigError(f"unknown execution accelerator '{accelerator['name']}'")
+            chosen.append(("OpenVINOExecutionProvider", {}))
+    for name, _ in chosen:
+        if name not in available:
+            raise ConfigError(f"{name} is not part of the onnxruntime package that is installed")
+    return [*chosen, ("CPUExecutionProvider", {})]
+
+
+def available_cpus() -> int:
+    """Processors that this process may use, a container's CPU quota included."""
+    cpus = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            cpus = min(cpus, max(1, round(int(quota) / int(period))))
+    except (OSError, ValueError):
+        pass  # no control group of version 2: no quota to be seen
+    return cpus
+
+
+def _instances(config: Mapping[str, Any]) -> int:
+    return sum(int(group.get("count", 1)) for group in config.get("instance_group", []))
+
+
+def _number(config: Mapping[str, Any], name: str, default: int, *, most: int = 1024) -> int:
+    text = config.get("parameters", {}).get(name, {}).get("string_value", str(default))
+    if not text.isdecimal() or int(text) > most:
+        raise ConfigError(f"parameter '{name}' is '{text}'; allowed: 0 to {most}")
+    return int(text)
+
+
+def _cuda(config: Mapping[str, Any]) -> dict[str, str]:
+    given = config.get("parameters", {})
+    values = {n: given[n].get("string_value", "") for n in _CUDA_OPTIONS if n in given}
+    return {name: _CUDA_NAMES.get(name, {}).get(text, text) for name, text in values.items()}
+
+
+def _tensorrt(parameters: Mapping[str, str]) -> dict[str, str]:
+    """The C++ backend's names, two of which are its own."""
+    options = dict(parameters)
+    if "max_workspace_size_bytes" in options:
+        options["trt_max_workspace_size"] = options.pop("max_workspace_size_bytes")
+    precision = options.pop("precision_mode", "FP32")
+    if precision not in ("FP32", "FP16", "INT8"):
+        raise ConfigError(f"precision_mode is '{precision}'; allowed: FP32, FP16, INT8")
+    if precision != "FP32":
+        options[f"trt_{precision.lower()}_enable"] = "1"
+    return options

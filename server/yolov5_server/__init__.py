@@ -1,0 +1,7 @@
+"""A real Triton server without Docker: the `tritonserver` binary of the `nvidia-pytriton` wheel."""
+
+from ._errors import StartError
+from ._server import Server
+from ._settings import Settings
+
+__all__ = ["Server", "Settings", "StartError"]

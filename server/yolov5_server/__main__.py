@@ -1,0 +1,77 @@
+"""`python -m yolov5_server`: Triton in the foreground until Ctrl-C or SIGTERM."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from . import Server, Settings, StartError
+from ._settings import PRECISIONS, REPOSITORY
+
+EXAMPLE = "examples/bccd/photos/BloodImage_00007.jpg"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    stop, hurry = threading.Event(), threading.Event()
+
+    def on_signal(number: int, frame: object) -> None:
+        (hurry if stop.is_set() else stop).set()
+
+    signal.signal(signal.SIGINT, on_signal)
+    signal.signal(signal.SIGTERM, on_signal)
+    try:
+        server = Server(_settings(arguments))
+        try:
+            server.start()
+            if server.wait_ready(stop):
+                _announce(server.settings)
+            status = server.wait(stop)
+        finally:
+            server.close(hurry)
+    except StartError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if status is not None:
+        print(f"error: Triton ended by itself (exit status {status}).", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _settings(arguments: list[str] | None) -> Settings:
+    default = Settings()
+    parser = argparse.ArgumentParser(prog="yolov5_server", description=__doc__)
+    parser.add_argument("--host", default=default.host, help="address to bind to (%(default)s)")
+    for name, port in default.ports.items():
+        flag = f"--{name.lower().replace('_', '-')}"
+        parser.add_argument(flag, type=int, default=port, help="(%(default)s)")
+    parser.add_argument("--precision", default=default.precision, help=" or ".join(PRECISIONS))
+    parser.add_argument(
+        "--repository", type=Path, default=REPOSITORY, help="the model repository (%(default)s)"
+    )
+    parser.add_argument("--verbose", action="store_true", help="pass on all that Triton logs")
+    options = vars(parser.parse_args(arguments))
+    options["repository"] = options["repository"].resolve()
+    return Settings(**options)
+
+
+def _announce(settings: Settings) -> None:
+    http, grpc = settings.url(settings.http_port), settings.url(settings.grpc_port)
+    server = "" if settings.grpc_port == Settings().grpc_port else f" SERVER={grpc}"
+    print(
+        f"Ready: HTTP on {http}, gRPC on {grpc},"
+        f" metrics on {settings.url(settings.metrics_port)}/metrics. Precision: FP32.\n"
+        "Send it a photo:\n"
+        f"  make detect SOURCE={EXAMPLE}{server}\n"
+        f"  curl -sS -X POST http://{http}/v2/models/yolov5_ensemble/infer"
+        " -H 'Content-Type: application/octet-stream' -H 'Inference-Header-Content-Length: 0'"
+        f" --data-binary @{EXAMPLE} --output answer.bin\n"
+        "Ctrl-C ends it.",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""All that can be checked before Triton is started, because Triton says it late or at length."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import socket
+import sys
+import sysconfig
+from math import prod
+from pathlib import Path
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from ._errors import StartError
+from ._settings import Settings
+
+MODELS = ("preprocess", "yolov5", "postprocess", "yolov5_ensemble")
+SHARED_MEMORY = Path("/dev/shm")
+_BYTES = {model_config_pb2.TYPE_FP32: 4, model_config_pb2.TYPE_FP16: 2}
+
+
+def check(settings: Settings) -> None:
+    """
+    Raises:
+        StartError: the first thing found that would keep the server from starting.
+    """
+    check_ports(settings)
+    config = read_network_config(settings.repository)
+    check_shared_memory(config, shutil.disk_usage(SHARED_MEMORY).free)
+
+
+def check_ports(settings: Settings) -> None:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    for name, port in settings.ports.items():
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            # As Triton binds: a port that only waits for its last connections to fade is free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((settings.host, port))
+                probe.listen()
+            except OSError as error:
+                raise StartError(
+                    f"Port {port} on {settings.host} cannot be used ({error.strerror});"
+                    f" set {name} to another one."
+                ) from None
+
+
+def read_network_config(repository: Path) -> model_config_pb2.ModelConfig:
+    """The configuration of the served network, whose files are all there."""
+    for model in MODELS:
+        if not (repository / model / "config.pbtxt").is_file():
+            raise StartError(
+                f"{repository.name}/{model}/config.pbtxt is missing;"
+                " `git checkout model_repository` or `make model` brings it back."
+            )
+    folder = repository / "yolov5"
+    config = model_config_pb2.ModelConfig()
+    try:
+        text_format.Parse((folder / "config.pbtxt").read_text("utf-8"), config)
+    except text_format.ParseError as error:
+        raise StartError(f"{repository.name}/yolov5/config.pbtxt is not valid: {error}.") from None
+    weights = config.default_model_filename
+    if not any((version / weights).is_file() for version in folder.glob("[0-9]*")):
+        raise StartError(f"{repository.name}/yolov5 holds no {weights}; `make model` installs one.")
+    return config
+
+
+def check_shared_memory(config: model_config_pb2.ModelConfig, free: int) -> None:
+    """A full batch crosses from step to step in /dev/shm: into the network and out of it."""
+    needed = 2 * max(1, config.max_batch_size)
+    needed *= sum(
+        _BYTES.get(tensor.data_type, 8) * prod(abs(side) for side in tensor.dims)
+        for tensor in (*config.input, *config.output)
+    )
+    if free < needed:
+        raise StartError(
+            f"{SHARED_MEMORY} has {free >> 20} MB free, but batches of this model need"
+            f" {needed >> 20} MB; in a container, start it with a larger --shm-size."
+        )
+
+
+def python_library_folder() -> str | None:
+    """Where Triton's Python stub finds the shared library of this interpreter.
+
+    Returns:
+        A folder for its search path, or None where the system's own search finds it.
+
+    Raises:
+        StartError: this Python has no shared library, or Triton has no stub for its version.
+    """
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    library = f"libpython{version}.so.1.0"
+    folder = sysconfig.get_config_var("LIBDIR")
+    if folder and Path(folder, library).exists():
+        return str(folder)
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        raise StartError(
+            f"{library} is not installed, and Triton's Python backend needs it;"
+            f" on Debian and Ubuntu: apt install libpython{version}."
+        ) from None
+    return None

@@ -1,0 +1,187 @@
+"""The life of one tritonserver: start, ready, stop, and nothing left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+from . import _preflight
+from ._backends import assemble_backends, triton_folder
+from ._errors import StartError
+from ._log import LogPump
+from ._settings import Settings
+
+STOP_SECONDS = 7.0  # until the process group is killed; Ctrl-C promises 10 s in all
+_DRAIN_SECONDS = 5  # that Triton itself gives requests in flight
+_SHARED_MEMORY_PREFIX = "yolov5_triton_"
+_MANAGEMENT_APIS = "model-repository,shared-memory,trace,logging"
+_PR_SET_PDEATHSIG = 1
+
+
+class Server:
+    """One server process with its model processes; call `start`, the waits, and always `close`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._process: subprocess.Popen[str] | None = None
+        self._log: LogPump | None = None
+        self._folder: Path | None = None
+        self._prefix = f"{_SHARED_MEMORY_PREFIX}{os.getpid()}_{secrets.token_hex(4)}_"
+
+    def start(self) -> None:
+        """Check what can be checked and start the process; it is not ready yet then.
+
+        Raises:
+            StartError: something is missing or in the way.
+        """
+        _preflight.check(self.settings)
+        _remove_stale_shared_memory()
+        self._folder = Path(tempfile.mkdtemp(prefix="yolov5-triton-"))
+        backends = assemble_backends(self._folder)
+        environment = _environment()
+        parent = os.getpid()
+
+        def in_child() -> None:
+            # Should this process be killed outright, Triton gets SIGTERM and cleans up.
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            if os.getppid() != parent:
+                os._exit(1)
+
+        self._process = subprocess.Popen(
+            self._command(backends),
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            # A group of its own: Ctrl-C reaches this process alone, and stragglers can be found.
+            start_new_session=True,
+            preexec_fn=in_child,
+        )
+        assert self._process.stdout is not None
+        self._log = LogPump(self._process.stdout, verbose=self.settings.verbose)
+
+    def _command(self, backends: Path) -> list[str]:
+        s = self.settings
+        # A key that is thrown away: nobody manages the server from outside.
+        closed = f"{_MANAGEMENT_APIS}:x-closed={secrets.token_hex(32)}"
+        return [
+            str(triton_folder() / "bin" / "tritonserver"),
+            f"--model-repository={s.repository}",
+            f"--backend-directory={backends}",
+            f"--http-address={s.host}",
+            f"--grpc-address={s.host}",
+            f"--metrics-address={s.host}",
+            f"--http-port={s.http_port}",
+            f"--grpc-port={s.grpc_port}",
+            f"--metrics-port={s.metrics_port}",
+            "--model-control-mode=none",
+            f"--http-restricted-api={closed}",
+            f"--grpc-restricted-protocol={closed}",
+            "--http-header-forward-pattern=(?i)x-yolo-.*",
+            "--disable-auto-complete-config",
+            f"--exit-timeout-secs={_DRAIN_SECONDS}",
+            f"--allow-gpu-metrics={str(bool(shutil.which('nvidia-smi'))).lower()}",
+            f"--log-info={str(s.verbose).lower()}",
+            f"--backend-config=python,shm-region-prefix-name={self._prefix}",
+            "--backend-config=python,stub-timeout-seconds=120",  # torch from a cold, slow disk
+        ]
+
+    def wait_ready(self, stop: threading.Event) -> bool:
+        """Wait until all models are ready.
+
+        Returns:
+            False where `stop` was set first.
+
+        Raises:
+            StartError: Triton ended instead.
+        """
+        assert self._process is not None and self._log is not None
+        while not stop.wait(0.1):
+            if self._process.poll() is not None:
+                self._log.close()
+                reason = self._log.reason() or "its messages above say why"
+                raise StartError(f"Triton did not start: {reason}.")
+            if self._is_ready():
+                return True
+        return False
+
+    def _is_ready(self) -> bool:
+        base = f"http://{self.settings.url(self.settings.http_port)}/v2"
+        try:
+            for path in ("health/ready", "models/yolov5_ensemble/ready"):
+                _DIRECT.open(f"{base}/{path}", timeout=1).close()
+        except OSError:
+            return False
+        return True
+
+    def wait(self, stop: threading.Event) -> int | None:
+        """Wait until Triton ends, then its exit status, or until `stop` is set, then None."""
+        assert self._process is not None
+        while not stop.wait(0.1):
+            if (status := self._process.poll()) is not None:
+                return status
+        return None
+
+    def close(self, hurry: threading.Event) -> None:
+        """End what is left of it: politely at first, by force after a while or with `hurry`."""
+        if self._process is not None:
+            deadline = time.monotonic() + STOP_SECONDS
+            self._process.terminate()
+            while self._process.poll() is None and time.monotonic() < deadline:
+                if hurry.wait(0.05):
+                    break
+            # Its group holds the model processes, also those that a crash has left alone.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        if self._log is not None:
+            self._log.close()
+        for region in _preflight.SHARED_MEMORY.glob(f"{self._prefix}*"):
+            region.unlink(missing_ok=True)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+# Without the proxies that the environment may name: the server is on this machine.
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def _environment() -> dict[str, str]:
+    """The server's environment: this interpreter for the models, and none of its user's habits."""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP")
+    }
+    # Triton's Python stub takes the environment whose `python3` comes first.
+    environment["PATH"] = os.pathsep.join(
+        (str(Path(sys.executable).parent), environment.get("PATH", os.defpath))
+    )
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"  # the model repository stays as it is
+    environment["PYTHONNOUSERSITE"] = "1"
+    if folder := _preflight.python_library_folder():
+        known = environment.get("LD_LIBRARY_PATH")
+        environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, (folder, known)))
+    return environment
+
+
+def _remove_stale_shared_memory() -> None:
+    """What servers left behind that were killed together with their launcher."""
+    for region in _preflight.SHARED_MEMORY.glob(f"{_SHARED_MEMORY_PREFIX}*"):
+        launcher = region.name.removeprefix(_SHARED_MEMORY_PREFIX).partition("_")[0]
+        if launcher.isdecimal() and not Path("/proc", launcher).exists():
+            with contextlib.suppress(OSError):
+                region.unlink()

@@ -1,0 +1,69 @@
+"""Where the server listens and what it serves, checked before anything is started."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ._errors import StartError
+
+_ROOT = Path(__file__).parents[2]
+REPOSITORY = _ROOT / "model_repository"
+BACKENDS = _ROOT / "server" / "backends"
+PRECISIONS = ("auto", "fp32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """
+    Attributes:
+        host: address to bind to; a numeric one, or `localhost`.
+        precision: `auto` is FP32 as long as there is nothing to choose from.
+        repository: the model repository.
+        verbose: pass on all that Triton logs.
+
+    Raises:
+        StartError: a value is out of range; the message names the variable to set.
+    """
+
+    host: str = "127.0.0.1"
+    http_port: int = 8000
+    grpc_port: int = 8001
+    metrics_port: int = 8002
+    precision: str = "auto"
+    repository: Path = REPOSITORY
+    verbose: bool = False
+
+    def __post_init__(self) -> None:
+        if self.host == "localhost":
+            object.__setattr__(self, "host", "127.0.0.1")
+        try:
+            ipaddress.ip_address(self.host)
+        except ValueError:
+            raise StartError(
+                f"HOST is {self.host!r}; allowed: a numeric address such as 127.0.0.1 or 0.0.0.0."
+            ) from None
+        for name, port in self.ports.items():
+            if not 1 <= port <= 65535:
+                raise StartError(f"{name} is {port}; allowed: 1 to 65535.")
+        if len(set(self.ports.values())) < len(self.ports):
+            raise StartError(f"{', '.join(self.ports)} must be three different ports.")
+        if self.precision not in PRECISIONS:
+            raise StartError(f"PRECISION is {self.precision!r}; allowed: {', '.join(PRECISIONS)}.")
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """By the name of the variable that sets it."""
+        return {
+            "HTTP_PORT": self.http_port,
+            "GRPC_PORT": self.grpc_port,
+            "METRICS_PORT": self.metrics_port,
+        }
+
+    def url(self, port: int) -> str:
+        """`host:port` as a client on this machine writes it."""
+        address = ipaddress.ip_address(self.host)
+        if address.is_unspecified:
+            return f"localhost:{port}"
+        return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
