@@ -1,0 +1,28 @@
+"""What can go wrong, as one tree:
+
+YoloClientError
+├── InvalidRequestError   the server refuses this image or parameter; the same again will fail again
+├── UnavailableError      no server there, or a saturated one; later it may work
+├── TimedOutError         no answer within the deadline
+└── ServerError           a fault in the server, or an answer that is not one
+"""
+
+
+class YoloClientError(Exception):
+    """Base of all errors that this package raises on purpose."""
+
+
+class InvalidRequestError(YoloClientError):
+    """The server refuses an image or a parameter; the message says which and what is allowed."""
+
+
+class UnavailableError(YoloClientError):
+    """The server cannot be reached, is not ready, or is saturated; trying again may help."""
+
+
+class TimedOutError(YoloClientError):
+    """No answer within the timeout."""
+
+
+class ServerError(YoloClientError):
+    """The server failed, or its answer does not follow the contract."""
