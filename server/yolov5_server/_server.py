@@ -111,10 +111,9 @@ class Server:
         assert self._process is not None and self._log is not None
         while not stop.wait(0.1):
             if self._process.poll() is not None:
-                self._log.close()
-                reason = self._log.reason() or "its messages above say why"
-                raise StartError(f"Triton did not start: {reason}.")
+                raise StartError(f"Triton did not start: {self._log.failure()}.")
             if self._is_ready():
+                self._log.release()
                 return True
         return False
 

@@ -1,0 +1,183 @@
+"""The contract's endpoint: names, shapes, and every way to call it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import urllib.request
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc as grpc
+import tritonclient.http as http
+from support import (
+    PHOTO,
+    Outputs,
+    RunningServer,
+    ask_grpc,
+    assert_same,
+    image_tensor,
+    parse_binary,
+    parse_json,
+    post,
+    post_raw,
+)
+
+CONTRACT = {
+    "image": ("BYTES", [-1, 1]),
+    "num_dets": ("INT32", [-1, 1]),
+    "det_boxes": ("FP32", [-1, -1, 4]),
+    "det_scores": ("FP32", [-1, -1]),
+    "det_classes": ("INT32", [-1, -1]),
+    "det_labels": ("BYTES", [-1, -1]),
+    "image_size": ("INT32", [-1, 2]),
+}
+
+
+def get_json(url: str) -> Any:
+    with urllib.request.urlopen(url) as answer:
+        return json.load(answer)
+
+
+def ask_http_binary(server: RunningServer, image: bytes) -> Outputs:
+    with http.InferenceServerClient(server.http.removeprefix("http://")) as client:
+        result = client.infer("yolov5_ensemble", [image_tensor(http, [image])])
+        names = [output["name"] for output in result.get_response()["outputs"]]
+        return {name: result.as_numpy(name) for name in names}
+
+
+def ask_http_json(server: RunningServer, text: str, **parameters: Any) -> Outputs:
+    body = {
+        "inputs": [{"name": "image", "datatype": "BYTES", "shape": [1, 1], "data": [text]}],
+        "parameters": parameters,
+    }
+    reply = post(f"{server.http}/v2/models/yolov5_ensemble/infer", json.dumps(body).encode())
+    assert reply.status == 200, reply.body
+    return parse_json(reply.json()["outputs"])
+
+
+def ask_generate(server: RunningServer, text: str, **parameters: Any) -> Outputs:
+    body = {"image": text, "parameters": parameters}
+    reply = post(f"{server.http}/v2/models/yolov5_ensemble/generate", json.dumps(body).encode())
+    assert reply.status == 200, reply.body
+    answer = {name: value for name, value in reply.json().items() if name in CONTRACT}
+    # /generate flattens arrays and writes those of one element as the element.
+    count = answer["num_dets"]
+    shapes = {"det_boxes": (1, count, 4), "image_size": (1, 2), "num_dets": (1, 1)}
+    outputs: Outputs = {}
+    for name, value in answer.items():
+        values = value if isinstance(value, list) else [value]
+        if name == "det_labels":
+            values = [text.encode() for text in values]
+        kind = {"FP32": np.float32, "INT32": np.int32, "BYTES": np.object_}[CONTRACT[name][0]]
+        outputs[name] = np.array(values, kind).reshape(shapes.get(name, (1, count)))
+    return outputs
+
+
+def test_all_models_are_ready(server: RunningServer) -> None:
+    for model in ("preprocess", "yolov5", "postprocess", "yolov5_ensemble"):
+        with urllib.request.urlopen(f"{server.http}/v2/models/{model}/ready") as answer:
+            assert answer.status == 200
+
+
+def test_the_endpoint_has_exactly_the_contracts_tensors(server: RunningServer) -> None:
+    metadata = get_json(f"{server.http}/v2/models/yolov5_ensemble")
+    assert [tensor["name"] for tensor in metadata["inputs"]] == ["image"]
+    tensors = [*metadata["inputs"], *metadata["outputs"]]
+    assert {t["name"]: (t["datatype"], t["shape"]) for t in tensors} == CONTRACT
+
+
+@pytest.mark.parametrize("conf_thres", [0.25, 0.999], ids=["cells", "nothing"])
+def test_every_way_to_ask_gives_the_same_answer(server: RunningServer, conf_thres: float) -> None:
+    image = PHOTO.read_bytes()
+    text = base64.b64encode(image).decode()
+    expected = ask_grpc(server.grpc, [image], {"conf_thres": str(conf_thres)})
+    assert expected["num_dets"].item() == (11 if conf_thres == 0.25 else 0)
+
+    raw = post_raw(server.http, image, {"X-Yolo-Conf-Thres": str(conf_thres)})
+    assert raw.status == 200
+    assert_same(expected, parse_binary(raw))
+    assert_same(expected, ask_http_json(server, text, conf_thres=conf_thres))
+    uri = f"data:image/jpeg;base64,{text}"
+    assert_same(expected, ask_http_json(server, uri, conf_thres=conf_thres))
+    assert_same(expected, ask_generate(server, text, conf_thres=conf_thres))
+    if conf_thres == 0.25:  # the default, for a form that carries no parameters
+        assert_same(expected, ask_http_binary(server, image))
+
+
+def test_headers_are_parameters_in_any_letter_case(server: RunningServer) -> None:
+    image = PHOTO.read_bytes()
+    expected = ask_grpc(server.grpc, [image], {"max_det": 2, "classes": "RBC"})
+    reply = post_raw(server.http, image, {"x-yolo-MAX-DET": "2", "X-YOLO-classes": "1"})
+    assert_same(expected, parse_binary(reply))
+    assert expected["det_labels"].tolist() == [[b"RBC", b"RBC"]]
+
+
+def test_parameters_choose_the_detections(server: RunningServer) -> None:
+    image = PHOTO.read_bytes()
+    everything = ask_grpc(server.grpc, [image])
+    scores = everything["det_scores"][0]
+    confident = ask_grpc(server.grpc, [image], {"conf_thres": "0.5"})
+    assert confident["det_scores"][0].tolist() == [s for s in scores if s > 0.5]
+    cells = ask_grpc(server.grpc, [image], {"classes": "0, WBC"})
+    assert sorted(set(cells["det_classes"][0].tolist())) == [0, 2]
+    # A box may be reported under several classes, and only then.
+    low = {"conf_thres": "0.01", "iou_thres": "1"}
+    one = ask_grpc(server.grpc, [image], low)["num_dets"].item()
+    several = ask_grpc(server.grpc, [image], {**low, "multi_label": True, "max_det": 1000})
+    assert several["num_dets"].item() > one
+    agnostic = ask_grpc(server.grpc, [image], {"agnostic_nms": True, "iou_thres": "0"})
+    boxes = agnostic["det_boxes"][0]
+    left_top = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
+    right_bottom = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
+    overlap = (right_bottom - left_top).clip(0).prod(2)
+    assert overlap[~np.eye(len(boxes), dtype=bool)].max() < 1.0
+
+
+def test_scores_descend_and_boxes_lie_within_the_image(server: RunningServer) -> None:
+    answer = ask_grpc(server.grpc, [PHOTO.read_bytes()], {"conf_thres": "0.01"})
+    assert np.all(np.diff(answer["det_scores"][0]) <= 0)
+    height, width = answer["image_size"][0]
+    boxes = answer["det_boxes"][0]
+    assert boxes.min() >= 0
+    assert boxes[:, [0, 2]].max() <= width
+    assert boxes[:, [1, 3]].max() <= height
+
+
+def test_metrics_count_images_and_detections(server: RunningServer) -> None:
+    def value(line: str) -> float:
+        with urllib.request.urlopen(server.metrics) as answer:
+            for text in answer.read().decode().splitlines():
+                if text.startswith(f"{line} "):
+                    return float(text.rpartition(" ")[2])
+        raise AssertionError(f"no metric {line}")
+
+    counted = (
+        "yolov5_images_total",
+        'yolov5_detections_total{label="WBC"}',
+        'yolov5_rejected_images_total{reason="format"}',
+        "yolov5_decode_seconds_count",
+        "yolov5_letterbox_seconds_count",
+        "yolov5_nms_seconds_count",
+    )
+    before = [value(line) for line in counted]
+    ask_grpc(server.grpc, [PHOTO.read_bytes()] * 2)
+    assert post_raw(server.http, b"no image").status == 400
+    assert [value(line) - b for line, b in zip(counted, before)] == [3, 2, 1, 2, 2, 2]
+
+
+def test_the_management_apis_are_closed(server: RunningServer) -> None:
+    for path in (
+        "repository/index",
+        "repository/models/yolov5/load",
+        "systemsharedmemory/region/x/register",
+        "logging",
+        "trace/setting",
+    ):
+        assert post(f"{server.http}/v2/{path}", b"{}").status == 403, path
+    with (
+        grpc.InferenceServerClient(server.grpc) as client,
+        pytest.raises(grpc.InferenceServerException, match="restricted"),
+    ):
+        client.register_system_shared_memory("x", "/x", 1)

@@ -1,0 +1,182 @@
+"""Bad input: one sentence to the caller it concerns, nothing to anybody else."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import tritonclient.grpc as grpc
+from support import (
+    PHOTO,
+    SHARED,
+    Outputs,
+    RunningServer,
+    ask_grpc,
+    assert_same,
+    given,
+    image_tensor,
+    post,
+    post_raw,
+    statistics,
+)
+
+
+def png_header(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
+
+
+FORMATS = "JPEG, PNG, WebP, BMP, TIFF"
+PHOTO_BYTES = PHOTO.read_bytes()
+
+BAD_IMAGES = {
+    "undecodable": (b"\xff\xd8\xff" + bytes(100), "cannot be decoded, as the file is damaged"),
+    "not an image": (b"hello", f"not an image of a supported format; allowed: {FORMATS}"),
+    "cut off": (PHOTO_BYTES[:500], "cannot be decoded, as the file is damaged or cut off"),
+    "60000x60000": (png_header(60000, 60000), "over the limit of 64000000 pixels"),
+    "zero-sized": (png_header(0, 10), "cannot be decoded"),
+    "gif": (b"GIF89a" + bytes(50), "not an image of a supported format"),
+    "bad data URI": (b"data:image/png;base64,???", "a data URI whose base64 is damaged"),
+    "base64 of text": (b"aGVsbG8gd29ybGQh", "not an image of a supported format"),
+}
+
+BAD_PARAMETERS = {
+    "out of range": ({"conf_thres": "1.5"}, "conf_thres is '1.5'; allowed: a number from 0 to 1"),
+    "not a number": ({"iou_thres": "half"}, "iou_thres is 'half'; allowed: a number from 0 to 1"),
+    "NaN": ({"conf_thres": "nan"}, "conf_thres is 'nan'; allowed: a number from 0 to 1"),
+    "zero": ({"max_det": 0}, "max_det is 0; allowed: a whole number from 1 to 1000"),
+    "too many": ({"max_det": 1001}, "max_det is 1001; allowed: a whole number from 1 to 1000"),
+    "wrong kind": ({"max_det": True}, "max_det is True; allowed: a whole number from 1 to 1000"),
+    "misspelt": ({"conf_thresh": "0.5"}, "parameter 'conf_thresh' is unknown; allowed: conf_thres"),
+    "no such class": ({"classes": "0,cat"}, "classes names 'cat'; allowed: indices from 0 to 2"),
+    "class index": ({"classes": "3"}, "classes names '3'; allowed: indices from 0 to 2"),
+    "flag": ({"agnostic_nms": "yes"}, "agnostic_nms is 'yes'; allowed: true or false"),
+}
+
+
+def refusal(server: RunningServer, images: list[bytes], parameters: Any = None) -> str:
+    with pytest.raises(grpc.InferenceServerException) as caught:
+        ask_grpc(server.grpc, images, parameters)
+    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+    return str(caught.value.message())
+
+
+def assert_one_sentence(message: str) -> None:
+    assert "\n" not in message
+    assert "Traceback" not in message
+    assert "/" not in message.replace("/9j/", "")
+    assert len(message) < 300
+
+
+@pytest.mark.parametrize("image, sentence", BAD_IMAGES.values(), ids=BAD_IMAGES)
+def test_bad_image(server: RunningServer, image: bytes, sentence: str) -> None:
+    message = refusal(server, [image])
+    assert f"image 1 of 1: {sentence}" in message
+    assert_one_sentence(message)
+    reply = post_raw(server.http, image)
+    assert reply.status == 400
+    assert sentence in reply.json()["error"]
+
+
+def test_empty_body(server: RunningServer) -> None:
+    reply = post_raw(server.http, b"")
+    assert reply.status == 400
+    assert "image 1 of 1: no bytes at all" in reply.json()["error"]
+    assert "image 1 of 1: no bytes at all" in refusal(server, [b""])
+
+
+def test_the_bad_element_of_a_batch_is_named(server: RunningServer) -> None:
+    message = refusal(server, [PHOTO_BYTES, PHOTO_BYTES, b"hello", PHOTO_BYTES])
+    assert "image 3 of 4: not an image" in message
+
+
+@pytest.mark.parametrize("parameters, sentence", BAD_PARAMETERS.values(), ids=BAD_PARAMETERS)
+def test_bad_parameter(server: RunningServer, parameters: Any, sentence: str) -> None:
+    message = refusal(server, [PHOTO_BYTES], parameters)
+    assert sentence in message
+    assert_one_sentence(message)
+    body = {
+        "inputs": [{"name": "image", "datatype": "BYTES", "shape": [1, 1], "data": ["x"]}],
+        "parameters": parameters,
+    }
+    reply = post(f"{server.http}/v2/models/yolov5_ensemble/infer", json.dumps(body).encode())
+    assert reply.status == 400
+    assert sentence in reply.json()["error"]
+
+
+def test_bad_header(server: RunningServer) -> None:
+    reply = post_raw(server.http, PHOTO_BYTES, {"X-Yolo-Conf-Thres": "2"})
+    assert (reply.status, "conf_thres is '2'" in reply.body.decode()) == (400, True)
+    reply = post_raw(server.http, PHOTO_BYTES, {"X-Yolo-Confidence": "0.5"})
+    assert reply.status == 400
+    assert "parameter 'X-Yolo-Confidence' is unknown" in reply.json()["error"].replace(
+        "x-yolo-confidence", "X-Yolo-Confidence"
+    )
+
+
+def test_too_many_images(server: RunningServer) -> None:
+    assert "8" in refusal(server, [PHOTO_BYTES] * 9)
+
+
+def test_good_requests_in_the_same_batch_are_answered(server: RunningServer) -> None:
+    expected = ask_grpc(server.grpc, [PHOTO_BYTES])
+    bad = [*BAD_IMAGES.values(), *((PHOTO_BYTES, s, p) for p, s in BAD_PARAMETERS.values())]
+    requests = [case for pair in zip([None] * len(bad), bad) for case in pair] * 2
+    before = statistics(server, "preprocess")
+
+    with grpc.InferenceServerClient(server.grpc) as client, ThreadPoolExecutor(36) as pool:
+
+        def ask(case: Any) -> Outputs | str:
+            image, _, *parameters = case or (PHOTO_BYTES, "")
+            try:
+                result = client.infer(
+                    "yolov5_ensemble",
+                    [image_tensor(grpc, [image])],
+                    **given(parameters[0] if parameters else None),
+                )
+            except grpc.InferenceServerException as error:
+                return f"{error.status()} {error.message()}"
+            return {o.name: result.as_numpy(o.name) for o in result.get_response().outputs}
+
+        answers = list(pool.map(ask, requests))
+
+    for case, answer in zip(requests, answers):
+        if case is None:
+            assert isinstance(answer, dict), answer
+            assert_same(answer, expected, exact=False)
+        else:
+            assert isinstance(answer, str)
+            assert "INVALID_ARGUMENT" in answer
+            assert str(case[1]) in answer
+    after = statistics(server, "preprocess")
+    executions = after["execution_count"] - before["execution_count"]
+    assert executions < len(requests), "nothing was batched, so nothing was put to the test"
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the hostile files are not at hand")
+def test_hostile_files_are_answered_or_refused(server: RunningServer) -> None:
+    files = [path for path in (SHARED / "nasty").rglob("*") if path.is_file()]
+    assert len(files) > 300
+    outcomes = {200: 0, 400: 0}
+    for path in files:
+        reply = post_raw(server.http, path.read_bytes())
+        assert reply.status in outcomes, (path.name, reply.body)
+        outcomes[reply.status] += 1
+        if reply.status == 400:
+            assert "image 1 of 1: " in reply.json()["error"]
+    print(outcomes)
+    assert_same(ask_grpc(server.grpc, [PHOTO_BYTES]), ask_grpc(server.grpc, [PHOTO_BYTES]))

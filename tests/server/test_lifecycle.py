@@ -1,0 +1,180 @@
+"""The launcher: it says what is wrong, passes signals on, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+from support import (
+    PHOTO,
+    ROOT,
+    RunningServer,
+    ask_grpc,
+    free_ports,
+    running_server,
+    shared_memory,
+)
+
+STOP_SECONDS = 10
+
+
+@pytest.fixture
+def own(bundled_repository: Path) -> str:
+    return f"--repository={bundled_repository}"
+
+
+def assert_gone(server: RunningServer) -> None:
+    """Process entries fade a moment after their end."""
+    deadline = time.monotonic() + 2
+    while (left := server.leftovers()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert left == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_with_nothing_left(own: str, number: signal.Signals) -> None:
+    with running_server(own) as server:
+        assert ask_grpc(server.grpc, [PHOTO.read_bytes()])["num_dets"].item() == 11
+        assert shared_memory() - server.shared_memory_before
+        assert server.stop(number) < STOP_SECONDS
+        assert server.process.returncode == 0
+        assert_gone(server)
+
+
+@pytest.mark.parametrize("model", ["preprocess", "yolov5", "postprocess"])
+def test_it_ends_in_time_when_a_model_process_was_killed(own: str, model: str) -> None:
+    with running_server(own) as server:
+        stubs = server.processes(f"/{model}/1/")
+        assert stubs
+        for stub in stubs:
+            os.kill(stub, signal.SIGKILL)
+        assert server.stop() < STOP_SECONDS
+        assert_gone(server)
+
+
+def test_it_ends_in_time_when_a_model_process_hangs(own: str) -> None:
+    with running_server(own) as server:
+        for stub in server.processes("/preprocess/1/"):
+            os.kill(stub, signal.SIGSTOP)
+        assert server.stop(signal.SIGINT) < STOP_SECONDS
+        assert_gone(server)
+
+
+def test_it_can_be_ended_before_it_is_ready(own: str) -> None:
+    with running_server(own, wait=False) as server:
+        deadline = time.monotonic() + 30
+        while not server.processes("triton_python_backend_stub"):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert server.stop() < STOP_SECONDS
+        assert_gone(server)
+
+
+def test_a_second_signal_ends_it_at_once(own: str) -> None:
+    with running_server(own) as server:
+        for stub in server.processes("/postprocess/1/"):
+            os.kill(stub, signal.SIGKILL)  # so that a polite end takes seconds
+        server.process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert server.stop(signal.SIGINT) < 1.5
+        assert_gone(server)
+
+
+def test_no_server_outlives_a_killed_launcher(own: str) -> None:
+    with running_server(own) as server:
+        server.stop(signal.SIGKILL)
+        deadline = time.monotonic() + STOP_SECONDS
+        while any("process" in left or "port" in left for left in server.leftovers()):
+            assert time.monotonic() < deadline, server.leftovers()
+            time.sleep(0.1)
+    with running_server(own):  # which removes what the other could not
+        assert not shared_memory() & server.shared_memory_before
+    assert not {name for name in shared_memory() if "yolov5_triton" in name}
+
+
+def test_it_reports_a_server_that_ends_by_itself(own: str) -> None:
+    with running_server(own) as server:
+        os.kill(server.processes("bin/tritonserver")[0], signal.SIGKILL)
+        server.process.wait(STOP_SECONDS)
+        assert server.process.returncode == 1
+        assert "error: Triton ended by itself" in server.log.read_text()
+        assert_gone(server)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize("ctrl_c", [True, False], ids=["Ctrl-C", "SIGTERM"])
+def test_make_serve_ends_like_the_launcher(own: str, ctrl_c: bool) -> None:
+    make = ["make", "--no-print-directory", "-C", str(ROOT), "serve", f"ARGS={own}"]
+    with running_server(command=make) as server:
+        server.seen.update(server.descendants())
+        started = time.monotonic()
+        if ctrl_c:  # the terminal sends it to the whole foreground group
+            os.killpg(server.process.pid, signal.SIGINT)
+        else:
+            server.process.terminate()
+        server.process.wait(STOP_SECONDS)
+        assert time.monotonic() - started < STOP_SECONDS
+        assert_gone(server)
+
+
+def test_a_quiet_log_and_a_command_to_try(own: str) -> None:
+    with running_server(own) as server:
+        lines = server.log.read_text().splitlines()
+        assert lines[0].startswith(f"Ready: HTTP on 127.0.0.1:{server.ports[0]}")
+        assert any(line.strip().startswith("curl ") for line in lines)
+        assert len(lines) < 8
+
+
+def failure(*arguments: str) -> str:
+    with running_server(*arguments, wait=False) as server:
+        server.process.wait(60)
+        assert server.process.returncode == 1
+        text = server.log.read_text()
+        assert_gone(server)
+    lines = text.splitlines()
+    assert len(lines) == 1, text
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def test_a_port_in_use_is_named(own: str) -> None:
+    (port,) = free_ports(1)
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", port))
+        holder.listen()
+        message = failure(own, f"--grpc-port={port}")
+    assert f"Port {port} on 127.0.0.1 cannot be used" in message
+    assert "GRPC_PORT" in message
+
+
+def broken_copy(repository: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(repository, folder / "model_repository"))
+
+
+def test_labels_that_do_not_fit_the_network(bundled_repository: Path, tmp_path: Path) -> None:
+    broken = broken_copy(bundled_repository, tmp_path)
+    with (broken / "yolov5" / "labels.txt").open("a") as labels:
+        labels.write("one too many\n")
+    message = failure(f"--repository={broken}")
+    assert "labels.txt has 4 names" in message
+
+
+def test_a_default_out_of_range(bundled_repository: Path, tmp_path: Path) -> None:
+    broken = broken_copy(bundled_repository, tmp_path)
+    config = broken / "preprocess" / "config.pbtxt"
+    config.write_text(config.read_text().replace('"0.25"', '"2.5"'))
+    message = failure(f"--repository={broken}")
+    assert "conf_thres is '2.5'; allowed: a number from 0 to 1" in message
+
+
+def test_changed_defaults_are_served(bundled_repository: Path, tmp_path: Path) -> None:
+    changed = broken_copy(bundled_repository, tmp_path)
+    config = changed / "preprocess" / "config.pbtxt"
+    config.write_text(config.read_text().replace('"0.25"', '"0.5"'))
+    with running_server(f"--repository={changed}") as server:
+        assert ask_grpc(server.grpc, [PHOTO.read_bytes()])["num_dets"].item() == 5

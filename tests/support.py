@@ -1,0 +1,348 @@
+"""What several tests need: a server of their own, requests in every form, reference answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc as triton
+from numpy.typing import NDArray
+
+ROOT = Path(__file__).parents[1]
+REPOSITORY = ROOT / "model_repository"
+BUNDLED = ROOT / "examples" / "bccd" / "best.pt"
+PHOTOS = ROOT / "examples" / "bccd" / "photos"
+PHOTO = PHOTOS / "BloodImage_00007.jpg"
+SHARED = ROOT.parent / "shared" / "data"
+SHARED_MEMORY = Path("/dev/shm")
+
+Outputs = dict[str, NDArray[Any]]
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+@dataclass
+class RunningServer:
+    """A launcher that a test has started, and where its server listens."""
+
+    process: subprocess.Popen[str]
+    ports: list[int]
+    log: Path
+    seen: set[int] = field(default_factory=set)
+
+    @property
+    def http(self) -> str:
+        return f"http://127.0.0.1:{self.ports[0]}"
+
+    @property
+    def grpc(self) -> str:
+        return f"127.0.0.1:{self.ports[1]}"
+
+    @property
+    def metrics(self) -> str:
+        return f"http://127.0.0.1:{self.ports[2]}/metrics"
+
+    def wait_ready(self, timeout: float = 90) -> None:
+        deadline = time.monotonic() + timeout
+        while "Ready:" not in self.log.read_text():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"the server did not get ready:\n{self.log.read_text()}")
+            time.sleep(0.05)
+        self.seen.update(self.descendants())
+
+    def descendants(self) -> list[int]:
+        """Process numbers of all that the launcher has started."""
+        children: dict[int, list[int]] = {}
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = stat.read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+        found, queue = [], [self.process.pid]
+        while queue:
+            for child in children.get(queue.pop(), []):
+                found.append(child)
+                queue.append(child)
+        return found
+
+    def processes(self, text: str) -> list[int]:
+        """Those of its processes whose command line has `text` in it."""
+        found = []
+        for pid in self.descendants():
+            try:
+                if text in Path("/proc", str(pid), "cmdline").read_text().replace("\0", " "):
+                    found.append(pid)
+            except OSError:
+                continue
+        return found
+
+    def stop(self, number: int = signal.SIGTERM, timeout: float = 20) -> float:
+        """Send the signal; return the seconds until the launcher has ended."""
+        self.seen.update(self.descendants())
+        started = time.monotonic()
+        self.process.send_signal(number)
+        self.process.wait(timeout)
+        return time.monotonic() - started
+
+    def leftovers(self) -> list[str]:
+        """What should be gone: processes, ports that are still held, shared memory."""
+        left = [f"process {pid}" for pid in self.seen if Path("/proc", str(pid)).exists()]
+        for port in self.ports:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    left.append(f"port {port}")
+        return left + [f"/dev/shm/{name}" for name in shared_memory() - self.shared_memory_before]
+
+    shared_memory_before: set[str] = field(default_factory=set)
+
+
+def shared_memory() -> set[str]:
+    return {path.name for path in SHARED_MEMORY.iterdir()}
+
+
+@contextmanager
+def running_server(
+    *arguments: str, command: Sequence[str] | None = None, wait: bool = True
+) -> Iterator[RunningServer]:
+    """Start the launcher, or with `command` something that starts it; end it in any case."""
+    ports = free_ports(3)
+    named = dict(zip(("http-port", "grpc-port", "metrics-port"), ports))
+    if command is None:
+        flags = [f"--{name}={port}" for name, port in named.items()]
+        command = [sys.executable, "-m", "yolov5_server", *flags, *arguments]
+    else:
+        variables = [f"{name.upper().replace('-', '_')}={port}" for name, port in named.items()]
+        command = [*command, *variables]
+    before = shared_memory()
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder, "log")
+        with log.open("w") as file:
+            process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+            )
+        server = RunningServer(process, ports, log, shared_memory_before=before)
+        try:
+            if wait:
+                server.wait_ready()
+            yield server
+        finally:
+            if process.poll() is None:
+                server.stop()
+            server.seen.clear()
+
+
+# ---------------------------------------------------------------------------------------------
+# Requests
+
+
+def ask_grpc(
+    address: str, images: Sequence[bytes], parameters: Mapping[str, Any] | None = None
+) -> Outputs:
+    """One request of several images, by Triton's own client."""
+    with triton.InferenceServerClient(address) as client:
+        result = client.infer(
+            "yolov5_ensemble", [image_tensor(triton, images)], **given(parameters)
+        )
+        return {
+            output.name: result.as_numpy(output.name) for output in result.get_response().outputs
+        }
+
+
+def given(parameters: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {"parameters": dict(parameters)} if parameters else {}
+
+
+def image_tensor(protocol: Any, images: Sequence[bytes]) -> Any:
+    tensor = protocol.InferInput("image", [len(images), 1], "BYTES")
+    tensor.set_data_from_numpy(np.array(images, np.object_).reshape(-1, 1))
+    return tensor
+
+
+@dataclass
+class Reply:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+def post(url: str, body: bytes, headers: Mapping[str, str] | None = None) -> Reply:
+    request = urllib.request.Request(url, body, dict(headers or {}), method="POST")
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=60) as answer:
+            return Reply(answer.status, dict(answer.headers), answer.read())
+    except urllib.error.HTTPError as error:
+        return Reply(error.code, dict(error.headers), error.read())
+
+
+def post_raw(url: str, image: bytes, headers: Mapping[str, str] | None = None) -> Reply:
+    """The contract's curl line: the image itself as the body."""
+    return post(
+        f"{url}/v2/models/yolov5_ensemble/infer",
+        image,
+        {
+            "Content-Type": "application/octet-stream",
+            "Inference-Header-Content-Length": "0",
+            **(headers or {}),
+        },
+    )
+
+
+_NUMPY = {"INT32": np.int32, "FP32": np.float32}
+
+
+def parse_binary(reply: Reply) -> Outputs:
+    """The answer to a raw body: JSON, then the tensors in the order that it names them."""
+    length = int(reply.headers["Inference-Header-Content-Length"])
+    rest = reply.body[length:]
+    outputs: Outputs = {}
+    for output in json.loads(reply.body[:length])["outputs"]:
+        size = output["parameters"]["binary_data_size"]
+        data, rest = rest[:size], rest[size:]
+        if output["datatype"] == "BYTES":
+            outputs[output["name"]] = np.array(_strings(data), np.object_).reshape(output["shape"])
+        else:
+            array = np.frombuffer(data, _NUMPY[output["datatype"]])
+            outputs[output["name"]] = array.reshape(output["shape"])
+    assert not rest
+    return outputs
+
+
+def _strings(data: bytes) -> list[bytes]:
+    strings = []
+    while data:
+        (size,) = struct.unpack_from("<I", data)
+        strings.append(data[4 : 4 + size])
+        data = data[4 + size :]
+    return strings
+
+
+def parse_json(outputs: Sequence[Mapping[str, Any]]) -> Outputs:
+    """The `outputs` of a JSON answer."""
+    arrays: Outputs = {}
+    for output in outputs:
+        data = output["data"]
+        if output["datatype"] == "BYTES":
+            array = np.array([text.encode() for text in data], np.object_)
+        else:
+            array = np.array(data, _NUMPY[output["datatype"]])
+        arrays[output["name"]] = array.reshape(output["shape"])
+    return arrays
+
+
+# ---------------------------------------------------------------------------------------------
+# Comparison
+
+
+def row(outputs: Outputs, index: int) -> Outputs:
+    """One image of a batch, as if it had been asked for alone."""
+    count = int(outputs["num_dets"][index, 0])
+    alone = {}
+    for name, array in outputs.items():
+        alone[name] = array[index : index + 1]
+        if name.startswith("det_"):
+            alone[name] = alone[name][:, :count]
+    return alone
+
+
+def assert_same(one: Outputs, other: Outputs, *, exact: bool = True) -> None:
+    """The same detections; `exact` to the bit, else up to the summation order of a batch."""
+    assert one.keys() == other.keys()
+    for name, array in one.items():
+        if exact or name in ("num_dets", "det_classes", "det_labels", "image_size"):
+            np.testing.assert_array_equal(array, other[name], err_msg=name)
+        else:
+            np.testing.assert_allclose(array, other[name], rtol=0, atol=1e-2, err_msg=name)
+
+
+def reference(path: Path) -> dict[str, NDArray[Any]]:
+    """Photo name -> the reference's detections, rows of x1, y1, x2, y2, score, class."""
+    images = json.loads(path.read_text())["images"]
+    return {
+        name: np.array(image["detections"], np.float64).reshape(-1, 6)
+        for name, image in images.items()
+    }
+
+
+@dataclass
+class Difference:
+    """How far answers are from the reference's."""
+
+    images: int = 0
+    detections: int = 0
+    unmatched: int = 0
+    box: float = 0.0
+    score: float = 0.0
+
+
+def compare(answers: Mapping[str, Outputs], wanted: Mapping[str, NDArray[Any]]) -> Difference:
+    """Match every detection of the reference with one of the same class, nearest box first.
+
+    Scores within 1e-3 of the threshold 0.25 may be on either side of it.
+    """
+    difference = Difference(images=len(answers))
+    for name, outputs in answers.items():
+        rows = wanted[name]
+        difference.detections += len(rows)
+        count = int(outputs["num_dets"][0, 0])
+        boxes, scores = outputs["det_boxes"][0], outputs["det_scores"][0]
+        classes = outputs["det_classes"][0]
+        free = set(range(count))
+        for reference_row in rows:
+            near = [
+                (float(np.abs(boxes[i] - reference_row[:4]).max()), i)
+                for i in free
+                if classes[i] == reference_row[5]
+            ]
+            distance, best = min(near, default=(np.inf, -1))
+            if distance > 1.0:
+                difference.unmatched += abs(reference_row[4] - 0.25) > 1e-3
+                continue
+            free.remove(best)
+            difference.box = max(difference.box, distance)
+            difference.score = max(difference.score, float(abs(scores[best] - reference_row[4])))
+        difference.unmatched += sum(abs(scores[i] - 0.25) > 1e-3 for i in free)
+    return difference
+
+
+def statistics(server: RunningServer, model: str) -> Any:
+    with urllib.request.urlopen(f"{server.http}/v2/models/{model}/stats") as answer:
+        return json.load(answer)["model_stats"][0]
+
+
+def in_environment(**variables: str) -> dict[str, str]:
+    return {**os.environ, **variables}
