@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import shutil
 import signal
 import socket
 import struct
@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 import tritonclient.grpc as triton
 from numpy.typing import NDArray
+
+from yolov5_build import export_onnx, install_onnx, load_checkpoint
 
 ROOT = Path(__file__).parents[1]
 REPOSITORY = ROOT / "model_repository"
@@ -160,6 +162,17 @@ def running_server(
             if process.poll() is None:
                 server.stop()
             server.seen.clear()
+
+
+def make_repository(folder: Path, weights: Path, letterbox: str = "square") -> Path:
+    """A copy of the model repository with `weights` as the served network."""
+    repository = folder / "model_repository"
+    shutil.copytree(REPOSITORY, repository, ignore=shutil.ignore_patterns("yolov5"))
+    checkpoint = load_checkpoint(weights)
+    exported = folder / "model.onnx"
+    export_onnx(checkpoint, exported)
+    install_onnx(exported, repository, provenance="made by a test", letterbox=letterbox)
+    return repository
 
 
 # ---------------------------------------------------------------------------------------------
@@ -342,7 +355,3 @@ def compare(answers: Mapping[str, Outputs], wanted: Mapping[str, NDArray[Any]]) 
 def statistics(server: RunningServer, model: str) -> Any:
     with urllib.request.urlopen(f"{server.http}/v2/models/{model}/stats") as answer:
         return json.load(answer)["model_stats"][0]
-
-
-def in_environment(**variables: str) -> dict[str, str]:
-    return {**os.environ, **variables}

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import make_repository
 from support import (
     PHOTOS,
     SHARED,
@@ -15,6 +14,7 @@ from support import (
     RunningServer,
     ask_grpc,
     compare,
+    make_repository,
     reference,
     running_server,
 )

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import base64
+import struct
+import zlib
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import pytest
+from decode import REASONS, Decoder, ImageError, ImageLimits
+from numpy.typing import NDArray
+from support import PHOTO
+
+LIMITS = ImageLimits(bytes=200_000, pixels=1_000_000)
+PICTURE = np.random.default_rng(0).integers(0, 256, (7, 11, 3), np.uint8)
+
+
+@pytest.fixture
+def decode() -> Callable[[bytes], NDArray[np.uint8]]:
+    return Decoder(LIMITS).decode
+
+
+Decode = Callable[[bytes], NDArray[np.uint8]]
+
+
+def encode(suffix: str, picture: NDArray[np.uint8] = PICTURE) -> bytes:
+    return cv2.imencode(suffix, picture)[1].tobytes()
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tiff"])
+def test_lossless_formats(decode: Decode, suffix: str) -> None:
+    np.testing.assert_array_equal(decode(encode(suffix)), PICTURE)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".webp"])
+def test_lossy_formats(decode: Decode, suffix: str) -> None:
+    data = encode(suffix)
+    expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    np.testing.assert_array_equal(decode(data), expected)
+
+
+def test_grey_alpha_and_16_bits_become_three_channels_of_8(decode: Decode) -> None:
+    grey = PICTURE[..., 0]
+    np.testing.assert_array_equal(decode(encode(".png", grey)), np.dstack([grey] * 3))
+    alpha = np.dstack([PICTURE, grey])
+    np.testing.assert_array_equal(decode(encode(".png", alpha)), PICTURE)
+    deep = (PICTURE.astype(np.uint16) * 257).astype(np.uint16)
+    np.testing.assert_array_equal(decode(encode(".png", deep)), PICTURE)  # type: ignore[arg-type]
+
+
+def with_orientation(jpeg: bytes, orientation: int) -> bytes:
+    """The JPEG with an EXIF segment that holds the orientation alone."""
+    tiff = b"MM\x00*\x00\x00\x00\x08" + struct.pack(">HHHIHHI", 1, 0x0112, 3, 1, orientation, 0, 0)
+    segment = b"Exif\x00\x00" + tiff
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + jpeg[2:]
+
+
+@pytest.mark.parametrize(
+    "orientation, undo",
+    [
+        (1, lambda p: p),
+        (2, lambda p: p[:, ::-1]),
+        (3, lambda p: p[::-1, ::-1]),
+        (4, lambda p: p[::-1]),
+        (5, lambda p: p.transpose(1, 0, 2)),
+        (6, lambda p: np.rot90(p, -1)),
+        (7, lambda p: np.rot90(p, 2).transpose(1, 0, 2)),
+        (8, lambda p: np.rot90(p)),
+    ],
+)
+def test_exif_orientation_is_applied(
+    decode: Decode, orientation: int, undo: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+) -> None:
+    plain = PHOTO.read_bytes()
+    rotated = decode(with_orientation(plain, orientation))
+    np.testing.assert_array_equal(rotated, undo(decode(plain)))
+
+
+def test_base64_with_or_without_its_uri(decode: Decode) -> None:
+    data = encode(".png")
+    text = base64.b64encode(data)
+    wrapped = base64.encodebytes(data)  # with line breaks
+    for element in (
+        text,
+        wrapped,
+        b"data:image/png;base64," + text,
+        b"DATA:image/x;base64," + text,
+    ):
+        np.testing.assert_array_equal(decode(element), PICTURE)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_of(width: int, height: int) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+@pytest.mark.parametrize(
+    "element, reason",
+    [
+        (b"", "empty"),
+        (b"hello", "format"),
+        (b"GIF89a" + bytes(20), "format"),
+        (b"%PDF-1.4", "format"),
+        (base64.b64encode(b"GIF89a" + bytes(20)), "format"),
+        (b"data:image/png;base64,$$$", "undecodable"),
+        (b"\xff\xd8\xff", "undecodable"),
+        (PHOTO.read_bytes()[:700], "undecodable"),
+        (encode(".png")[:40], "undecodable"),
+        (png_of(0, 5), "undecodable"),
+        (PHOTO.read_bytes() + bytes(200_000), "bytes"),
+        (base64.b64encode(PHOTO.read_bytes() + bytes(200_000)), "bytes"),
+        (b"x" * 400_000, "bytes"),
+    ],
+)
+def test_what_is_refused(decode: Decode, element: bytes, reason: str) -> None:
+    with pytest.raises(ImageError) as caught:
+        decode(element)
+    assert caught.value.reason == reason
+    assert reason in REASONS
+
+
+@pytest.mark.parametrize("size", [(60_000, 60_000), (1001, 1000)])
+def test_too_many_pixels_are_refused(decode: Decode, size: tuple[int, int]) -> None:
+    # In this process OpenCV was imported before the limit was set: the smaller of the two is
+    # decoded and refused afterwards, the larger one still by OpenCV's own limit.
+    data = png_of(*size) if size[0] > 2000 else encode(".png", np.zeros((*size, 3), np.uint8))
+    with pytest.raises(ImageError, match="over the limit of 1000000 pixels") as caught:
+        decode(data)
+    assert caught.value.reason == "pixels"

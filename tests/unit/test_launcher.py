@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import io
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import REPOSITORY, free_ports
+
+from yolov5_server import Settings, StartError
+from yolov5_server._backends import assemble_backends
+from yolov5_server._log import LogPump
+from yolov5_server._preflight import (
+    check_ports,
+    check_shared_memory,
+    python_library_folder,
+    read_network_config,
+)
+
+
+@pytest.mark.parametrize(
+    "values, sentence",
+    [
+        ({"host": "example.org"}, "HOST is 'example.org'; allowed: a numeric address"),
+        ({"http_port": 0}, "HTTP_PORT is 0; allowed: 1 to 65535"),
+        ({"metrics_port": 65536}, "METRICS_PORT is 65536"),
+        ({"http_port": 8001}, "must be three different ports"),
+        ({"precision": "int4"}, "PRECISION is 'int4'; allowed: auto, fp32"),
+    ],
+)
+def test_settings_out_of_range(values: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(StartError) as caught:
+        Settings(**values)
+    assert sentence in str(caught.value)
+
+
+def test_addresses_as_a_client_writes_them() -> None:
+    assert Settings().url(8000) == "127.0.0.1:8000"
+    assert Settings(host="localhost").url(1) == "127.0.0.1:1"
+    assert Settings(host="0.0.0.0").url(8000) == "localhost:8000"
+    assert Settings(host="::1").url(8000) == "[::1]:8000"
+
+
+def test_a_held_port_is_named_with_its_variable() -> None:
+    ports = free_ports(3)
+    settings = Settings(http_port=ports[0], grpc_port=ports[1], metrics_port=ports[2])
+    check_ports(settings)
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", ports[1]))
+        holder.listen()
+        with pytest.raises(StartError, match=f"Port {ports[1]} .*; set GRPC_PORT to another one"):
+            check_ports(settings)
+
+
+def test_missing_models_and_weights(tmp_path: Path) -> None:
+    with pytest.raises(StartError, match="preprocess/config.pbtxt is missing"):
+        read_network_config(tmp_path)
+    for model in ("preprocess", "yolov5", "postprocess", "yolov5_ensemble"):
+        (tmp_path / model).mkdir()
+        config = (REPOSITORY / model / "config.pbtxt").read_text()
+        (tmp_path / model / "config.pbtxt").write_text(config)
+    with pytest.raises(StartError, match="holds no model.onnx; `make model` installs one"):
+        read_network_config(tmp_path)
+    (tmp_path / "yolov5" / "config.pbtxt").write_text("name: yolov5")
+    with pytest.raises(StartError, match="yolov5/config.pbtxt is not valid"):
+        read_network_config(tmp_path)
+
+
+def test_room_in_shared_memory(bundled_repository: Path) -> None:
+    config = read_network_config(bundled_repository)
+    # In and out of the network: 8 * (3*640*640 + 25200*8) * 4 bytes, twice.
+    needed = 2 * 8 * (3 * 640 * 640 + 25200 * 8) * 4
+    check_shared_memory(config, needed)
+    with pytest.raises(StartError, match="has 64 MB free, but .* need 87 MB; .* --shm-size"):
+        check_shared_memory(config, 64 << 20)
+
+
+def test_this_python_has_its_library() -> None:
+    folder = python_library_folder()
+    assert folder is None or list(Path(folder).glob("libpython3.*.so.1.0"))
+
+
+def test_the_backend_directory(tmp_path: Path) -> None:
+    assemble_backends(tmp_path)
+    assert not (tmp_path / "python" / "libtriton_python.so").is_symlink()
+    assert (tmp_path / "python" / "triton_python_backend_stub").resolve().is_file()
+    assert (tmp_path / "onnxruntime" / "model.py").is_file()
+
+
+FAILED = (
+    "E1122 17:36:22.6 8834 model_lifecycle.cc:642] \"failed to load 'yolov5' version 1: Internal: "
+    'ConfigError: the dims differ\\n\\nAt:\\n  /x/graph.py(96): _check\\n"\n'
+)
+NOISE = 'W1122 17:19:07.7 5315 pinned_memory_manager.cc:273] "Unable to ..., pinned memory pool"\n'
+WARNING = 'W1122 17:19:07.7 5315 x.cc:1] "disk full"\n'
+
+
+def test_a_failed_start_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    pump = LogPump(io.StringIO(NOISE + WARNING + FAILED), verbose=False)
+    assert pump.failure() == "it could not load yolov5: the dims differ"
+    assert capsys.readouterr().err == ""
+
+
+def test_an_unknown_failure_shows_all_that_was_said(capsys: pytest.CaptureFixture[str]) -> None:
+    pump = LogPump(io.StringIO(NOISE + WARNING), verbose=False)
+    assert pump.failure() == "its own messages above say why"
+    assert capsys.readouterr().err == WARNING
+
+
+def test_a_ready_server_is_quiet_but_for_what_matters(capsys: pytest.CaptureFixture[str]) -> None:
+    pump = LogPump(io.StringIO(NOISE + WARNING), verbose=False)
+    pump.close()
+    pump.release()
+    assert capsys.readouterr().err == WARNING
+    LogPump(io.StringIO(NOISE), verbose=True).close()
+    assert capsys.readouterr().err == NOISE

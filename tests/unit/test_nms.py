@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from nms import MAX_CANDIDATES, Placement, Thresholds, detect
+from pack import pack_detections
+from torch import Tensor
+
+IDENTITY = Placement.from_row([1, 1, 0, 0, 640, 640])
+ALL = torch.ones(3, dtype=torch.bool)
+
+
+def thresholds(**changes: float) -> Thresholds:
+    values = {
+        "conf_thres": 0.25,
+        "iou_thres": 0.45,
+        "max_det": 300,
+        "agnostic_nms": 0,
+        "multi_label": 0,
+        **changes,
+    }
+    return Thresholds.from_row(list(values.values()))
+
+
+def row(cx: float, cy: float, w: float, h: float, objectness: float, *classes: float) -> Tensor:
+    return torch.tensor([cx, cy, w, h, objectness, *classes])
+
+
+# Two boxes that overlap by IoU 0.6, of the same class; and one far from them.
+NEAR = row(100, 100, 80, 80, 0.9, 0.9, 0.1, 0.0)
+NEARER = row(120, 100, 80, 80, 0.8, 0.9, 0.1, 0.0)
+FAR = row(400, 300, 50, 20, 0.5, 0.1, 0.2, 0.8)
+ROWS = torch.stack([FAR, NEARER, NEAR])
+
+
+def test_best_first_in_corners_with_the_product_as_score() -> None:
+    boxes, scores, classes = detect(ROWS, thresholds(), ALL, IDENTITY)
+    assert boxes.tolist() == [[60, 60, 140, 140], [375, 290, 425, 310]]
+    assert scores.tolist() == pytest.approx([0.81, 0.40])
+    assert classes.tolist() == [0, 2]
+
+
+def test_overlap_is_judged_by_iou_thres_and_per_class() -> None:
+    assert len(detect(ROWS, thresholds(iou_thres=0.61), ALL, IDENTITY)[0]) == 3
+    other = ROWS.clone()
+    other[1, 5:7] = torch.tensor([0.1, 0.9])
+    assert len(detect(other, thresholds(), ALL, IDENTITY)[0]) == 3
+    assert len(detect(other, thresholds(agnostic_nms=1), ALL, IDENTITY)[0]) == 2
+
+
+def test_thresholds_are_exclusive_as_in_the_reference() -> None:
+    rows = torch.stack([row(10, 10, 4, 4, 0.5, 1.0, 0, 0), row(50, 50, 4, 4, 1.0, 0.5, 0, 0)])
+    assert len(detect(rows, thresholds(conf_thres=0.5), ALL, IDENTITY)[0]) == 0
+    assert len(detect(rows, thresholds(conf_thres=0.49), ALL, IDENTITY)[0]) == 2
+
+
+def test_multi_label_reports_each_class_over_the_threshold() -> None:
+    rows = row(100, 100, 80, 80, 1.0, 0.9, 0.6, 0.1)[None]
+    assert detect(rows, thresholds(), ALL, IDENTITY)[2].tolist() == [0]
+    _, scores, classes = detect(rows, thresholds(multi_label=1), ALL, IDENTITY)
+    assert classes.tolist() == [0, 1]
+    assert scores.tolist() == pytest.approx([0.9, 0.6])
+
+
+@pytest.mark.parametrize("multi_label", [0, 1])
+def test_classes_that_are_not_wanted_are_left_out(multi_label: int) -> None:
+    wanted = torch.tensor([False, True, True])
+    rows = torch.stack([NEAR, FAR, row(200, 200, 9, 9, 1.0, 0.6, 0.5, 0.0)])
+    classes = detect(rows, thresholds(multi_label=multi_label), wanted, IDENTITY)[2].tolist()
+    # The best class of the last row is not wanted: only multi_label looks at its second best.
+    assert classes == ([1, 2] if multi_label else [2])
+
+
+def test_max_det_keeps_the_best() -> None:
+    assert detect(ROWS, thresholds(max_det=1), ALL, IDENTITY)[2].tolist() == [0]
+
+
+def test_the_way_back_to_the_picture_and_its_edges() -> None:
+    placement = Placement.from_row([0.5, 0.5, 0, 106.5, 427 * 2, 1280])
+    rows = torch.stack([row(100, 206.5, 40, 20, 1, 1, 0, 0), row(0, 106.5, 40, 20, 0.9, 1, 0, 0)])
+    boxes = detect(rows, thresholds(), ALL, placement)[0].tolist()
+    assert boxes == [[160, 180, 240, 220], [0, 0, 40, 20]]
+    stretched = Placement.from_row([0.5, 2, 0, 0, 320, 1280])
+    assert detect(rows[:1], thresholds(), ALL, stretched)[0].tolist() == [[160, 98.25, 240, 108.25]]
+
+
+def test_nothing_found() -> None:
+    boxes, scores, classes = detect(ROWS * 0, thresholds(), ALL, IDENTITY)
+    assert (boxes.shape, scores.shape, classes.shape) == ((0, 4), (0,), (0,))
+
+
+def test_at_most_so_many_candidates_enter_and_they_are_the_best() -> None:
+    generator = torch.Generator().manual_seed(0)
+    count = MAX_CANDIDATES + 5000
+    rows = torch.rand((count, 8), generator=generator)
+    rows[:, :2] *= 1e6  # so far apart that nothing is suppressed
+    rows[:, 4:6] = rows[:, 4:5].sqrt() * 0.5 + 0.5
+    rows[:, 6:] = 0
+    every = Placement.from_row([1, 1, 0, 0, 2e6, 2e6])
+    _, scores, _ = detect(rows, thresholds(max_det=count, iou_thres=1), ALL, every)
+    assert len(scores) == MAX_CANDIDATES
+    best = (rows[:, 4] * rows[:, 5]).sort(descending=True).values[:MAX_CANDIDATES]
+    torch.testing.assert_close(scores, best)
+
+
+def test_half_precision_rows_are_computed_in_full() -> None:
+    boxes, scores, _ = detect(ROWS.half(), thresholds(), ALL, IDENTITY)
+    assert (boxes.dtype, scores.dtype) == (torch.float32, torch.float32)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")
+def test_the_same_on_the_gpu() -> None:
+    host = detect(ROWS, thresholds(), ALL, IDENTITY)
+    device = detect(ROWS.cuda(), thresholds(), ALL.cuda(), IDENTITY)
+    for one, other in zip(host, device):
+        assert other.is_cuda
+        torch.testing.assert_close(one, other.cpu())
+
+
+def test_pack_pads_to_the_most_of_the_request() -> None:
+    found = [part.numpy() for part in detect(ROWS, thresholds(), ALL, IDENTITY)]
+    nothing = [part.numpy() for part in detect(ROWS * 0, thresholds(), ALL, IDENTITY)]
+    packed = pack_detections(
+        [(found[0], found[1], found[2]), (nothing[0], nothing[1], nothing[2])], ("a", "b", "ç")
+    )
+    assert packed["num_dets"].tolist() == [[2], [0]]
+    assert packed["det_boxes"].shape == (2, 2, 4)
+    assert packed["det_classes"].tolist() == [[0, 2], [-1, -1]]
+    assert packed["det_labels"].tolist() == [[b"a", "ç".encode()], [b"", b""]]
+    assert not packed["det_scores"][1].any()
+    assert {name: array.dtype for name, array in packed.items()} == {
+        "num_dets": np.int32,
+        "det_boxes": np.float32,
+        "det_scores": np.float32,
+        "det_classes": np.int32,
+        "det_labels": np.object_,
+    }

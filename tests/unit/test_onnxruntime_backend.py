@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from batch import run_batch
+from graph import ConfigError, check_config, dims
+from session import available_cpus, providers, session_options
+
+
+@dataclass
+class Tensor:
+    name: str
+    type: str
+    shape: list[Any]
+
+
+INPUTS = [Tensor("images", "tensor(float)", ["batch", 3, 640, 640])]
+OUTPUTS = [
+    Tensor("output0", "tensor(float)", ["batch", 25200, 8]),
+    Tensor("extra", "tensor(int64)", ["batch", None]),
+]
+
+
+def config(**changes: Any) -> dict[str, Any]:
+    return {
+        "name": "m",
+        "max_batch_size": 8,
+        "input": [{"name": "images", "data_type": "TYPE_FP32", "dims": [3, 640, 640]}],
+        "output": [{"name": "output0", "data_type": "TYPE_FP32", "dims": ["25200", "8"]}],
+        **changes,
+    }
+
+
+def check(**changes: Any) -> None:
+    check_config(config(**changes), INPUTS, OUTPUTS)
+
+
+def test_a_configuration_that_fits() -> None:
+    check()
+    check(output=[{"name": "extra", "data_type": "TYPE_INT64", "dims": [-1]}])
+    check(output=[{"name": "extra", "data_type": "TYPE_INT64", "dims": [7]}])
+    assert dims(["batch", None, 3, -1]) == [-1, -1, 3, -1]
+
+
+IMAGE = config()["input"][0]
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        ({"input": []}, "the configuration expects 0 inputs, the model provides 1"),
+        ({"output": []}, "the configuration names no output"),
+        (
+            {"input": [{**IMAGE, "name": "image"}]},
+            "unexpected inference input 'image' for model 'm'",
+        ),
+        ({"input": [{**IMAGE, "data_type": "TYPE_UINT8"}]}, "expecting TYPE_FP32 for model 'm'"),
+        ({"input": [{**IMAGE, "dims": [3, -1, 640]}]}, "(shape [-1, 3, -1, 640])"),
+        ({"input": [{**IMAGE, "dims": [3, 640]}]}, "specifies 3 dimensions (shape [-1, 3, 640])"),
+        ({"input": [{**IMAGE, "reshape": {"shape": [1]}}]}, "'reshape' is not supported"),
+        ({"max_batch_size": 0}, "specifies 3 dimensions (shape [3, 640, 640])"),
+    ],
+)
+def test_a_configuration_that_does_not_fit(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check(**changes)
+    assert sentence in str(caught.value)
+
+
+def parameters(**values: str) -> dict[str, Any]:
+    return config(parameters={name: {"string_value": text} for name, text in values.items()})
+
+
+def test_threads_are_shared_out_among_the_instances() -> None:
+    assert session_options(config(), cpus=6).intra_op_num_threads == 6
+    two = config(instance_group=[{"count": 2}])
+    assert session_options(two, cpus=6).intra_op_num_threads == 3
+    assert session_options(two, cpus=1).intra_op_num_threads == 1
+    assert session_options(parameters(intra_op_thread_count="4"), cpus=6).intra_op_num_threads == 4
+    assert available_cpus() >= 1
+
+
+def test_options_of_the_cpp_backend() -> None:
+    options = session_options(
+        parameters(execution_mode="1", inter_op_thread_count="3", enable_mem_arena="0"), cpus=2
+    )
+    assert options.execution_mode == onnxruntime.ExecutionMode.ORT_PARALLEL
+    assert options.inter_op_num_threads == 3
+    assert options.enable_cpu_mem_arena is False
+    levels = onnxruntime.GraphOptimizationLevel
+    basic = session_options(config(optimization={"graph": {"level": -1}}), cpus=2)
+    assert basic.graph_optimization_level == levels.ORT_ENABLE_BASIC
+    assert session_options(config(), cpus=2).graph_optimization_level == levels.ORT_ENABLE_ALL
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        parameters(intra_op_thread_count="-1"),
+        parameters(execution_mode="2"),
+        parameters(enable_mem_pattern="yes"),
+        config(optimization={"graph": {"level": 7}}),
+    ],
+)
+def test_options_out_of_range(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        session_options(wrong, cpus=2)
+
+
+CPU: tuple[str, dict[str, Any]] = ("CPUExecutionProvider", {})
+EVERYTHING = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+
+
+def accelerated(kind: str, name: str, **options: str) -> dict[str, Any]:
+    accelerators = {kind: [{"name": name, "parameters": options}]}
+    return config(optimization={"execution_accelerators": accelerators})
+
+
+def test_providers() -> None:
+    assert providers(config(), EVERYTHING, "CPU", 0) == [CPU]
+    assert providers(config(), EVERYTHING, "GPU", 1) == [
+        ("CUDAExecutionProvider", {"device_id": 1}),
+        CPU,
+    ]
+    # onnxruntime without CUDA on a machine with a GPU: the network runs on the CPU.
+    assert providers(config(), EVERYTHING[2:], "GPU", 1) == [CPU]
+    tensorrt = accelerated(
+        "gpu_execution_accelerator",
+        "tensorrt",
+        precision_mode="FP16",
+        max_workspace_size_bytes="1000",
+        trt_engine_cache_enable="1",
+    )
+    assert providers(tensorrt, EVERYTHING, "GPU", 0)[0] == (
+        "TensorrtExecutionProvider",
+        {
+            "device_id": 0,
+            "trt_engine_cache_enable": "1",
+            "trt_max_workspace_size": "1000",
+            "trt_fp16_enable": "1",
+        },
+    )
+    cuda = parameters(cudnn_conv_algo_search="1", gpu_mem_limit="9")
+    assert providers(cuda, EVERYTHING, "GPU", 0)[0][1] == {
+        "device_id": 0,
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "gpu_mem_limit": "9",
+    }
+
+
+@pytest.mark.parametrize(
+    "wanted, kind, sentence",
+    [
+        (
+            accelerated("cpu_execution_accelerator", "openvino"),
+            "CPU",
+            "OpenVINOExecutionProvider is",
+        ),
+        (accelerated("cpu_execution_accelerator", "mkl"), "CPU", "accelerator 'mkl'"),
+        (accelerated("gpu_execution_accelerator", "vulkan"), "GPU", "accelerator 'vulkan'"),
+    ],
+)
+def test_accelerators_that_are_not_there(wanted: dict[str, Any], kind: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        providers(wanted, EVERYTHING, kind, 0)
+
+
+def requests(*rows: list[float]) -> list[dict[str, Any]]:
+    return [{"x": np.array(values, np.float32).reshape(-1, 1)} for values in rows]
+
+
+def test_a_batch_is_one_run_and_its_rows_go_back() -> None:
+    seen = []
+
+    def run(inputs: Any) -> Any:
+        seen.append(len(inputs["x"]))
+        return {"y": inputs["x"] * 2}
+
+    answers = run_batch(run, requests([1], [2, 3], [4]), join=np.concatenate)
+    assert seen == [4]
+    assert [a["y"].ravel().tolist() for a in answers if not isinstance(a, Exception)] == [
+        [2],
+        [4, 6],
+        [8],
+    ]
+    seen.clear()
+    run_batch(run, requests([1], [2]), join=None)
+    assert seen == [1, 1]
+
+
+def test_the_one_at_fault_fails_alone() -> None:
+    def run(inputs: Any) -> Any:
+        if (inputs["x"] < 0).any():
+            raise RuntimeError("negative")
+        return {"y": inputs["x"]}
+
+    good, bad, other = run_batch(run, requests([1], [-1], [2, 2]), join=np.concatenate)
+    assert isinstance(bad, RuntimeError)
+    assert not isinstance(good, Exception)
+    assert not isinstance(other, Exception)
+    assert other["y"].ravel().tolist() == [2, 2]

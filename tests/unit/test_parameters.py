@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import string
+from typing import Any
+
+import pytest
+from parameters import NAMES, ParameterError, Parameters, parse_parameters
+
+LABELS = ("person", "bus", "fire hydrant")
+
+
+def parse(given: dict[str, Any], defaults: Parameters | None = None) -> Parameters:
+    return parse_parameters(given, LABELS, defaults or Parameters())
+
+
+def test_nothing_given_is_the_defaults() -> None:
+    defaults = Parameters(conf_thres=0.1, classes=frozenset({1}))
+    assert parse({}, defaults) == defaults
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        ({"conf_thres": 0.4}, {"conf_thres": 0.4}),
+        ({"conf_thres": "0.4"}, {"conf_thres": 0.4}),
+        ({"conf_thres": 1}, {"conf_thres": 1.0}),
+        ({"iou_thres": " 1e-1 "}, {"iou_thres": 0.1}),
+        ({"max_det": 1}, {"max_det": 1}),
+        ({"max_det": "1000"}, {"max_det": 1000}),
+        ({"classes": "0,2"}, {"classes": {0, 2}}),
+        ({"classes": " bus , fire hydrant,0"}, {"classes": {0, 1, 2}}),
+        (
+            {"agnostic_nms": True, "multi_label": "TRUE"},
+            {"agnostic_nms": True, "multi_label": True},
+        ),
+        ({"agnostic_nms": "0"}, {"agnostic_nms": False}),
+        ({"X-Yolo-Conf-Thres": "0.4"}, {"conf_thres": 0.4}),
+        ({"x-YOLO-max-DET": "7"}, {"max_det": 7}),
+        ({"x-yolo-agnostic_nms": "true"}, {"agnostic_nms": True}),
+    ],
+)
+def test_what_is_allowed(given: dict[str, Any], expected: dict[str, Any]) -> None:
+    parsed = parse(given)
+    assert {name: getattr(parsed, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    "given, sentence",
+    [
+        ({"conf_thres": 1.01}, "conf_thres is 1.01; allowed: a number from 0 to 1"),
+        ({"conf_thres": -0.1}, "conf_thres is -0.1;"),
+        ({"conf_thres": True}, "conf_thres is True;"),
+        ({"conf_thres": "nan"}, "conf_thres is 'nan';"),
+        ({"conf_thres": float("nan")}, "conf_thres is nan;"),
+        ({"conf_thres": "inf"}, "conf_thres is 'inf';"),
+        ({"conf_thres": "0x1"}, "conf_thres is '0x1';"),
+        ({"conf_thres": "٠.٥"}, "conf_thres is '\\u0660.\\u0665';"),
+        ({"conf_thres": None}, "conf_thres is None;"),
+        ({"max_det": 1.0}, "max_det is 1.0; allowed: a whole number from 1 to 1000"),
+        ({"max_det": "1e2"}, "max_det is '1e2';"),
+        ({"max_det": "9" * 5000}, "max_det is '99999"),
+        ({"classes": 0}, "classes is 0; allowed: a string of indices or names"),
+        ({"classes": ""}, "classes names ''; allowed: indices from 0 to 2 or class names"),
+        ({"classes": "3"}, "classes names '3';"),
+        ({"classes": "-1"}, "classes names '-1';"),
+        ({"agnostic_nms": 1}, "agnostic_nms is 1; allowed: true or false"),
+        ({"conf": 0.4}, "parameter 'conf' is unknown; allowed: conf_thres, iou_thres, max_det,"),
+        ({"Conf_Thres": 0.4}, "parameter 'Conf_Thres' is unknown;"),
+        ({"conf-thres": 0.4}, "parameter 'conf-thres' is unknown;"),
+        ({"x-yolo-x-yolo-conf-thres": "1"}, "is unknown;"),
+        ({"a\nb": 1}, "parameter 'a\\nb' is unknown;"),
+        ({"conf_thres": 0.4, "X-Yolo-Conf-Thres": "0.4"}, "parameter 'conf_thres' is given twice;"),
+    ],
+)
+def test_what_is_refused(given: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ParameterError) as caught:
+        parse(given)
+    message = str(caught.value)
+    assert sentence in message
+    assert len(message) < 250
+    assert all(character in string.printable and character != "\n" for character in message)
+
+
+def test_tritons_own_parameters_are_let_through() -> None:
+    for name in (
+        "sequence_id",
+        "priority",
+        "timeout",
+        "binary_data_output",
+        "triton_final_response",
+    ):
+        assert parse({name: 1}) == Parameters()
+
+
+def test_rows_of_the_tensors() -> None:
+    parsed = parse({"max_det": 7, "classes": "bus", "multi_label": True})
+    assert parsed.as_row() == (0.25, 0.45, 7, False, True)
+    assert parsed.class_filter(3) == [False, True, False]
+    assert Parameters().class_filter(2) == [True, True]
+    assert tuple(Parameters.__dataclass_fields__) == NAMES
