@@ -20,7 +20,7 @@ from . import _preflight
 from ._backends import assemble_backends, triton_folder
 from ._errors import StartError
 from ._log import LogPump
-from ._settings import Settings
+from ._settings import FLAGS, Settings
 
 STOP_SECONDS = 7.0  # until the process group is killed; Ctrl-C promises 10 s in all
 _DRAIN_SECONDS = 5  # that Triton itself gives requests in flight
@@ -87,11 +87,9 @@ class Server:
             f"--http-port={s.http_port}",
             f"--grpc-port={s.grpc_port}",
             f"--metrics-port={s.metrics_port}",
-            "--model-control-mode=none",
+            *FLAGS.read_text("utf-8").split(),
             f"--http-restricted-api={closed}",
             f"--grpc-restricted-protocol={closed}",
-            "--http-header-forward-pattern=(?i)x-yolo-.*",
-            "--disable-auto-complete-config",
             f"--exit-timeout-secs={_DRAIN_SECONDS}",
             f"--allow-gpu-metrics={str(bool(shutil.which('nvidia-smi'))).lower()}",
             f"--log-info={str(s.verbose).lower()}",

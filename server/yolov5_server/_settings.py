@@ -11,6 +11,7 @@ from ._errors import StartError
 _ROOT = Path(__file__).parents[2]
 REPOSITORY = _ROOT / "model_repository"
 BACKENDS = _ROOT / "server" / "backends"
+FLAGS = _ROOT / "server" / "tritonserver.flags"  # those that hold in a container as well
 PRECISIONS = ("auto", "fp32")
 
 
