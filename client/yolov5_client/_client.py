@@ -177,14 +177,14 @@ def _read(image: Image) -> bytes:
 
 
 def _wire_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
-    """What a gRPC parameter can carry: a list of classes as text, a float as text."""
+    """What a gRPC parameter can carry: numbers of Python's own, and a list of classes as text."""
     wire = {}
     for name, value in parameters.items():
         if name == "classes" and not isinstance(value, str):
             value = ",".join(str(item) for item in value)
         elif isinstance(value, np.generic):
             value = value.item()
-        wire[name] = repr(value) if isinstance(value, float) else value
+        wire[name] = value
     return wire
 
 

@@ -36,7 +36,7 @@ def test_parameters(server: RunningServer) -> None:
         found = client.detect(PHOTO, conf_thres=0.4, classes=["RBC"], max_det=2)
         assert found.labels == ("RBC", "RBC")
         assert found.scores.min() > 0.4
-        with pytest.raises(InvalidRequestError, match=r"^conf_thres is '1.5'; allowed"):
+        with pytest.raises(InvalidRequestError, match=r"^conf_thres is 1.5; allowed"):
             client.detect(PHOTO, conf_thres=1.5)
 
 

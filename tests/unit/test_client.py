@@ -79,7 +79,7 @@ def test_summary() -> None:
 
 def test_parameters_on_the_wire() -> None:
     given = {"conf_thres": 0.4, "classes": [0, "bus"], "max_det": np.int64(3), "multi_label": True}
-    wire = {"conf_thres": "0.4", "classes": "0,bus", "max_det": 3, "multi_label": True}
+    wire = {"conf_thres": 0.4, "classes": "0,bus", "max_det": 3, "multi_label": True}
     assert _wire_parameters(given) == wire
     assert json.dumps(_wire_parameters(given)) == json.dumps(wire)
     assert _wire_parameters({"classes": "0,2"}) == {"classes": "0,2"}

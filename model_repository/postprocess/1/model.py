@@ -16,7 +16,8 @@ from served_labels import read_labels
 class TritonPythonModel:
     def initialize(self, args):
         torch.set_num_threads(1)  # the network's threads have the cores
-        on_gpu = args["model_instance_kind"] == "GPU"
+        # Triton may see a GPU whose driver is too old for torch.
+        on_gpu = args["model_instance_kind"] == "GPU" and torch.cuda.is_available()
         self.device = f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu"
         self.labels = read_labels(Path(args["model_repository"]).parent)
         self.metrics = Metrics(pb_utils, self.labels)
@@ -70,4 +71,4 @@ class TritonPythonModel:
         tensor = pb_utils.get_input_tensor_by_name(request, name)
         if tensor.is_cpu():
             return torch.from_numpy(tensor.as_numpy()).to(self.device)
-        return torch.from_dlpack(tensor.to_dlpack())
+        return torch.from_dlpack(tensor.to_dlpack()).to(self.device)

@@ -29,16 +29,15 @@ class TritonPythonModel:
         self.decoder = Decoder(settings.limits)
         # These import OpenCV, which must not happen before the decoder has set its limit.
         from letterbox import letterbox
-        from normalise import DeviceNormaliser, HostNormaliser
+        from normalise import make_normaliser
 
         self.letterbox = partial(
             letterbox, height=served.height, width=served.width, mode=served.letterbox
         )
-        if args["model_instance_kind"] == "GPU":
-            device = int(args["model_instance_device_id"])
-            self.normaliser = DeviceNormaliser(served.height, served.width, device)
-        else:
-            self.normaliser = HostNormaliser(served.height, served.width)
+        gpu = (
+            int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None
+        )
+        self.normaliser = make_normaliser(served.height, served.width, gpu)
         self.pool = ThreadPoolExecutor(settings.threads)
         self.metrics = Metrics(pb_utils)
 

@@ -13,6 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+def make_normaliser(height: int, width: int, gpu: int | None) -> HostNormaliser | DeviceNormaliser:
+    """The normaliser for an instance on this GPU; on the host if there is none torch can use."""
+    if gpu is not None:
+        import torch  # slow to import, and of no use on a CPU
+
+        # Triton may see a GPU whose driver is too old for torch.
+        if torch.cuda.is_available():
+            return DeviceNormaliser(height, width, gpu)
+    return HostNormaliser(height, width)
+
+
 class HostNormaliser:
     """Normalises each picture as it arrives, straight into its place in the batch."""
 

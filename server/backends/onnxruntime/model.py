@@ -71,7 +71,7 @@ class TritonPythonModel:
     def unpack(self, request):
         tensors = {name: pb_utils.get_input_tensor_by_name(request, name) for name in self.inputs}
         if self.device is None:
-            return {name: tensor.as_numpy() for name, tensor in tensors.items()}
+            return {name: on_host(tensor) for name, tensor in tensors.items()}
         return {name: self.device.take(tensor) for name, tensor in tensors.items()}
 
     def run(self, inputs):
@@ -96,6 +96,15 @@ class TritonPythonModel:
                 if name in wanted
             ]
         )
+
+
+def on_host(tensor):
+    if tensor.is_cpu():
+        return tensor.as_numpy()
+    # A GPU that the step before uses and the onnxruntime that is installed cannot.
+    import torch
+
+    return torch.utils.dlpack.from_dlpack(tensor.to_dlpack()).cpu().numpy()
 
 
 def weights_path(config, folder):
