@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 from . import Server, Settings, StartError
+from ._parent import stop_with_make
 from ._settings import PRECISIONS, REPOSITORY
 
 EXAMPLE = "examples/bccd/photos/BloodImage_00007.jpg"
@@ -26,6 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
         server = Server(_settings(arguments))
         try:
             server.start()
+            stop_with_make(stop)
             if server.wait_ready(stop):
                 _announce(server.settings)
             status = server.wait(stop)

@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -107,19 +108,26 @@ def test_it_reports_a_server_that_ends_by_itself(own: str) -> None:
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-@pytest.mark.parametrize("ctrl_c", [True, False], ids=["Ctrl-C", "SIGTERM"])
-def test_make_serve_ends_like_the_launcher(own: str, ctrl_c: bool) -> None:
+@pytest.mark.parametrize(
+    "send",
+    [
+        lambda make: os.killpg(make, signal.SIGINT),  # to the foreground group, as a terminal does
+        lambda make: os.kill(make, signal.SIGTERM),
+        lambda make: os.kill(make, signal.SIGINT),  # which make does not pass on
+        lambda make: os.kill(make, signal.SIGKILL),
+    ],
+    ids=["Ctrl-C", "SIGTERM", "SIGINT", "SIGKILL"],
+)
+def test_make_serve_ends_like_the_launcher(own: str, send: Callable[[int], None]) -> None:
     make = ["make", "--no-print-directory", "-C", str(ROOT), "serve", f"ARGS={own}"]
     with running_server(command=make) as server:
         server.seen.update(server.descendants())
-        started = time.monotonic()
-        if ctrl_c:  # the terminal sends it to the whole foreground group
-            os.killpg(server.process.pid, signal.SIGINT)
-        else:
-            server.process.terminate()
+        deadline = time.monotonic() + STOP_SECONDS
+        send(server.process.pid)
         server.process.wait(STOP_SECONDS)
-        assert time.monotonic() - started < STOP_SECONDS
-        assert_gone(server)
+        while server.leftovers() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert server.leftovers() == []
 
 
 def test_a_quiet_log_and_a_command_to_try(own: str) -> None:

@@ -1,0 +1,41 @@
+"""Under `make serve`: an end of make that make does not pass on.
+
+GNU make hands SIGTERM to its children, but not SIGINT: it counts on the terminal, which sends that
+to the whole foreground group. Whoever signals make alone would wait for ever, and `kill -9` of make
+would leave the server behind.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+from pathlib import Path
+
+
+def stop_with_make(stop: threading.Event) -> None:
+    """If make has started this process, set `stop` once make is gone or was interrupted."""
+    parent = os.getppid()
+    if _read(parent, "comm").strip() in ("make", "gmake") and _catches_interrupts(parent):
+        threading.Thread(target=_watch, args=(parent, stop), name="make", daemon=True).start()
+
+
+def _watch(parent: int, stop: threading.Event) -> None:
+    # On a fatal signal make first puts the signal's default action back: that is what shows.
+    while os.getppid() == parent and _catches_interrupts(parent):
+        if stop.wait(0.2):
+            return
+    stop.set()
+
+
+def _catches_interrupts(pid: int) -> bool:
+    caught = re.search(r"^SigCgt:\s*([0-9a-f]+)$", _read(pid, "status"), re.MULTILINE)
+    return caught is not None and bool(int(caught[1], 16) >> (signal.SIGINT - 1) & 1)
+
+
+def _read(pid: int, name: str) -> str:
+    try:
+        return Path("/proc", str(pid), name).read_text()
+    except OSError:
+        return ""
