@@ -27,7 +27,7 @@ serve: $(INSTALLED) $(NETWORK) ## Start Triton in the foreground (HOST, HTTP_POR
 	@$(PY) -m yolov5_server --host $(HOST) --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT) --precision $(PRECISION) $(ARGS)
 
 test: lint $(NETWORK) ## Lint, types, unit tests, and tests against a real server (ARGS for pytest)
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -m 'not slow' $(ARGS)
 
 detect: $(INSTALLED) ## Find objects in SOURCE, a file or folder (SERVER, ARGS such as '--conf-thres 0.4')
 	@$(VENV)/bin/yolov5-client detect $(SOURCE) --server $(SERVER) $(ARGS)

@@ -8,6 +8,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pytest
 import tritonclient.grpc as grpc
 from support import (
@@ -165,6 +166,35 @@ def test_good_requests_in_the_same_batch_are_answered(server: RunningServer) -> 
     after = statistics(server, "preprocess")
     executions = after["execution_count"] - before["execution_count"]
     assert executions < len(requests), "nothing was batched, so nothing was put to the test"
+
+
+@pytest.mark.parametrize("shape, data", [([0, 1], []), ([1, 2], ["a", "b"]), ([1], ["a"])])
+def test_shapes_that_are_no_batch_of_images(
+    server: RunningServer, shape: list[int], data: list[str]
+) -> None:
+    tensor = {"name": "image", "datatype": "BYTES", "shape": shape, "data": data}
+    body = json.dumps({"inputs": [tensor]}).encode()
+    reply = post(f"{server.http}/v2/models/yolov5_ensemble/infer", body)
+    assert reply.status == 400, reply.body
+
+
+def test_postprocess_itself_refuses_what_does_not_fit(server: RunningServer) -> None:
+    inputs = {
+        "output0": np.zeros((1, 10, 85), np.float32),
+        "placement": np.ones((1, 6), np.float32),
+        "nms": np.array([[0.25, 0.45, 300, 0, 0]], np.float32),
+        "class_filter": np.ones((1, 80), np.bool_),
+    }
+    tensors = []
+    for name, array in inputs.items():
+        kind = "BOOL" if array.dtype == np.bool_ else "FP32"
+        tensors.append(grpc.InferInput(name, list(array.shape), kind))
+        tensors[-1].set_data_from_numpy(array)
+    with (
+        grpc.InferenceServerClient(server.grpc) as client,
+        pytest.raises(grpc.InferenceServerException, match="allowed: 8 and 3, for the 3 lines"),
+    ):
+        client.infer("postprocess", tensors)
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the hostile files are not at hand")

@@ -81,6 +81,18 @@ def test_this_python_has_its_library() -> None:
     assert folder is None or list(Path(folder).glob("libpython3.*.so.1.0"))
 
 
+def test_a_python_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_library(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr("sysconfig.get_config_var", lambda name: "/nowhere")
+    monkeypatch.setattr("ctypes.CDLL", no_library)
+    with pytest.raises(
+        StartError, match=r"libpython3.*.so.1.0 is not installed, .*: apt install lib"
+    ):
+        python_library_folder()
+
+
 def test_the_backend_directory(tmp_path: Path) -> None:
     assemble_backends(tmp_path)
     assert not (tmp_path / "python" / "libtriton_python.so").is_symlink()

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from nms import MAX_CANDIDATES, Placement, Thresholds, detect
+from nms import MAX_CANDIDATES, InputError, Placement, Thresholds, detect
 from pack import pack_detections
 from torch import Tensor
 
@@ -85,6 +87,14 @@ def test_the_way_back_to_the_picture_and_its_edges() -> None:
     assert detect(rows[:1], thresholds(), ALL, stretched)[0].tolist() == [[160, 98.25, 240, 108.25]]
 
 
+@pytest.mark.parametrize(
+    "change", [{"conf_thres": -0.1}, {"iou_thres": 1.1}, {"max_det": 0}, {"max_det": float("nan")}]
+)
+def test_rows_that_preprocess_would_not_send(change: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="allowed: conf_thres and iou_thres from 0 to 1"):
+        thresholds(**change)
+
+
 def test_nothing_found() -> None:
     boxes, scores, classes = detect(ROWS * 0, thresholds(), ALL, IDENTITY)
     assert (boxes.shape, scores.shape, classes.shape) == ((0, 4), (0,), (0,))
@@ -98,7 +108,8 @@ def test_at_most_so_many_candidates_enter_and_they_are_the_best() -> None:
     rows[:, 4:6] = rows[:, 4:5].sqrt() * 0.5 + 0.5
     rows[:, 6:] = 0
     every = Placement.from_row([1, 1, 0, 0, 2e6, 2e6])
-    _, scores, _ = detect(rows, thresholds(max_det=count, iou_thres=1), ALL, every)
+    unlimited = replace(thresholds(iou_thres=1), max_det=count)
+    _, scores, _ = detect(rows, unlimited, ALL, every)
     assert len(scores) == MAX_CANDIDATES
     best = (rows[:, 4] * rows[:, 5]).sort(descending=True).values[:MAX_CANDIDATES]
     torch.testing.assert_close(scores, best)

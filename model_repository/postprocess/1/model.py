@@ -7,7 +7,7 @@ from time import perf_counter
 import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
-from nms import Placement, Thresholds, detect
+from nms import InputError, Placement, Thresholds, detect
 from pack import pack_detections
 from postprocess_metrics import Metrics
 from served_labels import read_labels
@@ -38,17 +38,21 @@ class TritonPythonModel:
     def respond(self, request):
         try:
             return self.answer(request)
+        except InputError as error:
+            return error_response(str(error), pb_utils.TritonError.INVALID_ARG)
         except Exception:
             pb_utils.Logger.log_error(traceback.format_exc())
-            return pb_utils.InferenceResponse(
-                error=pb_utils.TritonError(
-                    "internal fault in postprocess", pb_utils.TritonError.INTERNAL
-                )
-            )
+            return error_response("internal fault in postprocess", pb_utils.TritonError.INTERNAL)
 
     def answer(self, request):
         output0 = self.tensor(request, "output0")
         class_filter = self.tensor(request, "class_filter")
+        classes = len(self.labels)
+        if output0.shape[2] != 5 + classes or class_filter.shape[1] != classes:
+            raise InputError(
+                f"output0 has {output0.shape[2]} columns and class_filter {class_filter.shape[1]};"
+                f" allowed: {5 + classes} and {classes}, for the {classes} lines of labels.txt"
+            )
         placements = self.tensor(request, "placement").tolist()
         nms = self.tensor(request, "nms").tolist()
         detections = []
@@ -72,3 +76,7 @@ class TritonPythonModel:
         if tensor.is_cpu():
             return torch.from_numpy(tensor.as_numpy()).to(self.device)
         return torch.from_dlpack(tensor.to_dlpack()).to(self.device)
+
+
+def error_response(message, code):
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
