@@ -184,16 +184,19 @@ def ask_grpc(
 ) -> Outputs:
     """One request of several images, by Triton's own client."""
     with triton.InferenceServerClient(address) as client:
-        result = client.infer(
-            "yolov5_ensemble", [image_tensor(triton, images)], **given(parameters)
-        )
-        return {
-            output.name: result.as_numpy(output.name) for output in result.get_response().outputs
-        }
+        return infer(client, images, parameters)
 
 
-def given(parameters: Mapping[str, Any] | None) -> dict[str, Any]:
-    return {"parameters": dict(parameters)} if parameters else {}
+def infer(
+    client: triton.InferenceServerClient,
+    images: Sequence[bytes],
+    parameters: Mapping[str, Any] | None = None,
+) -> Outputs:
+    """The same over a connection that several threads may share."""
+    result = client.infer(
+        "yolov5_ensemble", [image_tensor(triton, images)], parameters=dict(parameters or {})
+    )
+    return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
 
 
 def image_tensor(protocol: Any, images: Sequence[bytes]) -> Any:

@@ -13,12 +13,10 @@ import tritonclient.grpc as grpc
 from support import (
     PHOTO,
     PHOTOS,
-    Outputs,
     RunningServer,
     ask_grpc,
     assert_same,
-    given,
-    image_tensor,
+    infer,
     row,
     statistics,
 )
@@ -94,15 +92,7 @@ def test_64_requests_at_once_each_get_their_own(
 ) -> None:
     before = statistics(server, "yolov5")
     with grpc.InferenceServerClient(server.grpc) as client, ThreadPoolExecutor(64) as pool:
-
-        def ask(request: tuple[Any, ...]) -> Outputs:
-            images, parameters, _ = request
-            result = client.infer(
-                "yolov5_ensemble", [image_tensor(grpc, images)], **given(parameters)
-            )
-            return {o.name: result.as_numpy(o.name) for o in result.get_response().outputs}
-
-        answers = list(pool.map(ask, asked))
+        answers = list(pool.map(lambda request: infer(client, *request[:2]), asked))
     for (_, _, alone), answer in zip(asked, answers):
         assert_same(answer, alone, exact=False)
     after = statistics(server, "yolov5")

@@ -18,8 +18,7 @@ from support import (
     RunningServer,
     ask_grpc,
     assert_same,
-    given,
-    image_tensor,
+    infer,
     post,
     post_raw,
     statistics,
@@ -144,14 +143,9 @@ def test_good_requests_in_the_same_batch_are_answered(server: RunningServer) -> 
         def ask(case: Any) -> Outputs | str:
             image, _, *parameters = case or (PHOTO_BYTES, "")
             try:
-                result = client.infer(
-                    "yolov5_ensemble",
-                    [image_tensor(grpc, [image])],
-                    **given(parameters[0] if parameters else None),
-                )
+                return infer(client, [image], *parameters)
             except grpc.InferenceServerException as error:
                 return f"{error.status()} {error.message()}"
-            return {o.name: result.as_numpy(o.name) for o in result.get_response().outputs}
 
         answers = list(pool.map(ask, requests))
 
