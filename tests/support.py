@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import socket
@@ -118,7 +119,11 @@ class RunningServer:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     left.append(f"port {port}")
-        return left + [f"/dev/shm/{name}" for name in shared_memory() - self.shared_memory_before]
+        for name in shared_memory() - self.shared_memory_before:
+            launcher = re.match(r"yolov5_triton_(\d+)_", name)
+            if launcher is None or int(launcher[1]) in {self.process.pid, *self.seen}:
+                left.append(f"/dev/shm/{name}")  # else of a server that somebody else runs
+        return left
 
     shared_memory_before: set[str] = field(default_factory=set)
 

@@ -82,7 +82,7 @@ class Server:
             f"--model-repository={s.repository}",
             f"--backend-directory={backends}",
             f"--http-address={s.host}",
-            f"--grpc-address={s.host}",
+            "--grpc-address=" + (f"[{s.host}]" if ":" in s.host else s.host),
             f"--metrics-address={s.host}",
             f"--http-port={s.http_port}",
             f"--grpc-port={s.grpc_port}",
