@@ -77,13 +77,16 @@ class Server:
         s = self.settings
         # A key that is thrown away: nobody manages the server from outside.
         closed = f"{_MANAGEMENT_APIS}:x-closed={secrets.token_hex(32)}"
+        # Two HTTP libraries, two ways to write IPv6; a wrong one binds to some other address.
+        ipv6 = ":" in s.host
+        http_address, grpc_address = (f"ipv6:{s.host}", f"[{s.host}]") if ipv6 else (s.host,) * 2
         return [
             str(triton_folder() / "bin" / "tritonserver"),
             f"--model-repository={s.repository}",
             f"--backend-directory={backends}",
-            f"--http-address={s.host}",
-            "--grpc-address=" + (f"[{s.host}]" if ":" in s.host else s.host),
-            f"--metrics-address={s.host}",
+            f"--http-address={http_address}",
+            f"--grpc-address={grpc_address}",
+            f"--metrics-address={http_address}",
             f"--http-port={s.http_port}",
             f"--grpc-port={s.grpc_port}",
             f"--metrics-port={s.metrics_port}",

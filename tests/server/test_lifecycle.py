@@ -138,6 +138,31 @@ def test_a_quiet_log_and_a_command_to_try(own: str) -> None:
         assert len(lines) < 8
 
 
+def listening() -> set[tuple[str, int]]:
+    """Addresses, in the kernel's hexadecimal, and ports that somebody listens on."""
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+            _, local, _, state, *_ = line.split()
+            if state == "0A":
+                address, _, port = local.rpartition(":")
+                mapped = "0000000000000000FFFF0000"  # IPv4 by way of an IPv6 socket
+                found.add((address.removeprefix(mapped), int(port, 16)))
+    return found
+
+
+@pytest.mark.parametrize(
+    "host, address",
+    [("127.0.0.1", "0100007F"), ("::1", "00000000000000000000000001000000")],
+)
+def test_it_listens_where_it_was_told_and_nowhere_else(own: str, host: str, address: str) -> None:
+    if host == "::1" and not Path("/proc/net/if_inet6").exists():
+        pytest.skip("this machine has no IPv6")
+    with running_server(own, f"--host={host}") as server:
+        ports = set(server.ports)
+        assert {(a, p) for a, p in listening() if p in ports} == {(address, p) for p in ports}
+
+
 def failure(*arguments: str) -> str:
     with running_server(*arguments, wait=False) as server:
         server.process.wait(60)
