@@ -91,7 +91,8 @@ class Client:
 
         Raises:
             OSError: a file cannot be read.
-            InvalidRequestError, UnavailableError, TimedOutError, ServerError: see there.
+            InvalidRequestError, UnavailableError, TimedOutError, ServerError: see there; of
+                several images the first that failed is named, and the rest are given up.
         """
         if isinstance(image, (str, bytes, os.PathLike)):
             return self._send(image, parameters).result()
@@ -104,7 +105,10 @@ class Client:
                 pending.append(self._send(one, parameters))
             results.extend(future.result() for future in pending)
         except YoloClientError as error:
-            raise type(error)(f"list item {len(results)}: {error}") from error.__cause__
+            # The server counts within a request, and each of these was one of its own.
+            reason = str(error).removeprefix("image 1 of 1: ")
+            message = f"image {len(results) + 1} of the list: {reason}"
+            raise type(error)(message) from error.__cause__
         return results
 
     def _send(self, image: Image, parameters: dict[str, Any]) -> Future[Detections]:

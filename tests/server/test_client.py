@@ -43,7 +43,9 @@ def test_parameters(server: RunningServer) -> None:
 def test_the_refused_one_of_a_list_is_named(server: RunningServer) -> None:
     with (
         Client(server.grpc, in_flight=2) as client,
-        pytest.raises(InvalidRequestError, match="list item 3: .*not an image of a supported"),
+        pytest.raises(
+            InvalidRequestError, match="^image 4 of the list: not an image of a supported"
+        ),
     ):
         client.detect([PHOTO, PHOTO, PHOTO, b"hello", PHOTO])
 
