@@ -1,21 +1,23 @@
-"""Reading a YOLOv5 `.pt` without running anything that is in it."""
+"""Reading a YOLOv5 `.pt`: the network in it, checked before anything is computed with it."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
-import pickle
-import re
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from . import layers
+from ._archive import read_archive
 from ._errors import BuildError
+
+# Of one layer's output for a 640-pixel image: 16 times what the largest official network has.
+MAX_LAYER_VALUES = 1 << 27
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,49 +38,32 @@ class Checkpoint:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint that YOLOv5's trainer wrote.
-
-    The file is a pickle of live objects. torch's restricted unpickler creates tensors and the
-    classes listed in `layers.LAYERS`, nothing else; any other name in the file is refused.
+    """Read a checkpoint that YOLOv5's trainer wrote, without running anything that is in it.
 
     Raises:
-        BuildError: not a checkpoint, or one that names something unknown.
+        BuildError: not a checkpoint, one that names something unknown, or one whose network does
+            not hold together.
     """
+    network = _network(path.name, read_archive(path))
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise BuildError(f"{path.name} cannot be read: {error.strerror}.") from None
-    network = _network(path.name, _unpickle(path))
-    head = network.model[-1]
-    if not isinstance(head, layers.Detect):
-        raise BuildError(f"{path.name} does not end in a detection head but in {head}.")
-    names = _names(path.name, network.names, head.nc)
-    network.float().eval()
-    _fuse(network)
-    return Checkpoint(
-        network=network,
-        names=names,
-        stride=int(head.stride.max()),
-        sha256=hashlib.sha256(data).hexdigest(),
-    )
-
-
-def _unpickle(path: Path) -> object:
-    allowed: list[Any] = [(cls, name) for name, cls in layers.LAYERS.items()]
-    allowed += [set, (set, "__builtin__.set")]
-    try:
-        with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if named:
-            raise BuildError(
-                f"{path.name} names {named[1]!r}, which is not among the layers that are supported."
-            ) from None
-        raise BuildError(f"{path.name} is not a YOLOv5 checkpoint, or is damaged.") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError):
-        raise BuildError(f"{path.name} is not a YOLOv5 checkpoint, or is damaged.") from None
+        head = network.model[-1]
+        if not isinstance(head, layers.Detect):
+            raise BuildError(f"{path.name} does not end in a detection head.")
+        names = _names(path.name, network.names, head.nc)
+        stride = _stride(head.stride)
+        # Tensors may share memory in the file, but not so that they need more than it holds.
+        tensors = [*network.parameters(), *network.buffers()]
+        if sum(tensor.numel() for tensor in tensors) > path.stat().st_size:
+            raise ValueError("more values than bytes")
+        _dry_run(network, stride, 5 + len(names))
+        network.float().eval()
+        _fuse(network)
+    except BuildError:
+        raise
+    except Exception:  # attributes that are missing, of another kind, or that contradict each other
+        raise BuildError(f"{path.name} is damaged: its network cannot be run.") from None
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Checkpoint(network=network, names=names, stride=stride, sha256=sha256)
 
 
 def _network(name: str, checkpoint: object) -> layers.DetectionModel:
@@ -100,6 +85,30 @@ def _names(name: str, names: object, classes: int) -> tuple[str, ...]:
     if len(names) != classes:
         raise BuildError(f"{name} has {classes} classes but {len(names)} class names.")
     return tuple(names)
+
+
+def _stride(strides: Tensor) -> int:
+    stride = float(strides.max())
+    if not 1 <= stride <= 1024 or stride != int(stride):
+        raise ValueError(stride)
+    return int(stride)
+
+
+def _dry_run(network: layers.DetectionModel, stride: int, columns: int) -> None:
+    """Work out every layer's shape, on a device that has no memory, before one is computed."""
+    sketch = copy.deepcopy(network).to("meta").float().eval()
+
+    def check(layer: nn.Module, inputs: Any, output: Any) -> None:
+        if output.numel() > MAX_LAYER_VALUES:
+            raise ValueError("a layer is too large")
+
+    for layer in sketch.modules():
+        layer.register_forward_hook(check)
+    side = max(stride, 640 // stride * stride)
+    with torch.no_grad():
+        rows = sketch(torch.zeros(1, 3, side, side, device="meta"))
+    if rows.ndim != 3 or rows.shape[2] != columns:
+        raise ValueError("the head answers in another shape")
 
 
 def _fuse(network: nn.Module) -> None:

@@ -67,6 +67,35 @@ class SPPF(nn.Module):
         return cast(Tensor, self.cv2(torch.cat(stages, 1)))
 
 
+class SPP(nn.Module):
+    """Spatial pyramid pooling, up to release 5.0: max-pools of several sizes side by side."""
+
+    cv1: Conv
+    cv2: Conv
+    m: nn.ModuleList
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.cv1(x)
+        return cast(Tensor, self.cv2(torch.cat([x, *(pool(x) for pool in self.m)], 1)))
+
+
+class Focus(nn.Module):
+    """The stem up to release 5.0: every 2x2 square of pixels becomes one pixel of 4 times the
+    channels, first along the height, then along the width."""
+
+    conv: Conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [x[..., row::2, column::2] for column in (0, 1) for row in (0, 1)]
+        return cast(Tensor, self.conv(torch.cat(parts, 1)))
+
+
+class Upsample(nn.Upsample):
+    """torch's, for checkpoints older than its attribute `recompute_scale_factor`."""
+
+    recompute_scale_factor: bool | None = None
+
+
 class Concat(nn.Module):
     """Concatenation of several layers' outputs along dimension `d`."""
 
@@ -105,7 +134,9 @@ class Detect(nn.Module):
         stride = self.stride[level]
         anchors = (self.anchors[level] * stride).view(1, self.na, 1, 1, 2)
         y, x_ = torch.meshgrid(
-            torch.arange(rows, dtype=t.dtype), torch.arange(cols, dtype=t.dtype), indexing="ij"
+            torch.arange(rows, dtype=t.dtype, device=t.device),
+            torch.arange(cols, dtype=t.dtype, device=t.device),
+            indexing="ij",
         )
         grid = torch.stack((x_, y), 2).view(1, 1, rows, cols, 2) - 0.5
         boxes = torch.cat(((xy * 2 + grid) * stride, (wh * 2) ** 2 * anchors), 4)
@@ -133,17 +164,28 @@ class DetectionModel(nn.Module):
         return x
 
 
+def _without_constructor(cls: type[nn.Module]) -> type[nn.Module]:
+    """torch's layer for the unpickler; with its constructor a file could ask for any memory."""
+
+    def refuse(self: nn.Module, *arguments: object, **named: object) -> None:
+        raise TypeError("layers are filled in, not constructed")
+
+    return type(cls.__name__, (cls,), {"__init__": refuse})
+
+
 LAYERS: dict[str, type[nn.Module]] = {
     "models.common.Bottleneck": Bottleneck,
     "models.common.C3": C3,
     "models.common.Concat": Concat,
     "models.common.Conv": Conv,
+    "models.common.Focus": Focus,
+    "models.common.SPP": SPP,
     "models.common.SPPF": SPPF,
     "models.yolo.Detect": Detect,
     "models.yolo.DetectionModel": DetectionModel,
     "models.yolo.Model": DetectionModel,
     **{
-        f"{cls.__module__}.{cls.__name__}": cls
+        f"{cls.__module__}.{cls.__name__}": _without_constructor(cls)
         for cls in (
             nn.BatchNorm2d,
             nn.Conv2d,
@@ -152,7 +194,7 @@ LAYERS: dict[str, type[nn.Module]] = {
             nn.ModuleList,
             nn.Sequential,
             nn.SiLU,
-            nn.Upsample,
         )
     },
+    "torch.nn.modules.upsampling.Upsample": _without_constructor(Upsample),
 }

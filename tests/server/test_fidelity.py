@@ -52,10 +52,11 @@ def test_whole_blood_cell_test_split(server: RunningServer) -> None:
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the COCO photos and weights are not at hand")
-def test_coco_photos(tmp_path: Path) -> None:
-    repository = make_repository(tmp_path, SHARED / "weights" / "yolov5n_v7.0.pt")
+@pytest.mark.parametrize("weights", ["yolov5n_v7.0", "yolov5s_v5.0"])
+def test_coco_photos(tmp_path: Path, weights: str) -> None:
+    repository = make_repository(tmp_path, SHARED / "weights" / f"{weights}.pt")
     photos = [*(SHARED / "coco" / "images").iterdir(), *(SHARED / "photos").iterdir()]
     with running_server(f"--repository={repository}") as coco:
-        result = difference(coco, photos, SHARED / "reference" / "yolov5n_v7.0_square.json")
+        result = difference(coco, photos, SHARED / "reference" / f"{weights}_square.json")
     assert result.images == 73
     assert_faithful(result)
