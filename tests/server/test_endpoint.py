@@ -40,9 +40,10 @@ def get_json(url: str) -> Any:
         return json.load(answer)
 
 
-def ask_http_binary(server: RunningServer, image: bytes) -> Outputs:
+def ask_http_binary(server: RunningServer, image: bytes, **parameters: Any) -> Outputs:
     with http.InferenceServerClient(server.http.removeprefix("http://")) as client:
-        result = client.infer("yolov5_ensemble", [image_tensor(http, [image])])
+        tensor = image_tensor(http, [image])
+        result = client.infer("yolov5_ensemble", [tensor], parameters=parameters)
         names = [output["name"] for output in result.get_response()["outputs"]]
         return {name: result.as_numpy(name) for name in names}
 
@@ -102,8 +103,7 @@ def test_every_way_to_ask_gives_the_same_answer(server: RunningServer, conf_thre
     uri = f"data:image/jpeg;base64,{text}"
     assert_same(expected, ask_http_json(server, uri, conf_thres=conf_thres))
     assert_same(expected, ask_generate(server, text, conf_thres=conf_thres))
-    if conf_thres == 0.25:  # the default, for a form that carries no parameters
-        assert_same(expected, ask_http_binary(server, image))
+    assert_same(expected, ask_http_binary(server, image, conf_thres=conf_thres))
 
 
 def test_headers_are_parameters_in_any_letter_case(server: RunningServer) -> None:
