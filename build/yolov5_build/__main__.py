@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from . import BuildError, export_onnx, install_onnx, load_checkpoint
-from ._names import WEIGHTS_FILE
+from ._names import LETTERBOX_MODES, WEIGHTS_FILE
 
 _ROOT = Path(__file__).parents[2]
 BUNDLED = _ROOT / "examples" / "bccd" / "best.pt"
@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--imgsz", type=int, default=640, help="input side in pixels (%(default)s)")
     parser.add_argument(
-        "--letterbox", choices=("square", "stretch"), default="square", help="(%(default)s)"
+        "--letterbox", choices=LETTERBOX_MODES, default=LETTERBOX_MODES[0], help="(%(default)s)"
     )
     parser.add_argument(
         "--repository", type=Path, default=REPOSITORY, help="the model repository to install into"

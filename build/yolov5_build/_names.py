@@ -5,3 +5,4 @@ INPUT = "images"
 OUTPUT = "output0"
 LABELS_FILE = "labels.txt"
 WEIGHTS_FILE = "model.onnx"
+LETTERBOX_MODES = ("square", "stretch")  # those that preprocess has

@@ -12,7 +12,7 @@ from typing import Any
 from ._client import Client
 from ._detections import Detections
 from ._errors import InvalidRequestError, YoloClientError
-from ._sources import find_images
+from ._sources import SUFFIXES, find_images
 
 # Exit statuses; argparse itself ends with 2 on unusable arguments.
 OK, SOME_IMAGES_FAILED, USAGE, NO_SERVER = 0, 1, 2, 3
@@ -76,18 +76,18 @@ def _detect(options: argparse.Namespace) -> int:
             started = time.perf_counter()
             try:
                 detections = client.detect(path, **parameters)
+                milliseconds = (time.perf_counter() - started) * 1000
+                results.save(path, detections)
             except (InvalidRequestError, OSError) as error:
                 print(f"error: {path}: {error}", file=sys.stderr)
                 failed.append(path)
                 continue
-            milliseconds = (time.perf_counter() - started) * 1000
             height, width = detections.image_size
             print(
                 f"image {number}/{len(images)} {path}: {height}x{width}"
                 f" {detections.summary()}, {milliseconds:.1f}ms",
                 flush=True,
             )
-            results.save(path, detections)
     results.report()
     if failed:
         print(f"error: {len(failed)} of {len(images)} images failed.", file=sys.stderr)
@@ -130,7 +130,8 @@ class _Results:
         stem = self._unique(image.stem)
         if self._draw:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._draw(image, detections, self._folder / f"{stem}{image.suffix or '.jpg'}")
+            suffix = image.suffix if image.suffix.lower() in SUFFIXES else ".jpg"
+            self._draw(image, detections, self._folder / f"{stem}{suffix}")
         if self._text:
             labels = self._folder / "labels"
             labels.mkdir(parents=True, exist_ok=True)

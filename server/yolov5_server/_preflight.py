@@ -61,7 +61,7 @@ def read_network_config(repository: Path) -> model_config_pb2.ModelConfig:
         text_format.Parse((folder / "config.pbtxt").read_text("utf-8"), config)
     except text_format.ParseError as error:
         raise StartError(f"{repository.name}/yolov5/config.pbtxt is not valid: {error}.") from None
-    weights = config.default_model_filename
+    weights = config.default_model_filename or "model.onnx"
     if not any((version / weights).is_file() for version in folder.glob("[0-9]*")):
         raise StartError(f"{repository.name}/yolov5 holds no {weights}; `make model` installs one.")
     return config
@@ -88,7 +88,7 @@ def python_library_folder() -> str | None:
         A folder for its search path, or None where the system's own search finds it.
 
     Raises:
-        StartError: this Python has no shared library, or Triton has no stub for its version.
+        StartError: this Python has no shared library.
     """
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     library = f"libpython{version}.so.1.0"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import shutil
 from pathlib import Path
 
@@ -94,6 +95,20 @@ def test_the_command(
     assert main([*arguments[:1], str(PHOTO), *arguments[3:], "--nosave"]) == 0
     assert (tmp_path / "runs" / "exp2" / "labels").is_dir(), "a second run has its own folder"
     assert not list((tmp_path / "runs" / "exp2").glob("*.jpg"))
+
+
+def test_a_picture_that_cannot_be_drawn_fails_alone(
+    server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, odd = tmp_path / "photo.b64", tmp_path / "photo.upload"
+    text.write_bytes(base64.b64encode(PHOTO.read_bytes()))  # for the server an image all the same
+    odd.write_bytes(PHOTO.read_bytes())
+    arguments = ["detect", str(text), str(odd), "--server", server.grpc]
+    assert main([*arguments, "--project", str(tmp_path / "runs")]) == 1
+    captured = capsys.readouterr()
+    assert f"error: {text}: {text} cannot be decoded for drawing" in captured.err
+    assert f"image 2/2 {odd}: 480x640 1 WBC" in captured.out
+    assert [path.name for path in (tmp_path / "runs" / "exp").iterdir()] == ["photo-2.jpg"]
 
 
 def test_exif_orientation_counts_for_the_boxes(server: RunningServer) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import string
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,12 +10,22 @@ from parameters import NAMES, ParameterError, Parameters, parse_parameters
 LABELS = ("person", "bus", "fire hydrant")
 
 
-def parse(given: dict[str, Any], defaults: Parameters | None = None) -> Parameters:
-    return parse_parameters(given, LABELS, defaults or Parameters())
+DEFAULTS = Parameters(
+    conf_thres=0.25,
+    iou_thres=0.45,
+    max_det=300,
+    classes=frozenset(),
+    agnostic_nms=False,
+    multi_label=False,
+)
+
+
+def parse(given: dict[str, Any], defaults: Parameters = DEFAULTS) -> Parameters:
+    return parse_parameters(given, LABELS, defaults)
 
 
 def test_nothing_given_is_the_defaults() -> None:
-    defaults = Parameters(conf_thres=0.1, classes=frozenset({1}))
+    defaults = replace(DEFAULTS, conf_thres=0.1, classes=frozenset({1}))
     assert parse({}, defaults) == defaults
 
 
@@ -89,12 +100,12 @@ def test_tritons_own_parameters_are_let_through() -> None:
         "binary_data_output",
         "triton_final_response",
     ):
-        assert parse({name: 1}) == Parameters()
+        assert parse({name: 1}) == DEFAULTS
 
 
 def test_rows_of_the_tensors() -> None:
     parsed = parse({"max_det": 7, "classes": "bus", "multi_label": True})
     assert parsed.as_row() == (0.25, 0.45, 7, False, True)
     assert parsed.class_filter(3) == [False, True, False]
-    assert Parameters().class_filter(2) == [True, True]
+    assert DEFAULTS.class_filter(2) == [True, True]
     assert tuple(Parameters.__dataclass_fields__) == NAMES

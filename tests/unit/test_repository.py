@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import ast
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import served_model
 import settings
 from google.protobuf import text_format
 from parameters import NAMES
@@ -99,13 +101,23 @@ def test_the_build_tool_and_the_ensemble_agree() -> None:
     assert list(step.output_map) == [build_names.OUTPUT]
 
 
+def test_the_build_tool_offers_the_letterbox_modes_that_there_are() -> None:
+    assert build_names.LETTERBOX_MODES == served_model.LETTERBOX_MODES
+
+
 def test_every_default_is_in_the_configuration() -> None:
     config = read_config("preprocess")
     given = {name: value.string_value for name, value in config.parameters.items()}
     # All classes is the default of `classes`, and has no text.
     assert set(NAMES) - set(given) == {"classes"}
-    read = settings.read_settings(given, ("a",))
-    assert read.defaults == type(read.defaults)()
+    assert asdict(settings.read_settings(given, ("a",)).defaults) == {
+        "conf_thres": 0.25,
+        "iou_thres": 0.45,
+        "max_det": 300,
+        "classes": frozenset(),
+        "agnostic_nms": False,
+        "multi_label": False,
+    }
 
 
 def test_only_triton_glue_is_free_of_types() -> None:

@@ -71,7 +71,16 @@ def test_a_missing_file_is_named(repository: Path, file: str) -> None:
     shutil.rmtree(repository / "yolov5")
 
 
-SETTINGS = {"max_image_bytes": "1000", "max_image_pixels": "2000", "threads": "3"}
+SETTINGS = {
+    "conf_thres": "0.25",
+    "iou_thres": "0.45",
+    "max_det": "300",
+    "agnostic_nms": "false",
+    "multi_label": "false",
+    "max_image_bytes": "1000",
+    "max_image_pixels": "2000",
+    "threads": "3",
+}
 
 
 def test_settings() -> None:
@@ -82,6 +91,12 @@ def test_settings() -> None:
     assert settings.defaults.classes == {1}
     assert settings.defaults.iou_thres == 0.45
     assert read_settings({**SETTINGS, "threads": "0"}, ("car",)).threads >= 1
+
+
+def test_a_default_that_is_missing() -> None:
+    given = {name: value for name, value in SETTINGS.items() if name != "iou_thres"}
+    with pytest.raises(ParameterError, match="iou_thres has no default"):
+        read_settings(given, ("car",))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 # What Triton itself puts among the parameters, or reads from them.
 _RESERVED = re.compile(
@@ -34,12 +35,12 @@ class Parameters:
         classes: indices of the classes to report; empty for all.
     """
 
-    conf_thres: float = 0.25
-    iou_thres: float = 0.45
-    max_det: int = 300
-    classes: frozenset[int] = field(default_factory=frozenset)
-    agnostic_nms: bool = False
-    multi_label: bool = False
+    conf_thres: float
+    iou_thres: float
+    max_det: int
+    classes: frozenset[int]
+    agnostic_nms: bool
+    multi_label: bool
 
     def as_row(self) -> tuple[float, ...]:
         """The five numbers in the order of the tensor `nms`."""
@@ -69,6 +70,23 @@ def parse_parameters(
     Raises:
         ParameterError: an unknown name, a wrong kind, a value out of range, one given twice.
     """
+    return replace(defaults, **_read(given, names))
+
+
+def read_defaults(given: Mapping[str, object], names: Sequence[str]) -> Parameters:
+    """Read the configuration's defaults: all of them but `classes`, which may be left out for all.
+
+    Raises:
+        ParameterError: as above, or one is missing.
+    """
+    values = {"classes": frozenset(), **_read(given, names)}
+    for name in NAMES:
+        if name not in values:
+            raise ParameterError(f"{name} has no default; allowed: one for each parameter")
+    return Parameters(**values)
+
+
+def _read(given: Mapping[str, object], names: Sequence[str]) -> dict[str, Any]:
     values: dict[str, object] = {}
     for key, value in given.items():
         if _RESERVED.fullmatch(key):
@@ -83,7 +101,7 @@ def parse_parameters(
         if name in values:
             raise ParameterError(f"parameter '{name}' is given twice; allowed: once")
         values[name] = reader(name, value, names)
-    return replace(defaults, **values)  # type: ignore[arg-type]
+    return values
 
 
 def _quoted(value: object) -> str:

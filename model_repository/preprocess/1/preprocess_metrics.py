@@ -6,7 +6,7 @@ from typing import Any
 
 from decode import REASONS
 
-# Seconds. Small photos take a millisecond or two, the largest allowed ones over a second.
+# Seconds, from small photos to the largest that are allowed.
 _BUCKETS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from decode import ImageLimits
-from parameters import NAMES, Parameters, parse_parameters
+from parameters import NAMES, Parameters, read_defaults
 
 
 class SettingsError(ValueError):
@@ -41,9 +41,7 @@ def read_settings(config: Mapping[str, str], names: Sequence[str]) -> Settings:
     if unknown:
         raise SettingsError(f"setting '{min(unknown)}' is unknown")
     return Settings(
-        defaults=parse_parameters(
-            {name: config[name] for name in NAMES if name in config}, names, Parameters()
-        ),
+        defaults=read_defaults({name: config[name] for name in NAMES if name in config}, names),
         limits=ImageLimits(
             bytes=_whole(config, "max_image_bytes", 1, 1 << 30),
             # OpenCV's own bound; its sides end at 2**20.
