@@ -1,8 +1,8 @@
 """The file format of a checkpoint: a zip with a pickle and one raw member for each tensor's memory.
 
 A pickle is a program. This one is run by an unpickler that knows an explicit list of names, refuses
-every other, and checks every tensor against the bytes that are really there, so that a file can ask
-neither for code nor for memory that it does not bring along.
+every other, minds what each instruction acts on, and checks every tensor against the bytes that are
+really there, so that a file can ask neither for code nor for memory that it does not bring along.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ import pickle
 import pickletools
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from . import layers
 from ._errors import BuildError
-from ._stand_ins import STAND_INS
+from ._stand_ins import STAND_INS, Ignored, load_type
 
 # The largest official one (yolov5x6) has 283 MB; the pickle of the bundled one has 85 kB.
 MAX_FILE_BYTES = 2 << 30
@@ -33,11 +34,11 @@ _OPCODES = frozenset(
     opcode
     for line in (
         "PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE",
-        "BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE SHORT_BINBYTES",
+        "BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE SHORT_BINBYTES BINBYTES",
         "EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS LIST",
         "EMPTY_DICT DICT SETITEM SETITEMS EMPTY_SET ADDITEMS FROZENSET",
         "BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET BINPERSID",
-        "GLOBAL STACK_GLOBAL REDUCE NEWOBJ NEWOBJ_EX BUILD",
+        "GLOBAL STACK_GLOBAL REDUCE NEWOBJ BUILD",
     )
     for opcode in line.split()
 )
@@ -53,6 +54,25 @@ _DTYPES = {
     "torch.CharStorage": torch.int8,
     "torch.ByteStorage": torch.uint8,
     "torch.BoolStorage": torch.bool,
+}
+
+
+# How files begin that are taken for a checkpoint, and what is the matter with them.
+_BEGINNINGS = {
+    b"version https://git-lfs": (
+        "is not a YOLOv5 checkpoint but a Git LFS pointer to one; `git lfs pull` fetches the file"
+    ),
+    b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.": (
+        "has the file format of PyTorch before 1.6; load it with a newer PyTorch and save it again"
+    ),
+}
+
+# Names that tell what the checkpoint is instead.
+_OTHER_KINDS = {
+    "models.common.Classify": "is a classifier, not a detection network",
+    "models.yolo.ClassificationModel": "is a classifier, not a detection network",
+    "models.yolo.Segment": "is a segmentation model, not a detection network",
+    "models.yolo.SegmentationModel": "is a segmentation model, not a detection network",
 }
 
 
@@ -73,12 +93,15 @@ def read_archive(path: Path) -> object:
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise BuildError(f"{path.name} is over the limit of {MAX_FILE_BYTES >> 20} MB.")
+        with path.open("rb") as file:
+            start = file.read(64)
+        for beginning, sentence in _BEGINNINGS.items():
+            if start.startswith(beginning):
+                raise BuildError(f"{path.name} {sentence}.")
         with zipfile.ZipFile(path) as archive:
-            return _read(archive)
+            return _read(archive, path)
     except UnknownNameError as error:
-        raise BuildError(
-            f"{path.name} names '{error}', which is not among the layers that are supported."
-        ) from None
+        raise BuildError(f"{path.name} {_refusal(str(error))}.") from None
     except OSError as error:
         raise BuildError(f"{path.name} cannot be read: {error.strerror or error}.") from None
     except BuildError:
@@ -87,12 +110,29 @@ def read_archive(path: Path) -> object:
         raise BuildError(f"{path.name} is not a YOLOv5 checkpoint, or is damaged.") from None
 
 
-def _read(archive: zipfile.ZipFile) -> object:
+def _refusal(name: str) -> str:
+    if name.startswith("ultralytics."):
+        return (
+            f"names '{name}', as YOLOv8 and later or YOLOv5u of the ultralytics package do; "
+            "only checkpoints of YOLOv5 v3.0 to v7.0 are supported"
+        )
+    return _OTHER_KINDS.get(
+        name.removeprefix("yolov5."),
+        f"names '{name}', which is not among the layers that are supported",
+    )
+
+
+def _read(archive: zipfile.ZipFile, path: Path) -> object:
     members = {info.filename: info for info in archive.infolist()}
     pickles = [name for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
         raise DamagedError("no pickle, or several")
     folder = pickles[0].removesuffix("data.pkl")
+    if f"{folder}constants.pkl" in members and any(n.startswith(f"{folder}code/") for n in members):
+        raise BuildError(
+            f"{path.name} is a TorchScript export; give the best.pt that it was made from, or an "
+            "ONNX export."
+        )
     for name, info in members.items():
         # torch stores its members as they are: one that is compressed is not torch's, and can
         # be a thousand times what it seems.
@@ -100,6 +140,8 @@ def _read(archive: zipfile.ZipFile) -> object:
             raise DamagedError("a compressed member")
         if not name.startswith(folder) or ".." in name.split("/"):
             raise DamagedError("a member outside the folder")
+    if sum(info.file_size for info in members.values()) > path.stat().st_size:
+        raise DamagedError("members that overlap")
     if members[pickles[0]].file_size > MAX_PICKLE_BYTES:
         raise DamagedError("a huge pickle")
     return _Unpickler(archive, folder).load()
@@ -110,7 +152,18 @@ class _StorageType:
     dtype: torch.dtype
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+    """Python's own in Python, since that in C lets a file call and change whatever it has made.
+
+    A layer is callable and a tensor has methods, with which a small file could ask for any memory.
+    Here only known functions are called, and only containers and empty objects are filled.
+    """
+
+    stack: list[Any]  # of pickle._Unpickler, as are these
+    metastack: list[list[Any]]
+    append: Callable[[Any], None]
+    dispatch: ClassVar[dict[int, Any]]
+
     def __init__(self, archive: zipfile.ZipFile, folder: str) -> None:
         data = archive.read(f"{folder}data.pkl")
         _check_opcodes(data)
@@ -118,17 +171,51 @@ class _Unpickler(pickle.Unpickler):
         self._archive = archive
         self._folder = folder
         self._storages: dict[str, Tensor] = {}
+        # Entries that may be copied from one container to another: each is in the pickle once.
+        self._copies = len(data)
 
     def find_class(self, module: str, name: str) -> Any:
-        known = _KNOWN.get(f"{module}.{name}")
+        # Protocol 2 has the module name of Python 2; a package of YOLOv5 puts its own in front.
+        plain = "builtins" if module == "__builtin__" else module.removeprefix("yolov5.")
+        known = _KNOWN.get(f"{plain}.{name}")
         if known is None:
             raise UnknownNameError(ascii(f"{module}.{name}")[1:-1])
         return known
 
+    def _count(self, *copied: Any) -> None:
+        sized = (list, tuple, dict, set, frozenset)
+        self._copies -= sum(len(one) for one in copied if isinstance(one, sized))
+        if self._copies < 0:
+            raise DamagedError("copies of copies")
+
+    def _reduce(self) -> None:
+        arguments, function = self.stack.pop(), self.stack.pop()
+        if not any(function is known for known in _CALLED):
+            raise DamagedError("a call of something else than a name")
+        self._count(arguments, *arguments)
+        self.append(function(*arguments))
+
+    def _new(self) -> None:
+        _, cls = self.stack.pop(), self.stack.pop()
+        if not issubclass(cls, (nn.Module, Ignored)):
+            raise DamagedError("an object of another kind")
+        self.append(cls.__new__(cls))
+
+    def _build(self) -> None:
+        state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, nn.Module):
+            self._count(state)
+            # A network that was saved after it was fused has other methods in place of these.
+            state.pop("forward", None)
+            target.__setstate__(state)  # type: ignore[no-untyped-call]
+        elif not isinstance(target, (Ignored, OrderedDict)):  # whose notes do not matter
+            raise DamagedError("an object of another kind")
+
     def persistent_load(self, pid: Any) -> Tensor:
         """The memory of a tensor, as a tensor of one dimension."""
         kind, storage_type, key, _, count = pid
-        if kind != "storage" or not isinstance(storage_type, _StorageType):
+        known = isinstance(storage_type, _StorageType) and isinstance(key, str)
+        if kind != "storage" or not known:
             raise DamagedError("an unknown kind of memory")
         if key not in self._storages:
             data = self._archive.read(f"{self._folder}data/{key}")
@@ -140,6 +227,38 @@ class _Unpickler(pickle.Unpickler):
                 else torch.empty(0, dtype=storage_type.dtype)
             )
         return self._storages[key]
+
+
+def _filling(opcode: int, kind: type, depth: int | None) -> Callable[[_Unpickler], None]:
+    """The instruction that fills a container of this kind, which lies `depth` deep on the stack,
+    or right below the mark."""
+    fill: Callable[[Any], None] = pickle._Unpickler.dispatch[opcode]
+
+    def checked(unpickler: _Unpickler) -> None:
+        target = unpickler.metastack[-1][-1] if depth is None else unpickler.stack[-depth]
+        if not isinstance(target, (kind, Ignored)):
+            raise DamagedError("an object that is no container")
+        fill(unpickler)
+
+    return checked
+
+
+_Unpickler.dispatch = {
+    **pickle._Unpickler.dispatch,
+    pickle.REDUCE[0]: _Unpickler._reduce,
+    pickle.NEWOBJ[0]: _Unpickler._new,
+    pickle.BUILD[0]: _Unpickler._build,
+    **{
+        opcode[0]: _filling(opcode[0], kind, depth)
+        for opcode, kind, depth in (
+            (pickle.APPEND, list, 2),
+            (pickle.SETITEM, dict, 3),
+            (pickle.APPENDS, list, None),
+            (pickle.SETITEMS, dict, None),
+            (pickle.ADDITEMS, set, None),
+        )
+    },
+}
 
 
 def _check_opcodes(data: bytes) -> None:
@@ -179,3 +298,5 @@ _KNOWN: dict[str, Any] = {
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _parameter,
 }
+
+_CALLED = (OrderedDict, tuple, list, dict, set, load_type, Ignored, _tensor, _parameter)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from . import layers
 from ._archive import read_archive
 from ._errors import BuildError
 
-# Of one layer's output for a 640-pixel image: 16 times what the largest official network has.
-MAX_LAYER_VALUES = 1 << 27
+# Of one layer's output for a 640-pixel image: enough for attention with 4 heads over a map of
+# stride 8, and 32 times what the largest official network has.
+MAX_LAYER_VALUES = 1 << 28
+MAX_LAYER_CALLS = 1 << 14  # a layer may stand in several places, and be run in each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +47,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
         BuildError: not a checkpoint, one that names something unknown, or one whose network does
             not hold together.
     """
-    network = _network(path.name, read_archive(path))
+    return checkpoint_of(path, _network(path.name, read_archive(path)))
+
+
+def checkpoint_of(path: Path, network: layers.DetectionModel) -> Checkpoint:
+    """Check the network that was read from this file, and make it ready.
+
+    Raises:
+        BuildError: it does not hold together.
+    """
     try:
         head = network.model[-1]
         if not isinstance(head, layers.Detect):
@@ -55,7 +66,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         tensors = [*network.parameters(), *network.buffers()]
         if sum(tensor.numel() for tensor in tensors) > path.stat().st_size:
             raise ValueError("more values than bytes")
-        _dry_run(network, stride, 5 + len(names))
+        _dry_run(path.name, network, stride, 5 + len(names))
         network.float().eval()
         _fuse(network)
     except BuildError:
@@ -67,13 +78,34 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def _network(name: str, checkpoint: object) -> layers.DetectionModel:
-    """The averaged weights (`ema`) where the file has them, else the last ones (`model`)."""
-    if isinstance(checkpoint, dict):
-        for key in ("ema", "model"):
-            if isinstance(checkpoint.get(key), layers.DetectionModel):
-                network: layers.DetectionModel = checkpoint[key]
-                return network
+    """The averaged weights (`ema`) where the file has them, else the last ones (`model`), or what
+    was saved without a dict around it."""
+    parts = checkpoint if isinstance(checkpoint, dict) else {"model": checkpoint}
+    for key in ("ema", "model"):
+        network = _unwrapped(parts.get(key))
+        if isinstance(network, layers.DetectionModel):
+            return network
+    if any(_is_weights(part) for part in (parts, *parts.values())):
+        raise BuildError(
+            f"{name} holds weights without the network around them; give the checkpoint that "
+            "YOLOv5's train.py wrote."
+        )
     raise BuildError(f"{name} holds no YOLOv5 detection network.")
+
+
+def _unwrapped(network: object) -> object:
+    if isinstance(network, tuple) and network:  # before v5.0 the averaged ones, and their number
+        network = network[0]
+    for _ in range(4):
+        if isinstance(network, layers.Wrapper):
+            network = getattr(network, "model", None) or getattr(network, "module", None)
+    return network
+
+
+def _is_weights(part: object) -> bool:
+    return (
+        isinstance(part, dict) and bool(part) and all(isinstance(v, Tensor) for v in part.values())
+    )
 
 
 def _names(name: str, names: object, classes: int) -> tuple[str, ...]:
@@ -94,13 +126,20 @@ def _stride(strides: Tensor) -> int:
     return int(stride)
 
 
-def _dry_run(network: layers.DetectionModel, stride: int, columns: int) -> None:
+def _dry_run(name: str, network: layers.DetectionModel, stride: int, columns: int) -> None:
     """Work out every layer's shape, on a device that has no memory, before one is computed."""
     sketch = copy.deepcopy(network).to("meta").float().eval()
+    calls = itertools.count()
 
     def check(layer: nn.Module, inputs: Any, output: Any) -> None:
-        if output.numel() > MAX_LAYER_VALUES:
-            raise ValueError("a layer is too large")
+        if next(calls) > MAX_LAYER_CALLS:
+            raise ValueError("layers within layers")
+        for tensor in output if isinstance(output, tuple) else (output,):
+            if tensor.numel() > MAX_LAYER_VALUES:
+                raise BuildError(
+                    f"{name} has a layer that makes {tensor.numel()} values of a 640-pixel image, "
+                    f"and at most {MAX_LAYER_VALUES} are allowed."
+                )
 
     for layer in sketch.modules():
         layer.register_forward_hook(check)
@@ -112,8 +151,16 @@ def _dry_run(network: layers.DetectionModel, stride: int, columns: int) -> None:
 
 
 def _fuse(network: nn.Module) -> None:
-    for module in network.modules():
-        bn = getattr(module, "bn", None)
-        if isinstance(module, layers.Conv) and isinstance(bn, nn.BatchNorm2d):
-            module.conv = fuse_conv_bn_eval(module.conv, bn)
-            del module.bn
+    """Fold the batch norms into the convolutions before them; those of other layers stay."""
+    pairs = [
+        (module, bn)
+        for module in network.modules()
+        if isinstance(module, layers.Conv)
+        and isinstance(bn := getattr(module, "bn", None), nn.BatchNorm2d)
+    ]
+    # Each gets weights of its own, so that a file with one for all could ask for any memory.
+    if len({id(module.conv.weight) for module, _ in pairs}) < len(pairs):
+        raise ValueError("convolutions that share their weights")
+    for module, bn in pairs:
+        module.conv = fuse_conv_bn_eval(module.conv, bn)
+        del module.bn

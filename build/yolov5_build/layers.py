@@ -2,8 +2,8 @@
 
 A checkpoint holds the whole module tree, every layer with its trained attributes. None of these
 classes therefore has a constructor: the unpickler creates the object and fills in its state, and
-only `forward` is defined here. Names and attributes are those of the file format; `LAYERS` maps
-the names in the file to the classes here, and is the list to extend for further releases.
+only `forward` is defined here. Names and attributes are those of the file format, YOLOv5 v3.0 to
+v7.0; `LAYERS` maps the names in the file to the classes here.
 
 Shapes are NCHW throughout.
 """
@@ -47,10 +47,79 @@ class C3(nn.Module):
     cv1: Conv
     cv2: Conv
     cv3: Conv
-    m: nn.Sequential
+    m: nn.Module
 
     def forward(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.cv3(torch.cat((self.m(self.cv1(x)), self.cv2(x)), 1)))
+
+
+class BottleneckCSP(nn.Module):
+    """The form of `C3` up to release 3.1: plain convolutions, and one batch norm over both ways."""
+
+    cv1: Conv
+    cv2: nn.Conv2d
+    cv3: nn.Conv2d
+    cv4: Conv
+    bn: nn.BatchNorm2d
+    act: nn.Module
+    m: nn.Sequential
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = torch.cat((self.cv3(self.m(self.cv1(x))), self.cv2(x)), 1)
+        return cast(Tensor, self.cv4(self.act(self.bn(both))))
+
+
+class TransformerLayer(nn.Module):
+    """Self-attention, then two linear maps, each added to its input; [N, B, C] in and out."""
+
+    q: nn.Linear
+    k: nn.Linear
+    v: nn.Linear
+    ma: nn.MultiheadAttention
+    fc1: nn.Linear
+    fc2: nn.Linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Every head's weights are asked for so that they can be counted before they are computed.
+        attended, _ = self.ma(self.q(x), self.k(x), self.v(x), average_attn_weights=False)
+        x = x + attended
+        return x + cast(Tensor, self.fc2(self.fc1(x)))
+
+
+class TransformerBlock(nn.Module):
+    """Transformer layers over a map's pixels, with a linear map of each as its position."""
+
+    conv: Conv | None  # where the number of channels changes
+    linear: nn.Linear
+    tr: nn.Sequential
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.conv is not None:
+            x = self.conv(x)
+        pixels = x.flatten(2).permute(2, 0, 1)
+        pixels = cast(Tensor, self.tr(pixels + self.linear(pixels)))
+        return pixels.permute(1, 2, 0).reshape(x.shape)
+
+
+class GhostConv(nn.Module):
+    """A convolution, and beside its output a cheap convolution of it."""
+
+    cv1: Conv
+    cv2: Conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.cv1(x)
+        return torch.cat((x, self.cv2(x)), 1)
+
+
+class GhostBottleneck(nn.Module):
+    """A chain of ghost convolutions, added to a shortcut."""
+
+    conv: nn.Sequential
+    shortcut: nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.conv(x) + self.shortcut(x))
 
 
 class SPPF(nn.Module):
@@ -90,10 +159,44 @@ class Focus(nn.Module):
         return cast(Tensor, self.conv(torch.cat(parts, 1)))
 
 
-class Upsample(nn.Upsample):
-    """torch's, for checkpoints older than its attribute `recompute_scale_factor`."""
+class Contract(nn.Module):
+    """Every `gain` x `gain` square of pixels becomes one pixel: C channels for its first place,
+    then C for the next, row by row."""
 
-    recompute_scale_factor: bool | None = None
+    gain: int
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Not `pixel_unshuffle`, which has another order, and exports with a fixed batch.
+        batch, channels, rows, columns = x.shape
+        g = self.gain
+        squares = x.view(batch, channels, rows // g, g, columns // g, g)
+        return squares.permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
+
+
+class Expand(nn.Module):
+    """The reverse of `Contract`."""
+
+    gain: int
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, rows, columns = x.shape
+        g = self.gain
+        squares = x.view(batch, g, g, channels // g**2, rows, columns)
+        return squares.permute(0, 3, 4, 1, 5, 2).flatten(4, 5).flatten(2, 3)
+
+
+class ZeroPad2d(nn.Module):
+    """Zeros around a map."""
+
+    padding: tuple[int, int, int, int]  # left, right, top, bottom
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Not torch's padding: ONNX Runtime 1.31 pads with minus infinity if a max-pool follows.
+        left, right, top, bottom = self.padding
+        before, after = (x.new_zeros(*x.shape[:3], width) for width in (left, right))
+        x = torch.cat((before, x, after), 3)
+        before, after = (x.new_zeros(*x.shape[:2], height, x.shape[3]) for height in (top, bottom))
+        return torch.cat((before, x, after), 2)
 
 
 class Concat(nn.Module):
@@ -103,6 +206,59 @@ class Concat(nn.Module):
 
     def forward(self, xs: list[Tensor]) -> Tensor:
         return torch.cat(xs, self.d)
+
+
+class Sum(nn.Module):
+    """The sum of several layers' outputs, all but the first times a trained weight in 0..2 where
+    `weight` says so."""
+
+    weight: bool
+    w: Tensor  # [n - 1], with `weight` only
+
+    def forward(self, xs: list[Tensor]) -> Tensor:
+        total, *others = xs
+        for index, x in enumerate(others):
+            total = total + (x * (2 * self.w[index].sigmoid()) if self.weight else x)
+        return total
+
+
+class FReLU(nn.Module):
+    """The larger of the input and a depthwise convolution of it."""
+
+    conv: nn.Conv2d
+    bn: nn.BatchNorm2d
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.maximum(x, self.bn(self.conv(x)))
+
+
+class AconC(nn.Module):
+    """A smooth maximum of p1 x and p2 x, with a trained `beta` as its sharpness."""
+
+    p1: Tensor  # [1, C, 1, 1]
+    p2: Tensor
+    beta: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _smooth_maximum(x, self.p1, self.p2, self.beta)
+
+
+class MetaAconC(nn.Module):
+    """As `AconC`, with a sharpness worked out from the mean of each channel."""
+
+    p1: Tensor  # [1, C, 1, 1]
+    p2: Tensor
+    fc1: nn.Conv2d
+    fc2: nn.Conv2d
+
+    def forward(self, x: Tensor) -> Tensor:
+        beta = self.fc2(self.fc1(x.mean((2, 3), keepdim=True))).sigmoid()
+        return _smooth_maximum(x, self.p1, self.p2, beta)
+
+
+def _smooth_maximum(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor) -> Tensor:
+    above = (p1 - p2) * x
+    return above * (beta * above).sigmoid() + p2 * x
 
 
 class Detect(nn.Module):
@@ -154,47 +310,110 @@ class DetectionModel(nn.Module):
         """RGB images [B, 3, H, W] in 0..1 -> rows [B, N, 5 + nc] in model pixels."""
         x: Tensor = images
         kept: list[Tensor | None] = []
+        save = set(self.save)
         for layer in self.model:
             source = cast("int | list[int]", layer.f)
             if isinstance(source, int):
                 x = layer(x if source == -1 else kept[source])
             else:
                 x = layer([x if j == -1 else kept[j] for j in source])
-            kept.append(x if layer.i in self.save else None)
+            kept.append(x if layer.i in save else None)
         return x
 
 
-def _without_constructor(cls: type[nn.Module]) -> type[nn.Module]:
-    """torch's layer for the unpickler; with its constructor a file could ask for any memory."""
+class Wrapper(nn.Module):
+    """Something around a network, which is its `model` or its `module`; it is taken off."""
+
+
+def _without_constructor(cls: type[nn.Module], **defaults: object) -> type[nn.Module]:
+    """torch's layer for the unpickler; with its constructor a file could ask for any memory.
+
+    `defaults` are attributes that checkpoints lack which are older than they are.
+    """
 
     def refuse(self: nn.Module, *arguments: object, **named: object) -> None:
         raise TypeError("layers are filled in, not constructed")
 
-    return type(cls.__name__, (cls,), {"__init__": refuse})
+    return type(cls.__name__, (cls,), {"__init__": refuse, **defaults})
 
+
+_TORCH = {
+    cls: _without_constructor(cls)
+    for cls in (
+        nn.AvgPool2d,
+        nn.BatchNorm2d,
+        nn.Conv2d,
+        nn.ConvTranspose2d,
+        nn.Dropout,
+        nn.ELU,
+        nn.Identity,
+        nn.LeakyReLU,
+        nn.Linear,
+        nn.MaxPool2d,
+        nn.ModuleList,
+        nn.PReLU,
+        nn.ReLU,
+        nn.ReLU6,
+        nn.Sequential,
+        nn.Sigmoid,
+        nn.Tanh,
+        nn.Upsample,
+    )
+} | {
+    nn.GELU: _without_constructor(nn.GELU, approximate="none"),
+    nn.Hardsigmoid: _without_constructor(nn.Hardsigmoid, inplace=False),
+    nn.Hardswish: _without_constructor(nn.Hardswish, inplace=False),
+    nn.Mish: _without_constructor(nn.Mish, inplace=False),
+    nn.MultiheadAttention: _without_constructor(nn.MultiheadAttention, batch_first=False),
+    nn.SiLU: _without_constructor(nn.SiLU, inplace=False),
+}
 
 LAYERS: dict[str, type[nn.Module]] = {
+    **{f"{cls.__module__}.{cls.__name__}": ours for cls, ours in _TORCH.items()},
+    "torch.nn.modules.padding.ZeroPad2d": ZeroPad2d,
+    "torch.nn.modules.linear.NonDynamicallyQuantizableLinear": _TORCH[nn.Linear],
+    "torch.nn.modules.linear._LinearWithBias": _TORCH[nn.Linear],
+    "torch.nn.parallel.data_parallel.DataParallel": Wrapper,
+    "torch.nn.parallel.distributed.DistributedDataParallel": Wrapper,
+    "models.common.AutoShape": Wrapper,
     "models.common.Bottleneck": Bottleneck,
+    "models.common.BottleneckCSP": BottleneckCSP,
     "models.common.C3": C3,
+    "models.common.C3Ghost": C3,
+    "models.common.C3SPP": C3,
+    "models.common.C3TR": C3,
+    "models.common.C3x": C3,
     "models.common.Concat": Concat,
+    "models.common.Contract": Contract,
     "models.common.Conv": Conv,
+    "models.common.CrossConv": Bottleneck,
+    "models.common.DWConv": Conv,
+    "models.common.DWConvTranspose2d": _TORCH[nn.ConvTranspose2d],
+    "models.common.DetectMultiBackend": Wrapper,
+    "models.common.Expand": Expand,
     "models.common.Focus": Focus,
+    "models.common.GhostBottleneck": GhostBottleneck,
+    "models.common.GhostConv": GhostConv,
     "models.common.SPP": SPP,
     "models.common.SPPF": SPPF,
+    "models.common.TransformerBlock": TransformerBlock,
+    "models.common.TransformerLayer": TransformerLayer,
+    "models.common.autoShape": Wrapper,
+    "models.experimental.C3": BottleneckCSP,  # v3.0 and v3.1: the name came to mean another form
+    "models.experimental.CrossConv": Bottleneck,
+    "models.experimental.GhostBottleneck": GhostBottleneck,
+    "models.experimental.GhostConv": GhostConv,
+    "models.experimental.Sum": Sum,
     "models.yolo.Detect": Detect,
     "models.yolo.DetectionModel": DetectionModel,
     "models.yolo.Model": DetectionModel,
-    **{
-        f"{cls.__module__}.{cls.__name__}": _without_constructor(cls)
-        for cls in (
-            nn.BatchNorm2d,
-            nn.Conv2d,
-            nn.Identity,
-            nn.MaxPool2d,
-            nn.ModuleList,
-            nn.Sequential,
-            nn.SiLU,
-        )
-    },
-    "torch.nn.modules.upsampling.Upsample": _without_constructor(Upsample),
+    "utils.activations.AconC": AconC,
+    "utils.activations.FReLU": FReLU,
+    "utils.activations.Hardswish": _TORCH[nn.Hardswish],
+    "utils.activations.MemoryEfficientMish": _TORCH[nn.Mish],
+    "utils.activations.MemoryEfficientSwish": _TORCH[nn.SiLU],
+    "utils.activations.MetaAconC": MetaAconC,
+    "utils.activations.Mish": _TORCH[nn.Mish],
+    "utils.activations.SiLU": _TORCH[nn.SiLU],
+    "utils.activations.Swish": _TORCH[nn.SiLU],
 }
