@@ -1,0 +1,258 @@
+"""Changes to an ONNX graph: order, names, types at its ends, and the batch baked into it."""
+
+from __future__ import annotations
+
+import graphlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import (
+    AttributeProto,
+    GraphProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    ValueInfoProto,
+    numpy_helper,
+)
+
+from ._names import INPUT, MODEL, OUTPUT
+
+
+class GraphError(Exception):
+    """The graph does not hold together."""
+
+
+def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
+    """The branches of an `If`, the body of a `Loop` or `Scan`."""
+    for attribute in node.attribute:
+        if attribute.type == AttributeProto.GRAPH:
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    """The nodes, and those of their subgraphs."""
+    for node in nodes:
+        yield node
+        for graph in subgraphs(node):
+            yield from all_nodes(graph.node)
+
+
+def keep(graph: GraphProto, outputs: Sequence[str]) -> None:
+    """Drop the nodes and initializers that `outputs` do not need, and sort the rest.
+
+    Raises:
+        GraphError: a value is made twice, or needs itself.
+    """
+    nodes = list(graph.node)
+    maker: dict[str, int] = {}
+    for index, node in enumerate(nodes):
+        for inner in subgraphs(node):
+            keep(inner, [output.name for output in inner.output])
+        for output in filter(None, node.output):
+            if maker.setdefault(output, index) != index:
+                raise GraphError(f"{output} is made twice")
+    reads = [_reads(node) for node in nodes]
+    needs: dict[int, set[int]] = {}
+    wanted = [maker[output] for output in outputs if output in maker]
+    while wanted:
+        index = wanted.pop()
+        if index not in needs:
+            needs[index] = {maker[value] for value in reads[index] if value in maker}
+            wanted.extend(needs[index])
+    try:
+        order = list(graphlib.TopologicalSorter(needs).static_order())
+    except graphlib.CycleError:
+        raise GraphError("a value needs itself") from None
+    used = set(outputs).union(*(reads[index] for index in order))
+    kept = GraphProto(
+        node=[nodes[index] for index in order],
+        initializer=[tensor for tensor in graph.initializer if tensor.name in used],
+    )
+    for field in ("node", "initializer"):
+        graph.ClearField(field)
+    graph.MergeFrom(kept)
+    graph.name = graph.name or MODEL  # onnx's checker wants every graph to have one
+
+
+def _reads(node: NodeProto) -> set[str]:
+    """The values a node needs, those that its subgraphs take from around it included."""
+    values = set(filter(None, node.input))
+    for graph in subgraphs(node):
+        own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+        own.update(output for inner in graph.node for output in inner.output)
+        read = {output.name for output in graph.output}.union(*map(_reads, graph.node))
+        values |= read - own
+    return values
+
+
+def rename(graph: GraphProto, names: Mapping[str, str]) -> None:
+    """Rename values wherever they occur, in subgraphs too."""
+    for value in _named(graph):
+        value.name = names.get(value.name, value.name)
+    for node in graph.node:
+        for values in (node.input, node.output):
+            values[:] = [names.get(value, value) for value in values]
+        for inner in subgraphs(node):
+            rename(inner, names)
+
+
+def _named(graph: GraphProto) -> list[ValueInfoProto | TensorProto]:
+    return [*graph.input, *graph.output, *graph.initializer]
+
+
+def _fresh(graph: GraphProto, name: str) -> str:
+    """The name, or one like it that no value of the graph has."""
+    taken = {value.name for value in _named(graph)}
+    for node in all_nodes(graph.node):
+        taken.update(node.input, node.output)
+        for inner in subgraphs(node):
+            taken.update(value.name for value in _named(inner))
+    while name in taken:
+        name += "_"
+    return name
+
+
+@dataclass(frozen=True, kw_only=True)
+class End:
+    """Where a graph begins or ends: a value, its ONNX data type, and the shape to declare, texts
+    being names of open dimensions."""
+
+    name: str
+    type: int
+    shape: Sequence[int | str]
+
+
+def set_ends(model: ModelProto, image: End, rows: End) -> None:
+    """Make `image` the one input, `images`, and `rows` the one output, `output0`, both float32.
+
+    What the output does not need is dropped, and so are the shapes of the values in between.
+    """
+    graph = model.graph
+    keep(graph, [rows.name])
+    for field in ("input", "output", "value_info", "quantization_annotation"):
+        graph.ClearField(field)
+    names = {end: _fresh(graph, f"{end}_") for end in (INPUT, OUTPUT)}
+    rename(graph, names)
+    rename(
+        graph, {names.get(image.name, image.name): INPUT, names.get(rows.name, rows.name): OUTPUT}
+    )
+    if image.type != TensorProto.FLOAT:
+        inner = _fresh(graph, f"{INPUT}_cast")
+        rename(graph, {INPUT: inner})
+        cast = onnx.helper.make_node("Cast", [INPUT], [inner], to=image.type)
+        graph.node.insert(0, cast)
+    if rows.type != TensorProto.FLOAT:
+        inner = _fresh(graph, f"{OUTPUT}_cast")
+        rename(graph, {OUTPUT: inner})
+        graph.node.append(onnx.helper.make_node("Cast", [inner], [OUTPUT], to=TensorProto.FLOAT))
+    for values, name, end in ((graph.input, INPUT, image), (graph.output, OUTPUT, rows)):
+        values.append(onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, end.shape))
+
+
+def free_batch(model: ModelProto, batch: int) -> None:
+    """Take a baked-in number of images out of the constant shapes of a graph made by `set_ends`.
+
+    Right for graphs whose values keep the images apart along their first dimension, which is for
+    the caller to verify.
+    """
+    shapes = _shapes(model, batch)
+    constants = _integers(model.graph)
+    images = {INPUT}
+    for node in model.graph.node:
+        made_of_images = not images.isdisjoint(node.input) and node.op_type not in ("Shape", "Size")
+        if made_of_images:
+            images.update(node.output)
+        if node.op_type == "Expand" and batch != 1:
+            if len(constants.get(node.input[1], ())) >= 4:  # else it may be a grid of so many rows
+                _replace(model.graph, node, constants, batch, 1)
+        elif node.op_type == "Reshape" and made_of_images:
+            shape = constants.get(node.input[1], np.empty(0, np.int64))
+            first = shapes.get(node.input[0], [None])[:1]
+            copied = first == [batch] or -1 in shape
+            if _replace(model.graph, node, constants, batch, 0 if copied else -1):
+                # With `allowzero` a zero would mean what it says, instead of "as in the input".
+                others = [a for a in node.attribute if a.name != "allowzero"]
+                node.ClearField("attribute")
+                node.attribute.extend(others)
+        elif node.op_type == "Resize" and len(node.input) == 4 and made_of_images:
+            before, after = shapes.get(node.input[0], []), constants.get(node.input[3])
+            if after is not None and len(before) == len(after) and all(before):
+                scales = (after / np.array(before, np.float64)).astype(np.float32)
+                node.input[2] = _add(model.graph, f"{node.output[0]}_scales", scales)
+                del node.input[3]
+    keep(model.graph, [OUTPUT])
+
+
+def pretend_batches(model: ModelProto) -> None:
+    """Leave the output's first dimension open in a graph made by `set_ends` that is for one image.
+
+    ONNX Runtime works out a 1 there, and Triton's backend then takes it for a network without a
+    batch, which an ensemble of steps that batch cannot hold.
+    """
+    graph = model.graph
+    inner = _fresh(graph, f"{OUTPUT}_single")
+    rename(graph, {OUTPUT: inner})
+    graph.output[0].name = OUTPUT
+    first = _add(graph, "first", np.array([0], np.int64))
+    rest = _add(graph, "rest", np.array([1, 1], np.int64))
+    sides, batch, shape = (_fresh(graph, f"{OUTPUT}_{part}") for part in ("sides", "batch", "is"))
+    graph.node.extend(
+        [
+            onnx.helper.make_node("Shape", [INPUT], [sides]),
+            onnx.helper.make_node("Gather", [sides, first], [batch]),
+            onnx.helper.make_node("Concat", [batch, rest], [shape], axis=0),
+            onnx.helper.make_node("Expand", [inner, shape], [OUTPUT]),
+        ]
+    )
+
+
+def _replace(
+    graph: GraphProto,
+    node: NodeProto,
+    constants: Mapping[str, NDArray[np.int64]],
+    old: int,
+    new: int,
+) -> bool:
+    """Give a node a shape of its own that begins with `new` where the constant has `old`."""
+    shape = constants.get(node.input[1])
+    if shape is None or not shape.size or shape[0] != old:
+        return False
+    shape = np.array([new, *shape[1:]], np.int64)
+    node.input[1] = _add(graph, f"{node.output[0]}_shape", shape)
+    return True
+
+
+def _add(graph: GraphProto, name: str, value: NDArray[np.generic]) -> str:
+    name = _fresh(graph, name)
+    graph.initializer.append(numpy_helper.from_array(value, name))
+    return name
+
+
+def _integers(graph: GraphProto) -> dict[str, NDArray[np.int64]]:
+    """The constants that can be shapes, by name."""
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            tensors[node.output[0]] = node.attribute[0].t
+    return {
+        name: numpy_helper.to_array(tensor)
+        for name, tensor in tensors.items()
+        if tensor.data_type == TensorProto.INT64 and len(tensor.dims) == 1
+    }
+
+
+def _shapes(model: ModelProto, batch: int) -> dict[str, list[int | None]]:
+    """Shapes of the values where they can be inferred, None for open dimensions."""
+    fixed = ModelProto()
+    fixed.CopyFrom(model)
+    fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch
+    inferred = onnx.shape_inference.infer_shapes(fixed, data_prop=True)
+    return {
+        value.name: [side.dim_value or None for side in value.type.tensor_type.shape.dim]
+        for value in (*inferred.graph.input, *inferred.graph.value_info)
+    }

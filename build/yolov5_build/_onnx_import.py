@@ -1,0 +1,222 @@
+"""Somebody else's ONNX export of a YOLOv5, made into the form in which networks are served here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto
+
+from ._errors import BuildError
+from ._names import (
+    HEAD_KEY,
+    HEADS,
+    INPUT,
+    MAX_BATCH_KEY,
+    NAMES_KEY,
+    OUTPUT,
+    PROVENANCE_KEY,
+    STRIDE_KEY,
+)
+from ._onnx_file import essence, quoted, read_onnx
+from ._onnx_graph import End, free_batch, pretend_batches, set_ends
+from ._onnx_metadata import class_names, largest_stride
+from ._onnx_network import ImageInput, Network, image_input, load
+from ._onnx_rows import Answer, Layout, choose_rows, problem_of
+
+FULL_HEAD = HEADS[0]
+DEFAULT_SIZE = (640, 640)
+MAX_SIDE = 4096
+SIDE_STEP = 32  # a side that the file leaves open is a multiple of it
+MAX_PIXELS = 1 << 25  # of a batch that the file fixes: 81 images of 640x640
+# Relative to a coordinate's magnitude. The answers were the same to the bit in all that was tried;
+# with float16 inside, rounding just the photos to it moved yolov5n's by up to 0.04.
+TOLERANCE = 1e-3
+TOLERANCE_FP16 = 5e-2
+
+Array = NDArray[Any]
+
+
+def import_onnx(
+    source: Path,
+    target: Path,
+    *,
+    names: Sequence[str] | None = None,
+    imgsz: tuple[int, int] | None = None,
+) -> None:
+    """Write `source` anew: `images` [batch,3,H,W] FP32 -> `output0` [batch,N,5+C] FP32.
+
+    H, W and N are fixed; or called `height`, `width` and `rows` where the network takes any size.
+    The batch is open; where the network answers rightly for single images only, the metadata
+    says so (`max_batch_size`). Both are found out by running it on photos.
+
+    Args:
+        source: ONNX of any exporter.
+        target: the file to write, one file with all data in it.
+        names: class names, in place of those in the metadata.
+        imgsz: height and width in pixels, for a network that leaves them open.
+
+    Raises:
+        BuildError: `source` is damaged, no decoded YOLOv5 detection network, or one that does
+            not go with `names` or `imgsz`.
+    """
+    try:
+        target.write_bytes(_imported(source, names, imgsz).SerializeToString())
+    except BuildError:
+        raise
+    except Exception as error:  # whatever a strange file makes onnx or ONNX Runtime stumble over
+        raise BuildError(f"{source.name} cannot be imported: {essence(error)}.") from None
+
+
+def _imported(
+    source: Path, names: Sequence[str] | None, imgsz: tuple[int, int] | None
+) -> ModelProto:
+    name = source.name
+    model, sha256 = read_onnx(source)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    if metadata.get(HEAD_KEY, FULL_HEAD) != FULL_HEAD:
+        raise BuildError(
+            f"{name} has a {quoted(metadata[HEAD_KEY])} head; only a full one is read."
+        )
+    image = image_input(name, model.graph)
+    height, width = _size(name, image, imgsz)
+    network = Network(name, model, image)
+    photos = network.photos(height, width)
+
+    outputs = network.run(photos[: network.batch])
+    rows, layout = choose_rows(
+        name,
+        Answer(
+            outputs=outputs,
+            has_nms=network.has_nms,
+            batch=network.batch,
+            height=height,
+            width=width,
+        ),
+    )
+    labels = class_names(name, names, metadata.get(NAMES_KEY), outputs[rows].shape[2] - 5)
+    stride = largest_stride(metadata.get(STRIDE_KEY), layout, height, width)
+
+    trials = [(photos, network.rows(photos, rows))]
+    problem = problem_of(trials[0][1], height, width)
+    if problem:
+        raise BuildError(f"{name} {problem}.")
+    open_size = False
+    if image.height is None and image.width is None:
+        other = _trial_of_another_size(network, rows, layout, height, width)
+        trials += other
+        open_size = bool(other)
+
+    size: tuple[int | str, int | str] = ("height", "width") if open_size else (height, width)
+    count = "rows" if open_size else outputs[rows].shape[1]
+    kind = onnx.helper.np_dtype_to_tensor_dtype(outputs[rows].dtype)
+    set_ends(
+        model,
+        End(name=image.name, type=image.type, shape=("batch", 3, *size)),
+        End(name=rows, type=kind, shape=("batch", count, 5 + len(labels))),
+    )
+    model, single = _for_batches(name, model, network.batch, trials)
+    onnx.helper.set_model_props(
+        model,
+        {
+            NAMES_KEY: str(dict(enumerate(labels))),
+            STRIDE_KEY: str(stride),
+            HEAD_KEY: FULL_HEAD,
+            PROVENANCE_KEY: f"From {name}, sha256 {sha256}.",
+            **({MAX_BATCH_KEY: "1"} if single else {}),
+        },
+    )
+    onnx.checker.check_model(model)
+    return model
+
+
+def _size(name: str, image: ImageInput, imgsz: tuple[int, int] | None) -> tuple[int, int]:
+    """Height and width in pixels to run it at."""
+    wanted = imgsz or DEFAULT_SIZE
+    size = (image.height or wanted[0], image.width or wanted[1])
+    if imgsz and size != imgsz:
+        raise BuildError(
+            f"{name} takes images of {size[0]}x{size[1]} pixels (height x width) and cannot be set"
+            f" to {imgsz[0]}x{imgsz[1]}; export it again at that size."
+        )
+    if max(size) > MAX_SIDE:
+        raise BuildError(
+            f"{name} takes images of {size[0]}x{size[1]} pixels; at most {MAX_SIDE} a side"
+            " are allowed."
+        )
+    for fixed, side in zip((image.height, image.width), size):
+        if fixed is None and (side <= 0 or side % SIDE_STEP):
+            raise BuildError(f"{name} needs sides that are multiples of {SIDE_STEP}, not {side}.")
+    if image.batch and image.batch > 1 and image.batch * size[0] * size[1] > MAX_PIXELS:
+        raise _fixed_batch(name, image.batch)
+    return size
+
+
+def _fixed_batch(name: str, batch: int) -> BuildError:
+    return BuildError(
+        f"{name} takes exactly {batch} images at a time; export it with a dynamic batch."
+    )
+
+
+def _trial_of_another_size(
+    network: Network, output: str, layout: Layout, height: int, width: int
+) -> list[tuple[Array, Array]]:
+    """Photos of a wider size and their rows; nothing if the network takes no other size."""
+    width += 2 * layout.strides[-1]
+    photos = network.photos(height, width)
+    try:
+        rows = network.rows(photos, output)
+    except BuildError:
+        return []
+    fits = rows.ndim == 3 and rows.shape[1] == layout.rows(height, width)
+    return [(photos, rows)] if fits and not problem_of(rows, height, width) else []
+
+
+def _for_batches(
+    name: str, model: ModelProto, batch: int, trials: Sequence[tuple[Array, Array]]
+) -> tuple[ModelProto, bool]:
+    """A model that answers for several images at once as for each alone; else the one given, and
+    True as it takes single images only."""
+    fp16 = any(
+        node.op_type == "Cast" and node.attribute[0].i == TensorProto.FLOAT16
+        for node in model.graph.node
+    )
+    tolerance = TOLERANCE_FP16 if fp16 else TOLERANCE
+    if _error(model, trials, (2, 3, 1)) <= tolerance:
+        return model, False
+    freed = ModelProto()
+    freed.CopyFrom(model)
+    free_batch(freed, batch)
+    if _error(freed, trials, (2, 3, 1)) <= tolerance:
+        return freed, False
+    if batch != 1:
+        raise _fixed_batch(name, batch)
+    pretend_batches(model)
+    error = _error(model, trials, (1,))
+    if error > tolerance:
+        raise BuildError(f"{name} answers differently by {error:.2g} when it is run again.")
+    return model, True
+
+
+def _error(
+    model: ModelProto, trials: Sequence[tuple[Array, Array]], counts: Sequence[int]
+) -> float:
+    """The largest difference from the expected rows, infinite where it cannot be run."""
+    worst = 0.0
+    try:
+        session = load(model)
+        for photos, expected in trials:
+            for count in counts:
+                (rows,) = session.run([OUTPUT], {INPUT: photos[:count]})
+                wanted = expected[:count]
+                if rows.shape != wanted.shape or not np.isfinite(rows).all():
+                    return np.inf
+                difference = np.abs(rows - wanted) / np.maximum(np.abs(wanted), 1)
+                worst = max(worst, float(difference.max()))
+    except Exception:  # a batch that is baked in shows itself in many ways
+        return np.inf
+    return worst

@@ -1,0 +1,87 @@
+"""Class names and stride, in the many forms in which exporters write them into an ONNX file."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from ._errors import BuildError
+from ._onnx_file import quoted
+from ._onnx_rows import Layout
+
+_GIVE_NAMES = "give them with --names FILE, one a line"
+MAX_CHARACTERS = 1 << 20  # of the names together
+
+
+def class_names(
+    name: str, given: Sequence[str] | None, text: str | None, classes: int
+) -> list[str]:
+    """One name for each class.
+
+    Args:
+        name: of the file, for sentences.
+        given: the names to take, in place of those in the metadata.
+        text: what the metadata has.
+        classes: how many there must be.
+
+    Raises:
+        BuildError: there are none, too few or too many, or one is not a line of text.
+    """
+    labels = list(given) if given is not None else _parsed(name, text)
+    hint = "" if given is not None else f"; {_GIVE_NAMES}"
+    if len(labels) != classes:
+        raise BuildError(f"{name} has {classes} classes but {len(labels)} class names{hint}.")
+    for label in labels:
+        if not label.strip() or len(label.splitlines()) != 1 or not _is_unicode(label):
+            raise BuildError(
+                f"{name} has a class name that is not one line of text, {quoted(label)}{hint}."
+            )
+    return labels
+
+
+def _parsed(name: str, text: str | None) -> list[str]:
+    """Names from a list, or a dict by index, as Python or as JSON writes them."""
+    names: Any = None
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            names = parse((text or "")[:MAX_CHARACTERS])
+            break
+        except Exception:  # these raise more kinds than are documented
+            continue
+    try:
+        if isinstance(names, dict):
+            by_index = {int(index): label for index, label in names.items()}
+            if sorted(by_index) != list(range(len(names))):
+                raise BuildError(
+                    f"{name} has class names that are not numbered from 0 without a gap;"
+                    f" {_GIVE_NAMES}."
+                )
+            names = [by_index[index] for index in range(len(names))]
+    except (TypeError, ValueError):
+        names = None
+    # A data set of digits has numbers as names.
+    if not isinstance(names, (list, tuple)) or not all(
+        isinstance(label, (str, int, float)) for label in names
+    ):
+        raise BuildError(f"{name} has no class names in it; {_GIVE_NAMES}.")
+    return [str(label) for label in names]
+
+
+def _is_unicode(label: str) -> bool:
+    try:
+        label.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold
+        return False
+    return True
+
+
+def largest_stride(text: str | None, layout: Layout, height: int, width: int) -> int:
+    """The largest stride: as the metadata has it where that is possible, else the layout's."""
+    try:
+        stride = int(text or "")
+    except ValueError:
+        stride = 0
+    valid = stride in range(layout.strides[-1], 129) and height % stride == width % stride == 0
+    return stride if valid else layout.strides[-1]

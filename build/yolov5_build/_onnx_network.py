@@ -1,0 +1,143 @@
+"""An ONNX network as it came, before anything in it is changed: what it takes, what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import GraphProto, ModelProto, TensorProto
+
+from ._errors import BuildError
+from ._onnx_file import essence, quoted
+from ._onnx_graph import all_nodes
+from ._onnx_rows import BUILT_IN_NMS
+from ._photos import example_images
+
+Array = NDArray[Any]
+
+# Those of ONNX Runtime itself, which a Triton server has too.
+_DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageInput:
+    """The input of a network: its ONNX data type, and its sizes, None where they are open."""
+
+    name: str
+    type: int
+    batch: int | None
+    height: int | None
+    width: int | None
+
+
+def image_input(name: str, graph: GraphProto) -> ImageInput:
+    """The one input.
+
+    Raises:
+        BuildError: it is none that takes RGB images as float32 or float16 [B,3,H,W]; the sentence
+            begins with `name`.
+    """
+    inputs = graph.input
+    if len(inputs) != 1:
+        listed = ", ".join(quoted(value.name) for value in inputs[:4])
+        raise BuildError(f"{name} has {len(inputs)} inputs ({listed}) instead of one.")
+    tensor = inputs[0].type.tensor_type
+    if tensor.elem_type not in (TensorProto.FLOAT, TensorProto.FLOAT16):
+        kind = TensorProto.DataType.Name(tensor.elem_type).lower()
+        raise BuildError(f"{name} takes {kind} images; float32 or float16 is needed.")
+    sides = [side.dim_value if side.dim_value > 0 else None for side in tensor.shape.dim]
+    shape = "[" + ", ".join(str(side or "?") for side in sides) + "]"
+    if len(sides) != 4:
+        raise BuildError(f"{name} takes a tensor {shape}; [batch, 3, height, width] is needed.")
+    batch, channels, height, width = sides
+    if width == 3 and channels != 3:
+        raise BuildError(
+            f"{name} takes images with the channels last (NHWC), {shape};"
+            " [batch, 3, height, width] is needed."
+        )
+    if channels not in (3, None):
+        raise BuildError(f"{name} takes images of {channels} channels, {shape}; 3 are needed.")
+    return ImageInput(
+        name=inputs[0].name, type=tensor.elem_type, batch=batch, height=height, width=width
+    )
+
+
+class Network:
+    """Runs a network on photos, in the batches that it takes, else singly."""
+
+    def __init__(self, name: str, model: ModelProto, image: ImageInput) -> None:
+        """
+        Raises:
+            BuildError: ONNX Runtime cannot load it.
+        """
+        self.name = name
+        self.image = image
+        self.batch = image.batch or 1
+        self.has_nms = any(_is_nms(node.op_type) for node in all_nodes(model.graph.node))
+        self._type = onnx.helper.tensor_dtype_to_np_dtype(image.type)
+        foreign = [node for node in all_nodes(model.graph.node) if node.domain not in _DOMAINS]
+        if foreign:
+            operator = quoted(f"{foreign[0].domain}:{foreign[0].op_type}")
+            raise self._refused(f"uses the operator {operator}, which ONNX Runtime does not have")
+        try:
+            self._session = load(model)
+        except Exception as error:
+            raise self._refused(f"cannot be loaded by ONNX Runtime: {essence(error)}") from None
+
+    def _refused(self, reason: str) -> BuildError:
+        # Suppression as a plug-in of TensorRT is the usual thing that does not load.
+        return BuildError(f"{self.name} {BUILT_IN_NMS if self.has_nms else reason}.")
+
+    def photos(self, height: int, width: int) -> NDArray[np.float32]:
+        """At least 3 that differ, in whole batches; in values that the input's type has, since
+        ONNX Runtime may leave out a cast to float16 and back."""
+        count = -(-3 // self.batch) * self.batch
+        photos = example_images(height, width, count)
+        photos = np.resize(photos, (count, *photos.shape[1:]))
+        return photos.astype(self._type).astype(np.float32)
+
+    def run(
+        self, photos: NDArray[np.float32], outputs: Sequence[str] | None = None
+    ) -> dict[str, Array]:
+        """All outputs that are tensors, or those named, for one batch.
+
+        Raises:
+            BuildError: it cannot be run.
+        """
+        wanted = list(outputs or [output.name for output in self._session.get_outputs()])
+        try:
+            arrays = self._session.run(wanted, {self.image.name: photos.astype(self._type)})
+        except Exception as error:
+            size = "x".join(str(side) for side in photos.shape[2:])
+            raise BuildError(
+                f"{self.name} cannot be run at {size} pixels: {essence(error)}."
+            ) from None
+        return {n: array for n, array in zip(wanted, arrays) if isinstance(array, np.ndarray)}
+
+    def rows(self, photos: NDArray[np.float32], output: str) -> NDArray[np.float32]:
+        """One output for all photos, one batch after the other."""
+        groups = [photos[i : i + self.batch] for i in range(0, len(photos), self.batch)]
+        answers = [self.run(group, [output])[output] for group in groups]
+        return np.concatenate(answers).astype(np.float32)
+
+
+def _is_nms(operator: str) -> bool:
+    return "nms" in operator.lower() or operator == "NonMaxSuppression"
+
+
+def load(model: ModelProto) -> onnxruntime.InferenceSession:
+    """For the CPU, and silent."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 2
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(),
+        options,
+        providers=["CPUExecutionProvider"],
+        enable_fallback=0,  # there is nothing to fall back on, and it prints
+    )

@@ -1,0 +1,740 @@
+from __future__ import annotations
+
+import functools
+import io
+import os
+import subprocess
+import sys
+import warnings
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from nms import Placement, Thresholds, detect
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+from support import BUNDLED, SHARED
+
+from yolov5_build import BuildError, load_checkpoint
+from yolov5_build import _names as names
+from yolov5_build._onnx_import import import_onnx
+from yolov5_build._photos import Pictures, example_images
+
+HEIGHT, WIDTH, ROWS = 128, 160, 1260
+LABELS = ["Platelets", "RBC", "WBC"]
+
+Array = NDArray[Any]
+
+
+@functools.cache
+def network() -> torch.nn.Module:
+    return load_checkpoint(BUNDLED).network
+
+
+@functools.cache
+def exported(batch: int, opset: int, open_size: bool) -> bytes:
+    target = io.BytesIO()
+    axes = {"images": {0: "b", 2: "h", 3: "w"}, "output": {0: "b", 1: "n"}} if open_size else {}
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            network(),
+            (torch.zeros(batch, 3, HEIGHT, WIDTH),),
+            target,  # type: ignore[arg-type]  # it takes a stream as well
+            dynamo=False,
+            opset_version=opset,
+            input_names=["images"],
+            output_names=["output"],
+            dynamic_axes=axes,
+        )
+    return target.getvalue()
+
+
+def export(batch: int = 1, opset: int = 12, open_size: bool = False) -> ModelProto:
+    """The bundled network as others export it: names in the metadata, one output, `output`."""
+    model = ModelProto.FromString(exported(batch, opset, open_size))
+    helper.set_model_props(model, {"names": str(LABELS)})
+    return model
+
+
+def load(source: ModelProto | bytes, folder: Path, **options: Any) -> ModelProto:
+    """What `import_onnx` makes of it."""
+    path, target = folder / "them.onnx", folder / "ours.onnx"
+    path.write_bytes(source if isinstance(source, bytes) else source.SerializeToString())
+    import_onnx(path, target, **options)
+    model = onnx.load(target)
+    onnx.checker.check_model(model)
+    return model
+
+
+def refusal(source: ModelProto | bytes, folder: Path, **options: Any) -> str:
+    with pytest.raises(BuildError) as caught:
+        load(source, folder, **options)
+    assert not (folder / "ours.onnx").exists()
+    sentence = str(caught.value)
+    assert sentence.startswith("them.onnx ") and sentence.endswith(".")
+    assert "\n" not in sentence and len(sentence) < 330
+    return sentence.removeprefix("them.onnx ")
+
+
+def ends(model: ModelProto) -> list[tuple[str, int, list[int | str]]]:
+    return [
+        (
+            value.name,
+            value.type.tensor_type.elem_type,
+            [side.dim_param or side.dim_value for side in value.type.tensor_type.shape.dim],
+        )
+        for value in (*model.graph.input, *model.graph.output)
+    ]
+
+
+def metadata(model: ModelProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def assert_answers(
+    model: ModelProto, *counts: int, size: tuple[int, int] = (HEIGHT, WIDTH), limit: float = 1e-3
+) -> None:
+    """It answers for so many photos at once as the network in PyTorch does."""
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    for count in counts:
+        photos = example_images(*size, count)
+        (rows,) = session.run(["output0"], {"images": photos})
+        with torch.no_grad():
+            wanted = network()(torch.from_numpy(photos)).numpy()
+        assert rows.dtype == np.float32 and rows.shape == wanted.shape
+        assert (np.abs(rows - wanted) / np.maximum(np.abs(wanted), 1)).max() < limit
+
+
+# ---------------------------------------------------------------------------------------------
+# Exports that are accepted
+
+
+def four_outputs() -> ModelProto:
+    """As releases 5.0 to 6.1 wrote them: the raw heads beside the decoded rows."""
+    model = export()
+    heads = [node.output[0] for node in model.graph.node if node.op_type == "Transpose"]
+    assert len(heads) == 3
+    model.graph.output.extend(onnx.ValueInfoProto(name=head) for head in heads)
+    return model
+
+
+def unsorted() -> ModelProto:
+    model = export()
+    nodes = list(reversed(model.graph.node))
+    model.graph.ClearField("node")
+    model.graph.node.extend(nodes)
+    return model
+
+
+def weights_as_inputs() -> ModelProto:
+    """Version 3 of the format has every initializer among the inputs as well."""
+    model = export()
+    model.ir_version = 3
+    for tensor in (*model.graph.initializer, numpy_helper.from_array(np.zeros(2), "unused")):
+        value = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        model.graph.input.append(value)
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros(2), "unused"))
+    return model
+
+
+def names_in_the_way() -> ModelProto:
+    model = export()
+    model.graph.input[0].name = "output0"
+    first, second = model.graph.node[0], model.graph.node[1]
+    first.input[0] = "output0"
+    for node in model.graph.node:
+        node.input[:] = ["images" if n == first.output[0] else n for n in node.input]
+    first.output[0] = "images"
+    assert "images" in second.input
+    return model
+
+
+def resize_to_sizes() -> ModelProto:
+    model = export(opset=17)
+    inferred = onnx.shape_inference.infer_shapes(model).graph.value_info
+    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in inferred}
+    for node in model.graph.node:
+        if node.op_type == "Resize":
+            sizes = np.array(shapes[node.output[0]], np.int64)
+            model.graph.initializer.append(numpy_helper.from_array(sizes, f"{node.name}_sizes"))
+            node.input[2:] = ["", f"{node.name}_sizes"]
+    return model
+
+
+def zeros_meant_as_such() -> ModelProto:
+    """As torch's newer exporter writes Reshape."""
+    model = export(opset=17)
+    for node in model.graph.node:
+        if node.op_type == "Reshape":
+            node.ClearField("attribute")
+            node.attribute.append(helper.make_attribute("allowzero", 1))
+    return model
+
+
+def choice_of_branches() -> ModelProto:
+    """An `If` before all that its branches take from around it, and one of them unsorted."""
+    model = export()
+    out = helper.make_tensor_value_info("out", TensorProto.FLOAT, None)
+    steps = [("mid", "out"), ("output", "mid")]
+    then, otherwise = (
+        helper.make_graph([helper.make_node("Identity", [a], [b]) for a, b in nodes], "", [], [out])
+        for nodes in (steps, [("output", "out")])
+    )
+    node = helper.make_node("If", ["yes"], ["picked"], then_branch=then, else_branch=otherwise)
+    model.graph.node.insert(0, node)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+    model.graph.output[0].name = "picked"
+    return model
+
+
+def function_of_its_own() -> ModelProto:
+    model = export()
+    model.functions.append(
+        helper.make_function(
+            "mine",
+            "Same",
+            ["x"],
+            ["y"],
+            [helper.make_node("Identity", ["x"], ["y"])],
+            [helper.make_opsetid("", 12)],
+        )
+    )
+    model.opset_import.append(helper.make_opsetid("mine", 1))
+    model.graph.node.append(helper.make_node("Same", ["output"], ["same"], domain="mine"))
+    model.graph.output[0].name = "same"
+    return model
+
+
+def half_precision() -> ModelProto:
+    model = export()
+    scales = {node.input[2] for node in model.graph.node if node.op_type == "Resize"}
+    tensors = [(t.name, t) for t in model.graph.initializer]
+    for node in model.graph.node:
+        if node.op_type == "Constant":
+            tensors.append((node.output[0], node.attribute[0].t))
+        elif node.op_type == "Cast" and node.attribute[0].i == TensorProto.FLOAT:
+            node.attribute[0].i = TensorProto.FLOAT16
+    for name, tensor in tensors:
+        if tensor.data_type == TensorProto.FLOAT and name not in scales:
+            half = numpy_helper.to_array(tensor).astype(np.float16)
+            tensor.CopyFrom(numpy_helper.from_array(half, tensor.name))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    return model
+
+
+@pytest.mark.parametrize(
+    "make, limit",
+    [
+        (lambda: export(opset=11), 1e-3),
+        (lambda: export(opset=17), 1e-3),
+        (lambda: export(batch=4), 1e-3),
+        (four_outputs, 1e-3),
+        (unsorted, 1e-3),
+        (weights_as_inputs, 1e-3),
+        (names_in_the_way, 1e-3),
+        (resize_to_sizes, 1e-3),
+        (zeros_meant_as_such, 1e-3),
+        (choice_of_branches, 1e-3),
+        (function_of_its_own, 1e-3),
+        (half_precision, 5e-2),
+    ],
+)
+def test_an_export_becomes_ours(
+    make: Callable[[], ModelProto], limit: float, tmp_path: Path
+) -> None:
+    model = load(make(), tmp_path)
+    assert ends(model) == [
+        ("images", TensorProto.FLOAT, ["batch", 3, HEIGHT, WIDTH]),
+        ("output0", TensorProto.FLOAT, ["batch", ROWS, 8]),
+    ]
+    said = metadata(model)
+    assert said.pop(names.PROVENANCE_KEY).startswith("From them.onnx, sha256 ")
+    assert said == {"names": str(dict(enumerate(LABELS))), "stride": "32", "head": "full"}
+    made = {value for node in model.graph.node for value in node.output}
+    used = {value for node in model.graph.node for value in node.input} | {"output0", "output"}
+    assert made <= used and {tensor.name for tensor in model.graph.initializer} <= used
+    assert_answers(model, 1, 3, limit=limit)
+
+
+def test_a_network_for_any_size_stays_one(tmp_path: Path) -> None:
+    model = load(export(open_size=True), tmp_path, imgsz=(HEIGHT, WIDTH))
+    assert ends(model) == [
+        ("images", TensorProto.FLOAT, ["batch", 3, "height", "width"]),
+        ("output0", TensorProto.FLOAT, ["batch", "rows", 8]),
+    ]
+    assert_answers(model, 2, size=(192, 96))
+    assert load(export(open_size=True), tmp_path) == model  # tried at 640x640, all the same
+    assert "multiples of 32, not 100" in refusal_of_open((100, 640), tmp_path / "a")
+    assert "at most 4096 a side" in refusal_of_open((4128, 640), tmp_path / "b")
+
+
+def refusal_of_open(imgsz: tuple[int, int], folder: Path) -> str:
+    folder.mkdir()
+    return refusal(export(open_size=True), folder, imgsz=imgsz)
+
+
+def test_a_size_that_is_open_in_name_only_is_fixed(tmp_path: Path) -> None:
+    for sides in ((2,), (2, 3)):
+        model = export()
+        for side in sides:
+            model.graph.input[0].type.tensor_type.shape.dim[side].dim_param = "any"
+        model = load(model, tmp_path, imgsz=(HEIGHT, WIDTH))
+        assert ends(model)[0][2] == ["batch", 3, HEIGHT, WIDTH]
+        assert ends(model)[1][2] == ["batch", ROWS, 8]
+
+
+def test_another_size_than_the_fixed_one_is_refused(tmp_path: Path) -> None:
+    assert refusal(export(), tmp_path, imgsz=(160, 128)) == (
+        "takes images of 128x160 pixels (height x width) and cannot be set to 160x128;"
+        " export it again at that size."
+    )
+    load(export(), tmp_path, imgsz=(HEIGHT, WIDTH))
+
+
+def with_nodes(model: ModelProto, *nodes: tuple[str, Sequence[str], str]) -> ModelProto:
+    """More nodes behind the output."""
+    for operator, inputs, output in nodes:
+        model.graph.node.append(helper.make_node(operator, inputs, [output]))
+    model.graph.output[0].name = nodes[-1][2]
+    return model
+
+
+def with_constant(model: ModelProto, name: str, *values: int) -> ModelProto:
+    tensor = numpy_helper.from_array(np.array(values, np.int64), name)
+    model.graph.initializer.append(tensor)
+    return model
+
+
+def test_a_network_for_single_images_says_so(tmp_path: Path) -> None:
+    # The first can only be run with one image, the second answers for each with the first one's.
+    squeezed = with_nodes(export(), ("Squeeze", ["output"], "a"), ("Unsqueeze", ["a"], "b"))
+    squeezed.graph.node[-2].attribute.append(helper.make_attribute("axes", [0]))
+    squeezed.graph.node[-1].attribute.append(helper.make_attribute("axes", [0]))
+    mixed = with_nodes(
+        with_constant(export(open_size=True), "first", 0),
+        ("Gather", ["output", "first"], "a"),
+        ("Sub", ["output", "output"], "b"),
+        ("Add", ["a", "b"], "c"),
+    )
+    for model in (squeezed, mixed):
+        model = load(model, tmp_path, imgsz=(HEIGHT, WIDTH))
+        assert metadata(model)[names.MAX_BATCH_KEY] == "1"
+        assert ends(model)[0][2][0] == ends(model)[1][2][0] == "batch"
+        assert_answers(model, 1)
+
+
+def test_a_batch_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
+    model = with_nodes(export(batch=4), ("Concat", ["four", "rest"], "s"))
+    model.graph.node[-1].attribute.append(helper.make_attribute("axis", 0))
+    with_constant(with_constant(model, "four", 4), "rest", ROWS, 8)
+    with_nodes(model, ("Reshape", ["output", "s"], "shaped"))
+    sentence = "takes exactly 4 images at a time; export it with a dynamic batch."
+    assert refusal(model, tmp_path) == sentence
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1 << 40
+    assert "takes exactly 1099511627776 images" in refusal(model, tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------
+# Class names and stride
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "['a', 'b', 'c']",
+        '["a", "b", "c"]',
+        "('a', 'b', 'c')",
+        "{0: 'a', 1: 'b', 2: 'c'}",
+        '{"2": "c", "0": "a", "1": "b"}',
+    ],
+)
+def test_class_names_in_the_metadata(text: str, tmp_path: Path) -> None:
+    model = export()
+    helper.set_model_props(model, {"names": text, "stride": "no number"})
+    said = metadata(load(model, tmp_path))
+    assert said["names"] == "{0: 'a', 1: 'b', 2: 'c'}"
+    assert said["stride"] == "32"
+
+
+@pytest.mark.parametrize(
+    "text, sentence",
+    [
+        (None, "has no class names in it; give them with --names FILE, one a line."),
+        ("", "has no class names in it"),
+        ("__import__('os').abort()", "has no class names in it"),
+        ("[" * 5000, "has no class names in it"),
+        ("{'a': 0, 'b': 1, 'c': 2}", "has no class names in it"),
+        ("['a', ['b'], 'c']", "has no class names in it"),
+        ("['a', 'b']", "has 3 classes but 2 class names; give them with --names FILE"),
+        ("{0: 'a', 1: 'b', 3: 'd'}", "not numbered from 0 without a gap"),
+        ("['a', ' ', 'c']", "has a class name that is not one line of text, ' '"),
+        (r"['a', 'b\nc', 'd']", r"has a class name that is not one line of text, 'b\\nc'"),
+        (r'["a", "\ud800", "c"]', r"has a class name that is not one line of text, '\\ud800'"),
+    ],
+)
+def test_class_names_that_are_none(text: str | None, sentence: str, tmp_path: Path) -> None:
+    model = export()
+    helper.set_model_props(model, {} if text is None else {"names": text})
+    assert sentence.replace("\\\\", "\\") in refusal(model, tmp_path)
+    assert metadata(load(model, tmp_path, names=list("xyz")))["names"] == str(
+        {0: "x", 1: "y", 2: "z"}
+    )
+
+
+def test_as_many_class_names_as_classes_must_be_given(tmp_path: Path) -> None:
+    sentence = "has 3 classes but 2 class names."
+    assert refusal(export(), tmp_path, names=["a", "b"]) == sentence
+
+
+# ---------------------------------------------------------------------------------------------
+# Files
+
+
+@pytest.mark.parametrize(
+    "content, sentence",
+    [
+        (b"", "is empty."),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0bfa\nsize 1\n",
+            "is a Git LFS pointer and not the file itself, which `git lfs pull` fetches.",
+        ),
+        (b"hello", "is not an ONNX file."),
+        (b"\x1a\x00", "is not an ONNX file."),  # well-formed, and without a version
+        (ModelProto(ir_version=8).SerializeToString(), "holds an empty graph."),
+    ],
+    ids=["empty", "lfs", "text", "version", "graph"],
+)
+def test_files_that_are_no_onnx(content: bytes, sentence: str, tmp_path: Path) -> None:
+    assert refusal(content, tmp_path) == sentence
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    for name, sentence in (
+        ("none.onnx", "none.onnx cannot be read: No such file or directory."),
+        (".", f"{tmp_path.name} cannot be read: Is a directory."),
+        ("pipe", "pipe is not a file."),
+        ("huge.onnx", "huge.onnx is over the limit of 2048 MB."),
+        ("best.onnx", "best.onnx is a PyTorch file; rename it to .pt."),
+    ):
+        path = tmp_path / name
+        if name == "pipe":
+            os.mkfifo(path)
+        elif name == "huge.onnx":
+            with path.open("wb") as file:
+                file.truncate(1 << 31)
+        elif name == "best.onnx":
+            with zipfile.ZipFile(path, "w") as archive:
+                archive.writestr("best/data.pkl", b"")
+        with pytest.raises(BuildError) as caught:
+            import_onnx(path, tmp_path / "ours.onnx")
+        assert str(caught.value) == sentence
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    whole = export().SerializeToString()
+    cut_off = whole[: len(whole) // 2]
+    short = export()
+    short.graph.initializer[0].raw_data = short.graph.initializer[0].raw_data[:-1]
+    huge = export()
+    huge.graph.initializer[0].dims[0] = 1 << 40
+    negative = export()
+    negative.graph.initializer[0].dims[0] = -1
+    circle = export()
+    circle.graph.node[0].input[0] = circle.graph.node[-1].output[0]
+    twice = export()
+    twice.graph.node.append(twice.graph.node[0])
+    for source in (cut_off, short, huge, negative, circle, twice):
+        assert refusal(source, tmp_path) == "is cut off or damaged."
+
+
+def test_functions_that_call_each_other_into_the_billions_are_refused(tmp_path: Path) -> None:
+    model = function_of_its_own()
+    opset = [helper.make_opsetid("", 12), helper.make_opsetid("mine", 1)]
+    for level in range(40):
+        called = f"F{level - 1}" if level else "Same"
+        calls = [
+            helper.make_node(called, ["x" if i == 0 else "m"], ["y" if i else "m"], domain="mine")
+            for i in range(2)
+        ]
+        model.functions.append(
+            helper.make_function("mine", f"F{level}", ["x"], ["y"], calls, opset)
+        )
+    model.graph.node[-1].op_type = "F39"
+    assert refusal(model, tmp_path) == "has more nodes than any YOLOv5 network."
+
+
+def beside(folder: Path, location: str = "them.data") -> ModelProto:
+    """The model with its weights in another file of the folder."""
+    path = folder / "saved.onnx"
+    model = export()
+    onnx.save(model, path, save_as_external_data=True, location="them.data", size_threshold=0)
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = location
+    return model
+
+
+def test_weights_in_another_file_are_brought_in(tmp_path: Path) -> None:
+    model = load(beside(tmp_path), tmp_path)
+    (tmp_path / "them.data").unlink()
+    assert_answers(model, 2)
+    (tmp_path / "sub").mkdir()
+    model = beside(tmp_path, "sub\\them.data")  # as Windows writes it
+    (tmp_path / "them.data").rename(tmp_path / "sub" / "them.data")
+    assert_answers(load(model, tmp_path), 2)
+
+
+def test_weights_elsewhere_are_not_read(tmp_path: Path) -> None:
+    folder = tmp_path / "inside"
+    folder.mkdir()
+    missing = beside(folder)
+    data = (folder / "them.data").rename(tmp_path / "them.data")
+    assert refusal(missing, folder) == "needs 'them.data' beside it, which is not there."
+    (folder / "link.data").symlink_to(data)
+    for location in ("../them.data", str(data), "..\\them.data", "C:\\them.data", "link.data"):
+        model = beside(folder, location)
+        (folder / "them.data").unlink()
+        assert "which is not in its folder." in refusal(model, folder)
+    model = beside(folder)
+    with (folder / "them.data").open("r+b") as file:
+        file.truncate(1000)
+    assert refusal(model, folder) == "needs more data than 'them.data' has, which is cut off."
+    model.graph.initializer[0].dims[0] = 1 << 40
+    assert refusal(model, folder) == "is over the limit of 2048 MB."
+
+
+# ---------------------------------------------------------------------------------------------
+# Other networks
+
+
+def answering(
+    outputs: dict[str, Sequence[int] | Array],
+    shape: Sequence[int | str] = (1, 3, 640, 640),
+    kind: int = TensorProto.FLOAT,
+    nodes: Sequence[onnx.NodeProto] = (),
+) -> ModelProto:
+    """A network that gives the same whatever it sees: an array, or ones of a shape."""
+    made = list(nodes)
+    for name, answer in outputs.items():
+        if isinstance(answer, np.ndarray):
+            value = numpy_helper.from_array(answer)
+            made.append(helper.make_node("Constant", [], [name], value=value))
+        else:
+            sides = numpy_helper.from_array(np.array(answer, np.int64))
+            one = numpy_helper.from_array(np.ones(1, np.float32))
+            made.append(helper.make_node("Constant", [], [f"{name}_shape"], value=sides))
+            made.append(helper.make_node("ConstantOfShape", [f"{name}_shape"], [name], value=one))
+    graph = helper.make_graph(
+        made,
+        "",
+        [helper.make_tensor_value_info("images", kind, shape)],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+    )
+    opset = [helper.make_opsetid("", 12), helper.make_opsetid("TRT", 1)]
+    return helper.make_model(graph, opset_imports=opset, ir_version=7)
+
+
+RAW = {f"head{s}": (1, 3, 640 // s, 640 // s, 85) for s in (8, 16, 32)}
+RAW_SENTENCE = (
+    "holds the raw heads without decoding; export it again with decoding"
+    " (with --grid in release 5.0)."
+)
+
+
+@pytest.mark.parametrize(
+    "outputs, sentence",
+    [
+        ({"output0": (1, 84, 8400)}, "looks like a YOLOv8 or YOLO11 network"),
+        (
+            {"output0": (1, 116, 8400), "output1": (1, 32, 160, 160)},
+            "looks like a YOLOv8 or YOLO11 segmentation network",
+        ),
+        (
+            {"output0": (1, 25200, 117), "output1": (1, 32, 160, 160)},
+            "looks like a YOLOv5 segmentation network",
+        ),
+        ({"output": (1, 8400, 85)}, "looks like an anchor-free network such as YOLOX"),
+        ({"num_dets": (1, 1), "det_boxes": (1, 100, 4)}, "has non-maximum suppression built in"),
+        ({"output0": (1, 300, 6)}, "has non-maximum suppression built in"),
+        ({"output": (5, 7)}, "has non-maximum suppression built in"),
+        ({"logits": (1, 1000)}, "looks like a classifier"),
+        ({"output": RAW["head8"], **RAW}, RAW_SENTENCE),
+        ({f"head{s}": (1, 255, 640 // s, 640 // s) for s in (8, 16, 32)}, RAW_SENTENCE),
+        (
+            {f"cls_{s}": (1, (640 // s) ** 2, 1) for s in (4, 8, 16, 32, 64)},
+            "answers with 'cls_4' [1, 25600, 1], 'cls_8' [1, 6400, 1], 'cls_16' [1, 1600, 1],"
+            " 2 more, but a YOLOv5 detection network with [1, rows, 5 + classes].",
+        ),
+    ],
+)
+def test_another_kind_of_network_is_recognised(
+    outputs: dict[str, Sequence[int]], sentence: str, tmp_path: Path
+) -> None:
+    assert refusal(answering({**outputs}), tmp_path).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    "shape, kind, sentence",
+    [
+        ((1, 640, 640, 3), TensorProto.FLOAT, "takes images with the channels last (NHWC)"),
+        ((1, 1, 640, 640), TensorProto.FLOAT, "takes images of 1 channels"),
+        ((1, 4, 640, 640), TensorProto.FLOAT, "takes images of 4 channels"),
+        ((3, 640, 640), TensorProto.FLOAT, "takes a tensor [3, 640, 640]"),
+        ((1, 3, 640, 640), TensorProto.UINT8, "takes uint8 images; float32 or float16 is needed"),
+        ((1, 3, 8192, 8192), TensorProto.FLOAT, "takes images of 8192x8192 pixels; at most 4096"),
+    ],
+)
+def test_another_kind_of_input_is_refused(
+    shape: Sequence[int], kind: int, sentence: str, tmp_path: Path
+) -> None:
+    assert refusal(answering({"a": (1, 25200, 85)}, shape, kind), tmp_path).startswith(sentence)
+
+
+def test_a_reduced_head_is_refused(tmp_path: Path) -> None:
+    model = answering({"output": (1, 25200, 6)})
+    helper.set_model_props(model, {names.HEAD_KEY: "reduced"})
+    assert refusal(model, tmp_path) == "has a 'reduced' head; only a full one is read."
+
+
+def test_two_inputs_are_refused(tmp_path: Path) -> None:
+    model = answering({"output": (1, 25200, 85)})
+    model.graph.input.append(helper.make_tensor_value_info("more", TensorProto.FLOAT, [1]))
+    assert refusal(model, tmp_path) == "has 2 inputs ('images', 'more') instead of one."
+
+
+def rows(**columns: float) -> Array:
+    """Rows for 64x64 pixels and one class: centres all over the picture, and the columns given."""
+    made = np.full((1, 252, 6), 0.5, np.float32)
+    made[0, :, 0] = made[0, :, 1] = np.linspace(4, 60, 252)
+    made[0, :, 2:4] = 20
+    for name, value in columns.items():
+        made[0, :, ["cx", "cy", "w", "h", "objectness", "score"].index(name)] = value
+    return made
+
+
+@pytest.mark.parametrize(
+    "answer, sentence",
+    [
+        (rows(objectness=-3), "answers with rows without decoding"),
+        (rows(score=1.5), "answers with rows without decoding"),
+        (rows(w=-1), "answers with rows without decoding"),
+        (rows(cx=1000), "answers with rows without decoding"),
+        (rows(cx=np.nan), "answers with values that are not finite"),
+        (rows() / 64, "gives its boxes in 0 to 1, as exports for TensorFlow do"),
+        (rows(w=61, h=61), "gives its boxes as two corners"),
+        (np.ones((1, 252, 6), np.int64), "answers with int64 instead of float32 or float16"),
+    ],
+)
+def test_values_that_are_no_decoded_rows(answer: Array, sentence: str, tmp_path: Path) -> None:
+    shape = (1, 3, 64, 64)
+    assert refusal(answering({"output": answer}, shape), tmp_path).startswith(sentence)
+    # The others are not to blame where one output is right.
+    options = {"imgsz": (64, 64), "names": ["a"]}
+    model = load(answering({"wrong": answer, "right": rows()}, shape), tmp_path, **options)
+    assert ends(model)[1][2] == ["batch", 252, 6]
+
+
+def test_what_onnx_runtime_cannot_load_is_refused_in_one_line(tmp_path: Path) -> None:
+    for operator, domain, sentence in (
+        ("Frobnicate", "", "cannot be loaded by ONNX Runtime: "),
+        ("Grid", "TRT", "uses the operator 'TRT:Grid', which ONNX Runtime does not have."),
+        ("EfficientNMS_TRT", "TRT", "has non-maximum suppression built in"),
+    ):
+        node = helper.make_node(operator, ["images"], ["output"], domain=domain)
+        model = answering({}, nodes=[node])
+        model.graph.output.append(helper.make_tensor_value_info("output", 1, None))
+        assert refusal(model, tmp_path).startswith(sentence)
+
+
+# ---------------------------------------------------------------------------------------------
+# Files that strangers made
+
+MUTATE = """
+import random, sys
+from pathlib import Path
+from yolov5_build import BuildError
+from yolov5_build._onnx_import import import_onnx
+
+folder, outcomes = Path(sys.argv[1]), [0, 0]
+whole, spoilt = (folder / "whole.onnx").read_bytes(), folder / "spoilt.onnx"
+nodes = int(sys.argv[3])  # bytes, before the weights
+for seed in range(int(sys.argv[2])):
+    chance, data = random.Random(seed), bytearray(whole)
+    for _ in range(chance.choice([1, 2, 5, 20])):
+        at = chance.randrange(len(data) if seed % 4 == 0 else nodes)
+        data[at] = chance.randrange(256)
+    spoilt.write_bytes(data)
+    try:
+        import_onnx(spoilt, folder / "ours.onnx")
+        outcomes[0] += 1
+    except BuildError as error:
+        outcomes[1] += 1
+        assert str(error).startswith("spoilt.onnx ") and "\\n" not in str(error), error
+print(*outcomes)
+"""
+
+
+def test_mutated_files_are_read_or_refused(tmp_path: Path) -> None:
+    model = unsorted()
+    (tmp_path / "whole.onnx").write_bytes(model.SerializeToString())
+    nodes = sum(node.ByteSize() for node in model.graph.node)
+    run = subprocess.run(
+        [sys.executable, "-c", MUTATE, str(tmp_path), "60", str(nodes)],
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stderr == ""
+    read, refused = map(int, run.stdout.split())
+    assert read + refused == 60
+    assert refused > 15
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="other people's ONNX files are not at hand")
+@pytest.mark.parametrize(
+    "name, sentence",
+    [
+        ("wrong_family_yolov8", "looks like a YOLOv8 or YOLO11 network, answering [1, 6, 2100]"),
+        ("wrong_family_yunet_face", "answers with 'cls_8' [1, 6400, 1], "),
+        ("lfs_pointer", "is a Git LFS pointer and not the file itself"),
+        ("external_data_missing", "needs 'best.onnx.data' beside it, which is not there."),
+        ("truncated", "is cut off or damaged."),
+        ("empty_graph", "holds an empty graph."),
+    ],
+)
+def test_other_peoples_files_that_are_refused(name: str, sentence: str, tmp_path: Path) -> None:
+    source = SHARED / "onnx" / f"{name}.onnx"
+    with pytest.raises(BuildError) as caught:
+        import_onnx(source, tmp_path / "ours.onnx")
+    assert str(caught.value).startswith(f"{name}.onnx {sentence}")
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="other people's ONNX files are not at hand")
+def test_another_persons_export_finds_the_people_and_the_bus(tmp_path: Path) -> None:
+    source = SHARED / "onnx" / "third_party_yolov5n_fp16_unsorted.onnx"
+    import_onnx(source, tmp_path / "ours.onnx")
+    photo, placement = Pictures(640, 640).prepare(SHARED / "photos" / "bus.jpg")
+    session = onnxruntime.InferenceSession(tmp_path / "ours.onnx")
+    (answer,) = session.run(["output0"], {"images": photo[None]})
+    boxes, _, classes = detect(
+        torch.from_numpy(answer[0]),
+        Thresholds.from_row([0.25, 0.45, 300, 0, 0]),
+        torch.ones(80, dtype=torch.bool),
+        Placement.from_row(list(placement.as_row())),
+    )
+    assert sorted(classes.tolist()) == [0, 0, 0, 5]  # three persons and a bus
+    bus = boxes[classes == 5][0]
+    assert (bus[2] - bus[0]) * (bus[3] - bus[1]) > 0.25 * 810 * 1080
+    said = metadata(onnx.load(tmp_path / "ours.onnx"))
+    assert said["names"].startswith("{0: 'person', 1: 'bicycle'")
+    assert said["stride"] == "32" and names.MAX_BATCH_KEY not in said
