@@ -1,0 +1,358 @@
+"""The official release files, for `make model WEIGHTS=yolov5s`: downloaded once, then kept.
+
+What came so far lies in `NAME.part` and is continued by the next try, of this process or of a later
+one. `NAME.lock` is locked by the process that downloads, and holds the ETag of the part.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import hashlib
+import http.client
+import json
+import os
+import re
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+
+from ._errors import BuildError
+
+_TABLE = Path(__file__).with_name("releases.json")
+
+TIMEOUT_S = 30.0  # to connect, and for each read
+DELAYS_S = (1.0, 2.0, 4.0, 8.0)  # before each further try
+_CHUNK_BYTES = 1 << 16
+_PASSING = {408, 416, 425, 429, 500, 502, 503, 504}  # HTTP errors that may be gone at the next try
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """A file that was released.
+
+    Attributes:
+        size: in bytes.
+        sha256: in hexadecimal digits.
+    """
+
+    name: str
+    size: int
+    sha256: str
+    url: str
+
+
+@functools.cache
+def releases() -> dict[str, Release]:
+    """The files of `releases.json`, by name."""
+    table = json.loads(_TABLE.read_text("utf-8"))
+    return {
+        file["name"]: Release(**file, url=f"{table['base_url']}{file['name']}")
+        for file in table["files"]
+    }
+
+
+def is_release_name(text: str) -> bool:
+    """Whether this is the name of a release file, with or without its `.pt`."""
+    return text in releases() or f"{text}.pt" in releases()
+
+
+def fetch_release(name: str, *, cache: Path | None = None, base_url: str | None = None) -> Path:
+    """A release file, downloaded unless it is there already; says on stderr what it does.
+
+    Args:
+        name: one that `is_release_name` knows.
+        cache: the folder to keep it in, by default `yolov5-triton` in the user's cache.
+        base_url: the folder to take it from, in place of the official one.
+
+    Raises:
+        BuildError: unknown, cannot be downloaded or kept, or not the file that was released.
+    """
+    release = releases().get(name) or releases().get(f"{name}.pt")
+    if release is None:
+        known = ", ".join(known.removesuffix(".pt") for known in releases())
+        raise BuildError(f"{name} is not a YOLOv5 release; there are {known}.")
+    if base_url is not None:
+        release = replace(release, url=f"{base_url.rstrip('/')}/{release.name}")
+    return fetch(release, cache or _default_cache())
+
+
+def fetch(
+    release: Release,
+    folder: Path,
+    *,
+    timeout: float = TIMEOUT_S,
+    delays: Sequence[float] = DELAYS_S,
+) -> Path:
+    """`fetch_release` for any file: of an https address, or an http one if the release says so.
+
+    Args:
+        timeout: in seconds, to connect and for each read.
+        delays: seconds to wait before each further try.
+
+    Raises:
+        BuildError: cannot be downloaded or kept, or not the file that was released.
+    """
+    target, part, lock = (folder / f"{release.name}{end}" for end in ("", ".part", ".lock"))
+    try:
+        if _is_whole(target, release):
+            print(f"Using {target} (Ultralytics, AGPL-3.0).", file=sys.stderr)
+            return target
+        print(
+            f"{release.name} is licensed AGPL-3.0 by Ultralytics; this may bind what you serve "
+            "with it.",
+            file=sys.stderr,
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(lock, release.name) as etag:
+            if not _is_whole(target, release):
+                with _Progress(release, target) as progress:
+                    _download(release, part, etag, progress, timeout, delays)
+                    _check(release, part)
+                    part.replace(target)
+    except OSError as error:
+        raise BuildError(
+            f"{release.name} cannot be kept in {folder}: {error.strerror or error}."
+        ) from None
+    return target
+
+
+def _default_cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if Path(base).is_absolute():
+        return Path(base, "yolov5-triton")
+    try:
+        return Path.home() / ".cache" / "yolov5-triton"
+    except RuntimeError:  # a user without a home, as in some containers
+        raise BuildError(
+            "There is no home folder to keep a download in; set XDG_CACHE_HOME to a folder."
+        ) from None
+
+
+@contextmanager
+def _locked(path: Path, name: str) -> Iterator[IO[str]]:
+    with path.open("a+", encoding="ascii", errors="replace") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"Waiting for another process that downloads {name} ...", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _is_whole(path: Path, release: Release) -> bool:
+    return _size(path) == release.size and _digest(path) == release.sha256
+
+
+def _check(release: Release, part: Path) -> None:
+    """Raises BuildError, and deletes the part, if it is not what was released."""
+    digest = _digest(part)
+    if digest != release.sha256:
+        part.unlink()
+        raise _other_file(release, f"those that came have {digest} and were deleted")
+
+
+def _other_file(release: Release, instead: str) -> BuildError:
+    return BuildError(
+        f"The download of {release.url} is not the official {release.name}: {release.size} bytes "
+        f"with SHA-256 {release.sha256} were expected, but {instead}."
+    )
+
+
+class _FailureError(Exception):
+    """A try that failed; the message is a short reason.
+
+    Attributes:
+        lasting: another try would fail as well.
+        afresh: the part cannot be continued.
+    """
+
+    def __init__(self, reason: str, *, lasting: bool = False, afresh: bool = False) -> None:
+        super().__init__(reason)
+        self.lasting = lasting
+        self.afresh = afresh
+
+
+class _Progress:
+    """What has come, on stderr: a line kept up to date on a terminal, a first and a last one else.
+
+    Attributes:
+        came: bytes received by this process.
+    """
+
+    def __init__(self, release: Release, target: Path) -> None:
+        self.came = 0
+        self._release = release
+        self._target = target
+        self._live = sys.stderr.isatty()
+        self._line = ""
+        self._began = self._shown = time.monotonic()
+
+    def __enter__(self) -> _Progress:
+        if not self._live:
+            megabytes = self._release.size / 1e6
+            print(f"Downloading {self._release.url} ({megabytes:.1f} MB) ...", file=sys.stderr)
+        return self
+
+    def add(self, count: int, done: int) -> None:
+        """`count` bytes more, `done` of the file's in all."""
+        self.came += count
+        now, size = time.monotonic(), self._release.size
+        if not self._live or (now - self._shown < 0.2 and done < size):
+            return
+        self._shown = now
+        rate = self.came / max(now - self._began, 1e-3)
+        minutes, seconds = divmod(round((size - done) / rate), 60)
+        self._line = (
+            f"{self._release.name}: {done / 1e6:.1f} of {size / 1e6:.1f} MB, {done / size:.0%}, "
+            f"{rate / 1e6:.2f} MB/s, {minutes}:{seconds:02} left"
+        )
+        print(f"\r{self._line:<78}", end="", file=sys.stderr, flush=True)
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if self._line:
+            print(file=sys.stderr)
+        if kind is None and not self._live:
+            print(f"Downloaded {self._target}.", file=sys.stderr)
+
+
+def _download(
+    release: Release,
+    part: Path,
+    etag: IO[str],
+    progress: _Progress,
+    timeout: float,
+    delays: Sequence[float],
+) -> None:
+    """Complete the part, in as many tries as there are delays and one."""
+    remaining = iter(delays)
+    while True:
+        try:
+            return _receive(release, part, etag, progress, timeout)
+        except _FailureError as failure:
+            if failure.afresh:
+                part.unlink(missing_ok=True)
+            delay = next(remaining, None)
+            if failure.lasting or delay is None:
+                raise BuildError(
+                    f"{release.name} cannot be downloaded ({failure}); download it yourself from "
+                    f"{release.url} and give its path as WEIGHTS."
+                ) from None
+            time.sleep(delay)
+
+
+def _receive(
+    release: Release, part: Path, etag: IO[str], progress: _Progress, timeout: float
+) -> None:
+    """One try: whatever is missing of the part, or all of it where it cannot be continued."""
+    done = _size(part)
+    if done == release.size:
+        return
+    if done > release.size:
+        done = 0
+    request = urllib.request.Request(release.url)
+    if done:
+        request.add_header("Range", f"bytes={done}-{release.size - 1}")
+        etag.seek(0)
+        if known := _strong(etag.read()):
+            request.add_header("If-Range", known)
+    with _open(request, timeout, progress) as response:
+        if response.status == 206:
+            span = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers["Content-Range"] or "")
+            if span is None or int(span[1]) != done:
+                raise _FailureError("the server sent another part than asked for", afresh=True)
+            offered: int | None = int(span[2])
+        else:
+            done, offered = 0, response.length
+        if offered not in (None, release.size):
+            raise _other_file(release, f"{offered} bytes are offered")
+        with part.open("ab" if done else "wb") as file:
+            if not done:
+                etag.truncate(0)
+                etag.write(_strong(response.headers["ETag"]))
+                etag.flush()
+            while done < release.size:
+                chunk = _read(response, min(_CHUNK_BYTES, release.size - done), progress)
+                if not chunk:
+                    raise _FailureError("the connection ended early")
+                file.write(chunk)
+                done += len(chunk)
+                progress.add(len(chunk), done)
+
+
+def _strong(etag: str | None) -> str:
+    """The ETag if it stands for these very bytes, as a range needs it, else nothing."""
+    return etag if etag and re.fullmatch(r'"[!-~]*"', etag) else ""
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    def __init__(self, schemes: set[str]) -> None:
+        self._schemes = schemes
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        _check_scheme(newurl, self._schemes)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _check_scheme(url: str, schemes: set[str]) -> None:
+    scheme = urlsplit(url).scheme
+    if scheme not in schemes:
+        raise _FailureError(f"its address leads to {scheme}, not https", lasting=True)
+
+
+def _open(request: urllib.request.Request, timeout: float, progress: _Progress) -> Any:
+    schemes = {"https", "http"} if request.full_url.startswith("http://") else {"https"}
+    _check_scheme(request.full_url, schemes)
+    try:
+        return urllib.request.build_opener(_Redirects(schemes)).open(request, timeout=timeout)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise _failure(error, progress) from None
+
+
+def _read(response: Any, count: int, progress: _Progress) -> bytes:
+    """Up to `count` bytes, as soon as there are any; none at the end."""
+    try:
+        return bytes(response.read1(count))
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise _failure(error, progress) from None
+
+
+def _failure(error: Exception, progress: _Progress) -> _FailureError:
+    if isinstance(error, HTTPError):
+        error.close()
+        reason = f"HTTP {error.code} {http.client.responses.get(error.code, '')}".rstrip()
+        afresh = error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE
+        return _FailureError(reason, lasting=error.code not in _PASSING, afresh=afresh)
+    # urllib's way to say that there was no connection. Where none has been yet, there is none to
+    # be had, and waiting for it only keeps the user waiting.
+    lasting = isinstance(error, URLError) and not progress.came
+    cause = error.reason if isinstance(error, URLError) else error
+    reason = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+    return _FailureError(reason, lasting=lasting or isinstance(error, ValueError))
