@@ -1,0 +1,201 @@
+"""All that touches the `tensorrt` package, versions 10 and 11.
+
+None of this has run on hardware. Its names and signatures are those of NVIDIA's Python bindings
+10.16.1 and 11.4.0.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ._errors import BuildError
+from ._plan import BuildPrecision, Profile
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """The device that a plan is built for, such as `NVIDIA H200`, compute capability `9.0`."""
+
+    name: str
+    capability: str
+
+
+def load() -> ModuleType:
+    """
+    Raises:
+        BuildError: the package is not there, or not with its libraries.
+    """
+    try:
+        return importlib.import_module("tensorrt")
+    except ModuleNotFoundError:
+        raise BuildError(
+            "The Python package tensorrt is not installed, and only it makes plans; install it in"
+            " the version that the Triton which is to serve the plan has."
+        ) from None
+    except (ImportError, OSError) as error:
+        raise BuildError(f"The Python package tensorrt cannot be loaded: {_line(error)}.") from None
+
+
+def gpu() -> Gpu:
+    """
+    Raises:
+        BuildError: there is none.
+    """
+    if not torch.cuda.is_available():
+        raise BuildError("A plan is built by trying it on an NVIDIA GPU, and none was found here.")
+    major, minor = torch.cuda.get_device_capability()
+    return Gpu(name=torch.cuda.get_device_name(), capability=f"{major}.{minor}")
+
+
+def build(
+    trt: ModuleType,
+    weights: Path,
+    precision: BuildPrecision,
+    name: str,
+    profile: Profile,
+    *,
+    workspace: int | None,
+    timing_cache: Path,
+) -> bytes:
+    """Make a plan; minutes.
+
+    Args:
+        trt: the package.
+        weights: an ONNX file.
+        name: of the input that `profile` is about.
+        workspace: bytes of GPU memory that a layer may take for itself; None for all there is.
+        timing_cache: which kernels were fastest. Read where it fits, and written.
+
+    Raises:
+        BuildError: TensorRT cannot start, read the file or build it.
+    """
+    log = _log(trt)
+    try:
+        builder = trt.Builder(log)
+    except (TypeError, RuntimeError):  # pybind11's way of handing on a null pointer
+        raise BuildError(f"TensorRT cannot use this GPU: {log.cause()}.") from None
+    flags = 0
+    if precision.strongly_typed:
+        flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = builder.create_network(flags)
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse_from_file(str(weights)):
+        cause = parser.get_error(0).desc() if parser.num_errors else "no reason given"
+        raise BuildError(f"TensorRT {trt.__version__} cannot read {weights.name}: {_line(cause)}.")
+
+    config = builder.create_builder_config()
+    if workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
+    if precision.fp16:
+        config.set_flag(trt.BuilderFlag.FP16)
+    if not precision.tf32:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    shapes = builder.create_optimization_profile()
+    try:
+        shapes.set_shape(name, profile.smallest, profile.usual, profile.largest)
+        accepted = config.add_optimization_profile(shapes) >= 0
+    except ValueError:
+        accepted = False
+    if not accepted:
+        raise BuildError(
+            f"TensorRT does not take {name} from {profile.smallest} to {profile.largest}:"
+            f" {log.cause()}."
+        )
+    _use_timing_cache(config, timing_cache)
+    log.errors.clear()  # a cache that did not fit is no reason for what follows
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise BuildError(f"TensorRT {trt.__version__} cannot build the plan: {log.cause()}.")
+    _keep_timing_cache(config, timing_cache)
+    return bytes(plan)
+
+
+def run(
+    trt: ModuleType, plan: bytes, name: str, images: NDArray[np.float32]
+) -> dict[str, NDArray[np.float32]]:
+    """The plan's answers to `images` [B,3,H,W], by the names of its outputs.
+
+    Raises:
+        BuildError: it cannot be run here.
+    """
+    log = _log(trt)
+    try:
+        return _run(trt, log, plan, name, images)
+    except (TypeError, RuntimeError) as error:  # the former is pybind11's, of a null pointer
+        raise BuildError(f"The plan that was built cannot be run: {log.cause(error)}.") from None
+
+
+def _run(
+    trt: ModuleType, log: Any, plan: bytes, name: str, images: NDArray[np.float32]
+) -> dict[str, NDArray[np.float32]]:
+    engine = trt.Runtime(log).deserialize_cuda_engine(plan)
+    context = engine and engine.create_execution_context()
+    if not context or not context.set_input_shape(name, images.shape):
+        raise RuntimeError("TensorRT does not take it, or not this batch")
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(stream):
+        tensors = {name: torch.from_numpy(images).cuda()}
+        for index in range(engine.num_io_tensors):
+            tensor = engine.get_tensor_name(index)
+            if tensor not in tensors:
+                shape = tuple(context.get_tensor_shape(tensor))
+                dtype = trt.nptype(engine.get_tensor_dtype(tensor))
+                tensors[tensor] = torch.from_numpy(np.zeros(shape, dtype)).cuda()
+            context.set_tensor_address(tensor, tensors[tensor].data_ptr())
+        done = context.execute_async_v3(stream.cuda_stream)
+    stream.synchronize()
+    if not done:
+        raise RuntimeError("TensorRT did not start it")
+    return {tensor: value.cpu().numpy() for tensor, value in tensors.items() if tensor != name}
+
+
+def _use_timing_cache(config: Any, path: Path) -> None:
+    """Attach the cache in the file, or an empty one where it is damaged or for another GPU."""
+    with contextlib.suppress(OSError):
+        cache = config.create_timing_cache(path.read_bytes())
+        if cache is not None and config.set_timing_cache(cache, False):
+            return
+    config.set_timing_cache(config.create_timing_cache(b""), False)
+
+
+def _keep_timing_cache(config: Any, path: Path) -> None:
+    cache = config.get_timing_cache()
+    if cache is not None:
+        with contextlib.suppress(OSError):  # it only saves time; the plan is what matters
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(cache.serialize())
+
+
+def _log(trt: ModuleType) -> Any:
+    """A logger for TensorRT that keeps what went wrong, and else says nothing."""
+    wrong = (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR)
+
+    base: Any = trt.ILogger
+
+    class Log(base):  # type: ignore[misc]
+        def __init__(self) -> None:
+            base.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, msg: str) -> None:
+            if severity in wrong:
+                self.errors.append(msg)
+
+        def cause(self, otherwise: object = "no reason given") -> str:
+            """The first error; those after it are usually its consequences."""
+            return _line(self.errors[0] if self.errors else otherwise)
+
+    return Log()
+
+
+def _line(message: object) -> str:
+    return " ".join(str(message).split()).rstrip(".")
