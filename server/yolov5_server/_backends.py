@@ -25,7 +25,7 @@ def triton_folder() -> Path:
 
 
 def assemble_backends(folder: Path) -> Path:
-    """Put together what `--backend-directory` names, inside `folder`.
+    """Put together what `--backend-directory` names, as `folder`.
 
     `libtriton_python.so` must be a real file, since Triton refuses one that a link leads to; the
     stub must stay a link, since it finds its own libraries relative to where it lies.

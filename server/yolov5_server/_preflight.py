@@ -7,6 +7,7 @@ import shutil
 import socket
 import sys
 import sysconfig
+from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 
@@ -16,7 +17,10 @@ from tritonclient.grpc import model_config_pb2
 from ._errors import StartError
 from ._settings import Settings
 
-MODELS = ("preprocess", "yolov5", "postprocess", "yolov5_ensemble")
+NETWORK = "yolov5"
+STEPS = ("preprocess", NETWORK, "postprocess")
+ENSEMBLE = "yolov5_ensemble"
+MODELS = (*STEPS, ENSEMBLE)
 SHARED_MEMORY = Path("/dev/shm")
 _BYTES = {model_config_pb2.TYPE_FP32: 4, model_config_pb2.TYPE_FP16: 2}
 
@@ -27,6 +31,8 @@ def check(settings: Settings) -> None:
         StartError: the first thing found that would keep the server from starting.
     """
     check_ports(settings)
+    for model in MODELS:
+        read_config(settings.repository, model)
     config = read_network_config(settings.repository)
     check_shared_memory(config, shutil.disk_usage(SHARED_MEMORY).free)
 
@@ -47,31 +53,45 @@ def check_ports(settings: Settings) -> None:
                 ) from None
 
 
-def read_network_config(repository: Path) -> model_config_pb2.ModelConfig:
-    """The configuration of the served network, whose files are all there."""
-    for model in MODELS:
-        if not (repository / model / "config.pbtxt").is_file():
-            raise StartError(
-                f"{repository.name}/{model}/config.pbtxt is missing;"
-                " `git checkout model_repository` or `make model` brings it back."
-            )
-    folder = repository / "yolov5"
+def read_config(repository: Path, model: str) -> model_config_pb2.ModelConfig:
+    """
+    Raises:
+        StartError: it is missing or not valid.
+    """
+    path = repository / model / "config.pbtxt"
     config = model_config_pb2.ModelConfig()
     try:
-        text_format.Parse((folder / "config.pbtxt").read_text("utf-8"), config)
+        text_format.Parse(path.read_text("utf-8"), config)
+    except OSError:
+        raise StartError(
+            f"{repository.name}/{model}/config.pbtxt is missing;"
+            " `git checkout model_repository` or `make model` brings it back."
+        ) from None
     except text_format.ParseError as error:
-        raise StartError(f"{repository.name}/yolov5/config.pbtxt is not valid: {error}.") from None
+        raise StartError(f"{repository.name}/{model}/config.pbtxt is not valid: {error}.") from None
+    return config
+
+
+def read_network_config(repository: Path) -> model_config_pb2.ModelConfig:
+    """The configuration of the served network, whose files are all there."""
+    config = read_config(repository, NETWORK)
     weights = config.default_model_filename or "model.onnx"
-    if not any((version / weights).is_file() for version in folder.glob("[0-9]*")):
+    if not any((version / weights).is_file() for version in (repository / NETWORK).glob("[0-9]*")):
         raise StartError(f"{repository.name}/yolov5 holds no {weights}; `make model` installs one.")
+    if config.platform == "tensorrt_plan" or config.backend == "tensorrt":
+        raise StartError(
+            f"{repository.name}/yolov5 is a TensorRT plan, which the embedded server cannot run;"
+            " `make engine ARGS=--undo` goes back to ONNX, a Triton container runs the plan."
+        )
     return config
 
 
 def check_shared_memory(config: model_config_pb2.ModelConfig, free: int) -> None:
     """A full batch crosses from step to step in /dev/shm: into the network and out of it."""
+    sides = [int(side) for side in config.parameters["imgsz"].string_value.split()]
     needed = 2 * max(1, config.max_batch_size)
     needed *= sum(
-        _BYTES.get(tensor.data_type, 8) * prod(abs(side) for side in tensor.dims)
+        _BYTES.get(tensor.data_type, 8) * _values(tensor.dims, sides)
         for tensor in (*config.input, *config.output)
     )
     if free < needed:
@@ -79,6 +99,13 @@ def check_shared_memory(config: model_config_pb2.ModelConfig, free: int) -> None
             f"{SHARED_MEMORY} has {free >> 20} MB free, but batches of this model need"
             f" {needed >> 20} MB; in a container, start it with a larger --shm-size."
         )
+
+
+def _values(dims: Sequence[int], largest: list[int]) -> int:
+    """Numbers in a tensor whose open sides, if they are an image's, have these largest sizes."""
+    if list(dims[1:]) == [-1, -1]:
+        dims = [dims[0], *largest]
+    return prod(abs(side) for side in dims)
 
 
 def python_library_folder() -> str | None:

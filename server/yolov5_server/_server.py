@@ -13,19 +13,19 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from pathlib import Path
 
 from . import _preflight
 from ._backends import assemble_backends, triton_folder
+from ._control import DIRECT, ModelControl
 from ._errors import StartError
 from ._log import LogPump
 from ._settings import FLAGS, Settings
+from ._swap import Swap
 
 STOP_SECONDS = 7.0  # until the process group is killed; Ctrl-C promises 10 s in all
 _DRAIN_SECONDS = 5  # that Triton itself gives requests in flight
 _SHARED_MEMORY_PREFIX = "yolov5_triton_"
-_MANAGEMENT_APIS = "model-repository,shared-memory,trace,logging"
 _PR_SET_PDEATHSIG = 1
 
 
@@ -37,6 +37,8 @@ class Server:
         self._process: subprocess.Popen[str] | None = None
         self._log: LogPump | None = None
         self._folder: Path | None = None
+        self._control = ModelControl(settings.url(settings.http_port))
+        self._ended = threading.Event()
         self._prefix = f"{_SHARED_MEMORY_PREFIX}{os.getpid()}_{secrets.token_hex(4)}_"
 
     def start(self) -> None:
@@ -48,7 +50,8 @@ class Server:
         _preflight.check(self.settings)
         _remove_stale_shared_memory()
         self._folder = Path(tempfile.mkdtemp(prefix="yolov5-triton-"))
-        backends = assemble_backends(self._folder)
+        backends = assemble_backends(self._folder / "backends")
+        (self._folder / "incoming").mkdir()
         environment = _environment()
         parent = os.getpid()
 
@@ -75,14 +78,18 @@ class Server:
 
     def _command(self, backends: Path) -> list[str]:
         s = self.settings
-        # A key that is thrown away: nobody manages the server from outside.
-        closed = f"{_MANAGEMENT_APIS}:x-closed={secrets.token_hex(32)}"
         # Two HTTP libraries, two ways to write IPv6; a wrong one binds to some other address.
         ipv6 = ":" in s.host
         http_address, grpc_address = (f"ipv6:{s.host}", f"[{s.host}]") if ipv6 else (s.host,) * 2
         return [
             str(triton_folder() / "bin" / "tritonserver"),
             f"--model-repository={s.repository}",
+            f"--model-repository={self._staging}",
+            # Loaded by name, so that the launcher can load another network later. Readiness is
+            # then that of the server, not of every model that happens to be loading.
+            "--model-control-mode=explicit",
+            *(f"--load-model={model}" for model in _preflight.MODELS),
+            "--strict-readiness=false",
             f"--backend-directory={backends}",
             f"--http-address={http_address}",
             f"--grpc-address={grpc_address}",
@@ -91,8 +98,9 @@ class Server:
             f"--grpc-port={s.grpc_port}",
             f"--metrics-port={s.metrics_port}",
             *FLAGS.read_text("utf-8").split(),
-            f"--http-restricted-api={closed}",
-            f"--grpc-restricted-protocol={closed}",
+            # Nobody manages the server from outside.
+            f"--http-restricted-api={self._control.restriction}",
+            f"--grpc-restricted-protocol={self._control.restriction}",
             f"--exit-timeout-secs={_DRAIN_SECONDS}",
             f"--allow-gpu-metrics={str(bool(shutil.which('nvidia-smi'))).lower()}",
             f"--log-info={str(s.verbose).lower()}",
@@ -114,15 +122,32 @@ class Server:
             if self._process.poll() is not None:
                 raise StartError(f"Triton did not start: {self._log.failure()}.")
             if self._is_ready():
+                if not self._control.hide(self._process.pid):
+                    self._say("warning: the key of Triton's model control is in the process list.")
                 self._log.release()
+                self._watch()
                 return True
         return False
+
+    def _watch(self) -> None:
+        """From now on, serve what is installed in the repository."""
+        swap = Swap(self.settings.repository, self._staging, self._control, self._say)
+        threading.Thread(target=swap.watch, args=(self._ended,), name="swap", daemon=True).start()
+
+    @property
+    def _staging(self) -> Path:
+        assert self._folder is not None
+        return self._folder / "incoming"
+
+    @staticmethod
+    def _say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
 
     def _is_ready(self) -> bool:
         base = f"http://{self.settings.url(self.settings.http_port)}/v2"
         try:
             for path in ("health/ready", "models/yolov5_ensemble/ready"):
-                _DIRECT.open(f"{base}/{path}", timeout=1).close()
+                DIRECT.open(f"{base}/{path}", timeout=1).close()
         except OSError:
             return False
         return True
@@ -137,6 +162,7 @@ class Server:
 
     def close(self, hurry: threading.Event) -> None:
         """End what is left of it: politely at first, by force after a while or with `hurry`."""
+        self._ended.set()
         if self._process is not None:
             deadline = time.monotonic() + STOP_SECONDS
             self._process.terminate()
@@ -153,10 +179,6 @@ class Server:
             region.unlink(missing_ok=True)
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
-
-
-# Without the proxies that the environment may name: the server is on this machine.
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def _environment() -> dict[str, str]:

@@ -2,19 +2,26 @@ from __future__ import annotations
 
 import io
 import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support import REPOSITORY, free_ports
+from tritonclient.grpc import model_config_pb2
 
+from yolov5_build._plan import to_plan
 from yolov5_server import Settings, StartError
 from yolov5_server._backends import assemble_backends
+from yolov5_server._control import ModelControl
 from yolov5_server._log import LogPump
 from yolov5_server._preflight import (
     check_ports,
     check_shared_memory,
     python_library_folder,
+    read_config,
     read_network_config,
 )
 
@@ -54,17 +61,55 @@ def test_a_held_port_is_named_with_its_variable() -> None:
 
 
 def test_missing_models_and_weights(tmp_path: Path) -> None:
-    with pytest.raises(StartError, match="preprocess/config.pbtxt is missing"):
-        read_network_config(tmp_path)
+    for model in ("preprocess", "yolov5"):
+        with pytest.raises(StartError, match=f"{model}/config.pbtxt is missing"):
+            read_config(tmp_path, model)
     for model in ("preprocess", "yolov5", "postprocess", "yolov5_ensemble"):
         (tmp_path / model).mkdir()
         config = (REPOSITORY / model / "config.pbtxt").read_text()
         (tmp_path / model / "config.pbtxt").write_text(config)
     with pytest.raises(StartError, match="holds no model.onnx; `make model` installs one"):
         read_network_config(tmp_path)
+    (tmp_path / "yolov5" / "1").mkdir()
+    (tmp_path / "yolov5" / "1" / "model.onnx").touch()
+    assert read_network_config(tmp_path).max_batch_size == 8
+    (tmp_path / "yolov5" / "1" / "model.plan").touch()
+    config = (tmp_path / "yolov5" / "config.pbtxt").read_text()
+    plan = to_plan(config, "a note")
+    (tmp_path / "yolov5" / "config.pbtxt").write_text(plan)
+    with pytest.raises(StartError, match="is a TensorRT plan, which the embedded server cannot"):
+        read_network_config(tmp_path)
     (tmp_path / "yolov5" / "config.pbtxt").write_text("name: yolov5")
     with pytest.raises(StartError, match="yolov5/config.pbtxt is not valid"):
         read_network_config(tmp_path)
+
+
+def test_room_for_a_network_of_open_size() -> None:
+    config = model_config_pb2.ModelConfig(max_batch_size=1)
+    config.parameters["imgsz"].string_value = "480 640"
+    for tensors, dims in ((config.input, [3, -1, -1]), (config.output, [-1, 8])):
+        tensors.add(data_type=model_config_pb2.TYPE_FP32, dims=dims)
+    needed = 2 * (3 * 480 * 640 + 8) * 4
+    check_shared_memory(config, needed)
+    with pytest.raises(StartError, match="--shm-size"):
+        check_shared_memory(config, needed - 1)
+
+
+def test_the_key_is_not_left_in_the_process_list() -> None:
+    control = ModelControl("127.0.0.1:1")
+    key = control.restriction.rpartition("=")[2]
+    command = [sys.executable, "-c", "import time; time.sleep(60)", control.restriction, "last"]
+    with subprocess.Popen(command) as process:
+        try:
+            arguments = Path("/proc", str(process.pid), "cmdline")
+            while key not in arguments.read_text():  # until it has become that command
+                time.sleep(0.01)
+            assert control.hide(process.pid)
+            assert key not in arguments.read_text()
+            assert arguments.read_text().split("\0")[-2] == "last"
+        finally:
+            process.kill()
+    assert not control.hide(process.pid)
 
 
 def test_room_in_shared_memory(bundled_repository: Path) -> None:

@@ -1,0 +1,93 @@
+"""A new version of the served network: made beside the old one, put in its place in one step."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ._errors import BuildError
+from ._names import MODEL
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+def version_folder(model: Path) -> Path | None:
+    """The newest version of the model in this folder, or None where it has none."""
+    versions = [path for path in model.glob("[0-9]*") if path.name.isdecimal() and path.is_dir()]
+    return max(versions, key=lambda path: int(path.name), default=None)
+
+
+@contextmanager
+def new_version(repository: Path) -> Iterator[tuple[Path, Path]]:
+    """An empty `yolov5/` to fill in, which replaces the served one when the block ends well.
+
+    Whoever reads the repository sees the old folder or the new one, whole. When the block raises,
+    the old one stays.
+
+    Yields:
+        The new model's folder, and in it the version's, numbered one up from the served one.
+
+    Raises:
+        BuildError: the repository cannot be written to.
+    """
+    served = repository / MODEL
+    newest = version_folder(served)
+    number = int(newest.name) + 1 if newest else 1
+    try:
+        # Beside the repository: inside it, Triton would take the staging folder for a model.
+        with tempfile.TemporaryDirectory(prefix=f".{MODEL}-", dir=repository.parent) as staging:
+            new = Path(staging, MODEL)
+            version = new / str(number)
+            version.mkdir(parents=True)
+            yield new, version
+            with _locked(repository):
+                if served.exists():
+                    _exchange(new, served)
+                else:
+                    new.rename(served)
+    except OSError as error:
+        raise BuildError(
+            f"{repository.name} cannot be written to: {error.strerror or error}."
+        ) from None
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Wait for a server that is about to load what is installed; it takes the same lock."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _exchange(new: Path, served: Path) -> None:
+    """Swap two folders; with a moment between only where the file system cannot do it at once."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    done = hasattr(libc, "renameat2") and not libc.renameat2(
+        _AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(served), _RENAME_EXCHANGE
+    )
+    if not done:
+        old = new.with_name("old")
+        served.rename(old)
+        try:
+            new.rename(served)
+        except OSError:
+            old.rename(served)
+            raise
+
+
+def copy_weights(source: Path, target: Path) -> None:
+    """Copy a file of weights; as a link to the same bytes where that is possible."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,98 @@
+"""Triton's model control, which answers only who has the key of this launcher."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import json_format
+from tritonclient.grpc import model_config_pb2
+
+APIS = "model-repository,shared-memory,trace,logging"
+_HEADER = "x-yolov5-launcher"
+_SECONDS = 120  # for a load: torch from a cold, slow disk
+
+
+class ControlError(Exception):
+    """Triton has not done what it was asked to; the message is its own."""
+
+
+class ModelControl:
+    """
+    Args:
+        address: `host:port` of Triton's HTTP.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._base = f"http://{address}/v2/repository/models"
+        self._key = secrets.token_hex(32)
+
+    @property
+    def restriction(self) -> str:
+        """What Triton's options for restricted APIs take: which of them need which header."""
+        return f"{APIS}:{_HEADER}={self._key}"
+
+    def load(self, model: str, config: model_config_pb2.ModelConfig | None = None) -> None:
+        """Load a model, or load it anew; an ensemble together with the models it is made of.
+
+        Args:
+            config: in place of the configuration in the repository.
+
+        Raises:
+            ControlError: it could not be loaded; what was served before still is.
+        """
+        body: dict[str, Any] = {}
+        if config is not None:
+            text = json_format.MessageToJson(config, preserving_proto_field_name=True, indent=None)
+            body = {"parameters": {"config": text}}
+        self._post(f"{model}/load", body)
+
+    def unload(self, model: str) -> None:
+        """Unload a model; requests that it has already are answered."""
+        self._post(f"{model}/unload", {})
+
+    def _post(self, path: str, body: dict[str, Any]) -> None:
+        request = urllib.request.Request(
+            f"{self._base}/{path}",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json", _HEADER: self._key},
+        )
+        try:
+            DIRECT.open(request, timeout=_SECONDS).close()
+        except urllib.error.HTTPError as error:
+            try:
+                message = json.load(error)["error"]
+            except (ValueError, KeyError, TypeError):
+                message = str(error)
+            raise ControlError(message) from None
+        except OSError as error:
+            raise ControlError(str(error)) from None
+
+    def hide(self, pid: int) -> bool:
+        """Blot the key out of the arguments that everybody on this machine can see.
+
+        Triton takes it on its command line alone, and copies it before it loads a model.
+
+        Returns:
+            Whether it is gone from there.
+        """
+        try:
+            # The 48th and 49th of the fields, of which the second may hold blanks.
+            fields = Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()
+            start, end = int(fields[45]), int(fields[46])
+            with Path("/proc", str(pid), "mem").open("r+b", buffering=0) as memory:
+                memory.seek(start)
+                arguments = memory.read(end - start)
+                memory.seek(start)
+                memory.write(arguments.replace(self._key.encode(), b"x" * len(self._key)))
+        except (OSError, ValueError, IndexError):
+            return False
+        return self._key.encode() not in Path("/proc", str(pid), "cmdline").read_bytes()
+
+
+# Without the proxies that the environment may name: the server is on this machine.
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))

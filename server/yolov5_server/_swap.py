@@ -1,0 +1,124 @@
+"""Another network while the server runs: no request fails, and none meets two networks.
+
+A request takes hold of all the models on its way when it enters the ensemble, so that replacing the
+ensemble's configuration is what changes over, in one moment. The three steps are therefore first
+loaded under other names, with the new network; the ensemble is led over to those; then the
+steps are loaded anew under their own names, where nobody uses them, and it is led back.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from ._control import ControlError, ModelControl
+from ._errors import StartError
+from ._preflight import ENSEMBLE, NETWORK, STEPS, read_config, read_network_config
+
+_SECONDS = 0.5  # between two looks at the repository
+
+
+class Swap:
+    """Watches the served network's folder, and changes over when another one is installed.
+
+    Args:
+        repository: the model repository.
+        staging: an empty folder that Triton was given as a second repository.
+        say: passes a line on to the operator.
+    """
+
+    def __init__(
+        self, repository: Path, staging: Path, control: ModelControl, say: Callable[[str], None]
+    ) -> None:
+        self._repository = repository
+        self._staging = staging
+        self._control = control
+        self._say = say
+        self._served = self._identity()
+        self._turn = 0
+
+    def watch(self, stop: threading.Event) -> None:
+        """Do so until `stop` is set."""
+        while not stop.wait(_SECONDS):
+            if self._identity() in (None, self._served):
+                continue
+            try:
+                # Whoever installs a network takes the same lock: none is replaced while it loads.
+                with _locked(self._repository):
+                    self._served = self._identity()
+                    self._change_over()
+            except (ControlError, StartError, OSError) as error:
+                if not stop.is_set():
+                    self._say(f"The new network is not taken over, the old one is served: {error}")
+
+    def _identity(self) -> tuple[int, int] | None:
+        """Changes with every installation, which puts another folder in the place of the old."""
+        try:
+            status = (self._repository / NETWORK).stat()
+        except OSError:
+            return None
+        return status.st_ino, status.st_ctime_ns
+
+    def _change_over(self) -> None:
+        read_network_config(self._repository)
+        # Other names than the last time's, which may still be in use if it did not go well.
+        self._turn += 1
+        incoming = {step: f"{step}_incoming{self._turn % 2}" for step in STEPS}
+        self._stage(incoming)
+        try:
+            # What a network can spoil is tried before anything that is served is touched.
+            for step in (NETWORK, "preprocess"):
+                self._control.load(incoming[step])
+        except ControlError:
+            for step in (NETWORK, "preprocess"):
+                self._control.unload(incoming[step])
+            raise
+        own = read_config(self._repository, ENSEMBLE)
+        led_over = model_config_pb2.ModelConfig()
+        led_over.CopyFrom(own)
+        for step in led_over.ensemble_scheduling.step:
+            step.model_name = incoming[step.model_name]
+        self._control.load(ENSEMBLE, led_over)
+        version = max(int(path.name) for path in (self._repository / NETWORK).glob("[0-9]*"))
+        for step in STEPS:
+            config = read_config(self._repository, step)
+            if "network" in config.parameters:
+                # Triton does not load anew what looks as before.
+                config.parameters["network_version"].string_value = str(version)
+            self._control.load(step, config)
+        self._control.load(ENSEMBLE, own)
+        for name in incoming.values():
+            self._control.unload(name)
+        self._say(f"Now serving version {version} of the network.")
+
+    def _stage(self, incoming: Mapping[str, str]) -> None:
+        """Copy the steps under their other names; the files are the same."""
+        for step, name in incoming.items():
+            folder = self._staging / name
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(
+                self._repository / step, folder, ignore=shutil.ignore_patterns("__pycache__")
+            )
+            config = read_config(self._repository, step)
+            config.name = name
+            if "network" in config.parameters:
+                config.parameters["network"].string_value = incoming[NETWORK]
+            (folder / "config.pbtxt").write_text(text_format.MessageToString(config), "utf-8")
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

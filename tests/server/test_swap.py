@@ -1,0 +1,149 @@
+"""Another network is installed while the server answers."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import tritonclient.grpc as grpc
+from support import (
+    BUNDLED,
+    PHOTO,
+    Outputs,
+    RunningServer,
+    ask_grpc,
+    infer,
+    make_repository,
+    post_raw,
+    running_server,
+)
+
+from yolov5_build.__main__ import main as build
+
+SECONDS = 60  # for one change-over, on two cores that are busy
+SQUARE, SMALL = ["--imgsz=640"], ["--imgsz=320", "--reduced-head"]
+EVERYTHING = {"conf_thres": 0.01}
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    return make_repository(tmp_path, BUNDLED, *SQUARE)
+
+
+def install(repository: Path, *arguments: str) -> None:
+    assert build([str(BUNDLED), *arguments, f"--repository={repository}"]) == 0
+
+
+def wait_for(server: RunningServer, line: str) -> None:
+    deadline = time.monotonic() + SECONDS
+    while line not in server.log.read_text():
+        assert time.monotonic() < deadline, server.log.read_text()
+        time.sleep(0.1)
+
+
+def fingerprint(outputs: Outputs) -> tuple[int, float]:
+    return outputs["num_dets"].item(), round(float(outputs["det_scores"].sum()), 2)
+
+
+@contextmanager
+def callers(server: RunningServer, count: int) -> Iterator[tuple[Counter[object], list[str]]]:
+    """Callers that ask without a pause, over connections of their own, while the block runs."""
+    done, answers, failures = threading.Event(), Counter[object](), list[str]()
+    image = PHOTO.read_bytes()
+
+    def ask() -> None:
+        with grpc.InferenceServerClient(server.grpc) as client:
+            while not done.is_set():
+                try:
+                    answers[fingerprint(infer(client, [image], EVERYTHING))] += 1
+                except grpc.InferenceServerException as error:
+                    failures.append(str(error))
+
+    def probe() -> None:
+        while not done.wait(0.05):
+            for path in ("health/ready", "models/yolov5_ensemble/ready"):
+                try:
+                    urllib.request.urlopen(f"{server.http}/v2/{path}").close()
+                except OSError as error:
+                    failures.append(f"{path}: {error}")
+
+    threads = [threading.Thread(target=ask) for _ in range(count)]
+    threads.append(threading.Thread(target=probe))
+    for thread in threads:
+        thread.start()
+    try:
+        yield answers, failures
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+
+
+@pytest.mark.parametrize("count", [8, pytest.param(32, marks=pytest.mark.slow)])
+def test_no_request_fails_and_none_meets_two_networks(repository: Path, count: int) -> None:
+    with running_server(f"--repository={repository}") as server:
+        image = PHOTO.read_bytes()
+        first = fingerprint(ask_grpc(server.grpc, [image], EVERYTHING))
+        started = time.monotonic()
+        with callers(server, count) as (answers, failures):
+            install(repository, *SMALL)
+            wait_for(server, "Now serving version 2")
+            second = fingerprint(ask_grpc(server.grpc, [image], EVERYTHING))
+            install(repository, *SQUARE)
+            wait_for(server, "Now serving version 3")
+            if count > 8:
+                time.sleep(max(0, 60 - (time.monotonic() - started)))
+            last = fingerprint(ask_grpc(server.grpc, [image], EVERYTHING))
+        print(f"{time.monotonic() - started:.0f} s, {count} callers: {answers}")
+        assert failures == []
+        assert first != second
+        assert last == first
+        assert set(answers) == {first, second}
+        assert min(answers.values()) > count
+        # What is left is what a fresh start would have loaded.
+        with grpc.InferenceServerClient(server.grpc) as client:
+            assert client.get_model_metadata("yolov5").versions == ["3"]
+        deadline = time.monotonic() + SECONDS
+        while server.processes("_incoming"):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+def test_a_network_that_cannot_be_loaded_is_not_taken_over(repository: Path) -> None:
+    with running_server(f"--repository={repository}") as server:
+        before = ask_grpc(server.grpc, [PHOTO.read_bytes()])
+        with callers(server, 2) as (_, failures):
+            broken = repository / "broken"
+            shutil.copytree(repository / "yolov5", broken)
+            (broken / "1").rename(broken / "2")
+            (broken / "2" / "model.onnx").write_bytes(b"nonsense")
+            shutil.rmtree(repository / "yolov5")
+            broken.rename(repository / "yolov5")
+            wait_for(server, "The new network is not taken over, the old one is served:")
+            # And the next one is.
+            install(repository, *SMALL)
+            wait_for(server, "Now serving version 3")
+        assert failures == []
+        after = ask_grpc(server.grpc, [PHOTO.read_bytes()])
+        assert fingerprint(after) != fingerprint(before)
+
+
+def test_nobody_else_can_load_a_model(repository: Path) -> None:
+    with running_server(f"--repository={repository}") as server:
+        for action in ("load", "unload"):
+            with (
+                grpc.InferenceServerClient(server.grpc) as client,
+                pytest.raises(grpc.InferenceServerException, match="restricted"),
+            ):
+                getattr(client, f"{action}_model")("yolov5")
+        (process,) = server.processes("bin/tritonserver")
+        arguments = Path("/proc", str(process), "cmdline").read_text()
+        assert "x-yolov5-launcher=xxxxxxxx" in arguments
+        assert post_raw(server.http, PHOTO.read_bytes()).status == 200
