@@ -15,10 +15,11 @@ ARGS ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
-NETWORK := model_repository/yolov5/1/model.onnx
+# Any version will do: `make model` counts them up. Without one the bundled network is exported.
+NETWORK := $(firstword $(wildcard model_repository/yolov5/[0-9]*/model.*) model_repository/yolov5/1/model.onnx)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint format model detect lock clean
+.PHONY: help setup serve test lint format model engine detect lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,8 +33,11 @@ test: lint $(NETWORK) ## Lint, types, unit tests, and tests against a real serve
 detect: $(INSTALLED) ## Find objects in SOURCE, a file or folder (SERVER, ARGS such as '--conf-thres 0.4')
 	@$(VENV)/bin/yolov5-client detect $(SOURCE) --server $(SERVER) $(ARGS)
 
-model: $(INSTALLED) ## Serve your own network: WEIGHTS=best.pt; without it the bundled one again
+model: $(INSTALLED) ## Serve your own network: WEIGHTS=best.pt, .onnx or yolov5s; without it the bundled one again
 	@$(PY) -m yolov5_build $(WEIGHTS) $(ARGS)
+
+engine: $(INSTALLED) $(NETWORK) ## Build a TensorRT plan of the network (needs an NVIDIA GPU; ARGS=--undo goes back)
+	@$(PY) -m yolov5_build.engine $(ARGS)
 
 lint: $(INSTALLED) ## Check style, formatting and types
 	$(VENV)/bin/ruff check
@@ -50,8 +54,8 @@ lock: ## Resolve pyproject.toml anew into requirements.lock (needs uv)
 	uv pip compile --quiet --universal --python-version 3.10 --extra dev --generate-hashes \
 	  --no-header --upgrade pyproject.toml --output-file requirements.lock
 
-clean: ## Remove the environment, the exported network, caches and results
-	rm -rf $(VENV) $(NETWORK) runs .mypy_cache .pytest_cache .ruff_cache
+clean: ## Remove the environment, caches and results; the installed network stays
+	rm -rf $(VENV) runs .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): requirements.lock

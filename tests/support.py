@@ -14,6 +14,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,10 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import torch
 import tritonclient.grpc as triton
 from numpy.typing import NDArray
 
-from yolov5_build import export_onnx, install_onnx, load_checkpoint
+from yolov5_build import load_checkpoint
+from yolov5_build.__main__ import main as build
 
 ROOT = Path(__file__).parents[1]
 REPOSITORY = ROOT / "model_repository"
@@ -169,15 +173,52 @@ def running_server(
             server.seen.clear()
 
 
-def make_repository(folder: Path, weights: Path, letterbox: str = "square") -> Path:
-    """A copy of the model repository with `weights` as the served network."""
+def make_repository(folder: Path, weights: Path, *arguments: str) -> Path:
+    """A copy of the model repository with `weights` installed, as `make model` does it."""
     repository = folder / "model_repository"
     shutil.copytree(REPOSITORY, repository, ignore=shutil.ignore_patterns("yolov5"))
-    checkpoint = load_checkpoint(weights)
-    exported = folder / "model.onnx"
-    export_onnx(checkpoint, exported)
-    install_onnx(exported, repository, provenance="made by a test", letterbox=letterbox)
+    assert build([str(weights), *arguments, f"--repository={repository}"]) == 0
     return repository
+
+
+def export_as_others_do(
+    path: Path, *, metadata: Mapping[str, str] | None = None, fixed: bool = False
+) -> Path:
+    """The bundled network for one image at a time, as an exporter writes it by default.
+
+    Args:
+        metadata: in place of the class names and the stride.
+        fixed: in a way that cannot be changed to take batches.
+    """
+    checkpoint = load_checkpoint(BUNDLED)
+    names = str(dict(enumerate(checkpoint.names)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            checkpoint.network,
+            (torch.zeros(1, 3, 640, 640),),
+            str(path),
+            dynamo=False,
+            opset_version=12,
+            input_names=["images"],
+            output_names=["output"],
+        )
+    model = onnx.load(path)
+    if fixed:
+        shape = onnx.numpy_helper.from_array(np.array([1, 25200, 8]), "shape")
+        zero = onnx.numpy_helper.from_array(np.array(0), "zero")
+        model.graph.initializer.extend([shape, zero])
+        model.graph.node.extend(
+            [
+                onnx.helper.make_node("Add", ["shape", "zero"], ["sum"]),
+                onnx.helper.make_node("Reshape", ["output", "sum"], ["fixed"]),
+            ]
+        )
+        model.graph.output[0].name = "fixed"
+    given = {"names": names, "stride": "32"} if metadata is None else dict(metadata)
+    onnx.helper.set_model_props(model, given)
+    onnx.save(model, path)
+    return path
 
 
 # ---------------------------------------------------------------------------------------------

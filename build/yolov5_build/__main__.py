@@ -1,4 +1,8 @@
-"""`python -m yolov5_build [WEIGHTS]`: trained weights become the served model."""
+"""`python -m yolov5_build [WEIGHTS]`: trained weights become the served model.
+
+WEIGHTS is a best.pt, a .safetensors or .onnx file, or the name of an official release such as
+yolov5s, which is downloaded; without it the bundled model is restored.
+"""
 
 from __future__ import annotations
 
@@ -7,47 +11,197 @@ import sys
 import tempfile
 from pathlib import Path
 
-from . import BuildError, export_onnx, install_onnx, load_checkpoint
-from ._names import LETTERBOX_MODES, WEIGHTS_FILE
+from . import _names as names
+from ._checkpoint import Checkpoint, load_checkpoint
+from ._dataset import Split, read_names, read_split
+from ._download import fetch_release, is_release_name
+from ._errors import BuildError
+from ._evaluate import Figures, evaluate
+from ._export import export_onnx
+from ._install import Installed, install_onnx
+from ._metadata import read_metadata
+from ._onnx_import import import_onnx
+from ._quantise import CALIBRATION_PHOTOS, TARGETS, quantise
+from ._safetensors import SUFFIX, load_safetensors, save_safetensors
 
 _ROOT = Path(__file__).parents[2]
 BUNDLED = _ROOT / "examples" / "bccd" / "best.pt"
 REPOSITORY = _ROOT / "model_repository"
+ALLOWED_LOSS = 0.005  # of mAP50-95
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="yolov5_build", description=__doc__)
-    parser.add_argument(
-        "weights",
-        type=Path,
-        nargs="?",
-        default=BUNDLED,
-        help="a best.pt (default: the bundled one)",
+    options = _parser().parse_args(arguments)
+    try:
+        if options.save:
+            save_safetensors(_checkpoint(_find(options.weights)), options.save)
+            print(f"Wrote {options.save}.")
+        else:
+            _report(options, _install(options))
+    except BuildError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("error: interrupted; what was served still is.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="yolov5_build",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--imgsz", type=int, default=640, help="input side in pixels (%(default)s)")
     parser.add_argument(
-        "--letterbox", choices=LETTERBOX_MODES, default=LETTERBOX_MODES[0], help="(%(default)s)"
+        "weights", nargs="?", default=str(BUNDLED), help="default: the bundled best.pt"
+    )
+    parser.add_argument(
+        "--imgsz", type=int, nargs="+", help="height and width, or one number (640 if it is open)"
+    )
+    parser.add_argument(
+        "--letterbox", choices=names.LETTERBOX_MODES, default="square", help="(%(default)s)"
+    )
+    parser.add_argument(
+        "--names", type=Path, help="class names, one a line or a data.yaml (.onnx only)"
+    )
+    parser.add_argument("--half", action="store_true", help="compute in FP16")
+    parser.add_argument(
+        "--int8",
+        choices=tuple(TARGETS),
+        nargs="?",
+        const="cpu",
+        help="compute in INT8, calibrated on the training photos of --data",
+    )
+    parser.add_argument(
+        "--reduced-head",
+        action="store_true",
+        help="answer with the best class of each box alone: fewer bytes, no multi_label",
+    )
+    parser.add_argument(
+        "--data", type=Path, help="a data.yaml with labels: measures the mAP before installing"
+    )
+    parser.add_argument(
+        "--accept-loss", action="store_true", help="install even if INT8 loses half a point of mAP"
+    )
+    parser.add_argument(
+        "--save", type=Path, metavar=f"FILE{SUFFIX}", help="write this file, and install nothing"
     )
     parser.add_argument(
         "--repository", type=Path, default=REPOSITORY, help="the model repository to install into"
     )
-    options = parser.parse_args(arguments)
-    try:
-        checkpoint = load_checkpoint(options.weights)
-        with tempfile.TemporaryDirectory() as folder:
-            exported = Path(folder, WEIGHTS_FILE)
-            export_onnx(checkpoint, exported, imgsz=options.imgsz)
-            install_onnx(
-                exported,
-                options.repository,
-                provenance=f"From {options.weights.name}, sha256 {checkpoint.sha256}.",
-                letterbox=options.letterbox,
-            )
-    except BuildError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"Installed {options.weights.name}: {len(checkpoint.names)} classes, {options.imgsz} px.")
-    return 0
+    return parser
+
+
+def _find(weights: str) -> Path:
+    """A file of this name, else the release that is called so."""
+    if is_release_name(weights) and not Path(weights).exists():
+        return fetch_release(weights)
+    return Path(weights)
+
+
+def _checkpoint(path: Path) -> Checkpoint:
+    return load_safetensors(path) if path.suffix == SUFFIX else load_checkpoint(path)
+
+
+def _install(options: argparse.Namespace) -> Installed:
+    imgsz = _imgsz(options.imgsz)
+    weights = _find(options.weights)
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder, names.WEIGHTS_FILE)
+        if weights.suffix == ".onnx":
+            for flag in ("half", "int8", "reduced_head"):
+                if getattr(options, flag):
+                    raise BuildError(
+                        f"--{flag.replace('_', '-')} needs the best.pt; {weights.name} is served as"
+                        " it is."
+                    )
+            given = read_names(options.names) if options.names else None
+            import_onnx(weights, made, names=given, imgsz=imgsz)
+            if options.data:
+                _measure(made, read_split(options.data, "val", "test"))
+        else:
+            made = _export(options, weights, imgsz or (640, 640), Path(folder))
+        return install_onnx(made, options.repository, letterbox=options.letterbox, imgsz=imgsz)
+
+
+def _export(
+    options: argparse.Namespace, weights: Path, imgsz: tuple[int, int], folder: Path
+) -> Path:
+    if options.names:
+        raise BuildError(f"--names is for .onnx files; {weights.name} has its own class names.")
+    if options.half and options.int8:
+        raise BuildError("--half and --int8 exclude each other.")
+    if options.int8 and not options.data:
+        raise BuildError(
+            "--int8 needs --data data.yaml: photos to calibrate with, and labels to measure what"
+            " it costs."
+        )
+    checkpoint = _checkpoint(weights)
+    validation = read_split(options.data, "val", "test") if options.data else None
+
+    def export(name: str, *, half: bool = False) -> Path:
+        path = folder / name
+        export_onnx(
+            checkpoint,
+            path,
+            imgsz=imgsz,
+            dynamic=options.letterbox == "rect",
+            half=half,
+            reduced_head=options.reduced_head,
+            provenance=f"From {weights.name}, sha256 {checkpoint.sha256}.",
+        )
+        return path
+
+    made = export(names.WEIGHTS_FILE, half=options.half)
+    if validation is None:
+        return made
+    if not options.half and not options.int8:
+        _measure(made, validation)
+        return made
+    full = export("fp32.onnx") if options.half else made
+    if options.int8:
+        made = folder / "int8.onnx"
+        photos = read_split(options.data, "train").photos
+        step = -(-len(photos) // CALIBRATION_PHOTOS)  # from all over the folder
+        quantise(full, made, photos[::step], device=options.int8)
+    before, after = _measure(full, validation), _measure(made, validation)
+    lost = before.map50_95 - after.map50_95
+    if options.int8 and lost > ALLOWED_LOSS and not options.accept_loss:
+        raise BuildError(
+            f"INT8 loses {lost:.4f} of mAP50-95, more than {ALLOWED_LOSS}, so it was not installed;"
+            " --accept-loss installs it all the same."
+        )
+    return made
+
+
+def _measure(path: Path, split: Split) -> Figures:
+    metadata = read_metadata(path)
+    figures = evaluate(path, split, classes=len(metadata.names))
+    print(
+        f"{metadata.precision or 'as it is'}: mAP50 {figures.map50:.4f},"
+        f" mAP50-95 {figures.map50_95:.4f}, {figures.bytes / 1e6:.1f} MB,"
+        f" {figures.milliseconds:.1f} ms an image on this CPU ({len(split.photos)} photos)",
+        flush=True,
+    )
+    return figures
+
+
+def _imgsz(given: list[int] | None) -> tuple[int, int] | None:
+    if given is None:
+        return None
+    if len(given) > 2:
+        raise BuildError("--imgsz takes height and width, or one number for both.")
+    return given[0], given[-1]
+
+
+def _report(options: argparse.Namespace, installed: Installed) -> None:
+    print(
+        f"Installed {Path(options.weights).name} as version {installed.version}:"
+        f" {len(installed.names)} classes, {installed.height}x{installed.width},"
+        f" letterbox {options.letterbox}. A server that runs on this repository takes it over"
+        " within seconds."
+    )
 
 
 if __name__ == "__main__":

@@ -1,77 +1,165 @@
-"""A PyTorch network to ONNX, checked against itself."""
+"""A PyTorch network to ONNX, checked against itself on photos."""
 
 from __future__ import annotations
 
+import copy
 import warnings
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
+from . import _names as names
 from ._checkpoint import Checkpoint
 from ._errors import BuildError
-from ._names import INPUT, OUTPUT
+from ._photos import example_images
+from .layers import Detect, DetectionModel
 
 OPSET = 17  # old enough to be read widely; run here with ONNX Runtime 1.23 and 1.31
-TOLERANCE = 1e-3  # relative to a coordinate's magnitude, FP32
+# Largest difference from the PyTorch network on photos, relative to a value's magnitude or to 1.
+TOLERANCE = 1e-3
+HALF_TOLERANCE = 0.2  # a box's sides follow the square of a half-precision number
 
 
-def export_onnx(checkpoint: Checkpoint, path: Path, *, imgsz: int = 640) -> None:
-    """Write `checkpoint` as ONNX: `images` [B,3,imgsz,imgsz] FP32 -> `output0` [B,N,5+C] FP32.
+def export_onnx(
+    checkpoint: Checkpoint,
+    path: Path,
+    *,
+    imgsz: int | tuple[int, int] = 640,
+    dynamic: bool = False,
+    half: bool = False,
+    reduced_head: bool = False,
+    provenance: str | None = None,
+) -> float:
+    """Write `checkpoint` as ONNX: `images` [B,3,H,W] FP32 -> `output0` [B,N,5+C] FP32.
 
-    The batch is dynamic. Class names, stride and the checkpoint's hash go into the metadata under
-    the keys that YOLOv5's exporter uses (`names`, `stride`), so that other tools find them.
+    The batch is dynamic. Class names and stride go into the metadata under the keys that YOLOv5's
+    exporter uses, so that other tools find them, and so do head, precision and provenance.
+
+    Args:
+        imgsz: height and width in pixels, or one number for both.
+        dynamic: leave height and width open, for letterbox `rect`.
+        half: compute in FP16 inside. Boxes are decoded in FP32 all the same, since FP16 knows
+            coordinates over 512 only to half a pixel.
+        reduced_head: answer with [B,N,6], the best class's score times objectness and its index.
+        provenance: one line that says where the network comes from.
+
+    Returns:
+        The largest relative difference from the PyTorch network, on photos.
 
     Raises:
         BuildError: `imgsz` does not fit the network, or the export does not answer as it does.
     """
-    if imgsz <= 0 or imgsz % checkpoint.stride:
-        raise BuildError(f"image size {imgsz} is not a positive multiple of {checkpoint.stride}.")
-    example = torch.rand((1, 3, imgsz, imgsz), generator=torch.Generator().manual_seed(0))
+    height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
+    for side in (height, width):
+        if side <= 0 or side % checkpoint.stride:
+            raise BuildError(
+                f"image size {side} is not a positive multiple of {checkpoint.stride}."
+            )
+    images = example_images(height, width)
+    axes = {0: "batch", 2: "height", 3: "width"} if dynamic else {0: "batch"}
+    network = _half(checkpoint.network) if half else checkpoint.network
+    outputs = {0: "batch", 1: "rows"} if dynamic else {0: "batch"}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the tracer's notes about shapes, which are meant static
         torch.onnx.export(
-            checkpoint.network,
-            (example,),
+            _Answer(network, reduced_head=reduced_head, half=half).eval(),
+            (torch.from_numpy(images[:1]),),
             str(path),
             dynamo=False,
             opset_version=OPSET,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_axes={INPUT: {0: "batch"}, OUTPUT: {0: "batch"}},
+            input_names=[names.INPUT],
+            output_names=[names.OUTPUT],
+            dynamic_axes={names.INPUT: axes, names.OUTPUT: outputs},
         )
-        # Two images against the one that was traced, so that a batch baked into the graph shows.
-        images = torch.rand((2, 3, imgsz, imgsz), generator=torch.Generator().manual_seed(1))
-        expected = checkpoint.network(images)
-    _describe(checkpoint, path, expected.shape[1:])
-    _check(path, images.numpy(), expected.numpy())
-
-
-def _describe(checkpoint: Checkpoint, path: Path, rows: torch.Size) -> None:
-    """State what the tracer left open, the output's shape, and add the metadata."""
-    model = onnx.load(path)
-    for side, size in zip(model.graph.output[0].type.tensor_type.shape.dim[1:], rows):
-        side.dim_value = size
-    onnx.helper.set_model_props(
-        model,
+    # Two images against the one that was traced, so that a batch baked into the graph shows.
+    shape, difference = _compare(checkpoint, path, images, reduced_head=reduced_head)
+    if dynamic:  # and another shape than the traced one
+        lower = np.ascontiguousarray(images[:, :, checkpoint.stride :])
+        if lower.size:
+            _, other = _compare(checkpoint, path, lower, reduced_head=reduced_head)
+            difference = max(difference, other)
+    allowed = HALF_TOLERANCE if half else TOLERANCE
+    if not difference <= allowed:
+        raise BuildError(
+            f"the exported model differs from the checkpoint by {difference:.2g} (allowed"
+            f" {allowed})."
+        )
+    _describe(
+        path,
+        (None if dynamic else shape[1], shape[2]),
         {
-            "names": str(dict(enumerate(checkpoint.names))),
-            "stride": str(checkpoint.stride),
-            "checkpoint_sha256": checkpoint.sha256,
+            names.NAMES_KEY: str(dict(enumerate(checkpoint.names))),
+            names.STRIDE_KEY: str(checkpoint.stride),
+            names.HEAD_KEY: names.HEADS[reduced_head],
+            names.PRECISION_KEY: "fp16" if half else "fp32",
+            names.PROVENANCE_KEY: provenance or f"From a checkpoint, sha256 {checkpoint.sha256}.",
         },
     )
+    return difference
+
+
+class _Answer(nn.Module):
+    """The network as it is exported."""
+
+    def __init__(self, network: DetectionModel, *, reduced_head: bool, half: bool = False) -> None:
+        super().__init__()
+        self.network = network
+        self.reduced_head = reduced_head
+        self.half_inside = half
+
+    def forward(self, images: Tensor) -> Tensor:
+        rows = cast(Tensor, self.network(images.half() if self.half_inside else images))
+        if not self.reduced_head:
+            return rows
+        scores, classes = (rows[..., 5:] * rows[..., 4:5]).max(2, keepdim=True)
+        return torch.cat((rows[..., :4], scores, classes.to(rows.dtype)), 2)
+
+
+class _ToFloat(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float()
+
+
+def _half(network: DetectionModel) -> DetectionModel:
+    """A copy that computes in FP16 up to the head's convolutions, and decodes in FP32."""
+    copied = copy.deepcopy(network)
+    head, original = cast(Detect, copied.model[-1]), cast(Detect, network.model[-1])
+    copied.half()
+    head.anchors, head.stride = original.anchors, original.stride
+    head.m = nn.ModuleList(nn.Sequential(convolution, _ToFloat()) for convolution in head.m)
+    return copied
+
+
+def _compare(
+    checkpoint: Checkpoint, path: Path, images: NDArray[np.float32], *, reduced_head: bool
+) -> tuple[tuple[int, ...], float]:
+    """The answer's shape, and its largest relative difference from the FP32 network."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (answer,) = session.run([names.OUTPUT], {names.INPUT: images})
+    with torch.no_grad():
+        network = _Answer(checkpoint.network, reduced_head=reduced_head).eval()
+        expected = network(torch.from_numpy(images)).numpy()
+    if answer.shape != expected.shape:
+        raise BuildError("the exported model answers in another shape than the checkpoint.")
+    expected_shape = answer.shape
+    if reduced_head:  # where two classes are as good as each other, either may be named
+        answer, expected = answer[..., :5], expected[..., :5]
+    difference = np.abs(answer - expected) / np.maximum(np.abs(expected), 1)
+    return expected_shape, float(difference.max())
+
+
+def _describe(path: Path, shape: tuple[int | None, int], metadata: dict[str, str]) -> None:
+    """State what the tracer left open, the output's rows and columns, and add the metadata."""
+    model = onnx.load(path)
+    for side, size in zip(model.graph.output[0].type.tensor_type.shape.dim[1:], shape):
+        if size is not None:
+            side.dim_value = size
+    onnx.helper.set_model_props(model, metadata)
     onnx.checker.check_model(model)
     onnx.save(model, path)
-
-
-def _check(path: Path, images: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (answer,) = session.run([OUTPUT], {INPUT: images})
-    error = np.max(np.abs(answer - expected) / np.maximum(np.abs(expected), 1))
-    if not error <= TOLERANCE:
-        raise BuildError(
-            f"the exported model differs from the checkpoint by {error:.2g} (allowed {TOLERANCE})."
-        )

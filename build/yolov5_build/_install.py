@@ -1,10 +1,10 @@
-"""Putting an exported network into the model repository, as the model that is served."""
+"""Putting a network into the model repository, as the one that is served."""
 
 from __future__ import annotations
 
-import ast
+import re
 import shutil
-import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
@@ -12,58 +12,126 @@ import onnx
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from . import _names as names
 from ._errors import BuildError
-from ._names import INPUT, LABELS_FILE, MODEL, OUTPUT, WEIGHTS_FILE
+from ._metadata import read_metadata
+from ._version import new_version
 
 _TEMPLATE = Path(__file__).with_name("config.pbtxt")
+MAX_BATCH_SIZE = 8
+_BATCH_LINE = re.compile(r"(?m)^max_batch_size: (\d+)$")
+_COLUMNS = {
+    "full": "cx, cy, w, h in model pixels, objectness, one score for each line of labels.txt.",
+    "reduced": "cx, cy, w, h in model pixels, the best class's score, its line in labels.txt.",
+}
+_OPEN_SIZE = """
+# The input's largest height and width, and what both are multiples of.
+parameters { key: "imgsz" value: { string_value: "$height $width" } }
+parameters { key: "stride" value: { string_value: "$stride" } }
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Installed:
+    """What is served from now on.
+
+    Attributes:
+        version: its number, one up from what was served before.
+        height, width: of the input in pixels; with letterbox `rect` the most it may be.
+        names: class names, index = class.
+    """
+
+    version: int
+    height: int
+    width: int
+    names: tuple[str, ...]
 
 
 def install_onnx(
-    weights: Path, repository: Path, *, provenance: str, letterbox: str = "square"
-) -> None:
-    """Write config, labels and weights of `yolov5` together, replacing what is there.
+    weights: Path,
+    repository: Path,
+    *,
+    letterbox: str = "square",
+    imgsz: tuple[int, int] | None = None,
+) -> Installed:
+    """Write config, labels and weights of `yolov5` together, as a new version of what is there.
 
     Args:
-        weights: ONNX from `export_onnx`.
+        weights: ONNX from `export_onnx` or `import_onnx`.
         repository: the model repository.
-        provenance: one line for the head of the configuration: where the network comes from.
-        letterbox: `square` or `stretch`.
+        letterbox: `square`, `rect` or `stretch`.
+        imgsz: height and width where the network leaves them open (640 x 640 unless given).
 
     Raises:
-        BuildError: a class name cannot be written as a line.
+        BuildError: the network cannot do this letterbox mode, a class name cannot be written as a
+            line, or the repository cannot be written to. What was served stays.
     """
     model = onnx.load(weights)
-    height, width = _shape(model.graph.input, INPUT)[2:]
-    rows, columns = _shape(model.graph.output, OUTPUT)[1:]
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
-    names = list(ast.literal_eval(metadata["names"]).values())
-    if any(len(name.splitlines()) != 1 for name in names):
-        raise BuildError("A class name is empty or has a line break, so it cannot be a label.")
-    config = Template(_TEMPLATE.read_text("utf-8")).substitute(
-        provenance=" ".join(provenance.split()),
+    metadata = read_metadata(model)
+    if any(len(label.splitlines()) != 1 for label in metadata.names):
+        raise BuildError("a class name is empty or has a line break, so it cannot be a label.")
+    max_batch_size = metadata.max_batch_size or MAX_BATCH_SIZE
+    stride = metadata.stride
+    _, _, fixed_height, fixed_width = _shape(model.graph.input, names.INPUT)
+    _, rows, columns = _shape(model.graph.output, names.OUTPUT)
+    height, width = (fixed_height or 640), (fixed_width or 640)
+    if imgsz and not fixed_height:
+        height, width = imgsz
+    if letterbox == "rect" and fixed_height:
+        raise BuildError(
+            f"letterbox rect needs a network with open height and width; these are fixed to"
+            f" {height}x{width}."
+        )
+    if height % stride or width % stride:
+        raise BuildError(f"image size {height}x{width} is not a multiple of the stride, {stride}.")
+    # A network with open sides is served with fixed ones unless it is rect that wants them open;
+    # the rows then follow from the sides, but are not known here.
+    rect = letterbox == "rect"
+    template = _TEMPLATE.read_text("utf-8").replace("$open_size", _OPEN_SIZE if rect else "")
+    config = Template(template).substitute(
+        provenance=metadata.provenance,
+        max_batch_size=max_batch_size,
+        input_dims="3, -1, -1" if rect else f"3, {height}, {width}",
+        output_dims=f"{rows or -1}, {columns}",
+        columns_are=_COLUMNS[metadata.head],
         height=height,
         width=width,
-        rows=rows,
-        columns=columns,
+        stride=stride,
         letterbox=letterbox,
+        head=metadata.head,
     )
     text_format.Parse(config, model_config_pb2.ModelConfig())
+    with new_version(repository) as (folder, version):
+        shutil.copyfile(weights, version / names.WEIGHTS_FILE)
+        (folder / names.LABELS_FILE).write_text(
+            "".join(f"{name}\n" for name in metadata.names), "utf-8"
+        )
+        (folder / names.CONFIG_FILE).write_text(config, "utf-8")
+        _limit_batches(repository, max_batch_size)
+    return Installed(version=int(version.name), height=height, width=width, names=metadata.names)
 
-    # Beside the old folder first, so that there is never half a model under its name.
-    with tempfile.TemporaryDirectory(prefix=f".{MODEL}-", dir=repository.parent) as staging:
-        new = Path(staging, MODEL)
-        (new / "1").mkdir(parents=True)
-        shutil.copyfile(weights, new / "1" / WEIGHTS_FILE)
-        (new / LABELS_FILE).write_text("".join(f"{name}\n" for name in names), "utf-8")
-        (new / "config.pbtxt").write_text(config, "utf-8")
-        served = repository / MODEL
-        if served.exists():
-            served.rename(Path(staging, "old"))
-        new.rename(served)
+
+def _limit_batches(repository: Path, new: int) -> None:
+    """Keep the endpoint's limit at the network's: Triton does not start with a larger one.
+
+    A smaller one that an operator has set stays as it is.
+    """
+    ensemble = repository / names.ENSEMBLE / names.CONFIG_FILE
+    served = repository / names.MODEL / names.CONFIG_FILE
+    if not ensemble.is_file():
+        return
+    text = ensemble.read_text("utf-8")
+    now = _BATCH_LINE.search(text)
+    before = _BATCH_LINE.search(served.read_text("utf-8")) if served.is_file() else None
+    if now and (int(now[1]) > new or (before and now[1] == before[1])):
+        changed = _BATCH_LINE.sub(f"max_batch_size: {new}", text)
+        if changed != text:
+            ensemble.write_text(changed, "utf-8")
 
 
 def _shape(tensors: object, name: str) -> list[int]:
+    """The sides of a tensor, 0 for those that are open."""
     for tensor in tensors:  # type: ignore[attr-defined]
         if tensor.name == name:
             return [side.dim_value for side in tensor.type.tensor_type.shape.dim]
-    raise BuildError(f"The model has no tensor called {name!r}.")
+    raise BuildError(f"the network has no tensor called {name!r}.")

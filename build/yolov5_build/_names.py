@@ -1,8 +1,23 @@
-"""What the served network's files and tensors are called; `yolov5/config.pbtxt` is made of it."""
+"""What the served network's files, tensors and settings are called.
+
+`yolov5/config.pbtxt` is made of these; `tests/unit/test_repository.py` holds them together with
+the steps that read it.
+"""
 
 MODEL = "yolov5"
+ENSEMBLE = "yolov5_ensemble"
 INPUT = "images"
 OUTPUT = "output0"
+CONFIG_FILE = "config.pbtxt"
 LABELS_FILE = "labels.txt"
 WEIGHTS_FILE = "model.onnx"
-LETTERBOX_MODES = ("square", "stretch")  # those that preprocess has
+LETTERBOX_MODES = ("square", "rect", "stretch")  # those that preprocess has
+HEADS = ("full", "reduced")  # those that postprocess reads
+
+# Keys of an ONNX file's metadata; the first two are those of YOLOv5's own exporter.
+NAMES_KEY = "names"
+STRIDE_KEY = "stride"
+HEAD_KEY = "head"
+PRECISION_KEY = "precision"
+PROVENANCE_KEY = "provenance"
+MAX_BATCH_KEY = "max_batch_size"  # only where it is less than the repository's usual one

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support import (
+    BUNDLED,
     PHOTOS,
     SHARED,
     Difference,
@@ -19,7 +20,7 @@ from support import (
     running_server,
 )
 
-COMMITTED = Path(__file__).parents[1] / "data" / "bccd_reference.json"
+DATA = Path(__file__).parents[1] / "data"
 
 
 def difference(server: RunningServer, photos: Iterable[Path], answers: Path) -> Difference:
@@ -38,9 +39,22 @@ def assert_faithful(result: Difference) -> None:
 
 
 def test_bundled_photos(server: RunningServer) -> None:
-    result = difference(server, PHOTOS.iterdir(), COMMITTED)
+    result = difference(server, PHOTOS.iterdir(), DATA / "bccd_reference.json")
     assert (result.images, result.detections) == (8, 130)
     assert_faithful(result)
+
+
+def test_bundled_photos_rect(tmp_path: Path) -> None:
+    repository = make_repository(tmp_path, BUNDLED, "--letterbox=rect")
+    with running_server(f"--repository={repository}") as rect:
+        result = difference(rect, PHOTOS.iterdir(), DATA / "bccd_reference_rect.json")
+        assert (result.images, result.detections) == (8, 153)
+        assert_faithful(result)
+        if SHARED.exists():
+            photos = (SHARED / "bccd" / "images" / "test").iterdir()
+            result = difference(rect, photos, SHARED / "reference" / "bccd_yolov5n_rect.json")
+            assert result.images == 72
+            assert_faithful(result)
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the whole test split is not at hand")
@@ -52,11 +66,14 @@ def test_whole_blood_cell_test_split(server: RunningServer) -> None:
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the COCO photos and weights are not at hand")
+@pytest.mark.parametrize("letterbox", ["square", "rect"])
 @pytest.mark.parametrize("weights", ["yolov5n_v7.0", "yolov5s_v5.0"])
-def test_coco_photos(tmp_path: Path, weights: str) -> None:
-    repository = make_repository(tmp_path, SHARED / "weights" / f"{weights}.pt")
+def test_coco_photos(tmp_path: Path, weights: str, letterbox: str) -> None:
+    path = SHARED / "weights" / f"{weights}.pt"
+    repository = make_repository(tmp_path, path, f"--letterbox={letterbox}")
     photos = [*(SHARED / "coco" / "images").iterdir(), *(SHARED / "photos").iterdir()]
     with running_server(f"--repository={repository}") as coco:
-        result = difference(coco, photos, SHARED / "reference" / f"{weights}_square.json")
+        answers = SHARED / "reference" / f"{weights}_{letterbox}.json"
+        result = difference(coco, photos, answers)
     assert result.images == 73
     assert_faithful(result)

@@ -5,18 +5,25 @@ import operator
 import os
 import subprocess
 import sys
+import threading
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from support import BUNDLED, SHARED
 
-from yolov5_build import BuildError, Checkpoint, export_onnx, install_onnx, load_checkpoint
+from yolov5_build import BuildError, Checkpoint, _export, export_onnx, install_onnx, load_checkpoint
 from yolov5_build import __main__ as command
+from yolov5_build._metadata import Metadata, read_metadata
+from yolov5_build._photos import example_images
+from yolov5_build._version import new_version
 
 
 @pytest.fixture(scope="module")
@@ -56,27 +63,151 @@ def test_boxes_are_decoded_as_published(checkpoint: Checkpoint) -> None:
 def test_the_export(checkpoint: Checkpoint, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     export_onnx(checkpoint, path, imgsz=320)
-    model = onnx.load(path)
-    shape = [d.dim_param or d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
-    assert shape == ["batch", 3, 320, 320]
-    shape = [d.dim_param or d.dim_value for d in model.graph.output[0].type.tensor_type.shape.dim]
-    assert shape == ["batch", 6300, 8]
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
-    assert metadata["names"] == "{0: 'Platelets', 1: 'RBC', 2: 'WBC'}"
-    assert metadata["stride"] == "32"
-    assert metadata["checkpoint_sha256"] == checkpoint.sha256
-
-    (tmp_path / "yolov5").mkdir()
-    (tmp_path / "yolov5" / "stale").touch()
-    install_onnx(path, tmp_path, provenance="two\nlines", letterbox="stretch")
-    assert sorted(p.name for p in (tmp_path / "yolov5").iterdir()) == [
-        "1",
-        "config.pbtxt",
-        "labels.txt",
-    ]
-    assert "# two lines\n" in (tmp_path / "yolov5" / "config.pbtxt").read_text()
+    assert shapes(path) == [["batch", 3, 320, 320], ["batch", 6300, 8]]
+    assert read_metadata(path) == Metadata(
+        names=("Platelets", "RBC", "WBC"),
+        stride=32,
+        head="full",
+        precision="fp32",
+        provenance=f"From a checkpoint, sha256 {checkpoint.sha256}.",
+        max_batch_size=None,
+    )
     with pytest.raises(BuildError, match="image size 100 is not a positive multiple of 32"):
         export_onnx(checkpoint, path, imgsz=100)
+
+
+def shapes(path: Path) -> list[list[str | int]]:
+    """Of the input and the output."""
+    graph = onnx.load(path).graph
+    return [
+        [side.dim_param or side.dim_value for side in tensor.type.tensor_type.shape.dim]
+        for tensor in (*graph.input, *graph.output)
+    ]
+
+
+def test_an_export_of_open_size(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    assert export_onnx(checkpoint, path, imgsz=(128, 160), dynamic=True) < 1e-3
+    assert shapes(path) == [["batch", 3, "height", "width"], ["batch", "rows", 8]]
+    session = onnxruntime.InferenceSession(path)
+    images = example_images(64, 192)
+    with torch.no_grad():
+        expected = checkpoint.network(torch.from_numpy(images))
+    rows = session.run(None, {"images": images})[0]
+    np.testing.assert_allclose(rows, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_an_export_in_half_precision_decodes_in_full(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.onnx"
+    export_onnx(checkpoint, path, imgsz=(64, 640), half=True)
+    assert path.stat().st_size < BUNDLED.stat().st_size
+    images = example_images(64, 640)
+    rows = onnxruntime.InferenceSession(path).run(None, {"images": images})[0]
+    assert rows.dtype == np.float32
+    with torch.no_grad():
+        expected = checkpoint.network(torch.from_numpy(images)).numpy()
+    # Centres beyond 512 px, which FP16 knows to half a pixel.
+    right = rows[..., 0][expected[..., 0] > 520]
+    assert right.size > 100
+    assert np.mean(right * 2 % 1 < 1e-3) < 0.2
+    assert np.abs(rows[..., 0] - expected[..., 0]).max() < 1
+    assert {p.dtype for p in checkpoint.network.parameters()} == {torch.float32}
+
+
+def test_a_reduced_head_tells_the_best_class(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    export_onnx(checkpoint, path, imgsz=96, reduced_head=True)
+    assert shapes(path)[1] == ["batch", 567, 6]
+    images = example_images(96, 96)
+    rows = onnxruntime.InferenceSession(path).run(None, {"images": images})[0]
+    with torch.no_grad():
+        full = checkpoint.network(torch.from_numpy(images)).numpy()
+    scores = full[..., 5:] * full[..., 4:5]
+    np.testing.assert_allclose(rows[..., 4], scores.max(2), atol=1e-5)
+    clear = np.sort(scores, 2)[..., -1] - np.sort(scores, 2)[..., -2] > 1e-4
+    assert (rows[..., 5] == scores.argmax(2))[clear].all()
+
+
+def test_an_export_is_held_against_the_network(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_export, "TOLERANCE", 1e-12)
+    with pytest.raises(BuildError, match="differs from the checkpoint by .* .allowed 1e-12"):
+        export_onnx(checkpoint, tmp_path / "model.onnx", imgsz=64)
+
+
+@pytest.fixture
+def small(checkpoint: Checkpoint, tmp_path: Path) -> Path:
+    """An export that is quickly made."""
+    export_onnx(checkpoint, tmp_path / "model.onnx", imgsz=64, provenance="two\nlines")
+    return tmp_path / "model.onnx"
+
+
+def test_an_installation_replaces_all_of_the_old_one(small: Path, tmp_path: Path) -> None:
+    (tmp_path / "yolov5" / "7").mkdir(parents=True)
+    (tmp_path / "yolov5" / "stale").touch()
+    assert install_onnx(small, tmp_path, letterbox="stretch").version == 8
+    served = tmp_path / "yolov5"
+    assert sorted(p.name for p in served.iterdir()) == ["8", "config.pbtxt", "labels.txt"]
+    assert "# two lines\n" in (served / "config.pbtxt").read_text()
+    assert not list(tmp_path.parent.glob(".yolov5-*"))
+
+
+def test_a_failure_leaves_the_old_one(small: Path, tmp_path: Path) -> None:
+    install_onnx(small, tmp_path)
+    before = (tmp_path / "yolov5").stat()
+    with pytest.raises(BuildError, match="needs a network with open height and width; .*64x64"):
+        install_onnx(small, tmp_path, letterbox="rect")
+    model = onnx.load(small)
+    model.metadata_props[0].value = "{0: 'a', 1: 'b\\nb', 2: 'c'}"
+    onnx.save(model, small)
+    with pytest.raises(BuildError, match="has a line break, so it cannot be a label"):
+        install_onnx(small, tmp_path)
+    with pytest.raises(RuntimeError), new_version(tmp_path) as (folder, _):
+        (folder / "config.pbtxt").write_text("half")
+        raise RuntimeError
+    assert (tmp_path / "yolov5").stat() == before
+
+
+def test_a_reader_never_sees_half_an_installation(small: Path, tmp_path: Path) -> None:
+    """Whoever opens the folder while it is replaced finds the old one or the new one."""
+    install_onnx(small, tmp_path)
+    done, broken = threading.Event(), []
+
+    def read() -> None:
+        while not done.is_set():
+            if not (tmp_path / "yolov5" / "config.pbtxt").exists():
+                broken.append(time.monotonic())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for _ in range(50):
+        install_onnx(small, tmp_path)
+    done.set()
+    reader.join()
+    assert broken == []
+
+
+def test_the_endpoint_takes_no_larger_batches_than_the_network(small: Path, tmp_path: Path) -> None:
+    ensemble = tmp_path / "yolov5_ensemble" / "config.pbtxt"
+    ensemble.parent.mkdir()
+
+    def install(limit: str | None) -> str:
+        model = onnx.load(small)
+        entries = {e.key: e.value for e in model.metadata_props if e.key != "max_batch_size"}
+        onnx.helper.set_model_props(model, entries | ({"max_batch_size": limit} if limit else {}))
+        onnx.save(model, small)
+        install_onnx(small, tmp_path)
+        return ensemble.read_text()
+
+    ensemble.write_text("# comment\nmax_batch_size: 8\n")
+    assert install(None) == "# comment\nmax_batch_size: 8\n"
+    assert install("1") == "# comment\nmax_batch_size: 1\n"
+    assert install(None) == "# comment\nmax_batch_size: 8\n"
+    ensemble.write_text("max_batch_size: 4\n")  # an operator's own limit
+    assert install(None) == "max_batch_size: 4\n"
 
 
 class Payload:

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from letterbox import PAD_VALUE, letterbox
+from assemble import Batch
+from letterbox import PAD_VALUE, enlarge, letterbox
 from normalise import HostNormaliser
 
 # Height, width; then where the picture lies in 640x640: top, left, height, width; then the exact
@@ -43,10 +44,60 @@ def test_stretch_has_no_padding_and_a_gain_for_each_axis() -> None:
     assert placement.as_row() == (0.5, 2.0, 0, 0, 320, 1280)
 
 
+# Height, width; the size that it gets with stride 32; where the picture lies in it; the gain and
+# the padding of the way back.
+RECT_CASES = [
+    ((480, 640), (480, 640), (0, 0, 480, 640), (1.0, 0.0, 0.0)),
+    ((427, 640), (448, 640), (10, 0, 427, 640), (1.0, 10.5, 0.0)),
+    ((1080, 810), (640, 480), (0, 0, 640, 480), (640 / 1080, 0.0, 0.0)),
+    ((720, 1280), (384, 640), (12, 0, 360, 640), (0.5, 12.0, 0.0)),
+    # 640 / 641 * 481 = 480.25 pixels become 480, so that the width decides the way back.
+    ((641, 481), (640, 480), (0, 0, 640, 480), (480 / 481, (640 - 641 * 480 / 481) / 2, 0.0)),
+    ((2000, 1), (640, 32), (0, 15, 640, 1), (0.32, 0.0, 15.84)),
+]
+
+
+@pytest.mark.parametrize("size, canvas_size, place, back", RECT_CASES)
+def test_rect_pads_to_the_next_multiple_of_the_stride(
+    size: tuple[int, int],
+    canvas_size: tuple[int, int],
+    place: tuple[int, int, int, int],
+    back: tuple[float, float, float],
+) -> None:
+    canvas, placement = letterbox(np.full((*size, 3), 200, np.uint8), 640, 640, "rect", 32)
+    top, left, height, width = place
+    expected = np.full((*canvas_size, 3), PAD_VALUE, np.uint8)
+    expected[top : top + height, left : left + width] = 200
+    np.testing.assert_array_equal(canvas, expected)
+    gain, pad_y, pad_x = back
+    assert placement.as_row() == pytest.approx((gain, gain, pad_x, pad_y, *size), abs=1e-9)
+
+
+def test_canvases_of_two_sizes_become_one_batch() -> None:
+    wide, tall = np.full((96, 160, 3), 7, np.uint8), np.full((160, 64, 3), 9, np.uint8)
+    placements = [letterbox(picture, 160, 160, "rect")[1] for picture in (wide, tall)]
+    batch = Batch(HostNormaliser(), 2, None)
+    for index, picture in enumerate((wide, tall)):
+        batch.put(index, picture)
+    images, moved = batch.finish(placements)
+    assert images.shape == (2, 3, 160, 160)
+    grey = np.float32(PAD_VALUE) / np.float32(255)
+    assert (images[0, :, 32:128] == np.float32(7) / np.float32(255)).all()
+    assert (images[0, :, :32] == grey).all() and (images[0, :, 128:] == grey).all()
+    assert (images[1, :, :, 48:112] == np.float32(9) / np.float32(255)).all()
+    assert (moved[0].pad_x, moved[0].pad_y) == (0, 32)
+    assert (moved[1].pad_x, moved[1].pad_y) == (48, 0)
+
+
+def test_a_canvas_that_is_large_enough_is_not_copied() -> None:
+    canvas, placement = letterbox(np.zeros((64, 64, 3), np.uint8), 64, 64, "rect")
+    assert enlarge(canvas, placement, 64, 64)[0] is canvas
+
+
 def test_normalise_swaps_the_channels_and_divides_exactly() -> None:
     picture = np.random.default_rng(1).integers(0, 256, (32, 48, 3), np.uint8)
-    normaliser = HostNormaliser(32, 48)
-    batch = normaliser.allocate(2)
+    normaliser = HostNormaliser()
+    batch = normaliser.allocate(2, 32, 48)
     normaliser.put(picture, batch, 1)
     expected = picture[..., ::-1].transpose(2, 0, 1).astype(np.float32) / np.float32(255)
     np.testing.assert_array_equal(batch[1], expected)

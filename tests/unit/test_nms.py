@@ -57,6 +57,28 @@ def test_thresholds_are_exclusive_as_in_the_reference() -> None:
     assert len(detect(rows, thresholds(conf_thres=0.49), ALL, IDENTITY)[0]) == 2
 
 
+def test_rows_of_a_reduced_head_give_the_same() -> None:
+    """They hold what `detect` would have worked out itself: the best score and its class."""
+    full = torch.rand((500, 8), generator=torch.Generator().manual_seed(3)) ** 2
+    full[:, :4] *= 640
+    scores, classes = (full[:, 5:] * full[:, 4:5]).max(1, keepdim=True)
+    reduced = torch.cat((full[:, :4], scores, classes.float()), 1)
+    for allowed in (ALL, torch.tensor([True, False, True])):
+        wanted = detect(full, thresholds(), allowed, IDENTITY)
+        found = detect(reduced, thresholds(), allowed, IDENTITY, best_class_only=True)
+        assert len(wanted[0]) > 20
+        for one, other in zip(wanted, found):
+            torch.testing.assert_close(one, other)
+
+
+def test_a_reduced_head_cannot_do_multi_label_nor_classes_that_are_none() -> None:
+    with pytest.raises(InputError, match="the best class alone"):
+        detect(ROWS[:, :6], thresholds(multi_label=1), ALL, IDENTITY, best_class_only=True)
+    rows = torch.tensor([[10.0, 10.0, 5.0, 5.0, 0.9, 3.0]])
+    with pytest.raises(InputError, match="a row's class is none of the 3"):
+        detect(rows, thresholds(), ALL, IDENTITY, best_class_only=True)
+
+
 def test_multi_label_reports_each_class_over_the_threshold() -> None:
     rows = row(100, 100, 80, 80, 1.0, 0.9, 0.6, 0.1)[None]
     assert detect(rows, thresholds(), ALL, IDENTITY)[2].tolist() == [0]

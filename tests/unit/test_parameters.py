@@ -109,3 +109,12 @@ def test_rows_of_the_tensors() -> None:
     assert parsed.class_filter(3) == [False, True, False]
     assert DEFAULTS.class_filter(2) == [True, True]
     assert tuple(Parameters.__dataclass_fields__) == NAMES
+
+
+def test_multi_label_is_refused_where_the_model_tells_only_the_best_class() -> None:
+    assert not parse_parameters({}, LABELS, DEFAULTS, best_class_only=True).multi_label
+    with pytest.raises(ParameterError) as caught:
+        parse_parameters({"multi_label": True}, LABELS, DEFAULTS, best_class_only=True)
+    assert str(caught.value) == (
+        "multi_label is true, but this model tells only the best class of each box; allowed: false"
+    )

@@ -101,8 +101,14 @@ def test_the_build_tool_and_the_ensemble_agree() -> None:
     assert list(step.output_map) == [build_names.OUTPUT]
 
 
-def test_the_build_tool_offers_the_letterbox_modes_that_there_are() -> None:
+def test_the_build_tool_offers_what_the_steps_can_do() -> None:
     assert build_names.LETTERBOX_MODES == served_model.LETTERBOX_MODES
+    assert build_names.HEADS == served_model.HEADS
+
+
+def test_both_steps_look_at_the_served_network() -> None:
+    for step in ("preprocess", "postprocess"):
+        assert read_config(step).parameters["network"].string_value == build_names.MODEL
 
 
 def test_every_default_is_in_the_configuration() -> None:

@@ -1,42 +1,69 @@
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
+import onnx
 import pytest
 from decode import ImageLimits
 from parameters import ParameterError
-from served_labels import read_labels
 from served_model import ServedModel, ServedModelError, read_served_model
-from settings import SettingsError, read_settings
-from support import REPOSITORY
+from served_network import ServedNetwork, read_served_network
+from settings import SettingsError, network_name, read_settings
+
+from yolov5_build import install_onnx
+
+NAMES = ("Platelets", "RBC", "WBC")
 
 
 @pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    """The committed configuration of the bundled network, where a test may spoil it."""
-    (tmp_path / "yolov5").mkdir()
-    template = REPOSITORY.parent / "build" / "yolov5_build" / "config.pbtxt"
-    text = template.read_text()
-    for name, value in {
-        "height": "480",
-        "width": "640",
-        "rows": "18900",
-        "columns": "8",
-        "letterbox": "square",
-    }.items():
-        text = text.replace(f"${name}", value)
-    (tmp_path / "yolov5" / "config.pbtxt").write_text(text)
-    (tmp_path / "yolov5" / "labels.txt").write_text("Platelets\nRBC\nWBC\n")
-    return tmp_path
+def folder(tmp_path: Path) -> Path:
+    """A network's folder where a test may spoil it."""
+    return write(tmp_path, height=480, width=640)
 
 
-def test_what_it_says(repository: Path) -> None:
-    names = ("Platelets", "RBC", "WBC")
-    assert read_served_model(repository) == ServedModel(
-        height=480, width=640, letterbox="square", names=names
+def write(place: Path, *, letterbox: str = "square", head: str = "full", **size: int) -> Path:
+    """What `make model` writes, without the weights."""
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(
+            [],
+            "g",
+            [tensor("images", ["batch", 3, size.get("height"), size.get("width")])],
+            [tensor("output0", ["batch", 18900 if size else None, 6 if head == "reduced" else 8])],
+        )
     )
-    assert read_labels(repository) == names
+    metadata = {
+        "names": str(dict(enumerate(NAMES))),
+        "stride": "32",
+        "head": head,
+        "provenance": "From a test.",
+    }
+    onnx.helper.set_model_props(model, metadata)
+    onnx.save(model, place / "made.onnx")
+    repository = place / "repository"
+    repository.mkdir()
+    install_onnx(place / "made.onnx", repository, letterbox=letterbox, imgsz=(480, 640))
+    return repository / "yolov5"
+
+
+def tensor(name: str, shape: list[str | int | None]) -> onnx.ValueInfoProto:
+    return onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+
+
+def test_what_it_says(folder: Path) -> None:
+    assert read_served_model(folder) == ServedModel(
+        height=480, width=640, letterbox="square", stride=1, best_class_only=False, names=NAMES
+    )
+    assert read_served_network(folder) == ServedNetwork(labels=NAMES, best_class_only=False)
+
+
+def test_a_network_of_open_size_with_a_reduced_head(tmp_path: Path) -> None:
+    folder = write(tmp_path, letterbox="rect", head="reduced")
+    assert read_served_model(folder) == ServedModel(
+        height=480, width=640, letterbox="rect", stride=32, best_class_only=True, names=NAMES
+    )
+    network = read_served_network(folder)
+    assert network == ServedNetwork(labels=NAMES, best_class_only=True)
+    assert network.columns == 6
 
 
 @pytest.mark.parametrize(
@@ -45,30 +72,49 @@ def test_what_it_says(repository: Path) -> None:
         (
             "18900, 8",
             "18900, 9",
-            "output 'output0' has dims [18900, 9], but labels.txt has 3 names",
+            "output 'output0' has dims [18900, 9], but the last one must be 8, as its head is full"
+            " and labels.txt has 3 names",
         ),
-        ("3, 480, 640", "480, 640, 3", "allowed: [3, H, W]"),
-        ("3, 480, 640", "3, -1, -1", "input 'images' has dims [3, -1, -1]"),
+        ("3, 480, 640 ] }\n]", "480, 640, 3 ] }\n]", "allowed with letterbox square: [3, H, W]"),
+        ("3, 480, 640 ] }\n]", "3, -1, -1 ] }\n]", "input 'images' has dims [3, -1, -1]"),
         ("TYPE_FP32 dims: [ 3", "TYPE_FP16 dims: [ 3", "input 'images' must be TYPE_FP32"),
-        ('"square"', '"rect"', "letterbox is 'rect'; allowed: square, stretch"),
+        ("TYPE_FP32 dims: [ 18", "TYPE_FP16 dims: [ 18", "output 'output0' must be TYPE_FP32"),
+        ('"square"', '"rect"', "allowed with letterbox rect: [3, -1, -1]"),
+        ('"square"', '"round"', "letterbox is 'round'; allowed: square, rect, stretch"),
+        ('"full"', '"half"', "head is 'half'; allowed: full, reduced"),
         ("max_batch_size", "max_bach_size", "yolov5/config.pbtxt is not valid"),
     ],
 )
-def test_contradictions(repository: Path, old: str, new: str, sentence: str) -> None:
-    config = repository / "yolov5" / "config.pbtxt"
+def test_contradictions(folder: Path, old: str, new: str, sentence: str) -> None:
+    assert sentence in spoilt(folder, old, new)
+
+
+@pytest.mark.parametrize(
+    "old, new, sentence",
+    [
+        ('"480 640"', '"480"', "imgsz is '480'; allowed with letterbox rect: 2 whole numbers"),
+        ('"480 640"', '"470 640"', "imgsz is '470 640'; allowed: multiples of the stride, 32"),
+        ('"32"', '"0"', "stride is '0'; allowed with letterbox rect: 1 whole number from 1"),
+    ],
+)
+def test_contradictions_of_an_open_size(tmp_path: Path, old: str, new: str, sentence: str) -> None:
+    assert sentence in spoilt(write(tmp_path, letterbox="rect"), old, new)
+
+
+def spoilt(folder: Path, old: str, new: str) -> str:
+    config = folder / "config.pbtxt"
     assert old in config.read_text()
     config.write_text(config.read_text().replace(old, new))
     with pytest.raises(ServedModelError) as caught:
-        read_served_model(repository)
-    assert sentence in str(caught.value)
+        read_served_model(folder)
+    return str(caught.value)
 
 
 @pytest.mark.parametrize("file", ["config.pbtxt", "labels.txt"])
-def test_a_missing_file_is_named(repository: Path, file: str) -> None:
-    (repository / "yolov5" / file).unlink()
+def test_a_missing_file_is_named(folder: Path, file: str) -> None:
+    (folder / file).unlink()
     with pytest.raises(ServedModelError, match=f"yolov5/{file} cannot be read"):
-        read_served_model(repository)
-    shutil.rmtree(repository / "yolov5")
+        read_served_model(folder)
 
 
 SETTINGS = {
@@ -91,6 +137,19 @@ def test_settings() -> None:
     assert settings.defaults.classes == {1}
     assert settings.defaults.iou_thres == 0.45
     assert read_settings({**SETTINGS, "threads": "0"}, ("car",)).threads >= 1
+
+
+def test_the_network_must_be_named() -> None:
+    assert network_name({"network": "yolov5"}) == "yolov5"
+    with pytest.raises(SettingsError, match="setting 'network' is missing"):
+        network_name(SETTINGS)
+
+
+def test_multi_label_cannot_be_the_default_of_a_reduced_head() -> None:
+    given = {**SETTINGS, "multi_label": "true"}
+    assert read_settings(given, ("car",)).defaults.multi_label
+    with pytest.raises(ParameterError, match="only the best class of each box"):
+        read_settings(given, ("car",), best_class_only=True)
 
 
 def test_a_default_that_is_missing() -> None:

@@ -1,5 +1,6 @@
 """Triton glue of `postprocess`: unpack requests, call the modules beside this one, pack answers."""
 
+import json
 import traceback
 from pathlib import Path
 from time import perf_counter
@@ -10,7 +11,7 @@ import triton_python_backend_utils as pb_utils
 from nms import InputError, Placement, Thresholds, detect
 from pack import pack_detections
 from postprocess_metrics import Metrics
-from served_labels import read_labels
+from served_network import read_served_network
 
 
 class TritonPythonModel:
@@ -19,18 +20,28 @@ class TritonPythonModel:
         # Triton may see a GPU whose driver is too old for torch.
         on_gpu = args["model_instance_kind"] == "GPU" and torch.cuda.is_available()
         self.device = f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu"
-        self.labels = read_labels(Path(args["model_repository"]).parent)
+        network = json.loads(args["model_config"])["parameters"]["network"]["string_value"]
+        self.network = read_served_network(Path(args["model_repository"]).parent / network)
+        self.labels = self.network.labels
         self.metrics = Metrics(pb_utils, self.labels)
         self.warm_up()
 
     def warm_up(self):
         """Two boxes of the last class that overlap: the slow first call of every operation used."""
-        rows = torch.zeros((2, 5 + len(self.labels)), device=self.device)
-        rows[:, [0, 1, 2, 3, 4, -1]] = 1.0
+        rows = torch.zeros((2, self.network.columns), device=self.device)
+        rows[:, :5] = 1.0
         everything = torch.ones(len(self.labels), dtype=torch.bool, device=self.device)
-        for multi_label in (0, 1):
-            thresholds = Thresholds.from_row([0.5, 0.5, 1, 0, multi_label])
-            detect(rows, thresholds, everything, Placement.from_row([1, 1, 0, 0, 2, 2]))
+        for multi_label in (0,) if self.network.best_class_only else (0, 1):
+            self.detect(rows, [0.5, 0.5, 1, 0, multi_label], everything, [1, 1, 0, 0, 2, 2])
+
+    def detect(self, rows, nms, class_filter, placement):
+        return detect(
+            rows,
+            Thresholds.from_row(nms),
+            class_filter,
+            Placement.from_row(placement),
+            best_class_only=self.network.best_class_only,
+        )
 
     def execute(self, requests):
         return [self.respond(request) for request in requests]
@@ -47,20 +58,18 @@ class TritonPythonModel:
     def answer(self, request):
         output0 = self.tensor(request, "output0")
         class_filter = self.tensor(request, "class_filter")
-        classes = len(self.labels)
-        if output0.shape[2] != 5 + classes or class_filter.shape[1] != classes:
+        columns, classes = self.network.columns, len(self.labels)
+        if output0.shape[2] != columns or class_filter.shape[1] != classes:
             raise InputError(
                 f"output0 has {output0.shape[2]} columns and class_filter {class_filter.shape[1]};"
-                f" allowed: {5 + classes} and {classes}, for the {classes} lines of labels.txt"
+                f" allowed: {columns} and {classes}, for the {classes} lines of labels.txt"
             )
         placements = self.tensor(request, "placement").tolist()
         nms = self.tensor(request, "nms").tolist()
         detections = []
         for rows, allowed, placement, thresholds in zip(output0, class_filter, placements, nms):
             started = perf_counter()
-            found = detect(
-                rows, Thresholds.from_row(thresholds), allowed, Placement.from_row(placement)
-            )
+            found = self.detect(rows, thresholds, allowed, placement)
             detections.append([part.cpu().numpy() for part in found])
             self.metrics.nms_seconds.observe(perf_counter() - started)
             self.metrics.count(detections[-1][2])

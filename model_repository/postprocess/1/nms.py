@@ -72,19 +72,30 @@ class Placement:
 
 
 def detect(
-    rows: Tensor, thresholds: Thresholds, class_filter: Tensor, placement: Placement
+    rows: Tensor,
+    thresholds: Thresholds,
+    class_filter: Tensor,
+    placement: Placement,
+    *,
+    best_class_only: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The detections of one image, best first.
 
     Args:
-        rows: [N, 5 + C] float: cx, cy, w, h in model pixels, objectness, class scores.
+        rows: [N, 5 + C] float: cx, cy, w, h in model pixels, objectness, class scores; or with
+            `best_class_only` [N, 6]: the box, the best class's score times objectness, its index.
         class_filter: [C] bool: which classes may be reported.
 
     Returns:
         boxes [K, 4] float32: x1, y1, x2, y2 in pixels of the image, clipped to it;
         scores [K] float32; classes [K] int64. K <= max_det.
+
+    Raises:
+        InputError: multi_label is asked of rows that tell only the best class, or the index of
+            a class is none.
     """
-    boxes, scores, classes = _candidates(rows, thresholds, class_filter)
+    candidates = _best_candidates if best_class_only else _candidates
+    boxes, scores, classes = candidates(rows, thresholds, class_filter)
     if len(scores) > MAX_CANDIDATES:
         best = scores.topk(MAX_CANDIDATES).indices
         boxes, scores, classes = boxes[best], scores[best], classes[best]
@@ -107,8 +118,26 @@ def _candidates(
         scores, classes = all_scores.max(1)
         index = ((scores > thresholds.conf_thres) & class_filter[classes]).nonzero().squeeze(1)
         scores, classes = scores[index], classes[index]
-    centre, half = rows[index, :2], rows[index, 2:4] / 2
-    return torch.cat((centre - half, centre + half), 1), scores, classes
+    return _corners(rows[index]), scores, classes
+
+
+def _best_candidates(
+    rows: Tensor, thresholds: Thresholds, class_filter: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    if thresholds.multi_label:
+        raise InputError("multi_label is true, but the rows hold the best class alone")
+    rows = rows[rows[:, 4] > thresholds.conf_thres].float()
+    classes = rows[:, 5].long()
+    if len(classes) and not 0 <= classes.min() <= classes.max() < len(class_filter):
+        raise InputError(f"a row's class is none of the {len(class_filter)} there are")
+    rows, classes = rows[class_filter[classes]], classes[class_filter[classes]]
+    return _corners(rows), rows[:, 4], classes
+
+
+def _corners(rows: Tensor) -> Tensor:
+    """cx, cy, w, h -> x1, y1, x2, y2."""
+    centre, half = rows[:, :2], rows[:, 2:4] / 2
+    return torch.cat((centre - half, centre + half), 1)
 
 
 def _to_picture(boxes: Tensor, placement: Placement) -> Tensor:

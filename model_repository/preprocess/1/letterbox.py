@@ -6,7 +6,7 @@ answers are compared with it: the picture is scaled to fit, centred, and padded 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -36,12 +36,14 @@ class Placement:
 
 
 def letterbox(
-    picture: NDArray[np.uint8], height: int, width: int, mode: str = "square"
+    picture: NDArray[np.uint8], height: int, width: int, mode: str = "square", stride: int = 32
 ) -> tuple[NDArray[np.uint8], Placement]:
     """Fit `picture` [h, w, 3] into [height, width, 3].
 
     Args:
-        mode: `square` keeps the picture's proportions and pads; `stretch` does neither.
+        mode: `square` keeps the picture's proportions and pads to the whole of the input; `rect`
+            pads only to the next multiple of `stride`, so that the result may be smaller;
+            `stretch` keeps no proportions and pads nothing.
     """
     h, w = picture.shape[:2]
     if mode == "stretch":
@@ -53,6 +55,11 @@ def letterbox(
     gain = min(height / h, width / w)
     # A picture 1 pixel wide and very high must not vanish.
     scaled_h, scaled_w = max(1, round(h * gain)), max(1, round(w * gain))
+    if mode == "rect":
+        height, width = _up_to(stride, scaled_h), _up_to(stride, scaled_w)
+        # The reference finds its way back from the padded size, which rounding may have made a
+        # little smaller than the exact one.
+        gain = min(height / h, width / w)
     # The padding that the pixels get is a whole number; the way back uses the exact one, as the
     # reference does. The 0.1 decides which side gets the odd pixel.
     top = round((height - scaled_h) / 2 - 0.1)
@@ -68,6 +75,23 @@ def letterbox(
         width=w,
     )
     return canvas, placement
+
+
+def enlarge(
+    canvas: NDArray[np.uint8], placement: Placement, height: int, width: int
+) -> tuple[NDArray[np.uint8], Placement]:
+    """Pad a canvas on all sides to [height, width, 3], which is at least as large."""
+    h, w = canvas.shape[:2]
+    if (h, w) == (height, width):
+        return canvas, placement
+    top, left = (height - h) // 2, (width - w) // 2
+    larger = np.full((height, width, 3), PAD_VALUE, np.uint8)
+    larger[top : top + h, left : left + w] = canvas
+    return larger, replace(placement, pad_x=placement.pad_x + left, pad_y=placement.pad_y + top)
+
+
+def _up_to(stride: int, side: int) -> int:
+    return -(-side // stride) * stride
 
 
 def _resize(picture: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:

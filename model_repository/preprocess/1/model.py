@@ -13,31 +13,41 @@ from decode import Decoder, ImageError
 from parameters import ParameterError, parse_parameters
 from preprocess_metrics import Metrics
 from served_model import read_served_model
-from settings import read_settings
+from settings import network_name, read_settings
 
 
 class TritonPythonModel:
     def initialize(self, args):
         config = json.loads(args["model_config"])
-        served = read_served_model(Path(args["model_repository"]).parent)
-        settings = read_settings(
-            {key: value["string_value"] for key, value in config["parameters"].items()},
-            served.names,
-        )
+        given = {key: value["string_value"] for key, value in config["parameters"].items()}
+        served = read_served_model(Path(args["model_repository"]).parent / network_name(given))
+        settings = read_settings(given, served.names, best_class_only=served.best_class_only)
         self.names = served.names
-        self.defaults = settings.defaults
+        self.parse = partial(
+            parse_parameters,
+            names=served.names,
+            defaults=settings.defaults,
+            best_class_only=served.best_class_only,
+        )
         self.decoder = Decoder(settings.limits)
         # These import OpenCV, which must not happen before the decoder has set its limit.
+        from assemble import Batch
         from letterbox import letterbox
         from normalise import make_normaliser
 
         self.letterbox = partial(
-            letterbox, height=served.height, width=served.width, mode=served.letterbox
+            letterbox,
+            height=served.height,
+            width=served.width,
+            mode=served.letterbox,
+            stride=served.stride,
         )
         gpu = (
             int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None
         )
-        self.normaliser = make_normaliser(served.height, served.width, gpu)
+        self.normaliser = make_normaliser(gpu)
+        size = None if served.letterbox == "rect" else (served.height, served.width)
+        self.new_batch = partial(Batch, self.normaliser, size=size)
         self.pool = ThreadPoolExecutor(settings.threads)
         self.metrics = Metrics(pb_utils)
 
@@ -50,27 +60,25 @@ class TritonPythonModel:
         elements = pb_utils.get_input_tensor_by_name(request, "image").as_numpy().reshape(-1)
         self.metrics.images.increment(len(elements))
         try:
-            parameters = parse_parameters(
-                json.loads(request.parameters() or "{}"), self.names, self.defaults
-            )
+            parameters = self.parse(json.loads(request.parameters() or "{}"))
         except ParameterError as error:
             return partial(self.refuse, "parameter", len(elements), str(error))
-        images = self.normaliser.allocate(len(elements))
+        batch = self.new_batch(len(elements))
         jobs = [
-            self.pool.submit(self.prepare, element, images, index)
+            self.pool.submit(self.prepare, element, batch, index)
             for index, element in enumerate(elements)
         ]
-        return partial(self.respond, parameters, jobs, images)
+        return partial(self.respond, parameters, jobs, batch)
 
-    def prepare(self, element, images, index):
+    def prepare(self, element, batch, index):
         started = perf_counter()
         picture = self.decoder.decode(element)
         decoded = perf_counter()
         canvas, placement = self.letterbox(picture)
-        self.normaliser.put(canvas, images, index)
+        batch.put(index, canvas)
         return placement, decoded - started, perf_counter() - decoded
 
-    def respond(self, parameters, jobs, images):
+    def respond(self, parameters, jobs, batch):
         placements = []
         refusals = []
         for number, job in enumerate(jobs, 1):
@@ -83,18 +91,28 @@ class TritonPythonModel:
                 message = f"image {number} of {len(jobs)}: internal fault in preprocess"
                 return error_response(message, pb_utils.TritonError.INTERNAL)
             else:
-                placements.append(placement.as_row())
+                placements.append(placement)
                 self.metrics.decode_seconds.observe(decode_seconds)
                 self.metrics.letterbox_seconds.observe(letterbox_seconds)
         if refusals:
             reason, message = refusals[0]
             return self.refuse(reason, len(refusals), message)
-        rows = len(jobs)
+        try:
+            return self.pack(parameters, placements, batch)
+        except Exception:
+            pb_utils.Logger.log_error(traceback.format_exc())
+            return error_response("internal fault in preprocess", pb_utils.TritonError.INTERNAL)
+
+    def pack(self, parameters, placements, batch):
+        images, placements = batch.finish(placements)
+        rows = len(placements)
         class_filter = parameters.class_filter(len(self.names))
         return pb_utils.InferenceResponse(
             [
                 self.normaliser.pack(pb_utils.Tensor, "images", images),
-                pb_utils.Tensor("placement", np.array(placements, np.float32)),
+                pb_utils.Tensor(
+                    "placement", np.array([p.as_row() for p in placements], np.float32)
+                ),
                 pb_utils.Tensor("nms", np.array([parameters.as_row()] * rows, np.float32)),
                 pb_utils.Tensor("class_filter", np.array([class_filter] * rows)),
             ]

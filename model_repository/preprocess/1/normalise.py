@@ -13,26 +13,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def make_normaliser(height: int, width: int, gpu: int | None) -> HostNormaliser | DeviceNormaliser:
+def make_normaliser(gpu: int | None) -> HostNormaliser | DeviceNormaliser:
     """The normaliser for an instance on this GPU; on the host if there is none torch can use."""
     if gpu is not None:
         import torch  # slow to import, and of no use on a CPU
 
         # Triton may see a GPU whose driver is too old for torch.
         if torch.cuda.is_available():
-            return DeviceNormaliser(height, width, gpu)
-    return HostNormaliser(height, width)
+            return DeviceNormaliser(gpu)
+    return HostNormaliser()
 
 
 class HostNormaliser:
     """Normalises each picture as it arrives, straight into its place in the batch."""
 
-    def __init__(self, height: int, width: int) -> None:
-        self._shape = (3, height, width)
-
-    def allocate(self, count: int) -> NDArray[np.float32]:
+    def allocate(self, count: int, height: int, width: int) -> NDArray[np.float32]:
         """An uninitialised batch for `count` pictures."""
-        return np.empty((count, *self._shape), np.float32)
+        return np.empty((count, 3, height, width), np.float32)
 
     def put(self, picture: NDArray[np.uint8], batch: NDArray[np.float32], index: int) -> None:
         """Write one picture to its place in the batch; may be called from several threads."""
@@ -48,16 +45,15 @@ class HostNormaliser:
 class DeviceNormaliser:
     """Collects the bytes on the host, then normalises the whole batch on the GPU."""
 
-    def __init__(self, height: int, width: int, device: int) -> None:
+    def __init__(self, device: int) -> None:
         import torch
 
         self._torch = torch
         self._device = torch.device("cuda", device)
-        self._shape = (height, width, 3)
 
-    def allocate(self, count: int) -> NDArray[np.uint8]:
+    def allocate(self, count: int, height: int, width: int) -> NDArray[np.uint8]:
         """An uninitialised batch for `count` pictures."""
-        return np.empty((count, *self._shape), np.uint8)
+        return np.empty((count, height, width, 3), np.uint8)
 
     def put(self, picture: NDArray[np.uint8], batch: NDArray[np.uint8], index: int) -> None:
         """Write one picture to its place in the batch; may be called from several threads."""

@@ -58,7 +58,11 @@ class Parameters:
 
 
 def parse_parameters(
-    given: Mapping[str, object], names: Sequence[str], defaults: Parameters
+    given: Mapping[str, object],
+    names: Sequence[str],
+    defaults: Parameters,
+    *,
+    best_class_only: bool = False,
 ) -> Parameters:
     """Read one request's parameters.
 
@@ -66,14 +70,18 @@ def parse_parameters(
         given: as Triton hands them over: name -> str, int, float or bool.
         names: the model's class names, by which `classes` may ask for them.
         defaults: for what is not given.
+        best_class_only: the model tells no more than the best class of a box, so that multi_label
+            is impossible.
 
     Raises:
         ParameterError: an unknown name, a wrong kind, a value out of range, one given twice.
     """
-    return replace(defaults, **_read(given, names))
+    return _possible(replace(defaults, **_read(given, names)), best_class_only)
 
 
-def read_defaults(given: Mapping[str, object], names: Sequence[str]) -> Parameters:
+def read_defaults(
+    given: Mapping[str, object], names: Sequence[str], *, best_class_only: bool = False
+) -> Parameters:
     """Read the configuration's defaults: all of them but `classes`, which may be left out for all.
 
     Raises:
@@ -83,7 +91,16 @@ def read_defaults(given: Mapping[str, object], names: Sequence[str]) -> Paramete
     for name in NAMES:
         if name not in values:
             raise ParameterError(f"{name} has no default; allowed: one for each parameter")
-    return Parameters(**values)
+    return _possible(Parameters(**values), best_class_only)
+
+
+def _possible(parameters: Parameters, best_class_only: bool) -> Parameters:
+    if parameters.multi_label and best_class_only:
+        raise ParameterError(
+            "multi_label is true, but this model tells only the best class of each box;"
+            " allowed: false"
+        )
+    return parameters
 
 
 def _read(given: Mapping[str, object], names: Sequence[str]) -> dict[str, Any]:

@@ -1,19 +1,20 @@
-"""What `yolov5/` says of the network that is served, read and checked when the server starts."""
+"""What the network's folder says of it, read and checked when the server starts."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-MODEL = "yolov5"
-LETTERBOX_MODES = ("square", "stretch")
+LETTERBOX_MODES = ("square", "rect", "stretch")
+HEADS = ("full", "reduced")
 
 
 class ServedModelError(ValueError):
-    """The files in `yolov5/` do not fit each other; the message is one sentence."""
+    """The files of the network do not fit each other; the message is one sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,24 +22,28 @@ class ServedModel:
     """The network's side of the bargain.
 
     Attributes:
-        height, width: of its input, in pixels.
+        height, width: of its input, in pixels; with letterbox `rect` the most it may be.
         letterbox: how a picture is fitted into that.
+        stride: with letterbox `rect`, what height and width must be multiples of.
+        best_class_only: its rows hold the best class and score alone (a reduced head).
         names: class names, index = class.
     """
 
     height: int
     width: int
     letterbox: str
+    stride: int
+    best_class_only: bool
     names: tuple[str, ...]
 
 
-def read_served_model(repository: Path) -> ServedModel:
-    """Read `yolov5/config.pbtxt` and `yolov5/labels.txt` below the model repository.
+def read_served_model(folder: Path) -> ServedModel:
+    """Read `config.pbtxt` and `labels.txt` of the network in this folder.
 
     Raises:
         ServedModelError: a file is missing, or they contradict each other.
     """
-    folder = repository / MODEL
+    model = folder.name
     try:
         config = text_format.Parse(
             (folder / "config.pbtxt").read_text("utf-8"), model_config_pb2.ModelConfig()
@@ -46,29 +51,76 @@ def read_served_model(repository: Path) -> ServedModel:
         names = tuple((folder / "labels.txt").read_text("utf-8").splitlines())
     except OSError as error:
         raise ServedModelError(
-            f"{MODEL}/{Path(error.filename).name} cannot be read: {error.strerror}"
+            f"{model}/{Path(error.filename).name} cannot be read: {error.strerror}"
         ) from None
     except text_format.ParseError as error:
-        raise ServedModelError(f"{MODEL}/config.pbtxt is not valid: {error}") from None
+        raise ServedModelError(f"{model}/config.pbtxt is not valid: {error}") from None
     if len(config.input) != 1 or len(config.output) != 1:
-        raise ServedModelError(f"{MODEL}/config.pbtxt must state one input and one output")
+        raise ServedModelError(f"{model}/config.pbtxt must state one input and one output")
     image, rows = config.input[0], config.output[0]
-    if image.data_type != model_config_pb2.TYPE_FP32:
-        raise ServedModelError(f"{MODEL}/config.pbtxt: input '{image.name}' must be TYPE_FP32")
+    for kind, tensor in (("input", image), ("output", rows)):
+        if tensor.data_type != model_config_pb2.TYPE_FP32:
+            raise ServedModelError(
+                f"{model}/config.pbtxt: {kind} '{tensor.name}' must be TYPE_FP32"
+            )
+    given = {key: value.string_value for key, value in config.parameters.items()}
+    letterbox = _one_of(model, given, "letterbox", LETTERBOX_MODES)
+    best_class_only = _one_of(model, given, "head", HEADS) == "reduced"
+    columns = 6 if best_class_only else 5 + len(names)
+    if len(rows.dims) != 2 or rows.dims[1] != columns:
+        raise ServedModelError(
+            f"{model}: output '{rows.name}' has dims {list(rows.dims)}, but the last one must be"
+            f" {columns}, as its head is {'reduced' if best_class_only else 'full'} and labels.txt"
+            f" has {len(names)} names"
+        )
     dims = tuple(image.dims)
-    if len(dims) != 3 or dims[0] != 3 or min(dims) < 1:
-        raise ServedModelError(
-            f"{MODEL}/config.pbtxt: input '{image.name}' has dims {list(dims)}; allowed: [3, H, W]"
+    if letterbox == "rect":
+        if dims != (3, -1, -1):
+            raise ServedModelError(
+                f"{model}/config.pbtxt: input '{image.name}' has dims {list(dims)};"
+                " allowed with letterbox rect: [3, -1, -1]"
+            )
+        height, width, stride = (
+            *_whole_numbers(model, given, "imgsz", 2),
+            *_whole_numbers(model, given, "stride", 1),
         )
-    if len(rows.dims) != 2 or rows.dims[1] != 5 + len(names):
+        if height % stride or width % stride:
+            raise ServedModelError(
+                f"{model}/config.pbtxt: imgsz is '{given['imgsz']}';"
+                f" allowed: multiples of the stride, {stride}"
+            )
+    else:
+        if len(dims) != 3 or dims[0] != 3 or min(dims) < 1:
+            raise ServedModelError(
+                f"{model}/config.pbtxt: input '{image.name}' has dims {list(dims)};"
+                f" allowed with letterbox {letterbox}: [3, H, W]"
+            )
+        _, height, width = dims
+        stride = 1
+    return ServedModel(
+        height=height,
+        width=width,
+        letterbox=letterbox,
+        stride=stride,
+        best_class_only=best_class_only,
+        names=names,
+    )
+
+
+def _one_of(model: str, given: Mapping[str, str], name: str, allowed: tuple[str, ...]) -> str:
+    value = given.get(name) or allowed[0]
+    if value not in allowed:
         raise ServedModelError(
-            f"{MODEL}: output '{rows.name}' has dims {list(rows.dims)}, but labels.txt has"
-            f" {len(names)} names; the last dimension must be 5 more than that"
+            f"{model}/config.pbtxt: {name} is '{value}'; allowed: {', '.join(allowed)}"
         )
-    letterbox = config.parameters["letterbox"].string_value or "square"
-    if letterbox not in LETTERBOX_MODES:
+    return value
+
+
+def _whole_numbers(model: str, given: Mapping[str, str], name: str, count: int) -> list[int]:
+    words = given.get(name, "").split()
+    if len(words) != count or not all(w.isdecimal() and 0 < int(w) <= 8192 for w in words):
         raise ServedModelError(
-            f"{MODEL}/config.pbtxt: letterbox is '{letterbox}';"
-            f" allowed: {', '.join(LETTERBOX_MODES)}"
+            f"{model}/config.pbtxt: {name} is '{given.get(name, '')}'; allowed with letterbox rect:"
+            f" {count} whole number{'s' * (count > 1)} from 1 to 8192"
         )
-    return ServedModel(height=dims[1], width=dims[2], letterbox=letterbox, names=names)
+    return [int(word) for word in words]

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from decode import ImageLimits
 from parameters import NAMES, Parameters, read_defaults
 
+# The second is set by a launcher that loads this model anew for another network.
+_OWN = ("network", "network_version", "max_image_bytes", "max_image_pixels", "threads")
+
 
 class SettingsError(ValueError):
     """A setting is missing or out of range; the message names it."""
@@ -27,21 +30,39 @@ class Settings:
     threads: int
 
 
-def read_settings(config: Mapping[str, str], names: Sequence[str]) -> Settings:
+def network_name(config: Mapping[str, str]) -> str:
+    """The folder, beside this model's, of the network that the images are prepared for.
+
+    Raises:
+        SettingsError: it is not stated.
+    """
+    if not config.get("network"):
+        raise SettingsError("setting 'network' is missing; allowed: the name of a model")
+    return config["network"]
+
+
+def read_settings(
+    config: Mapping[str, str], names: Sequence[str], *, best_class_only: bool = False
+) -> Settings:
     """Read the settings.
 
     Args:
         config: the `parameters` of the configuration, as text.
         names: the model's class names.
+        best_class_only: the model cannot do multi_label.
 
     Raises:
         SettingsError, ParameterError: one sentence that names the setting.
     """
-    unknown = set(config) - {*NAMES, "max_image_bytes", "max_image_pixels", "threads"}
+    unknown = set(config) - {*NAMES, *_OWN}
     if unknown:
         raise SettingsError(f"setting '{min(unknown)}' is unknown")
     return Settings(
-        defaults=read_defaults({name: config[name] for name in NAMES if name in config}, names),
+        defaults=read_defaults(
+            {name: config[name] for name in NAMES if name in config},
+            names,
+            best_class_only=best_class_only,
+        ),
         limits=ImageLimits(
             bytes=_whole(config, "max_image_bytes", 1, 1 << 30),
             # OpenCV's own bound; its sides end at 2**20.

@@ -1,0 +1,47 @@
+"""What an ONNX file that we wrote says about itself."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from . import _names as names
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metadata:
+    """
+    Attributes:
+        names: class names, index = class.
+        stride: what height and width must be multiples of.
+        head: one of `HEADS`.
+        precision: `fp32`, `fp16`, one of the INT8 kinds, or None where an importer cannot know.
+        provenance: one line that says where the network comes from.
+        max_batch_size: None for the repository's usual one.
+    """
+
+    names: tuple[str, ...]
+    stride: int
+    head: str
+    precision: str | None
+    provenance: str
+    max_batch_size: int | None
+
+
+def read_metadata(model: onnx.ModelProto | Path) -> Metadata:
+    """Of a file that `export_onnx`, `import_onnx` or `quantise` wrote."""
+    if isinstance(model, Path):
+        model = onnx.load(model, load_external_data=False)
+    entries = {entry.key: entry.value for entry in model.metadata_props}
+    limit = entries.get(names.MAX_BATCH_KEY)
+    return Metadata(
+        names=tuple(ast.literal_eval(entries[names.NAMES_KEY]).values()),
+        stride=int(entries[names.STRIDE_KEY]),
+        head=entries[names.HEAD_KEY],
+        precision=entries.get(names.PRECISION_KEY),
+        provenance=" ".join(entries[names.PROVENANCE_KEY].split()),
+        max_batch_size=int(limit) if limit else None,
+    )

@@ -1,0 +1,76 @@
+"""Real pictures, prepared as the served `preprocess` prepares them."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ._errors import BuildError
+
+_ROOT = Path(__file__).parents[2]
+EXAMPLES = _ROOT / "examples" / "bccd" / "photos"
+_STEPS = _ROOT / "model_repository"
+
+
+def step_module(step: str, name: str) -> ModuleType:
+    """A module of one of the ensemble's steps, such as `letterbox` of `preprocess`."""
+    path = _STEPS / step / "1" / f"{name}.py"
+    qualified = f"_{step}_{name}"
+    if qualified not in sys.modules:
+        spec = importlib.util.spec_from_file_location(qualified, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[qualified] = module  # dataclasses look themselves up there
+        spec.loader.exec_module(module)
+    return sys.modules[qualified]
+
+
+def photos_in(folder: Path) -> list[Path]:
+    """The pictures in a folder and below it, sorted.
+
+    Raises:
+        BuildError: there are none.
+    """
+    kinds = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in kinds)
+    if not paths:
+        raise BuildError(f"{folder.name} holds no pictures.")
+    return paths
+
+
+class Pictures:
+    """Prepares photos for an input of this size, letterboxed square."""
+
+    def __init__(self, height: int, width: int) -> None:
+        self._decode = step_module("preprocess", "decode")
+        self._decoder = self._decode.Decoder(
+            self._decode.ImageLimits(bytes=1 << 30, pixels=1 << 28)
+        )
+        self._letterbox = step_module("preprocess", "letterbox")
+        self._size = height, width
+
+    def prepare(self, path: Path) -> tuple[NDArray[np.float32], Any]:
+        """RGB 0..1, float32 [3, height, width], and the `Placement` of the photo in it.
+
+        Raises:
+            BuildError: it cannot be read or decoded.
+        """
+        try:
+            picture = self._decoder.decode(path.read_bytes())
+        except (OSError, self._decode.ImageError) as error:
+            raise BuildError(f"{path.name} cannot be used as a photo: {error}.") from None
+        canvas, placement = self._letterbox.letterbox(picture, *self._size)
+        planes = np.ascontiguousarray(canvas[..., ::-1].transpose(2, 0, 1))
+        return np.divide(planes, np.float32(255), dtype=np.float32), placement
+
+
+def example_images(height: int, width: int, count: int = 2) -> NDArray[np.float32]:
+    """The first of the bundled photos, prepared: float32 [count, 3, height, width]."""
+    pictures = Pictures(height, width)
+    return np.stack([pictures.prepare(path)[0] for path in photos_in(EXAMPLES)[:count]])

@@ -1,0 +1,106 @@
+"""INT8 as Q/DQ ONNX, calibrated on photos with ONNX Runtime's quantization tool."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx
+from numpy.typing import NDArray
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from ._errors import BuildError
+from ._names import INPUT, PRECISION_KEY
+from ._photos import Pictures
+
+# Unsigned numbers with a zero point use all 256 steps and are what CPUs multiply fast. TensorRT
+# takes only signed ones with zero in the middle.
+TARGETS = {"cpu": "int8", "tensorrt": "int8-symmetric"}
+CALIBRATION_PHOTOS = 64
+
+
+def quantise(source: Path, target: Path, photos: Sequence[Path], *, device: str = "cpu") -> None:
+    """Turn an FP32 network that `export_onnx` wrote into an INT8 one.
+
+    The convolutions that end in boxes and scores, and the decoding behind them, stay in FP32: a
+    box's coordinates need more than 256 steps.
+
+    Args:
+        photos: to calibrate with, like those that it will see.
+        device: one of `TARGETS`.
+
+    Raises:
+        BuildError: its input is of open size, or a photo cannot be used.
+    """
+    model = onnx.load(source)
+    sides = [side.dim_value for side in model.graph.input[0].type.tensor_type.shape.dim[2:]]
+    if not all(sides):
+        raise BuildError("INT8 needs a network of fixed size, so not letterbox rect.")
+    symmetric = device == "tensorrt"
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        prepared = Path(folder, "prepared.onnx")
+        quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        quantize_static(
+            prepared,
+            target,
+            _Reader(photos, *sides),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=_decoding(onnx.load(prepared).graph),
+            extra_options={
+                "ActivationSymmetric": symmetric,
+                "WeightSymmetric": True,
+                "QuantizeBias": not symmetric,  # TensorRT has no INT32 for it
+            },
+        )
+    quantised = onnx.load(target)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    onnx.helper.set_model_props(quantised, {**metadata, PRECISION_KEY: TARGETS[device]})
+    onnx.save(quantised, target)
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, photos: Sequence[Path], height: int, width: int) -> None:
+        pictures = Pictures(height, width)
+        self._images: Iterator[NDArray[Any]] = (pictures.prepare(photo)[0] for photo in photos)
+
+    def get_next(self) -> dict[str, NDArray[Any]] | None:
+        image = next(self._images, None)
+        return None if image is None else {INPUT: image[None]}
+
+
+def _decoding(graph: onnx.GraphProto) -> list[str]:
+    """The nodes from the last convolution on along every path to the output."""
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    before: set[str] = set()  # nodes with a convolution behind them
+    for node in reversed(graph.node):  # sorted, so that readers come first
+        behind = [reader for name in node.output for reader in readers.get(name, [])]
+        if any(reader.op_type == "Conv" or reader.name in before for reader in behind):
+            before.add(node.name)
+    return [node.name for node in graph.node if node.name not in before]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the tool's advice on its own use."""
+    level = logging.root.level
+    logging.root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.root.setLevel(level)
