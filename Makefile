@@ -34,7 +34,7 @@ detect: $(INSTALLED) ## Find objects in SOURCE, a file or folder (SERVER, ARGS s
 	@$(VENV)/bin/yolov5-client detect $(SOURCE) --server $(SERVER) $(ARGS)
 
 model: $(INSTALLED) ## Serve your own network: WEIGHTS=best.pt, .onnx or yolov5s; without it the bundled one again
-	@$(PY) -m yolov5_build $(WEIGHTS) $(ARGS)
+	@$(PY) -m yolov5_build $(if $(WEIGHTS),"$(WEIGHTS)") $(ARGS)
 
 engine: $(INSTALLED) $(NETWORK) ## Build a TensorRT plan of the network (needs an NVIDIA GPU; ARGS=--undo goes back)
 	@$(PY) -m yolov5_build.engine $(ARGS)

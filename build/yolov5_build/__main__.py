@@ -179,7 +179,7 @@ def _measure(path: Path, split: Split) -> Figures:
     metadata = read_metadata(path)
     figures = evaluate(path, split, classes=len(metadata.names))
     print(
-        f"{metadata.precision or 'as it is'}: mAP50 {figures.map50:.4f},"
+        f"{metadata.precision}: mAP50 {figures.map50:.4f},"
         f" mAP50-95 {figures.map50_95:.4f}, {figures.bytes / 1e6:.1f} MB,"
         f" {figures.milliseconds:.1f} ms an image on this CPU ({len(split.photos)} photos)",
         flush=True,

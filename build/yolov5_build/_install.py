@@ -99,6 +99,7 @@ def install_onnx(
         stride=stride,
         letterbox=letterbox,
         head=metadata.head,
+        precision=metadata.precision,
     )
     text_format.Parse(config, model_config_pb2.ModelConfig())
     with new_version(repository) as (folder, version):

@@ -18,7 +18,7 @@ class Metadata:
         names: class names, index = class.
         stride: what height and width must be multiples of.
         head: one of `HEADS`.
-        precision: `fp32`, `fp16`, one of the INT8 kinds, or None where an importer cannot know.
+        precision: one of `PRECISIONS`.
         provenance: one line that says where the network comes from.
         max_batch_size: None for the repository's usual one.
     """
@@ -26,7 +26,7 @@ class Metadata:
     names: tuple[str, ...]
     stride: int
     head: str
-    precision: str | None
+    precision: str
     provenance: str
     max_batch_size: int | None
 
@@ -41,7 +41,7 @@ def read_metadata(model: onnx.ModelProto | Path) -> Metadata:
         names=tuple(ast.literal_eval(entries[names.NAMES_KEY]).values()),
         stride=int(entries[names.STRIDE_KEY]),
         head=entries[names.HEAD_KEY],
-        precision=entries.get(names.PRECISION_KEY),
+        precision=entries[names.PRECISION_KEY],
         provenance=" ".join(entries[names.PROVENANCE_KEY].split()),
         max_batch_size=int(limit) if limit else None,
     )

@@ -13,6 +13,8 @@ LABELS_FILE = "labels.txt"
 WEIGHTS_FILE = "model.onnx"
 LETTERBOX_MODES = ("square", "rect", "stretch")  # those that preprocess has
 HEADS = ("full", "reduced")  # those that postprocess reads
+# TensorRT takes INT8 only with signed numbers around zero.
+PRECISIONS = ("fp32", "fp16", "int8", "int8-symmetric")
 
 # Keys of an ONNX file's metadata; the first two are those of YOLOv5's own exporter.
 NAMES_KEY = "names"

@@ -19,7 +19,7 @@ from onnx import (
     numpy_helper,
 )
 
-from ._names import INPUT, MODEL, OUTPUT
+from ._names import INPUT, MODEL, OUTPUT, PRECISIONS
 
 
 class GraphError(Exception):
@@ -152,6 +152,27 @@ def set_ends(model: ModelProto, image: End, rows: End) -> None:
         graph.node.append(onnx.helper.make_node("Cast", [inner], [OUTPUT], to=TensorProto.FLOAT))
     for values, name, end in ((graph.input, INPUT, image), (graph.output, OUTPUT, rows)):
         values.append(onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, end.shape))
+
+
+def precision_of(model: ModelProto) -> str:
+    """What the graph computes in, one of `PRECISIONS`."""
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    zeros = []
+    half = any(tensor.data_type == TensorProto.FLOAT16 for tensor in tensors.values())
+    for node in all_nodes(model.graph.node):
+        if node.op_type == "QuantizeLinear":
+            zeros.append(tensors.get(node.input[2]) if len(node.input) > 2 else None)
+        for attribute in node.attribute:
+            half |= attribute.name == "to" and attribute.i == TensorProto.FLOAT16
+    if zeros:
+        symmetric = all(
+            zero is not None
+            and zero.data_type == TensorProto.INT8
+            and not numpy_helper.to_array(zero).any()
+            for zero in zeros
+        )
+        return PRECISIONS[3] if symmetric else PRECISIONS[2]
+    return PRECISIONS[1] if half else PRECISIONS[0]
 
 
 def free_batch(model: ModelProto, batch: int) -> None:

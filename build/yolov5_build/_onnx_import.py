@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto
 
 from ._errors import BuildError
 from ._names import (
@@ -19,11 +19,12 @@ from ._names import (
     MAX_BATCH_KEY,
     NAMES_KEY,
     OUTPUT,
+    PRECISION_KEY,
     PROVENANCE_KEY,
     STRIDE_KEY,
 )
 from ._onnx_file import essence, quoted, read_onnx
-from ._onnx_graph import End, free_batch, pretend_batches, set_ends
+from ._onnx_graph import End, free_batch, precision_of, pretend_batches, set_ends
 from ._onnx_metadata import class_names, largest_stride
 from ._onnx_network import ImageInput, Network, image_input, load
 from ._onnx_rows import Answer, Layout, choose_rows, problem_of
@@ -126,6 +127,7 @@ def _imported(
             NAMES_KEY: str(dict(enumerate(labels))),
             STRIDE_KEY: str(stride),
             HEAD_KEY: FULL_HEAD,
+            PRECISION_KEY: precision_of(model),
             PROVENANCE_KEY: f"From {name}, sha256 {sha256}.",
             **({MAX_BATCH_KEY: "1"} if single else {}),
         },
@@ -181,11 +183,7 @@ def _for_batches(
 ) -> tuple[ModelProto, bool]:
     """A model that answers for several images at once as for each alone; else the one given, and
     True as it takes single images only."""
-    fp16 = any(
-        node.op_type == "Cast" and node.attribute[0].i == TensorProto.FLOAT16
-        for node in model.graph.node
-    )
-    tolerance = TOLERANCE_FP16 if fp16 else TOLERANCE
+    tolerance = TOLERANCE if precision_of(model) == "fp32" else TOLERANCE_FP16
     if _error(model, trials, (2, 3, 1)) <= tolerance:
         return model, False
     freed = ModelProto()

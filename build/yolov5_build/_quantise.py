@@ -20,12 +20,12 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from ._errors import BuildError
-from ._names import INPUT, PRECISION_KEY
+from ._names import INPUT, PRECISION_KEY, PRECISIONS
 from ._photos import Pictures
 
 # Unsigned numbers with a zero point use all 256 steps and are what CPUs multiply fast. TensorRT
 # takes only signed ones with zero in the middle.
-TARGETS = {"cpu": "int8", "tensorrt": "int8-symmetric"}
+TARGETS = {"cpu": PRECISIONS[2], "tensorrt": PRECISIONS[3]}
 CALIBRATION_PHOTOS = 64
 
 

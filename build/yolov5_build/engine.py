@@ -21,7 +21,7 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from . import BuildError, _plan, _tensorrt
 from .__main__ import REPOSITORY
-from ._names import CONFIG_FILE, MODEL, PRECISION_KEY, WEIGHTS_FILE
+from ._names import CONFIG_FILE, MODEL, PRECISION_KEY, PRECISIONS, WEIGHTS_FILE
 from ._photos import example_images
 from ._quantise import TARGETS
 from ._version import copy_weights, new_version, version_folder
@@ -158,7 +158,7 @@ def read_served(repository: Path) -> Served:
 
 
 def graph_precision(weights: Path) -> str:
-    """Which of `PRECISIONS` the ONNX file is in; `make model` notes it, FP32 where nobody did.
+    """Which of `_plan.PRECISIONS` the ONNX file is in; `make model` notes it, else it is FP32.
 
     Raises:
         BuildError: it is no ONNX file, or says something else.
@@ -170,19 +170,18 @@ def graph_precision(weights: Path) -> str:
             f"{weights.name} cannot be read as ONNX; `make model` renews it."
         ) from None
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    noted = metadata.get(PRECISION_KEY, "fp32")
+    noted = metadata.get(PRECISION_KEY, PRECISIONS[0])
     if noted == TARGETS["cpu"]:
         raise BuildError(
             f"{weights.name} is INT8 for CPUs, which TensorRT does not take; install it anew with"
             " --int8 tensorrt."
         )
-    precision = "int8" if noted == TARGETS["tensorrt"] else noted
-    if precision not in _plan.PRECISIONS:
+    if noted not in PRECISIONS:
         raise BuildError(
             f"{weights.name} says that its precision is '{noted}';"
-            f" allowed: {', '.join(_plan.PRECISIONS)}."
+            f" allowed: {', '.join(PRECISIONS)}."
         )
-    return precision
+    return "int8" if noted == TARGETS["tensorrt"] else noted
 
 
 def target_version() -> str | None:

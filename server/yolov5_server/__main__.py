@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
             server.start()
             stop_with_make(stop)
             if server.wait_ready(stop):
-                _announce(server.settings)
+                _announce(server)
             status = server.wait(stop)
         finally:
             server.close(hurry)
@@ -59,14 +59,16 @@ def _settings(arguments: list[str] | None) -> Settings:
     return Settings(**options)
 
 
-def _announce(settings: Settings) -> None:
+def _announce(server: Server) -> None:
+    settings = server.settings
     http, grpc = settings.url(settings.http_port), settings.url(settings.grpc_port)
-    server = "" if settings.grpc_port == Settings().grpc_port else f" SERVER={grpc}"
+    address = "" if settings.grpc_port == Settings().grpc_port else f" SERVER={grpc}"
     print(
         f"Ready: HTTP on {http}, gRPC on {grpc},"
-        f" metrics on {settings.url(settings.metrics_port)}/metrics. Precision: FP32.\n"
+        f" metrics on {settings.url(settings.metrics_port)}/metrics."
+        f" Precision: {server.precision}.\n"
         "Send it a photo:\n"
-        f"  make detect SOURCE={EXAMPLE}{server}\n"
+        f"  make detect SOURCE={EXAMPLE}{address}\n"
         f"  curl -sS -X POST http://{http}/v2/models/yolov5_ensemble/infer"
         " -H 'Content-Type: application/octet-stream' -H 'Inference-Header-Content-Length: 0'"
         f" --data-binary @{EXAMPLE} --output answer.bin\n"

@@ -34,6 +34,7 @@ def check(settings: Settings) -> None:
     for model in MODELS:
         read_config(settings.repository, model)
     config = read_network_config(settings.repository)
+    check_precision(config, settings.precision)
     check_shared_memory(config, shutil.disk_usage(SHARED_MEMORY).free)
 
 
@@ -84,6 +85,20 @@ def read_network_config(repository: Path) -> model_config_pb2.ModelConfig:
             " `make engine ARGS=--undo` goes back to ONNX, a Triton container runs the plan."
         )
     return config
+
+
+def precision_of(config: model_config_pb2.ModelConfig) -> str:
+    """What the network computes in: fp32, fp16, int8 or int8-symmetric."""
+    return config.parameters["precision"].string_value or "fp32"
+
+
+def check_precision(config: model_config_pb2.ModelConfig, wanted: str) -> None:
+    found = precision_of(config)
+    if wanted != "auto" and found != wanted:
+        raise StartError(
+            f"PRECISION is {wanted}, but the installed network is {found};"
+            " `make model` without --half and --int8 installs one in FP32."
+        )
 
 
 def check_shared_memory(config: model_config_pb2.ModelConfig, free: int) -> None:

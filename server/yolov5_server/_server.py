@@ -20,6 +20,7 @@ from ._backends import assemble_backends, triton_folder
 from ._control import DIRECT, ModelControl
 from ._errors import StartError
 from ._log import LogPump
+from ._preflight import precision_of, read_network_config
 from ._settings import FLAGS, Settings
 from ._swap import Swap
 
@@ -129,9 +130,14 @@ class Server:
                 return True
         return False
 
+    @property
+    def precision(self) -> str:
+        """What the network that it was started with computes in, in capitals."""
+        return precision_of(read_network_config(self.settings.repository)).upper()
+
     def _watch(self) -> None:
         """From now on, serve what is installed in the repository."""
-        swap = Swap(self.settings.repository, self._staging, self._control, self._say)
+        swap = Swap(self.settings, self._staging, self._control, self._say)
         threading.Thread(target=swap.watch, args=(self._ended,), name="swap", daemon=True).start()
 
     @property

@@ -20,7 +20,7 @@ class Settings:
     """
     Attributes:
         host: address to bind to; a numeric one, or `localhost`.
-        precision: `auto` is FP32 as long as there is nothing to choose from.
+        precision: `auto` for what is installed; `fp32` to serve nothing else.
         repository: the model repository.
         verbose: pass on all that Triton logs.
 

@@ -21,7 +21,16 @@ from tritonclient.grpc import model_config_pb2
 
 from ._control import ControlError, ModelControl
 from ._errors import StartError
-from ._preflight import ENSEMBLE, NETWORK, STEPS, read_config, read_network_config
+from ._preflight import (
+    ENSEMBLE,
+    NETWORK,
+    STEPS,
+    check_precision,
+    precision_of,
+    read_config,
+    read_network_config,
+)
+from ._settings import Settings
 
 _SECONDS = 0.5  # between two looks at the repository
 
@@ -30,15 +39,16 @@ class Swap:
     """Watches the served network's folder, and changes over when another one is installed.
 
     Args:
-        repository: the model repository.
+        settings: of the server.
         staging: an empty folder that Triton was given as a second repository.
         say: passes a line on to the operator.
     """
 
     def __init__(
-        self, repository: Path, staging: Path, control: ModelControl, say: Callable[[str], None]
+        self, settings: Settings, staging: Path, control: ModelControl, say: Callable[[str], None]
     ) -> None:
-        self._repository = repository
+        self._repository = settings.repository
+        self._precision = settings.precision
         self._staging = staging
         self._control = control
         self._say = say
@@ -68,7 +78,8 @@ class Swap:
         return status.st_ino, status.st_ctime_ns
 
     def _change_over(self) -> None:
-        read_network_config(self._repository)
+        network = read_network_config(self._repository)
+        check_precision(network, self._precision)
         # Other names than the last time's, which may still be in use if it did not go well.
         self._turn += 1
         incoming = {step: f"{step}_incoming{self._turn % 2}" for step in STEPS}
@@ -97,7 +108,7 @@ class Swap:
         self._control.load(ENSEMBLE, own)
         for name in incoming.values():
             self._control.unload(name)
-        self._say(f"Now serving version {version} of the network.")
+        self._say(f"Now serving version {version} of the network, {precision_of(network).upper()}.")
 
     def _stage(self, incoming: Mapping[str, str]) -> None:
         """Copy the steps under their other names; the files are the same."""

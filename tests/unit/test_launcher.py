@@ -19,6 +19,7 @@ from yolov5_server._control import ModelControl
 from yolov5_server._log import LogPump
 from yolov5_server._preflight import (
     check_ports,
+    check_precision,
     check_shared_memory,
     python_library_folder,
     read_config,
@@ -82,6 +83,15 @@ def test_missing_models_and_weights(tmp_path: Path) -> None:
     (tmp_path / "yolov5" / "config.pbtxt").write_text("name: yolov5")
     with pytest.raises(StartError, match="yolov5/config.pbtxt is not valid"):
         read_network_config(tmp_path)
+
+
+def test_a_precision_that_is_not_installed() -> None:
+    config = model_config_pb2.ModelConfig()
+    check_precision(config, "fp32")
+    config.parameters["precision"].string_value = "int8"
+    check_precision(config, "auto")
+    with pytest.raises(StartError, match="PRECISION is fp32, but the installed network is int8;"):
+        check_precision(config, "fp32")
 
 
 def test_room_for_a_network_of_open_size() -> None:

@@ -257,7 +257,12 @@ def test_an_export_becomes_ours(
     ]
     said = metadata(model)
     assert said.pop(names.PROVENANCE_KEY).startswith("From them.onnx, sha256 ")
-    assert said == {"names": str(dict(enumerate(LABELS))), "stride": "32", "head": "full"}
+    assert said == {
+        "names": str(dict(enumerate(LABELS))),
+        "stride": "32",
+        "head": "full",
+        "precision": "fp16" if make is half_precision else "fp32",
+    }
     made = {value for node in model.graph.node for value in node.output}
     used = {value for node in model.graph.node for value in node.input} | {"output0", "output"}
     assert made <= used and {tensor.name for tensor in model.graph.initializer} <= used

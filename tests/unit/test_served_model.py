@@ -35,6 +35,7 @@ def write(place: Path, *, letterbox: str = "square", head: str = "full", **size:
         "names": str(dict(enumerate(NAMES))),
         "stride": "32",
         "head": head,
+        "precision": "fp32",
         "provenance": "From a test.",
     }
     onnx.helper.set_model_props(model, metadata)

@@ -1,0 +1,199 @@
+"""Data sets, mAP, and what INT8 costs: `make model ... --data`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from support import BUNDLED, PHOTOS, SHARED
+
+from yolov5_build import BuildError, export_onnx, import_onnx, load_checkpoint
+from yolov5_build.__main__ import main as build
+from yolov5_build._dataset import Split, read_names, read_split
+from yolov5_build._evaluate import evaluate
+from yolov5_build._metadata import read_metadata
+from yolov5_build._quantise import quantise
+
+REFERENCE = Path(__file__).parents[1] / "data" / "bccd_reference.json"
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("network") / "model.onnx"
+    export_onnx(load_checkpoint(BUNDLED), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled photos, with the reference's answers for labels."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "images").mkdir()
+    (folder / "labels").mkdir()
+    for name, image in json.loads(REFERENCE.read_text())["images"].items():
+        shutil.copy(PHOTOS / name, folder / "images")
+        rows = []
+        for x1, y1, x2, y2, _, index in image["detections"]:
+            w, h = image["width"], image["height"]
+            box = ((x1 + x2) / 2 / w, (y1 + y2) / 2 / h, (x2 - x1) / w, (y2 - y1) / h)
+            rows.append(" ".join(map(str, (int(index), *box))))
+        (folder / "labels" / name).with_suffix(".txt").write_text("\n".join(rows))
+    yaml = folder / "data.yaml"
+    yaml.write_text("path: .\ntrain: images\nval: images\nnames: {0: Platelets, 1: RBC, 2: WBC}\n")
+    return yaml
+
+
+def test_a_split(data: Path) -> None:
+    split = read_split(data, "val", "test")
+    assert [photo.name for photo in split.photos] == sorted(p.name for p in PHOTOS.iterdir())
+    assert sum(len(labels) for labels in split.labels) == 130
+    assert split.labels[0].shape[1] == 5
+
+
+def test_a_list_of_photos_and_photos_without_labels(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "list.txt").write_text("a.jpg\n\nb.png\n")
+    (tmp_path / "data.yaml").write_text("val: [list.txt]\n")
+    split = read_split(tmp_path / "data.yaml", "val")
+    assert [photo.name for photo in split.photos] == ["a.jpg", "b.png"]
+    assert [labels.shape for labels in split.labels] == [(0, 5), (0, 5)]
+
+
+@pytest.mark.parametrize(
+    "text, sentence",
+    [
+        ("train: images\n", "data.yaml names no photos under val or test"),
+        ("val: nowhere\n", "data.yaml names nowhere, which is not there"),
+        ("val: 5\n", "data.yaml names no photos"),
+        ("- a\n", "data.yaml is not a data-set YAML"),
+        ("val: [\n", "data.yaml is not a data-set YAML"),
+        ("val: .\n", "holds no pictures"),
+    ],
+)
+def test_data_sets_that_are_none(tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "data.yaml").write_text(text)
+    with pytest.raises(BuildError, match=sentence):
+        read_split(tmp_path / "data.yaml", "val", "test")
+
+
+def test_labels_that_are_none(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "a.txt").write_text("0 0.5 0.5\n")
+    (tmp_path / "data.yaml").write_text("val: .\n")
+    with pytest.raises(BuildError, match="a.txt is not a file of labels; allowed: class, x, y"):
+        read_split(tmp_path / "data.yaml", "val")
+
+
+def test_class_names(tmp_path: Path) -> None:
+    names, yaml = tmp_path / "names.txt", tmp_path / "data.yaml"
+    names.write_text("cat\n fire truck \n")
+    assert read_names(names) == ("cat", "fire truck")
+    yaml.write_text("names: [cat, dog]\n")
+    assert read_names(yaml) == ("cat", "dog")
+    yaml.write_text("names: {1: dog, 0: cat}\n")
+    assert read_names(yaml) == ("cat", "dog")
+    for path, text in ((names, ""), (names, "cat\n\ndog"), (yaml, "names: {0: cat, 2: dog}")):
+        path.write_text(text)
+        with pytest.raises(BuildError, match="has no class names; allowed: one a line"):
+            read_names(path)
+    with pytest.raises(BuildError, match="none.txt cannot be read: No such file"):
+        read_names(tmp_path / "none.txt")
+
+
+def test_labels_that_are_its_own_answers_are_all_found(network: Path, data: Path) -> None:
+    split = read_split(data, "val")
+    figures = evaluate(network, split, classes=3)
+    assert figures.map50 > 0.99
+    assert figures.map50_95 > 0.99
+    assert figures.bytes == network.stat().st_size
+    # Boxes half as wide still overlap by half; with a higher IoU they count no more.
+    narrow = [labels * [1, 1, 1, 0.55, 1] for labels in split.labels]
+    figures = evaluate(network, Split(photos=split.photos, labels=narrow), classes=3)
+    assert figures.map50 > 0.9
+    assert figures.map50_95 < 0.3
+
+
+def test_figures_need_labels_of_the_networks_classes(network: Path, data: Path) -> None:
+    split = read_split(data, "val")
+    none = Split(photos=split.photos, labels=[np.zeros((0, 5))] * len(split.photos))
+    with pytest.raises(BuildError, match="no labels to measure with"):
+        evaluate(network, none, classes=3)
+    with pytest.raises(BuildError, match="labels beyond the network's 2 classes"):
+        evaluate(network, split, classes=2)
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the labelled test split is not at hand")
+def test_the_references_own_figures(network: Path, tmp_path: Path) -> None:
+    yaml = tmp_path / "data.yaml"
+    yaml.write_text(f"path: {SHARED / 'bccd'}\nval: images/test\n")
+    figures = evaluate(network, read_split(yaml, "val"), classes=3)
+    print(figures)
+    assert figures.map50 == pytest.approx(0.8609, abs=0.002)
+    assert figures.map50_95 == pytest.approx(0.5422, abs=0.002)
+
+
+@pytest.mark.parametrize("device", ["cpu", "tensorrt"])
+def test_int8_finds_nearly_the_same(network: Path, data: Path, tmp_path: Path, device: str) -> None:
+    target = tmp_path / "int8.onnx"
+    quantise(network, target, read_split(data, "train").photos, device=device)
+    assert target.stat().st_size < 0.4 * network.stat().st_size
+    metadata = read_metadata(target)
+    assert metadata.precision == {"cpu": "int8", "tensorrt": "int8-symmetric"}[device]
+    assert metadata.names == ("Platelets", "RBC", "WBC")
+    assert evaluate(target, read_split(data, "val"), classes=3).map50 > 0.9
+
+    # Told by the graph itself too, where it comes back without its metadata.
+    import_onnx(target, tmp_path / "again.onnx", names=metadata.names)
+    assert read_metadata(tmp_path / "again.onnx").precision == metadata.precision
+
+    graph = onnx.load(target).graph
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    zeros = [constants[n.input[2]] for n in graph.node if n.op_type == "QuantizeLinear"]
+    assert len(zeros) > 100
+    # TensorRT knows only signed numbers around zero.
+    assert all(zero.dtype == np.int8 and not zero.any() for zero in zeros) == (device == "tensorrt")
+    # The last convolutions are as they were.
+    quantised = {out for n in graph.node if n.op_type == "DequantizeLinear" for out in n.output}
+    plain = [n for n in graph.node if n.op_type == "Conv" and n.input[1] not in quantised]
+    assert len(plain) == 3
+
+
+def test_the_command_refuses_what_loses_too_much(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(BUNDLED), f"--repository={tmp_path}", f"--data={data}", "--imgsz=160"]
+    status = build([*arguments, "--int8"])
+    shown = capsys.readouterr()
+    before, after = shown.out.splitlines()[:2]
+    assert before.startswith("fp32: mAP50 0.")
+    assert after.startswith("int8: mAP50 0.")
+    figures = [float(line.split("mAP50-95 ")[1].split(",")[0]) for line in (before, after)]
+    lost = figures[0] - figures[1] > 0.005
+    assert status == lost
+    assert ("--accept-loss installs it all the same" in shown.err) == lost
+    assert (tmp_path / "yolov5").exists() != lost
+    assert build([*arguments, "--int8", "--accept-loss"]) == 0
+    assert (tmp_path / "yolov5" / "config.pbtxt").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--int8"], "--int8 needs --data data.yaml: photos to calibrate with, and labels"),
+        (["--half", "--int8"], "--half and --int8 exclude each other."),
+        (["--names=x.txt"], "--names is for .onnx files; best.pt has its own class names."),
+        (["--imgsz", "1", "2", "3"], "--imgsz takes height and width, or one number for both."),
+        (["--data=none.yaml"], "none.yaml cannot be read: No such file or directory."),
+    ],
+)
+def test_flags_that_do_not_go_together(
+    tmp_path: Path, arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert build([str(BUNDLED), *arguments, f"--repository={tmp_path}"]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {sentence}")
+    assert not list(tmp_path.iterdir())
