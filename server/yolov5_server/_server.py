@@ -39,6 +39,7 @@ class Server:
         self._log: LogPump | None = None
         self._folder: Path | None = None
         self._control = ModelControl(settings.url(settings.http_port))
+        self._swap: Swap | None = None
         self._ended = threading.Event()
         self._prefix = f"{_SHARED_MEMORY_PREFIX}{os.getpid()}_{secrets.token_hex(4)}_"
 
@@ -52,7 +53,8 @@ class Server:
         _remove_stale_shared_memory()
         self._folder = Path(tempfile.mkdtemp(prefix="yolov5-triton-"))
         backends = assemble_backends(self._folder / "backends")
-        (self._folder / "incoming").mkdir()
+        self._staging.mkdir()
+        self._swap = Swap(self.settings, self._staging, self._control, self._say)
         environment = _environment()
         parent = os.getpid()
 
@@ -118,7 +120,7 @@ class Server:
         Raises:
             StartError: Triton ended instead.
         """
-        assert self._process is not None and self._log is not None
+        assert self._process is not None and self._log is not None and self._swap is not None
         while not stop.wait(0.1):
             if self._process.poll() is not None:
                 raise StartError(f"Triton did not start: {self._log.failure()}.")
@@ -126,7 +128,10 @@ class Server:
                 if not self._control.hide(self._process.pid):
                     self._say("warning: the key of Triton's model control is in the process list.")
                 self._log.release()
-                self._watch()
+                watch = threading.Thread(
+                    target=self._swap.watch, args=(self._ended,), name="swap", daemon=True
+                )
+                watch.start()
                 return True
         return False
 
@@ -134,11 +139,6 @@ class Server:
     def precision(self) -> str:
         """What the network that it was started with computes in, in capitals."""
         return precision_of(read_network_config(self.settings.repository)).upper()
-
-    def _watch(self) -> None:
-        """From now on, serve what is installed in the repository."""
-        swap = Swap(self.settings, self._staging, self._control, self._say)
-        threading.Thread(target=swap.watch, args=(self._ended,), name="swap", daemon=True).start()
 
     @property
     def _staging(self) -> Path:

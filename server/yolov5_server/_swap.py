@@ -80,17 +80,21 @@ class Swap:
     def _change_over(self) -> None:
         network = read_network_config(self._repository)
         check_precision(network, self._precision)
-        # Other names than the last time's, which may still be in use if it did not go well.
-        self._turn += 1
-        incoming = {step: f"{step}_incoming{self._turn % 2}" for step in STEPS}
+        version = max(
+            int(path.name)
+            for path in (self._repository / NETWORK).glob("[0-9]*")
+            if path.name.isdecimal()
+        )
+        # Other names than the last time's, which are still in use if it did not go well.
+        self._turn = 1 - self._turn
+        incoming = _incoming(self._turn)
         self._stage(incoming)
         try:
-            # What a network can spoil is tried before anything that is served is touched.
-            for step in (NETWORK, "preprocess"):
-                self._control.load(incoming[step])
+            # All that can fail is tried before anything that is served is touched.
+            for name in incoming.values():
+                self._control.load(name)
         except ControlError:
-            for step in (NETWORK, "preprocess"):
-                self._control.unload(incoming[step])
+            self._unload(incoming)
             raise
         own = read_config(self._repository, ENSEMBLE)
         led_over = model_config_pb2.ModelConfig()
@@ -98,17 +102,25 @@ class Swap:
         for step in led_over.ensemble_scheduling.step:
             step.model_name = incoming[step.model_name]
         self._control.load(ENSEMBLE, led_over)
-        version = max(int(path.name) for path in (self._repository / NETWORK).glob("[0-9]*"))
-        for step in STEPS:
-            config = read_config(self._repository, step)
-            if "network" in config.parameters:
-                # Triton does not load anew what looks as before.
-                config.parameters["network_version"].string_value = str(version)
-            self._control.load(step, config)
-        self._control.load(ENSEMBLE, own)
-        for name in incoming.values():
+        serving = f"Now serving version {version} of the network, {precision_of(network).upper()}"
+        try:
+            for step in STEPS:
+                config = read_config(self._repository, step)
+                if "network" in config.parameters:
+                    # Triton does not load anew what looks as before.
+                    config.parameters["network_version"].string_value = str(version)
+                self._control.load(step, config)
+            self._control.load(ENSEMBLE, own)
+        except ControlError as error:
+            self._say(f"{serving}, but as {incoming[NETWORK]} until the next start: {error}")
+            return
+        for turn in (0, 1):
+            self._unload(_incoming(turn))
+        self._say(f"{serving}.")
+
+    def _unload(self, models: Mapping[str, str]) -> None:
+        for name in models.values():
             self._control.unload(name)
-        self._say(f"Now serving version {version} of the network, {precision_of(network).upper()}.")
 
     def _stage(self, incoming: Mapping[str, str]) -> None:
         """Copy the steps under their other names; the files are the same."""
@@ -123,6 +135,11 @@ class Swap:
             if "network" in config.parameters:
                 config.parameters["network"].string_value = incoming[NETWORK]
             (folder / "config.pbtxt").write_text(text_format.MessageToString(config), "utf-8")
+
+
+def _incoming(turn: int) -> dict[str, str]:
+    """The steps' other names."""
+    return {step: f"{step}_incoming{turn}" for step in STEPS}
 
 
 @contextmanager

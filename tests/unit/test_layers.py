@@ -22,7 +22,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from yolov5_build import BuildError, Checkpoint, export_onnx, load_checkpoint
+from yolov5_build import (
+    BuildError,
+    Checkpoint,
+    export_onnx,
+    load_checkpoint,
+    load_safetensors,
+    save_safetensors,
+)
 
 Source = int | list[int]
 ORIGINALS: dict[str, Any] = {}  # by the name that the file has for them
@@ -540,6 +547,17 @@ def test_a_layer_exports(tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)
     checkpoint = load(tmp_path / "best.pt", chain(PAIRS[name]()[0]))
     export_onnx(checkpoint, tmp_path / "model.onnx", imgsz=64)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_layer_is_the_same_from_safetensors(tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    checkpoint = load(tmp_path / "best.pt", chain(PAIRS[name]()[0]))
+    save_safetensors(checkpoint, tmp_path / "best.safetensors")
+    again = load_safetensors(tmp_path / "best.safetensors")
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(again.network(images), checkpoint.network(images))
 
 
 @pytest.mark.parametrize(
