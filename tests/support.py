@@ -161,6 +161,9 @@ def running_server(
                 stderr=subprocess.STDOUT,
                 text=True,
                 start_new_session=True,
+                # Whoever runs the tests in the background may have them ignore it, and make with
+                # them, which cannot be undone from outside.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
         server = RunningServer(process, ports, log, shared_memory_before=before)
         try:
