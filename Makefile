@@ -10,6 +10,7 @@ PRECISION ?= auto
 
 SERVER ?= 127.0.0.1:8001
 SOURCE ?= examples/bccd/photos
+DATA ?= data.yaml
 ARGS ?=
 
 VENV := .venv
@@ -19,7 +20,7 @@ INSTALLED := $(VENV)/.installed
 NETWORK := $(firstword $(wildcard model_repository/yolov5/[0-9]*/model.*) model_repository/yolov5/1/model.onnx)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint format model engine detect lock clean
+.PHONY: help setup serve test lint format model engine detect eval lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +39,9 @@ model: $(INSTALLED) ## Serve your own network: WEIGHTS=best.pt, .onnx or yolov5s
 
 engine: $(INSTALLED) $(NETWORK) ## Build a TensorRT plan of the network (needs an NVIDIA GPU; ARGS=--undo goes back)
 	@$(PY) -m yolov5_build.engine $(ARGS)
+
+eval: $(INSTALLED) ## mAP of the running server on a labelled data set: DATA=data.yaml (SERVER, ARGS)
+	@$(VENV)/bin/yolov5-client eval "$(DATA)" --server $(SERVER) $(ARGS)
 
 lint: $(INSTALLED) ## Check style, formatting and types
 	$(VENV)/bin/ruff check

@@ -184,6 +184,24 @@ def make_repository(folder: Path, weights: Path, *arguments: str) -> Path:
     return repository
 
 
+def labelled_photos(folder: Path) -> Path:
+    """A data set of the bundled photos, with the reference's answers for labels; its YAML."""
+    (folder / "images").mkdir()
+    (folder / "labels").mkdir()
+    answers = json.loads((ROOT / "tests" / "data" / "bccd_reference.json").read_text())
+    for name, image in answers["images"].items():
+        shutil.copy(PHOTOS / name, folder / "images")
+        w, h = image["width"], image["height"]
+        rows = [
+            f"{index:.0f} {(x1 + x2) / 2 / w} {(y1 + y2) / 2 / h} {(x2 - x1) / w} {(y2 - y1) / h}"
+            for x1, y1, x2, y2, _, index in image["detections"]
+        ]
+        (folder / "labels" / name).with_suffix(".txt").write_text("\n".join(rows))
+    yaml = folder / "data.yaml"
+    yaml.write_text("path: .\ntrain: images\nval: images\nnames: {0: Platelets, 1: RBC, 2: WBC}\n")
+    return yaml
+
+
 def export_as_others_do(
     path: Path, *, metadata: Mapping[str, str] | None = None, fixed: bool = False
 ) -> Path:

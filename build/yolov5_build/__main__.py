@@ -11,9 +11,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+from yolov5_client import DataError
+from yolov5_client.evaluation import Split, read_names, read_split
+
 from . import _names as names
 from ._checkpoint import Checkpoint, load_checkpoint
-from ._dataset import Split, read_names, read_split
 from ._download import fetch_release, is_release_name
 from ._errors import BuildError
 from ._evaluate import Figures, evaluate
@@ -38,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"Wrote {options.save}.")
         else:
             _report(options, _install(options))
-    except BuildError as error:
+    except (BuildError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

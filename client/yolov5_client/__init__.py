@@ -10,6 +10,7 @@ with Client("127.0.0.1:8001") as client:
 from ._client import Client, Image, ServerStatus
 from ._detections import Detections
 from ._errors import (
+    DataError,
     InvalidRequestError,
     ServerError,
     TimedOutError,
@@ -19,6 +20,7 @@ from ._errors import (
 
 __all__ = [
     "Client",
+    "DataError",
     "Detections",
     "Image",
     "InvalidRequestError",

@@ -11,7 +11,7 @@ from typing import Any
 
 from ._client import Client
 from ._detections import Detections
-from ._errors import InvalidRequestError, YoloClientError
+from ._errors import DataError, InvalidRequestError, YoloClientError
 from ._sources import SUFFIXES, find_images
 
 # Exit statuses; argparse itself ends with 2 on unusable arguments.
@@ -60,6 +60,23 @@ def _parser() -> argparse.ArgumentParser:
     output.add_argument("--project", type=Path, default=Path("runs/detect"), help="(%(default)s)")
     output.add_argument("--name", default="exp", help="folder in the project (%(default)s)")
     output.add_argument("--exist-ok", action="store_true", help="write into it if it exists")
+
+    evaluate = commands.add_parser(
+        "eval", parents=[common], help="mAP on a labelled data set, through the server"
+    )
+    evaluate.set_defaults(command=_eval)
+    evaluate.add_argument("data", type=Path, metavar="DATA.YAML", help="as YOLOv5 takes it")
+    evaluate.add_argument(
+        "--split", nargs="+", default=["val", "test"], help="the first there is (%(default)s)"
+    )
+    # YOLOv5's own settings for validation.
+    evaluate.add_argument("--conf-thres", type=float, default=0.001, help="(%(default)s)")
+    evaluate.add_argument("--iou-thres", type=float, default=0.6, help="(%(default)s)")
+    evaluate.add_argument("--max-det", type=int, default=300, help="(%(default)s)")
+    evaluate.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    evaluate.add_argument("--project", type=Path, default=Path("runs/eval"), help="(%(default)s)")
+    evaluate.add_argument("--name", default="exp", help="folder in the project (%(default)s)")
+    evaluate.add_argument("--exist-ok", action="store_true", help="write into it if it exists")
 
     status = commands.add_parser("status", parents=[common], help="is the server ready?")
     status.set_defaults(command=_status)
@@ -159,6 +176,24 @@ def _first_free(folder: Path) -> Path:
         number += 1
         candidate = folder.with_name(f"{folder.name}{number}")
     return candidate
+
+
+def _eval(options: argparse.Namespace) -> int:
+    try:
+        from . import _eval as evaluation
+    except ImportError as error:
+        print(
+            f"error: eval needs {error.name}; pip install 'yolov5-client[eval]' brings it.",
+            file=sys.stderr,
+        )
+        return USAGE
+    try:
+        folder = options.project / options.name
+        evaluation.run(options, folder if options.exist_ok else _first_free(folder))
+    except (DataError, InvalidRequestError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE
+    return OK
 
 
 def _status(options: argparse.Namespace) -> int:

@@ -4,7 +4,8 @@ YoloClientError
 ├── InvalidRequestError   the server refuses this image or parameter; the same again will fail again
 ├── UnavailableError      no server there, or a saturated one; later it may work
 ├── TimedOutError         no answer within the deadline
-└── ServerError           a fault in the server, or an answer that is not one
+├── ServerError           a fault in the server, or an answer that is not one
+└── DataError             a data set to evaluate with is not what it should be
 """
 
 
@@ -26,3 +27,7 @@ class TimedOutError(YoloClientError):
 
 class ServerError(YoloClientError):
     """The server failed, or its answer does not follow the contract."""
+
+
+class DataError(YoloClientError):
+    """A data set, its names or its labels cannot be used; the message is one sentence."""

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from support import BUNDLED, PHOTOS, SHARED
+from support import BUNDLED, PHOTOS, SHARED, labelled_photos
 
-from yolov5_build import BuildError, export_onnx, import_onnx, load_checkpoint
+from yolov5_build import export_onnx, import_onnx, load_checkpoint
 from yolov5_build.__main__ import main as build
-from yolov5_build._dataset import Split, read_names, read_split
 from yolov5_build._evaluate import evaluate
 from yolov5_build._metadata import read_metadata
 from yolov5_build._quantise import quantise
-
-REFERENCE = Path(__file__).parents[1] / "data" / "bccd_reference.json"
+from yolov5_client import DataError
+from yolov5_client.evaluation import Split, read_names, read_split
 
 
 @pytest.fixture(scope="module")
@@ -30,21 +27,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundled photos, with the reference's answers for labels."""
-    folder = tmp_path_factory.mktemp("data")
-    (folder / "images").mkdir()
-    (folder / "labels").mkdir()
-    for name, image in json.loads(REFERENCE.read_text())["images"].items():
-        shutil.copy(PHOTOS / name, folder / "images")
-        rows = []
-        for x1, y1, x2, y2, _, index in image["detections"]:
-            w, h = image["width"], image["height"]
-            box = ((x1 + x2) / 2 / w, (y1 + y2) / 2 / h, (x2 - x1) / w, (y2 - y1) / h)
-            rows.append(" ".join(map(str, (int(index), *box))))
-        (folder / "labels" / name).with_suffix(".txt").write_text("\n".join(rows))
-    yaml = folder / "data.yaml"
-    yaml.write_text("path: .\ntrain: images\nval: images\nnames: {0: Platelets, 1: RBC, 2: WBC}\n")
-    return yaml
+    return labelled_photos(tmp_path_factory.mktemp("data"))
 
 
 def test_a_split(data: Path) -> None:
@@ -72,12 +55,12 @@ def test_a_list_of_photos_and_photos_without_labels(tmp_path: Path) -> None:
         ("val: 5\n", "data.yaml names no photos"),
         ("- a\n", "data.yaml is not a data-set YAML"),
         ("val: [\n", "data.yaml is not a data-set YAML"),
-        ("val: .\n", "holds no pictures"),
+        ("val: .\n", "data.yaml names ., which holds no pictures"),
     ],
 )
 def test_data_sets_that_are_none(tmp_path: Path, text: str, sentence: str) -> None:
     (tmp_path / "data.yaml").write_text(text)
-    with pytest.raises(BuildError, match=sentence):
+    with pytest.raises(DataError, match=sentence):
         read_split(tmp_path / "data.yaml", "val", "test")
 
 
@@ -85,7 +68,7 @@ def test_labels_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").touch()
     (tmp_path / "a.txt").write_text("0 0.5 0.5\n")
     (tmp_path / "data.yaml").write_text("val: .\n")
-    with pytest.raises(BuildError, match="a.txt is not a file of labels; allowed: class, x, y"):
+    with pytest.raises(DataError, match="a.txt is not a file of labels; allowed: class, x, y"):
         read_split(tmp_path / "data.yaml", "val")
 
 
@@ -99,9 +82,9 @@ def test_class_names(tmp_path: Path) -> None:
     assert read_names(yaml) == ("cat", "dog")
     for path, text in ((names, ""), (names, "cat\n\ndog"), (yaml, "names: {0: cat, 2: dog}")):
         path.write_text(text)
-        with pytest.raises(BuildError, match="has no class names; allowed: one a line"):
+        with pytest.raises(DataError, match="has no class names; allowed: one a line"):
             read_names(path)
-    with pytest.raises(BuildError, match="none.txt cannot be read: No such file"):
+    with pytest.raises(DataError, match="none.txt cannot be read: No such file"):
         read_names(tmp_path / "none.txt")
 
 
@@ -121,10 +104,11 @@ def test_labels_that_are_its_own_answers_are_all_found(network: Path, data: Path
 def test_figures_need_labels_of_the_networks_classes(network: Path, data: Path) -> None:
     split = read_split(data, "val")
     none = Split(photos=split.photos, labels=[np.zeros((0, 5))] * len(split.photos))
-    with pytest.raises(BuildError, match="no labels to measure with"):
+    with pytest.raises(DataError, match="no labels to measure with"):
         evaluate(network, none, classes=3)
-    with pytest.raises(BuildError, match="labels beyond the network's 2 classes"):
-        evaluate(network, split, classes=2)
+    other = [np.add(labels, [3, 0, 0, 0, 0]) for labels in split.labels]
+    with pytest.raises(DataError, match="labels beyond the network's 3 classes"):
+        evaluate(network, Split(photos=split.photos, labels=other), classes=3)
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the labelled test split is not at hand")

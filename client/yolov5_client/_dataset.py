@@ -1,4 +1,7 @@
-"""The data-set YAML and label files that YOLOv5's users have."""
+"""The data-set YAML and label files that YOLOv5's users have.
+
+Relative paths in a YAML are relative to its `path`, which is relative to the file itself.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,8 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from ._errors import BuildError
-from ._photos import photos_in
+from ._errors import DataError
+from ._sources import SUFFIXES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,7 @@ def read_names(path: Path) -> tuple[str, ...]:
     """Class names from a text file, one a line, or from the `names` of a data-set YAML.
 
     Raises:
-        BuildError: it cannot be read, or has no names.
+        DataError: it cannot be read, or has no names.
     """
     if path.suffix in (".yaml", ".yml"):
         found = _read_yaml(path).get("names")
@@ -42,34 +45,36 @@ def read_names(path: Path) -> tuple[str, ...]:
     else:
         names = [line.strip() for line in _read(path).splitlines()]
     if not names or not all(isinstance(name, str) and name for name in names):
-        raise BuildError(f"{path.name} has no class names; allowed: one a line, or a data.yaml.")
+        raise DataError(f"{path.name} has no class names; allowed: one a line, or a data.yaml.")
     return tuple(names)
 
 
 def read_split(path: Path, *kinds: str) -> Split:
     """The first of these splits (`train`, `val`, `test`) that a data-set YAML has.
 
-    Its paths are relative to its `path`, which is relative to the file; a photo's labels lie under
-    `labels` where it lies under `images`, and may be absent.
+    A photo's labels lie under `labels` where it lies under `images`, and may be absent.
 
     Raises:
-        BuildError: it has none of them, or photos or labels are not what they should be.
+        DataError: it has none of them, or photos or labels are not what they should be.
     """
     data = _read_yaml(path)
     places: Any = next((data[kind] for kind in kinds if data.get(kind)), None)
     places = [places] if isinstance(places, str) else places
     if not isinstance(places, list) or not all(isinstance(place, str) for place in places):
-        raise BuildError(f"{path.name} names no photos under {' or '.join(kinds)}.")
+        raise DataError(f"{path.name} names no photos under {' or '.join(kinds)}.")
     root = path.parent / str(data.get("path") or "")
     photos: list[Path] = []
     for place in places:
         if (root / place).is_dir():
-            photos += photos_in(root / place)
+            found = sorted(p for p in (root / place).rglob("*") if p.suffix.lower() in SUFFIXES)
+            if not found:
+                raise DataError(f"{path.name} names {place}, which holds no pictures.")
+            photos += found
         elif (root / place).is_file():  # a list of files
             listed = _read(root / place).splitlines()
             photos += [(root / place).parent / line for line in listed if line.strip()]
         else:
-            raise BuildError(f"{path.name} names {place}, which is not there.")
+            raise DataError(f"{path.name} names {place}, which is not there.")
     return Split(photos=photos, labels=[_read_labels(photo) for photo in photos])
 
 
@@ -84,7 +89,7 @@ def _read_labels(photo: Path) -> NDArray[np.float64]:
         rows = np.array([line.split() for line in _read(path).splitlines() if line.strip()], float)
         return rows.reshape(-1, 5)
     except ValueError:
-        raise BuildError(
+        raise DataError(
             f"{path.name} is not a file of labels; allowed: class, x, y, width, height in a line."
         ) from None
 
@@ -95,7 +100,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError:
         data = None
     if not isinstance(data, dict):
-        raise BuildError(f"{path.name} is not a data-set YAML.")
+        raise DataError(f"{path.name} is not a data-set YAML.")
     return data
 
 
@@ -104,4 +109,4 @@ def _read(path: Path) -> str:
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise BuildError(f"{path.name} cannot be read: {reason}.") from None
+        raise DataError(f"{path.name} cannot be read: {reason}.") from None

@@ -1,0 +1,230 @@
+"""How good detections are, against labels: mAP, precision, recall, confusion.
+
+Needs the extra `eval` (pycocotools, PyYAML). The average precisions are pycocotools', with up to
+`MAX_DET` detections for an image. YOLOv5's own figures differ in the third digit: it interpolates
+between the points of the precision-recall curve, where pycocotools takes steps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from ._dataset import Split, read_names, read_split
+from ._errors import DataError
+
+__all__ = ["CONF_THRES", "IOU_THRES", "MAX_DET", "Evaluation", "Found", "Split", "evaluate"]
+__all__ += ["read_names", "read_split"]
+
+CONF_THRES, IOU_THRES, MAX_DET = 0.001, 0.6, 300  # those that YOLOv5 validates with
+# A detection that counts in the confusion matrix, and the overlap that makes it a label's.
+CONFUSION_CONF, CONFUSION_IOU = 0.25, 0.45
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The detections in one image.
+
+    Attributes:
+        boxes: [n, 4]: x1, y1, x2, y2 in pixels of the image.
+        scores: [n]
+        classes: [n]
+        size: height and width of the image.
+    """
+
+    boxes: NDArray[Any]
+    scores: NDArray[Any]
+    classes: NDArray[Any]
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Figures by class; NaN for a class that no label has.
+
+    Attributes:
+        labels: [C] how many labels there are.
+        precision, recall: [C] at IoU 0.5 and `confidence`.
+        confidence: where the mean of the classes' F1 is best.
+        ap50, ap50_95: [C] average precision at IoU 0.5, and over 0.5 to 0.95 in steps of 0.05.
+        curve: [C, 101] precision at IoU 0.5 for each recall in 0, 0.01, ..., 1.
+        confusion: [C + 1, C + 1] detections by their class (row) and that of the label that they
+            are on (column), at confidence 0.25 and IoU 0.45; the last of each is background.
+    """
+
+    labels: NDArray[np.int64]
+    precision: Floats
+    recall: Floats
+    confidence: float
+    ap50: Floats
+    ap50_95: Floats
+    curve: Floats
+    confusion: NDArray[np.int64]
+
+    @property
+    def map50(self) -> float:
+        return float(np.nanmean(self.ap50))
+
+    @property
+    def map50_95(self) -> float:
+        return float(np.nanmean(self.ap50_95))
+
+
+def evaluate(found: Sequence[Found], split: Split, *, classes: int) -> Evaluation:
+    """Compare detections with the labels of the same images.
+
+    Args:
+        found: for each photo of `split`, what was found with a confidence threshold near 0.
+
+    Raises:
+        DataError: the data set has no labels, or some beyond `classes`.
+    """
+    indices = np.concatenate([labels[:, 0] for labels in split.labels]).astype(np.int64)
+    if not len(indices):
+        raise DataError("the data set has no labels to measure with.")
+    if indices.min() < 0 or indices.max() >= classes:
+        raise DataError(f"the data set has labels beyond the network's {classes} classes.")
+    truths = [_corners(labels, one.size) for labels, one in zip(split.labels, found)]
+    counts = np.bincount(indices, minlength=classes)
+    result = _coco(found, split.labels, truths, classes)
+    precision = np.full((10, 101, classes), np.nan)
+    precision[:, :, counts > 0] = 0.0
+    if result is not None:
+        precision[:, :, counts > 0] = result.eval["precision"][:, :, counts > 0, 0, 0]
+    grid = np.linspace(0, 1, 1001)
+    p, r = np.stack(
+        [_precision_recall(result, index, int(n), grid) for index, n in enumerate(counts)], axis=1
+    )
+    f1 = np.nanmean(2 * p * r / np.maximum(p + r, 1e-16), axis=0)
+    best = int(f1.argmax())
+    return Evaluation(
+        labels=counts,
+        precision=p[:, best],
+        recall=r[:, best],
+        confidence=float(grid[best]),
+        ap50=precision[0].mean(0),
+        ap50_95=precision.mean((0, 1)),
+        curve=precision[0].T,
+        confusion=_confusion(found, split.labels, truths, classes),
+    )
+
+
+def _corners(labels: Floats, size: tuple[int, int]) -> Floats:
+    """Boxes of labels [n, 5] as x1, y1, x2, y2 in pixels."""
+    height, width = size
+    centre, half = labels[:, 1:3], labels[:, 3:5] / 2
+    sides = np.array([width, height, width, height], np.float64)
+    return np.hstack((centre - half, centre + half)) * sides
+
+
+def _coco(
+    found: Sequence[Found],
+    labels: Sequence[Floats],
+    truths: Sequence[Floats],
+    classes: int,
+) -> Any:
+    """pycocotools' evaluation; None where nothing was found at all."""
+    annotations = [
+        {
+            "image_id": image,
+            "category_id": int(index),
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "area": (x2 - x1) * (y2 - y1),
+            "iscrowd": 0,
+        }
+        for image, (rows, boxes) in enumerate(zip(labels, truths))
+        for index, (x1, y1, x2, y2) in zip(rows[:, 0], boxes.tolist())
+    ]
+    answers = [
+        {
+            "image_id": image,
+            "category_id": int(index),
+            "bbox": [x1, y1, x2 - x1, y2 - y1],
+            "score": float(score),
+        }
+        for image, one in enumerate(found)
+        for (x1, y1, x2, y2), score, index in zip(one.boxes.tolist(), one.scores, one.classes)
+    ]
+    if not answers:
+        return None
+    with contextlib.redirect_stdout(io.StringIO()):  # it reports every step
+        truth = COCO()
+        truth.dataset = {
+            "info": {},
+            "images": [{"id": image} for image in range(len(found))],
+            "categories": [{"id": index} for index in range(classes)],
+            "annotations": [{"id": n, **one} for n, one in enumerate(annotations, 1)],
+        }
+        truth.createIndex()
+        evaluation = COCOeval(truth, truth.loadRes(answers), "bbox")
+        evaluation.params.maxDets = [MAX_DET]
+        evaluation.params.areaRng = [[0, 1e10]]
+        evaluation.params.areaRngLbl = ["all"]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation
+
+
+def _precision_recall(result: Any, index: int, labels: int, grid: Floats) -> Floats:
+    """[2, len(grid)]: precision and recall of a class at IoU 0.5, for each confidence."""
+    if not labels:
+        return np.full((2, len(grid)), np.nan)
+    images = [] if result is None else result.evalImgs
+    count = len(images) and len(images) // len(result.params.catIds)
+    mine = [one for one in images[index * count : (index + 1) * count] if one]
+    scores = np.concatenate([np.empty(0), *(one["dtScores"] for one in mine)])
+    hits = np.concatenate([np.empty(0), *(one["dtMatches"][0] > 0 for one in mine)])
+    order = np.argsort(-scores, kind="stable")
+    right = np.concatenate([[0], hits[order].cumsum()])
+    taken = np.searchsorted(-scores[order], -grid, side="right")  # with at least this confidence
+    precision = np.where(taken, right[taken] / np.maximum(taken, 1), 1.0)
+    return np.stack([precision, right[taken] / labels])
+
+
+def _confusion(
+    found: Sequence[Found],
+    labels: Sequence[Floats],
+    truths: Sequence[Floats],
+    classes: int,
+) -> NDArray[np.int64]:
+    matrix = np.zeros((classes + 1, classes + 1), np.int64)
+    for one, rows, boxes in zip(found, labels, truths):
+        sure = one.scores > CONFUSION_CONF
+        mine, theirs = one.classes[sure].astype(int), rows[:, 0].astype(int)
+        overlaps = _overlaps(np.asarray(one.boxes, float)[sure], boxes)
+        free_mine, free_theirs = set(range(len(mine))), set(range(len(theirs)))
+        # The largest overlap first; each detection and each label counts once.
+        for flat in np.argsort(-overlaps, axis=None):
+            i, j = divmod(int(flat), len(theirs))
+            if overlaps[i, j] <= CONFUSION_IOU:
+                break
+            if i in free_mine and j in free_theirs:
+                matrix[mine[i], theirs[j]] += 1
+                free_mine.remove(i)
+                free_theirs.remove(j)
+        for i in free_mine:
+            matrix[mine[i], classes] += 1
+        for j in free_theirs:
+            matrix[classes, theirs[j]] += 1
+    return matrix
+
+
+def _overlaps(one: Floats, other: Floats) -> Floats:
+    """IoU of boxes [n, 4] and [m, 4]: [n, m]."""
+    low = np.maximum(one[:, None, :2], other[None, :, :2])
+    high = np.minimum(one[:, None, 2:], other[None, :, 2:])
+    shared = (high - low).clip(0).prod(2)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (one, other)]
+    union = areas[0][:, None] + areas[1][None, :] - shared
+    result: Floats = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    return result

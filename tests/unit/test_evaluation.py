@@ -1,0 +1,99 @@
+"""Figures against labels, worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from yolov5_client import DataError
+from yolov5_client.evaluation import Found, Split, evaluate
+
+SIZE = (100, 200)
+
+
+def found(*rows: tuple[float, float, float, float, float, int]) -> Found:
+    """x1, y1, x2, y2, score, class of each detection in an image of `SIZE`."""
+    array = np.array(rows, float).reshape(-1, 6)
+    return Found(boxes=array[:, :4], scores=array[:, 4], classes=array[:, 5].astype(int), size=SIZE)
+
+
+def split(*images: list[tuple[int, float, float, float, float]]) -> Split:
+    """Class, then x1, y1, x2, y2 in pixels, of each label."""
+    labels = []
+    for rows in images:
+        array = np.array(rows, float).reshape(-1, 5)
+        x1, y1, x2, y2 = array[:, 1:].T
+        height, width = SIZE
+        parts = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height)
+        sides = ((x2 - x1) / width, (y2 - y1) / height)
+        labels.append(np.column_stack((array[:, 0], *parts, *sides)))
+    return Split(photos=[], labels=labels)
+
+
+def test_all_found_exactly() -> None:
+    result = evaluate(
+        [found((10, 10, 50, 50, 0.9, 0), (60, 10, 90, 40, 0.8, 1))],
+        split([(0, 10, 10, 50, 50), (1, 60, 10, 90, 40)]),
+        classes=3,
+    )
+    assert [result.map50, result.map50_95] == pytest.approx([1, 1])
+    assert result.labels.tolist() == [1, 1, 0]
+    assert result.precision[:2].tolist() == result.recall[:2].tolist() == [1, 1]
+    assert np.isnan([result.ap50[2], result.precision[2], result.recall[2]]).all()
+    assert result.confusion.tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0] * 4, [0] * 4]
+
+
+def test_one_of_two_found_and_one_too_many() -> None:
+    """By score: right, wrong. Precision is 1 up to recall 0.5, of which there are 51 points."""
+    result = evaluate(
+        [found((10, 10, 50, 50, 0.9, 0), (150, 50, 190, 90, 0.6, 0))],
+        split([(0, 10, 10, 50, 50), (0, 60, 10, 90, 40)]),
+        classes=1,
+    )
+    assert result.ap50[0] == pytest.approx(51 / 101)
+    assert result.curve[0].tolist() == pytest.approx([1] * 51 + [0] * 50)
+    assert (result.precision[0], result.recall[0]) == (1, 0.5)
+    assert 0.6 < result.confidence <= 0.9
+    # Background: a detection on no label, and a label without a detection.
+    assert result.confusion.tolist() == [[1, 1], [1, 0]]
+
+
+def test_a_loose_box_counts_only_at_low_iou() -> None:
+    result = evaluate(
+        [found((10, 10, 50, 40, 0.9, 0))], split([(0, 10, 10, 50, 50)]), classes=1
+    )  # IoU 0.75
+    assert result.map50 == pytest.approx(1)
+    assert result.map50_95 == pytest.approx(0.6)  # 0.5, 0.55, ..., 0.75 of ten
+
+
+def test_another_class_on_a_label_is_confused_with_it() -> None:
+    result = evaluate([found((10, 10, 50, 50, 0.9, 1))], split([(0, 10, 10, 50, 50)]), classes=2)
+    assert result.map50 == 0
+    assert result.confusion.tolist() == [[0, 0, 0], [1, 0, 0], [0, 0, 0]]
+    assert result.recall[0] == 0
+
+
+def test_detections_below_the_confidence_are_not_in_the_confusion() -> None:
+    result = evaluate([found((10, 10, 50, 50, 0.2, 0))], split([(0, 10, 10, 50, 50)]), classes=1)
+    assert result.map50 == pytest.approx(1)
+    assert result.confusion.tolist() == [[0, 0], [1, 0]]
+
+
+def test_a_label_counts_once() -> None:
+    twice = found((10, 10, 50, 50, 0.9, 0), (10, 10, 50, 49, 0.8, 0))
+    result = evaluate([twice], split([(0, 10, 10, 50, 50)]), classes=1)
+    assert result.confusion.tolist() == [[1, 1], [0, 0]]
+    assert result.precision[0] == 1
+
+
+def test_nothing_found_at_all() -> None:
+    result = evaluate([found(), found()], split([(0, 10, 10, 50, 50)], []), classes=1)
+    assert (result.map50, result.map50_95, result.recall[0]) == (0, 0, 0)
+    assert result.confusion.tolist() == [[0, 0], [1, 0]]
+
+
+def test_labels_that_cannot_be_measured_with() -> None:
+    with pytest.raises(DataError, match="no labels to measure with"):
+        evaluate([found()], split([]), classes=1)
+    with pytest.raises(DataError, match="labels beyond the network's 1 classes"):
+        evaluate([found()], split([(1, 0, 0, 9, 9)]), classes=1)
