@@ -64,10 +64,11 @@ class Swap:
                 # Whoever installs a network takes the same lock: none is replaced while it loads.
                 with _locked(self._repository):
                     self._served = self._identity()
-                    self._change_over()
+                    report = self._change_over()
             except (ControlError, StartError, OSError) as error:
-                if not stop.is_set():
-                    self._say(f"The new network is not taken over, the old one is served: {error}")
+                report = f"The new network is not taken over, the old one is served: {error}"
+            if not stop.is_set():  # else it failed because the server was ended
+                self._say(report)
 
     def _identity(self) -> tuple[int, int] | None:
         """Changes with every installation, which puts another folder in the place of the old."""
@@ -77,7 +78,8 @@ class Swap:
             return None
         return status.st_ino, status.st_ctime_ns
 
-    def _change_over(self) -> None:
+    def _change_over(self) -> str:
+        """Returns what came of it, a sentence; raises where nothing did."""
         network = read_network_config(self._repository)
         check_precision(network, self._precision)
         version = max(
@@ -112,11 +114,10 @@ class Swap:
                 self._control.load(step, config)
             self._control.load(ENSEMBLE, own)
         except ControlError as error:
-            self._say(f"{serving}, but as {incoming[NETWORK]} until the next start: {error}")
-            return
+            return f"{serving}, but as {incoming[NETWORK]} until the next start: {error}"
         for turn in (0, 1):
             self._unload(_incoming(turn))
-        self._say(f"{serving}.")
+        return f"{serving}."
 
     def _unload(self, models: Mapping[str, str]) -> None:
         for name in models.values():
