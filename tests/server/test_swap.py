@@ -147,3 +147,19 @@ def test_nobody_else_can_load_a_model(repository: Path) -> None:
         arguments = Path("/proc", str(process), "cmdline").read_text()
         assert "x-yolov5-launcher=xxxxxxxx" in arguments
         assert post_raw(server.http, PHOTO.read_bytes()).status == 200
+
+
+def test_it_can_be_ended_in_the_middle_of_it(repository: Path) -> None:
+    with running_server(f"--repository={repository}") as server:
+        install(repository, *SMALL)
+        deadline = time.monotonic() + SECONDS
+        while not server.processes("postprocess_incoming"):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert server.stop() < 10
+        assert server.process.returncode == 0
+        deadline = time.monotonic() + 2  # process entries fade a moment after their end
+        while (left := server.leftovers()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert left == []
+        assert "network" not in server.log.read_text()
