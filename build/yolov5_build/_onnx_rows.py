@@ -160,6 +160,6 @@ def _looks_like(answer: Answer) -> str:
     if len(shown) > 4:
         shown[3:] = [f"{len(shown) - 3} more"]
     return (
-        f"answers with {', '.join(shown) or 'no tensors'}, but a YOLOv5 detection network with"
+        f"answers with {', '.join(shown) or 'no tensors'}; a YOLOv5 detection network answers with"
         f" [{answer.batch}, rows, 5 + classes]"
     )

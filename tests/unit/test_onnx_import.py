@@ -578,7 +578,7 @@ RAW_SENTENCE = (
         (
             {f"cls_{s}": (1, (640 // s) ** 2, 1) for s in (4, 8, 16, 32, 64)},
             "answers with 'cls_4' [1, 25600, 1], 'cls_8' [1, 6400, 1], 'cls_16' [1, 1600, 1],"
-            " 2 more, but a YOLOv5 detection network with [1, rows, 5 + classes].",
+            " 2 more; a YOLOv5 detection network answers with [1, rows, 5 + classes].",
         ),
     ],
 )
