@@ -121,7 +121,7 @@ def _install(options: argparse.Namespace) -> Installed:
             given = read_names(options.names) if options.names else None
             import_onnx(weights, made, names=given, imgsz=imgsz)
             if options.data:
-                _measure(made, read_split(options.data, "val", "test"))
+                _measure(options, made, read_split(options.data, "val", "test"))
         else:
             made = _export(options, weights, imgsz or (640, 640), Path(folder))
         return install_onnx(made, options.repository, letterbox=options.letterbox, imgsz=imgsz)
@@ -159,15 +159,15 @@ def _export(
     if validation is None:
         return made
     if not options.half and not options.int8:
-        _measure(made, validation)
+        _measure(options, made, validation)
         return made
     full = export("fp32.onnx") if options.half else made
     if options.int8:
         made = folder / "int8.onnx"
         photos = read_split(options.data, "train").photos
         step = -(-len(photos) // CALIBRATION_PHOTOS)  # from all over the folder
-        quantise(full, made, photos[::step], device=options.int8)
-    before, after = _measure(full, validation), _measure(made, validation)
+        quantise(full, made, photos[::step], device=options.int8, letterbox=options.letterbox)
+    before, after = (_measure(options, path, validation) for path in (full, made))
     lost = before.map50_95 - after.map50_95
     if options.int8 and lost > ALLOWED_LOSS and not options.accept_loss:
         raise BuildError(
@@ -177,11 +177,11 @@ def _export(
     return made
 
 
-def _measure(path: Path, split: Split) -> Figures:
-    metadata = read_metadata(path)
-    figures = evaluate(path, split, classes=len(metadata.names))
+def _measure(options: argparse.Namespace, path: Path, split: Split) -> Figures:
+    imgsz = _imgsz(options.imgsz) or (640, 640)
+    figures = evaluate(path, split, imgsz=imgsz, letterbox=options.letterbox)
     print(
-        f"{metadata.precision}: mAP50 {figures.map50:.4f},"
+        f"{read_metadata(path).precision}: mAP50 {figures.map50:.4f},"
         f" mAP50-95 {figures.map50_95:.4f}, {figures.bytes / 1e6:.1f} MB,"
         f" {figures.milliseconds:.1f} ms an image on this CPU ({len(split.photos)} photos)",
         flush=True,

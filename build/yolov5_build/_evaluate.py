@@ -16,7 +16,7 @@ import torch
 from yolov5_client import evaluation
 from yolov5_client.evaluation import Found, Split
 
-from ._names import HEAD_KEY
+from ._metadata import read_metadata
 from ._photos import Pictures, step_module
 
 
@@ -35,16 +35,30 @@ class Figures:
     bytes: int
 
 
-def evaluate(path: Path, split: Split, *, classes: int) -> Figures:
+def evaluate(
+    path: Path,
+    split: Split,
+    *,
+    imgsz: tuple[int, int] = (640, 640),
+    letterbox: str = "square",
+) -> Figures:
     """Measure an ONNX network that `export_onnx` or `import_onnx` wrote.
+
+    Args:
+        imgsz: height and width for a network that leaves them open.
+        letterbox: as it will be served.
 
     Raises:
         DataError: the data set has no labels, or not the network's classes.
     """
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     image = session.get_inputs()[0]
-    height, width = (side if isinstance(side, int) else 640 for side in image.shape[2:])
-    reduced = session.get_modelmeta().custom_metadata_map.get(HEAD_KEY) == "reduced"
+    height, width = (
+        side if isinstance(side, int) else wanted for side, wanted in zip(image.shape[2:], imgsz)
+    )
+    metadata = read_metadata(path)
+    classes = len(metadata.names)
+    reduced = metadata.head == "reduced"
     nms = step_module("postprocess", "nms")
     thresholds = nms.Thresholds(
         conf_thres=evaluation.CONF_THRES,
@@ -54,7 +68,7 @@ def evaluate(path: Path, split: Split, *, classes: int) -> Figures:
         multi_label=not reduced,
     )
     everything = torch.ones(classes, dtype=torch.bool)
-    pictures = Pictures(height, width)
+    pictures = Pictures(height, width, letterbox=letterbox, stride=metadata.stride)
     found, seconds = [], []
     for photo in split.photos:
         tensor, placement = pictures.prepare(photo)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -45,18 +46,25 @@ def photos_in(folder: Path) -> list[Path]:
 
 
 class Pictures:
-    """Prepares photos for an input of this size, letterboxed square."""
+    """Prepares photos for an input of this size, in one of the `LETTERBOX_MODES`."""
 
-    def __init__(self, height: int, width: int) -> None:
+    def __init__(
+        self, height: int, width: int, *, letterbox: str = "square", stride: int = 32
+    ) -> None:
         self._decode = step_module("preprocess", "decode")
         self._decoder = self._decode.Decoder(
             self._decode.ImageLimits(bytes=1 << 30, pixels=1 << 28)
         )
-        self._letterbox = step_module("preprocess", "letterbox")
-        self._size = height, width
+        self._letterbox = partial(
+            step_module("preprocess", "letterbox").letterbox,
+            height=height,
+            width=width,
+            mode=letterbox,
+            stride=stride,
+        )
 
     def prepare(self, path: Path) -> tuple[NDArray[np.float32], Any]:
-        """RGB 0..1, float32 [3, height, width], and the `Placement` of the photo in it.
+        """RGB 0..1, float32 [3, H, W], and the `Placement` of the photo in it.
 
         Raises:
             BuildError: it cannot be read or decoded.
@@ -65,7 +73,7 @@ class Pictures:
             picture = self._decoder.decode(path.read_bytes())
         except (OSError, self._decode.ImageError) as error:
             raise BuildError(f"{path.name} cannot be used as a photo: {error}.") from None
-        canvas, placement = self._letterbox.letterbox(picture, *self._size)
+        canvas, placement = self._letterbox(picture)
         planes = np.ascontiguousarray(canvas[..., ::-1].transpose(2, 0, 1))
         return np.divide(planes, np.float32(255), dtype=np.float32), placement
 

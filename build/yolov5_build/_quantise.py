@@ -29,7 +29,14 @@ TARGETS = {"cpu": PRECISIONS[2], "tensorrt": PRECISIONS[3]}
 CALIBRATION_PHOTOS = 64
 
 
-def quantise(source: Path, target: Path, photos: Sequence[Path], *, device: str = "cpu") -> None:
+def quantise(
+    source: Path,
+    target: Path,
+    photos: Sequence[Path],
+    *,
+    device: str = "cpu",
+    letterbox: str = "square",
+) -> None:
     """Turn an FP32 network that `export_onnx` wrote into an INT8 one.
 
     The convolutions that end in boxes and scores, and the decoding behind them, stay in FP32: a
@@ -38,6 +45,7 @@ def quantise(source: Path, target: Path, photos: Sequence[Path], *, device: str 
     Args:
         photos: to calibrate with, like those that it will see.
         device: one of `TARGETS`.
+        letterbox: as it will be served.
 
     Raises:
         BuildError: its input is of open size, or a photo cannot be used.
@@ -53,7 +61,7 @@ def quantise(source: Path, target: Path, photos: Sequence[Path], *, device: str 
         quantize_static(
             prepared,
             target,
-            _Reader(photos, *sides),
+            _Reader(photos, Pictures(*sides, letterbox=letterbox)),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
@@ -72,8 +80,7 @@ def quantise(source: Path, target: Path, photos: Sequence[Path], *, device: str 
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self, photos: Sequence[Path], height: int, width: int) -> None:
-        pictures = Pictures(height, width)
+    def __init__(self, photos: Sequence[Path], pictures: Pictures) -> None:
         self._images: Iterator[NDArray[Any]] = (pictures.prepare(photo)[0] for photo in photos)
 
     def get_next(self) -> dict[str, NDArray[Any]] | None:

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from support import BUNDLED, PHOTOS, SHARED, labelled_photos
 
-from yolov5_build import export_onnx, import_onnx, load_checkpoint
+from yolov5_build import BuildError, export_onnx, import_onnx, load_checkpoint
 from yolov5_build.__main__ import main as build
 from yolov5_build._evaluate import evaluate
 from yolov5_build._metadata import read_metadata
@@ -90,32 +90,46 @@ def test_class_names(tmp_path: Path) -> None:
 
 def test_labels_that_are_its_own_answers_are_all_found(network: Path, data: Path) -> None:
     split = read_split(data, "val")
-    figures = evaluate(network, split, classes=3)
+    figures = evaluate(network, split)
     assert figures.map50 > 0.99
     assert figures.map50_95 > 0.99
     assert figures.bytes == network.stat().st_size
     # Boxes half as wide still overlap by half; with a higher IoU they count no more.
     narrow = [labels * [1, 1, 1, 0.55, 1] for labels in split.labels]
-    figures = evaluate(network, Split(photos=split.photos, labels=narrow), classes=3)
+    figures = evaluate(network, Split(photos=split.photos, labels=narrow))
     assert figures.map50 > 0.9
     assert figures.map50_95 < 0.3
+
+
+def test_it_is_measured_as_it_will_be_served(data: Path, tmp_path: Path) -> None:
+    network = tmp_path / "model.onnx"
+    export_onnx(load_checkpoint(BUNDLED), network, dynamic=True)
+    split = read_split(data, "val")
+    same = evaluate(network, split)
+    rect = evaluate(network, split, letterbox="rect")
+    small = evaluate(network, split, imgsz=(320, 320))
+    assert same.map50 > 0.99
+    assert 0.8 < rect.map50 < same.map50  # the labels are those of letterbox square
+    assert small.map50 < rect.map50
+    with pytest.raises(BuildError, match="INT8 needs a network of fixed size"):
+        quantise(network, tmp_path / "int8.onnx", split.photos)
 
 
 def test_figures_need_labels_of_the_networks_classes(network: Path, data: Path) -> None:
     split = read_split(data, "val")
     none = Split(photos=split.photos, labels=[np.zeros((0, 5))] * len(split.photos))
     with pytest.raises(DataError, match="no labels to measure with"):
-        evaluate(network, none, classes=3)
+        evaluate(network, none)
     other = [np.add(labels, [3, 0, 0, 0, 0]) for labels in split.labels]
     with pytest.raises(DataError, match="labels beyond the network's 3 classes"):
-        evaluate(network, Split(photos=split.photos, labels=other), classes=3)
+        evaluate(network, Split(photos=split.photos, labels=other))
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the labelled test split is not at hand")
 def test_the_references_own_figures(network: Path, tmp_path: Path) -> None:
     yaml = tmp_path / "data.yaml"
     yaml.write_text(f"path: {SHARED / 'bccd'}\nval: images/test\n")
-    figures = evaluate(network, read_split(yaml, "val"), classes=3)
+    figures = evaluate(network, read_split(yaml, "val"))
     print(figures)
     assert figures.map50 == pytest.approx(0.8609, abs=0.002)
     assert figures.map50_95 == pytest.approx(0.5422, abs=0.002)
@@ -129,7 +143,7 @@ def test_int8_finds_nearly_the_same(network: Path, data: Path, tmp_path: Path, d
     metadata = read_metadata(target)
     assert metadata.precision == {"cpu": "int8", "tensorrt": "int8-symmetric"}[device]
     assert metadata.names == ("Platelets", "RBC", "WBC")
-    assert evaluate(target, read_split(data, "val"), classes=3).map50 > 0.9
+    assert evaluate(target, read_split(data, "val")).map50 > 0.9
 
     # Told by the graph itself too, where it comes back without its metadata.
     import_onnx(target, tmp_path / "again.onnx", names=metadata.names)
