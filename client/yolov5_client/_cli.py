@@ -13,6 +13,7 @@ from ._client import Client
 from ._detections import Detections
 from ._errors import DataError, InvalidRequestError, YoloClientError
 from ._sources import SUFFIXES, find_images
+from ._validation import CONF_THRES, IOU_THRES, MAX_DET
 
 # Exit statuses; argparse itself ends with 2 on unusable arguments.
 OK, SOME_IMAGES_FAILED, USAGE, NO_SERVER = 0, 1, 2, 3
@@ -69,10 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--split", nargs="+", default=["val", "test"], help="the first there is (%(default)s)"
     )
-    # YOLOv5's own settings for validation.
-    evaluate.add_argument("--conf-thres", type=float, default=0.001, help="(%(default)s)")
-    evaluate.add_argument("--iou-thres", type=float, default=0.6, help="(%(default)s)")
-    evaluate.add_argument("--max-det", type=int, default=300, help="(%(default)s)")
+    evaluate.add_argument("--conf-thres", type=float, default=CONF_THRES, help="(%(default)s)")
+    evaluate.add_argument("--iou-thres", type=float, default=IOU_THRES, help="(%(default)s)")
+    evaluate.add_argument("--max-det", type=int, default=MAX_DET, help="(%(default)s)")
     evaluate.add_argument("--json", action="store_true", help="print JSON in place of a table")
     evaluate.add_argument("--project", type=Path, default=Path("runs/eval"), help="(%(default)s)")
     evaluate.add_argument("--name", default="exp", help="folder in the project (%(default)s)")

@@ -20,11 +20,11 @@ from pycocotools.cocoeval import COCOeval
 
 from ._dataset import Split, read_names, read_split
 from ._errors import DataError
+from ._validation import CONF_THRES, IOU_THRES, MAX_DET
 
 __all__ = ["CONF_THRES", "IOU_THRES", "MAX_DET", "Evaluation", "Found", "Split", "evaluate"]
 __all__ += ["read_names", "read_split"]
 
-CONF_THRES, IOU_THRES, MAX_DET = 0.001, 0.6, 300  # those that YOLOv5 validates with
 # A detection that counts in the confusion matrix, and the overlap that makes it a label's.
 CONFUSION_CONF, CONFUSION_IOU = 0.25, 0.45
 
