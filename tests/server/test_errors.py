@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import struct
+import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import tritonclient.grpc as grpc
@@ -68,6 +71,14 @@ BAD_PARAMETERS = {
 }
 
 
+def with_scans(count: int) -> bytes:
+    """A progressive JPEG of 4000x4000 that makes its last scan again and again."""
+    options = [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]
+    jpeg = cv2.imencode(".jpg", np.zeros((4000, 4000, 3), np.uint8), options)[1].tobytes()
+    last = jpeg.rindex(b"\xff\xda")
+    return jpeg[:-2] + jpeg[last:-2] * (count - jpeg.count(b"\xff\xda")) + jpeg[-2:]
+
+
 def refusal(server: RunningServer, images: list[bytes], parameters: Any = None) -> str:
     with pytest.raises(grpc.InferenceServerException) as caught:
         ask_grpc(server.grpc, images, parameters)
@@ -90,6 +101,14 @@ def test_bad_image(server: RunningServer, image: bytes, sentence: str) -> None:
     reply = post_raw(server.http, image)
     assert reply.status == 400
     assert sentence in reply.json()["error"]
+
+
+def test_a_jpeg_of_very_many_scans(server: RunningServer) -> None:
+    started = time.monotonic()
+    message = refusal(server, [with_scans(5000)])
+    assert time.monotonic() - started < 1
+    assert "image 1 of 1: a JPEG of 5000 scans; allowed: 1024000000 pixels in all scans" in message
+    assert_one_sentence(message)
 
 
 def test_empty_body(server: RunningServer) -> None:
@@ -126,6 +145,31 @@ def test_bad_header(server: RunningServer) -> None:
     assert "parameter 'X-Yolo-Confidence' is unknown" in reply.json()["error"].replace(
         "x-yolo-confidence", "X-Yolo-Confidence"
     )
+
+
+def test_a_header_that_is_no_text_concerns_its_sender_alone(server: RunningServer) -> None:
+    expected = ask_grpc(server.grpc, [PHOTO_BYTES])
+    body = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": "0"}
+
+    def ask(number: int) -> Outputs | tuple[int, bytes]:
+        if number % 2:
+            return ask_grpc(server.grpc, [PHOTO_BYTES])
+        connection = http.client.HTTPConnection(server.http.removeprefix("http://"))
+        headers = {**body, "X-Yolo-Classes": "\xff\xfe"}  # http.client sends Latin-1
+        path = "/v2/models/yolov5_ensemble/infer"
+        connection.request("POST", path, PHOTO_BYTES, headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+
+    with ThreadPoolExecutor(24) as pool:
+        answers = list(pool.map(ask, range(48)))
+    for answer in answers[1::2]:
+        assert isinstance(answer, dict)
+        assert_same(answer, expected, exact=False)
+    for answer in answers[::2]:
+        assert isinstance(answer, tuple)
+        assert answer[0] == 400
+        assert b"a parameter is no text; allowed: UTF-8" in answer[1]
 
 
 def test_too_many_images(server: RunningServer) -> None:

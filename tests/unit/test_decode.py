@@ -4,11 +4,12 @@ import base64
 import struct
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
 import pytest
-from decode import REASONS, Decoder, ImageError, ImageLimits
+from decode import REASONS, Decoder, ImageError, ImageLimits, Room
 from numpy.typing import NDArray
 from support import PHOTO
 
@@ -125,11 +126,53 @@ def test_what_is_refused(decode: Decode, element: bytes, reason: str) -> None:
     assert reason in REASONS
 
 
-@pytest.mark.parametrize("size", [(60_000, 60_000), (1001, 1000)])
-def test_too_many_pixels_are_refused(decode: Decode, size: tuple[int, int]) -> None:
-    # In this process OpenCV was imported before the limit was set: the smaller of the two is
-    # decoded and refused afterwards, the larger one still by OpenCV's own limit.
-    data = png_of(*size) if size[0] > 2000 else encode(".png", np.zeros((*size, 3), np.uint8))
+@pytest.mark.parametrize("size", [(60_000, 60_000), (1001, 1000), (1, 1_000_001)])
+def test_too_many_pixels_are_refused_before_they_are_decoded(
+    decode: Decode, size: tuple[int, int]
+) -> None:
     with pytest.raises(ImageError, match="over the limit of 1000000 pixels") as caught:
-        decode(data)
+        decode(png_of(*size))
     assert caught.value.reason == "pixels"
+
+
+def progressive(picture: NDArray[np.uint8]) -> bytes:
+    return cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
+
+
+def with_scans(jpeg: bytes, more: int) -> bytes:
+    """A progressive JPEG that makes its last scan again and again."""
+    last = jpeg.rindex(b"\xff\xda")
+    return jpeg[:-2] + jpeg[last:-2] * more + jpeg[-2:]
+
+
+def test_a_jpeg_of_too_many_scans_is_refused(decode: Decode) -> None:
+    picture = np.zeros((500, 1000, 3), np.uint8)
+    jpeg = progressive(picture)
+    scans = jpeg.count(b"\xff\xda")
+    np.testing.assert_array_equal(decode(with_scans(jpeg, 32 - scans)), picture)
+    bomb = with_scans(jpeg, 33 - scans)
+    for element in (bomb, base64.b64encode(bomb)):
+        with pytest.raises(ImageError, match="a JPEG of 33 scans; allowed: 16000000 pix") as caught:
+            decode(element)
+        assert caught.value.reason == "scans"
+
+
+def test_an_ordinary_progressive_jpeg_may_be_as_large_as_any(decode: Decode) -> None:
+    assert decode(progressive(np.zeros((1000, 1000, 3), np.uint8))).shape == (1000, 1000, 3)
+
+
+def test_what_is_decoded_at_the_same_time_has_a_limit() -> None:
+    room = Room(10)
+    entered = []
+
+    def enter(amount: int) -> None:
+        with room.taken(amount):
+            entered.append(amount)
+
+    with ThreadPoolExecutor(2) as pool:
+        with room.taken(6):
+            large = pool.submit(enter, 5)
+            pool.submit(enter, 4).result(10)
+            assert entered == [4]
+        large.result(10)
+    assert entered == [4, 5]

@@ -96,6 +96,7 @@ def test_tritons_own_parameters_are_let_through() -> None:
     for name in (
         "sequence_id",
         "priority",
+        "id",
         "timeout",
         "binary_data_output",
         "triton_final_response",

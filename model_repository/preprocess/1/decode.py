@@ -6,10 +6,14 @@ import base64
 import binascii
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Condition
 from typing import cast
 
 import numpy as np
+from headers import read_header
 from numpy.typing import NDArray
 
 FORMATS = "JPEG, PNG, WebP, BMP, TIFF"
@@ -22,7 +26,11 @@ _DATA_URI = re.compile(rb"data:image/[\w.+-]*;base64,", re.IGNORECASE)
 _WHITE_SPACE = b" \t\r\n"
 
 
-REASONS = ("empty", "format", "undecodable", "bytes", "pixels")
+REASONS = ("empty", "format", "undecodable", "bytes", "pixels", "scans")
+
+# Passes over the picture that a JPEG at the pixel limit may make; a smaller one may make more. A
+# progressive JPEG of a camera or an editor makes about 10, a hostile one thousands, in few bytes.
+SCANS = 16
 
 
 class ImageError(ValueError):
@@ -39,14 +47,42 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What one image may be: `bytes` of the encoded file, `pixels` of the decoded picture."""
+    """What one image may be: `bytes` of the encoded file, `pixels` of the decoded picture.
+
+    `pixels` bounds also what is decoded at the same time, and a JPEG's scans.
+    """
 
     bytes: int
     pixels: int
 
 
+class Room:
+    """Lets threads in for as long as what they bring fits in.
+
+    Args:
+        size: of the room; no thread may bring more.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._free = size
+        self._changed = Condition()
+
+    @contextmanager
+    def taken(self, amount: int) -> Iterator[None]:
+        """Wait until so much of the room is free, and take it."""
+        with self._changed:
+            self._changed.wait_for(lambda: amount <= self._free)
+            self._free -= amount
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += amount
+                self._changed.notify_all()
+
+
 class Decoder:
-    """Decodes within limits.
+    """Decodes within limits, for several threads at the same time.
 
     OpenCV reads its own pixel limit from the environment when it is first imported, so it is
     imported here, after the limit is known.
@@ -60,6 +96,9 @@ class Decoder:
         cv2.setNumThreads(1)  # what runs in parallel is the images of a batch
         self._cv2 = cv2
         self._limits = limits
+        # A decoder may need 12 bytes for a pixel: a thread for each of many cores would need more
+        # memory than there is.
+        self._room = Room(limits.pixels)
 
     def decode(self, element: bytes) -> NDArray[np.uint8]:
         """Decode one element of the input: an image file, base64 text of one, or its data URI.
@@ -75,21 +114,26 @@ class Decoder:
             raise self._too_many_bytes()
         if not _SIGNATURES.match(data):
             raise ImageError("format", f"not an image of a supported format; allowed: {FORMATS}")
-        cv2 = self._cv2
-        try:
-            picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-        except cv2.error as error:
-            # OpenCV holds the size in the header against its limit before it allocates anything.
-            if "CV_IO_MAX_IMAGE" in str(error):
-                raise self._too_many_pixels() from None
-            picture = None
-        if picture is None or picture.size == 0:
+        header = read_header(data)
+        if header is None:
+            raise self._undecodable()
+        if header.pixels > self._limits.pixels:
             raise ImageError(
-                "undecodable",
-                "cannot be decoded, as the file is damaged or cut off; allowed: whole files",
+                "pixels", f"over the limit of {self._limits.pixels} pixels (width times height)"
             )
-        if picture.shape[0] * picture.shape[1] > self._limits.pixels:
-            raise self._too_many_pixels()
+        if header.pixels * header.scans > SCANS * self._limits.pixels:
+            raise ImageError(
+                "scans",
+                f"a JPEG of {header.scans} scans; allowed: {SCANS * self._limits.pixels}"
+                " pixels in all scans together",
+            )
+        with self._room.taken(header.pixels):
+            try:
+                picture = self._cv2.imdecode(np.frombuffer(data, np.uint8), self._cv2.IMREAD_COLOR)
+            except self._cv2.error:
+                raise self._undecodable() from None
+        if picture is None or picture.size == 0:
+            raise self._undecodable()
         return cast("NDArray[np.uint8]", picture)
 
     def _unwrap(self, element: bytes) -> bytes:
@@ -116,7 +160,8 @@ class Decoder:
     def _too_many_bytes(self) -> ImageError:
         return ImageError("bytes", f"over the limit of {self._limits.bytes} bytes")
 
-    def _too_many_pixels(self) -> ImageError:
+    def _undecodable(self) -> ImageError:
         return ImageError(
-            "pixels", f"over the limit of {self._limits.pixels} pixels (width times height)"
+            "undecodable",
+            "cannot be decoded, as the file is damaged or cut off; allowed: whole files",
         )

@@ -1,6 +1,7 @@
 """Triton glue of `preprocess`: unpack requests, call the modules beside this one, pack answers."""
 
 import json
+import os
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -15,9 +16,15 @@ from preprocess_metrics import Metrics
 from served_model import read_served_model
 from settings import network_name, read_settings
 
+NICENESS = 10  # of 19
+
 
 class TritonPythonModel:
     def initialize(self, args):
+        # Decoding is several times faster than the network. When more comes in than the network can
+        # do, let it have the processors: requests then wait here, still encoded, and those that are
+        # too many are refused here, before work has gone into them.
+        os.nice(NICENESS)
         config = json.loads(args["model_config"])
         given = {key: value["string_value"] for key, value in config["parameters"].items()}
         served = read_served_model(Path(args["model_repository"]).parent / network_name(given))
@@ -60,7 +67,7 @@ class TritonPythonModel:
         elements = pb_utils.get_input_tensor_by_name(request, "image").as_numpy().reshape(-1)
         self.metrics.images.increment(len(elements))
         try:
-            parameters = self.parse(json.loads(request.parameters() or "{}"))
+            parameters = self.parse(json.loads(read_parameters(request)))
         except ParameterError as error:
             return partial(self.refuse, "parameter", len(elements), str(error))
         batch = self.new_batch(len(elements))
@@ -124,6 +131,14 @@ class TritonPythonModel:
 
     def finalize(self):
         self.pool.shutdown()
+
+
+def read_parameters(request):
+    """The JSON that Triton makes of them; it takes over a header's bytes as they are."""
+    try:
+        return request.parameters() or "{}"
+    except UnicodeDecodeError:
+        raise ParameterError("a parameter is no text; allowed: UTF-8") from None
 
 
 def error_response(message, code):

@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-# What Triton itself puts among the parameters, or reads from them.
+# What Triton itself puts among the parameters, or reads from them; `id` is a request's name in
+# the body of /generate.
 _RESERVED = re.compile(
     r"sequence_\w+|triton_\w+|priority|timeout|headers|binary_data(_size|_output)?|classification"
-    r"|shared_memory_\w+",
+    r"|shared_memory_\w+|id",
     re.IGNORECASE,
 )
 _HEADER = re.compile(r"x-yolo-", re.IGNORECASE)
@@ -129,11 +130,13 @@ def _quoted(value: object) -> str:
 
 def _unit_interval(name: str, value: object, names: Sequence[str]) -> float:
     number = math.nan
-    if _is_number(value) or (isinstance(value, str) and _NUMBER.fullmatch(value.strip())):
-        number = float(value)  # type: ignore[arg-type]
+    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+        number = float(value)
+    elif isinstance(value, (int, float)) and _is_number(value):
+        number = value  # a whole number may be too large to be a float
     if not 0 <= number <= 1:
         raise ParameterError(f"{name} is {_quoted(value)}; allowed: a number from 0 to 1")
-    return number
+    return float(number)
 
 
 def _count(name: str, value: object, names: Sequence[str]) -> int:
