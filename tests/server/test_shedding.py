@@ -1,0 +1,144 @@
+"""More than the server can do: what is too much is refused at once, the rest answered as ever."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from queue import Queue
+from statistics import median
+from typing import Any
+
+import pytest
+import tritonclient.grpc as grpc
+from support import (
+    PHOTO,
+    RunningServer,
+    ask_grpc,
+    assert_same,
+    image_tensor,
+    post_raw,
+    statistics,
+)
+
+PHOTO_BYTES = PHOTO.read_bytes()
+
+
+@dataclass
+class Call:
+    """One of many requests; `finished` and the rest once it has an answer."""
+
+    started: float
+    context: Any = None
+    finished: float = 0.0
+    result: Any = None
+    error: Any = None
+
+    @property
+    def seconds(self) -> float:
+        return self.finished - self.started
+
+
+class Crowd:
+    """Callers who do not wait for one another."""
+
+    def __init__(self, client: grpc.InferenceServerClient) -> None:
+        self._client = client
+        self._image = image_tensor(grpc, [PHOTO_BYTES])
+        self._done: Queue[Call] = Queue()
+        self.calls: list[Call] = []
+
+    def send(self, count: int, **arguments: Any) -> None:
+        for _ in range(count):
+            call = Call(time.monotonic())
+
+            def answered(result: Any, error: Any, call: Call = call) -> None:
+                call.finished, call.result, call.error = time.monotonic(), result, error
+                self._done.put(call)
+
+            call.context = self._client.async_infer(
+                "yolov5_ensemble", [self._image], answered, **arguments
+            )
+            self.calls.append(call)
+
+    def wait(self) -> tuple[list[Call], list[Call]]:
+        """Those who were answered, and those who were not."""
+        for _ in self.calls:
+            self._done.get(timeout=60)
+        return (
+            [call for call in self.calls if call.error is None],
+            [call for call in self.calls if call.error is not None],
+        )
+
+
+@pytest.fixture
+def crowd(server: RunningServer) -> Iterator[Crowd]:
+    with grpc.InferenceServerClient(server.grpc) as client:
+        yield Crowd(client)
+
+
+def seconds_alone(server: RunningServer) -> float:
+    """For one request, when nobody else asks."""
+
+    def ask() -> float:
+        started = time.monotonic()
+        ask_grpc(server.grpc, [PHOTO_BYTES])
+        return time.monotonic() - started
+
+    return median(ask() for _ in range(7))
+
+
+def outputs(call: Call) -> Any:
+    names = [output.name for output in call.result.get_response().outputs]
+    return {name: call.result.as_numpy(name) for name in names}
+
+
+def test_what_is_too_much_is_refused_at_once(server: RunningServer, crowd: Crowd) -> None:
+    expected = ask_grpc(server.grpc, [PHOTO_BYTES])
+    before = seconds_alone(server)
+    crowd.send(400)
+    while (reply := post_raw(server.http, PHOTO_BYTES)).status == 200:
+        assert any(not call.finished for call in crowd.calls), "HTTP was never refused"
+    accepted, refused = crowd.wait()
+
+    assert reply.status == 503
+    assert "Exceeds maximum queue size" in reply.json()["error"]
+    assert len(accepted) >= 64
+    for call in accepted:
+        assert_same(outputs(call), expected, exact=False)
+    assert len(refused) > 100
+    for call in refused:
+        assert call.error.status() == "StatusCode.UNAVAILABLE"
+        assert "Exceeds maximum queue size" in call.error.message()
+    waited = median(call.seconds for call in refused)
+    assert waited < median(call.seconds for call in accepted) / 4
+    assert seconds_alone(server) < 2 * before
+
+
+def test_64_callers_are_never_refused(crowd: Crowd) -> None:
+    crowd.send(64)
+    accepted, refused = crowd.wait()
+    assert (len(accepted), len(refused)) == (64, 0)
+
+
+def test_who_asks_for_less_patience_is_refused_when_it_is_over(crowd: Crowd) -> None:
+    crowd.send(48)
+    crowd.send(16, timeout=1000)  # microseconds
+    _, refused = crowd.wait()
+    assert refused
+    assert all("Request timeout expired" in call.error.message() for call in refused)
+    assert {call.error.status() for call in refused} == {"StatusCode.UNAVAILABLE"}
+    assert all(call.error is None for call in crowd.calls[:48])
+
+
+def test_the_network_does_not_work_for_those_who_have_gone(
+    server: RunningServer, crowd: Crowd
+) -> None:
+    before = statistics(server, "yolov5")["inference_count"]
+    crowd.send(60)
+    for call in crowd.calls:
+        call.context.cancel()
+    _, refused = crowd.wait()
+    assert {call.error.status() for call in refused} == {"StatusCode.CANCELLED"}
+    ask_grpc(server.grpc, [PHOTO_BYTES])  # after all of them
+    assert statistics(server, "yolov5")["inference_count"] - before < 40
