@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from yolov5_build import load_checkpoint
 from yolov5_build.__main__ import main as build
+from yolov5_client import Detections
 
 ROOT = Path(__file__).parents[1]
 REPOSITORY = ROOT / "model_repository"
@@ -72,6 +73,10 @@ class RunningServer:
     @property
     def metrics(self) -> str:
         return f"http://127.0.0.1:{self.ports[2]}/metrics"
+
+    @property
+    def health(self) -> str:
+        return f"http://127.0.0.1:{self.ports[3]}"
 
     def wait_ready(self, timeout: float = 90) -> None:
         deadline = time.monotonic() + timeout
@@ -125,8 +130,9 @@ class RunningServer:
                     left.append(f"port {port}")
         for name in shared_memory() - self.shared_memory_before:
             launcher = re.match(r"yolov5_triton_(\d+)_", name)
-            if launcher is None or int(launcher[1]) in {self.process.pid, *self.seen}:
-                left.append(f"/dev/shm/{name}")  # else of a server that somebody else runs
+            # Else of a server, or of something else, that somebody else runs.
+            if launcher and int(launcher[1]) in {self.process.pid, *self.seen}:
+                left.append(f"/dev/shm/{name}")
         return left
 
     shared_memory_before: set[str] = field(default_factory=set)
@@ -138,11 +144,18 @@ def shared_memory() -> set[str]:
 
 @contextmanager
 def running_server(
-    *arguments: str, command: Sequence[str] | None = None, wait: bool = True
+    *arguments: str,
+    command: Sequence[str] | None = None,
+    wait: bool = True,
+    ports: Sequence[int] | None = None,
 ) -> Iterator[RunningServer]:
-    """Start the launcher, or with `command` something that starts it; end it in any case."""
-    ports = free_ports(3)
-    named = dict(zip(("http-port", "grpc-port", "metrics-port"), ports))
+    """Start the launcher, or with `command` something that starts it; end it in any case.
+
+    Args:
+        ports: for HTTP, gRPC and metrics, such as those of a server that has ended.
+    """
+    ports = [*ports] if ports else free_ports(4)
+    named = dict(zip(("http-port", "grpc-port", "metrics-port", "health-port"), ports))
     if command is None:
         flags = [f"--{name}={port}" for name, port in named.items()]
         command = [sys.executable, "-m", "yolov5_server", *flags, *arguments]
@@ -242,6 +255,26 @@ def export_as_others_do(
     return path
 
 
+def some_detections(**changes: Any) -> Detections:
+    """Two, in an image of 640×480."""
+    values: dict[str, Any] = {
+        "boxes": np.array([[64, 48, 128, 96], [0, 0, 640, 480]], np.float32),
+        "scores": np.array([0.9, 0.5], np.float32),
+        "classes": np.array([2, 0], np.int32),
+        "labels": ("WBC", "Platelets"),
+        "image_size": (480, 640),
+        **changes,
+    }
+    return Detections(**values)
+
+
+def no_detections() -> Detections:
+    empty = np.zeros(0, np.float32)
+    return some_detections(
+        boxes=empty.reshape(0, 4), scores=empty, classes=empty.astype(np.int32), labels=()
+    )
+
+
 # ---------------------------------------------------------------------------------------------
 # Requests
 
@@ -292,16 +325,15 @@ def post(url: str, body: bytes, headers: Mapping[str, str] | None = None) -> Rep
         return Reply(error.code, dict(error.headers), error.read())
 
 
+RAW = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": "0"}
+
+
 def post_raw(url: str, image: bytes, headers: Mapping[str, str] | None = None) -> Reply:
     """The contract's curl line: the image itself as the body."""
     return post(
         f"{url}/v2/models/yolov5_ensemble/infer",
         image,
-        {
-            "Content-Type": "application/octet-stream",
-            "Inference-Header-Content-Length": "0",
-            **(headers or {}),
-        },
+        {**RAW, **(headers or {})},
     )
 
 

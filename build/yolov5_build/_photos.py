@@ -28,7 +28,11 @@ def step_module(step: str, name: str) -> ModuleType:
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[qualified] = module  # dataclasses look themselves up there
-        spec.loader.exec_module(module)
+        sys.path.insert(0, str(path.parent))  # it may import those beside it, as in the server
+        try:
+            spec.loader.exec_module(module)
+        finally:
+            sys.path.remove(str(path.parent))
     return sys.modules[qualified]
 
 

@@ -7,20 +7,29 @@ with Client("127.0.0.1:8001") as client:
     print(result.boxes, result.labels)
 """
 
-from ._client import Client, Image, ServerStatus
+from ._async_client import AsyncClient, AsyncImage
+from ._client import Client
+from ._connection import TLS
 from ._detections import Detections
 from ._errors import (
     DataError,
+    DeniedError,
     InvalidRequestError,
     ServerError,
     TimedOutError,
     UnavailableError,
     YoloClientError,
 )
+from ._status import ServerStatus
+from ._wire import Image
 
 __all__ = [
+    "TLS",
+    "AsyncClient",
+    "AsyncImage",
     "Client",
     "DataError",
+    "DeniedError",
     "Detections",
     "Image",
     "InvalidRequestError",

@@ -1,73 +1,93 @@
-"""The client over gRPC."""
+"""The blocking client."""
 
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, TypeVar, overload
+from typing import Any, Literal, Protocol, overload
 
-import numpy as np
-import tritonclient.grpc as triton
-from tritonclient.utils import InferenceServerException
-
-from . import _contract as names
+from . import _wire
+from ._connection import TLS, Connection, Patience
 from ._detections import Detections
-from ._errors import (
-    InvalidRequestError,
-    ServerError,
-    TimedOutError,
-    UnavailableError,
-    YoloClientError,
-)
+from ._errors import UnavailableError, YoloClientError
+from ._grpc import GrpcTransport
+from ._status import ServerStatus
+from ._wire import Image
 
-Image = str | os.PathLike[str] | bytes
-"""One encoded image: the path of a file, or the file's bytes."""
-
-_ERRORS: dict[str, type[YoloClientError]] = {
-    "StatusCode.INVALID_ARGUMENT": InvalidRequestError,
-    "StatusCode.UNAVAILABLE": UnavailableError,
-    "StatusCode.DEADLINE_EXCEEDED": TimedOutError,
-}
-_PREFIX = f"in ensemble '{names.MODEL}', "
-T = TypeVar("T")
+STATUS_TIMEOUT = 10.0  # seconds that a server has to say how it is
+_SLOW = 0.02  # seconds for an image: a source that takes longer gets its answers at once
 
 
-@dataclass(frozen=True, kw_only=True)
-class ServerStatus:
-    """What the server says of itself.
+class _Transport(Protocol):
+    def infer(self, image: bytes, parameters: Mapping[str, Any]) -> _wire.Outputs: ...
 
-    Attributes:
-        models: the endpoint and its steps, and whether each is ready.
-    """
+    def status(self, timeout: float) -> ServerStatus: ...
 
-    address: str
-    version: str
-    ready: bool
-    models: dict[str, bool]
+    def close(self) -> None: ...
 
 
 class Client:
     """Sends images to the endpoint `yolov5_ensemble`. Threads may share it.
 
+    Each image is a request of its own, so that a bad one harms no other; the server puts those
+    that meet into one batch.
+
     Args:
-        address: `host:port` of the server's gRPC side.
+        address: `host:port` of the server's gRPC side, or any gRPC target, such as
+            `dns:///yolo.internal:8001` (its addresses take turns) or
+            `ipv4:10.0.0.1:8001,10.0.0.2:8001`; or `http://host:8000` or `https://host` for HTTP,
+            which needs the extra `http`.
         timeout: seconds for one request, from sending it to having its answer.
-        in_flight: images of a list that are under way at the same time. The server puts those that
-            meet into one batch.
+        retry_for: seconds for which a request that finds no server, or a saturated one, is tried
+            again, with growing pauses; 0 gives up at once.
+        in_flight: requests that are under way at the same time, of all threads together; more
+            wait for their turn.
+        headers: sent with every request, such as an API key.
+        tls: encrypt gRPC; True trusts the system's authorities. `https://` always is encrypted.
+        keepalive: seconds of silence after which gRPC asks a server whose answer is awaited for a
+            sign of life, and then waits for as long before it gives the connection up; longer than
+            the slowest answer takes, as Triton cuts off who asks too often. None asks never.
+
+    Raises:
+        ValueError, OSError: an argument cannot be used.
+        ImportError: the address is HTTP, and httpx is missing.
     """
 
     def __init__(
-        self, address: str = "127.0.0.1:8001", *, timeout: float = 60.0, in_flight: int = 16
+        self,
+        address: str = "127.0.0.1:8001",
+        *,
+        timeout: float = 60.0,
+        retry_for: float = 0.0,
+        in_flight: int = 16,
+        headers: Mapping[str, str] | None = None,
+        tls: TLS | bool = False,
+        keepalive: float | None = None,
     ) -> None:
-        self._address = address
-        self._timeout = timeout
-        self._in_flight = in_flight
-        self._triton = triton.InferenceServerClient(address)
+        self._connection = Connection(
+            address=address,
+            timeout=timeout,
+            retry_for=retry_for,
+            in_flight=in_flight,
+            headers=headers or {},
+            tls=tls,
+            keepalive=keepalive,
+        )
+        self._transport: _Transport
+        if self._connection.http:
+            from ._http import HttpTransport
+
+            self._transport = HttpTransport(self._connection)
+        else:
+            self._transport = GrpcTransport(self._connection)
+        self._slots = threading.Semaphore(in_flight)
+        self._workers = ThreadPoolExecutor(in_flight, thread_name_prefix="yolov5-client")
+        self._closed = threading.Event()
 
     @overload
     def detect(self, image: Image, **parameters: Any) -> Detections: ...
@@ -81,7 +101,8 @@ class Client:
         """Find objects in one image, or in each of several.
 
         Args:
-            image: the path of a file, its bytes, or a list of these; JPEG, PNG, WebP, BMP or TIFF.
+            image: the path of a file, its bytes, a function that returns them, or a list of these;
+                JPEG, PNG, WebP, BMP or TIFF.
             parameters: `conf_thres`, `iou_thres`, `max_det`, `classes` (a list of indices or
                 names, or the string "0,2"), `agnostic_nms`, `multi_label`; what is not given is
                 as the server has it.
@@ -91,76 +112,100 @@ class Client:
 
         Raises:
             OSError: a file cannot be read.
-            InvalidRequestError, UnavailableError, TimedOutError, ServerError: see there; of
-                several images the first that failed is named, and the rest are given up.
+            InvalidRequestError, UnavailableError, TimedOutError, DeniedError, ServerError: see
+                there; of several images the first that failed is named, and the rest are given up.
         """
-        if isinstance(image, (str, bytes, os.PathLike)):
-            return self._send(image, parameters).result()
+        if callable(image) or isinstance(image, (str, bytes, os.PathLike)):
+            return self._answer(image, parameters)
         results: list[Detections] = []
-        pending: deque[Future[Detections]] = deque()
         try:
-            for one in image:
-                if len(pending) == self._in_flight:
-                    results.append(pending.popleft().result())
-                pending.append(self._send(one, parameters))
-            results.extend(future.result() for future in pending)
+            results.extend(self.detect_stream(image, **parameters))
         except YoloClientError as error:
-            # The server counts within a request, and each of these was one of its own.
-            reason = str(error).removeprefix("image 1 of 1: ")
-            message = f"image {len(results) + 1} of the list: {reason}"
-            raise type(error)(message) from error.__cause__
+            raise _wire.of_the_list(error, len(results) + 1) from error.__cause__
         return results
 
-    def _send(self, image: Image, parameters: dict[str, Any]) -> Future[Detections]:
-        tensor = triton.InferInput(names.IMAGE, [1, 1], "BYTES")
-        tensor.set_data_from_numpy(np.array([[_read(image)]], np.object_))
-        future: Future[Detections] = Future()
+    @overload
+    def detect_stream(
+        self,
+        images: Iterable[Image],
+        *,
+        return_exceptions: Literal[False] = False,
+        **parameters: Any,
+    ) -> Iterator[Detections]: ...
 
-        def on_answer(result: Any, error: InferenceServerException | None) -> None:
-            try:
-                if error is not None:
-                    raise _translated(error)
-                future.set_result(_detections(result))
-            except Exception as failure:
-                future.set_exception(failure)
+    @overload
+    def detect_stream(
+        self, images: Iterable[Image], *, return_exceptions: Literal[True], **parameters: Any
+    ) -> Iterator[Detections | YoloClientError | OSError]: ...
 
-        self._call(
-            self._triton.async_infer,
-            names.MODEL,
-            [tensor],
-            on_answer,
-            parameters=_wire_parameters(parameters),
-            client_timeout=self._timeout,
-        )
-        return future
+    def detect_stream(
+        self, images: Iterable[Image], *, return_exceptions: bool = False, **parameters: Any
+    ) -> Iterator[Detections | YoloClientError | OSError]:
+        """Find objects in any number of images, and keep the server busy with them.
 
-    def status(self) -> ServerStatus:
-        """Ask the server whether it and its models are ready.
+        Images are taken from `images` only as answers are taken from here: never more than twice
+        `in_flight` are held.
+
+        Args:
+            images: as `detect` takes them, from a list or a generator without end.
+            return_exceptions: yield an image's error in its place and go on, do not raise it.
+            parameters: as for `detect`.
+
+        Yields:
+            The detections, in the order of the images.
 
         Raises:
-            UnavailableError, TimedOutError, ServerError: it does not say.
+            As `detect`; the images after the one that failed are given up.
         """
-        timeout = {"client_timeout": min(self._timeout, 10.0)}
-        ask = self._triton
-        return ServerStatus(
-            address=self._address,
-            version=self._call(ask.get_server_metadata, **timeout).version,
-            ready=self._call(ask.is_server_ready, **timeout),
-            models={
-                model: self._call(ask.is_model_ready, model, **timeout)
-                for model in (names.MODEL, *names.STEPS)
-            },
-        )
-
-    def _call(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        pending: deque[Future[Detections]] = deque()
+        source = iter(images)
         try:
-            return function(*arguments, **options)
-        except InferenceServerException as error:
-            raise _translated(error) from None
+            while True:
+                asked = time.monotonic()
+                for image in source:
+                    slow = time.monotonic() - asked > _SLOW
+                    pending.append(self._workers.submit(self._answer, image, parameters))
+                    full = len(pending) >= 2 * self._connection.in_flight
+                    if full or (slow and pending[0].done()):
+                        break
+                    asked = time.monotonic()
+                if not pending:
+                    return
+                try:
+                    yield pending.popleft().result()
+                except (YoloClientError, OSError) as error:
+                    if not return_exceptions:
+                        raise
+                    yield error
+        finally:
+            for future in pending:
+                future.cancel()
+
+    def _answer(self, image: Image, parameters: Mapping[str, Any]) -> Detections:
+        with self._slots:
+            encoded = _wire.read(image)
+            patience = iter(Patience(self._connection.retry_for))
+            while True:
+                try:
+                    return _wire.detections(self._transport.infer(encoded, parameters))
+                except UnavailableError:
+                    delay = next(patience, None)
+                    if delay is None or self._closed.wait(delay):
+                        raise
+
+    def status(self) -> ServerStatus:
+        """Ask the server whether it and its models are ready; not tried again.
+
+        Raises:
+            UnavailableError, TimedOutError, DeniedError, ServerError: it does not say.
+        """
+        return self._transport.status(min(self._connection.timeout, STATUS_TIMEOUT))
 
     def close(self) -> None:
         """Close the connection; answers under way are lost."""
-        self._triton.close()
+        self._closed.set()
+        self._transport.close()
+        self._workers.shutdown(cancel_futures=True)
 
     def __enter__(self) -> Client:
         return self
@@ -172,37 +217,3 @@ class Client:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _read(image: Image) -> bytes:
-    if isinstance(image, bytes):
-        return image
-    return Path(image).read_bytes()
-
-
-def _wire_parameters(parameters: dict[str, Any]) -> dict[str, Any]:
-    """What a gRPC parameter can carry: numbers of Python's own, and a list of classes as text."""
-    wire = {}
-    for name, value in parameters.items():
-        if name == "classes" and not isinstance(value, str):
-            value = ",".join(str(item) for item in value)
-        elif isinstance(value, np.generic):
-            value = value.item()
-        wire[name] = value
-    return wire
-
-
-def _detections(result: triton.InferResult) -> Detections:
-    outputs = {name: result.as_numpy(name) for name in names.OUTPUTS}
-    missing = [name for name, array in outputs.items() if array is None]
-    if missing:
-        raise ServerError(f"the answer has no output {missing[0]!r}")
-    try:
-        return Detections.from_outputs(outputs)
-    except (ValueError, IndexError) as error:
-        raise ServerError(f"the answer does not follow the contract: {error}") from error
-
-
-def _translated(error: InferenceServerException) -> YoloClientError:
-    kind = _ERRORS.get(str(error.status()), ServerError)
-    return kind(str(error.message()).removeprefix(_PREFIX))

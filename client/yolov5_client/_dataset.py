@@ -56,6 +56,7 @@ def read_split(path: Path, *kinds: str) -> Split:
 
     Raises:
         DataError: it has none of them, or photos or labels are not what they should be.
+        OSError: a folder or file that it names cannot be looked at.
     """
     data = _read_yaml(path)
     places: Any = next((data[kind] for kind in kinds if data.get(kind)), None)
@@ -68,13 +69,13 @@ def read_split(path: Path, *kinds: str) -> Split:
         if (root / place).is_dir():
             found = sorted(p for p in (root / place).rglob("*") if p.suffix.lower() in SUFFIXES)
             if not found:
-                raise DataError(f"{path.name} names {place}, which holds no pictures.")
+                raise DataError(f"{path.name} names {place!r}, which holds no pictures.")
             photos += found
         elif (root / place).is_file():  # a list of files
             listed = _read(root / place).splitlines()
             photos += [(root / place).parent / line for line in listed if line.strip()]
         else:
-            raise DataError(f"{path.name} names {place}, which is not there.")
+            raise DataError(f"{path.name} names {place!r}, which is not there.")
     return Split(photos=photos, labels=[_read_labels(photo) for photo in photos])
 
 
@@ -82,22 +83,27 @@ def _read_labels(photo: Path) -> NDArray[np.float64]:
     parts = list(photo.parts)
     if "images" in parts:
         parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
-    path = Path(*parts).with_suffix(".txt")
+    path = Path(*parts[:-1], f"{photo.stem}.txt")
     if not path.exists():
         return np.zeros((0, 5))
+    lines = [line.split() for line in _read(path).splitlines() if line.strip()]
     try:
-        rows = np.array([line.split() for line in _read(path).splitlines() if line.strip()], float)
-        return rows.reshape(-1, 5)
+        rows = np.array(lines, float).reshape(len(lines), 5)
     except ValueError:
+        rows = np.full((1, 5), np.nan)
+    if not np.isfinite(rows).all():
         raise DataError(
             f"{path.name} is not a file of labels; allowed: class, x, y, width, height in a line."
-        ) from None
+        )
+    return rows
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         data = yaml.safe_load(_read(path))
-    except yaml.YAMLError:
+    except DataError:
+        raise
+    except Exception:  # PyYAML lets many kinds through, such as a date's that does not exist
         data = None
     if not isinstance(data, dict):
         raise DataError(f"{path.name} is not a data-set YAML.")

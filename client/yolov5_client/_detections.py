@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from . import _contract as names
+from . import _interchange
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import supervision as sv
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,6 +69,136 @@ class Detections:
             image_size=(height, width),
         )
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it: the attributes by name, as lists.
+
+        A number is the shortest decimal that gives the float32 back.
+        """
+        return {
+            "image_size": list(self.image_size),
+            "boxes": [[float(str(side)) for side in box] for box in self.boxes],
+            "scores": [float(str(score)) for score in self.scores],
+            "classes": self.classes.tolist(),
+            "labels": list(self.labels),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Detections:
+        """What `to_dict` made; further keys are passed over.
+
+        Raises:
+            ValueError: a key is missing, or holds what it should not.
+        """
+        columns = {}
+        for name, is_one in _COLUMNS.items():
+            column = data.get(name)
+            if not isinstance(column, list) or not all(is_one(value) for value in column):
+                raise ValueError(f"{name} is not what the detections of an image have there")
+            columns[name] = column
+        height_width = columns["image_size"]
+        if len(height_width) != 2:
+            raise ValueError(f"image_size is {height_width}, expected a height and a width")
+        return cls(
+            boxes=np.array(columns["boxes"], np.float32).reshape(-1, 4),
+            scores=np.array(columns["scores"], np.float32),
+            classes=np.array(columns["classes"], np.int32),
+            labels=tuple(columns["labels"]),
+            image_size=(height_width[0], height_width[1]),
+        )
+
+    @classmethod
+    def best_first(
+        cls,
+        *,
+        boxes: ArrayLike,
+        scores: ArrayLike,
+        classes: ArrayLike,
+        labels: Sequence[str],
+        image_size: tuple[int, int],
+    ) -> Detections:
+        """Detections from what is in any order, and of any number type.
+
+        Raises:
+            ValueError: the parts do not fit each other.
+        """
+        order = np.argsort(-np.asarray(scores, np.float32), kind="stable")
+        parts: dict[str, NDArray[Any]] = {
+            "boxes": np.asarray(boxes, np.float32).reshape(-1, 4),
+            "scores": np.asarray(scores, np.float32),
+            "classes": np.asarray(classes, np.int32),
+            "labels": np.array(labels, np.object_),
+        }
+        for name, part in parts.items():
+            if len(part) != len(order):
+                raise ValueError(f"there are {len(order)} scores, and {len(part)} {name}")
+        return cls(
+            boxes=parts["boxes"][order],
+            scores=parts["scores"][order],
+            classes=parts["classes"][order],
+            labels=tuple(parts["labels"][order].tolist()),
+            image_size=image_size,
+        )
+
+    def to_supervision(self) -> sv.Detections:
+        """`supervision.Detections`, with the labels under `data["class_name"]`."""
+        return _interchange.to_supervision(self)
+
+    @classmethod
+    def from_supervision(
+        cls, detections: sv.Detections, *, image_size: tuple[int, int]
+    ) -> Detections:
+        """From `supervision.Detections` that have confidence, class_id and `class_name`.
+
+        Raises:
+            ValueError: they lack one of these.
+        """
+        return cls.best_first(**_interchange.of_supervision(detections), image_size=image_size)
+
+    def to_coco(
+        self, image_id: int | str, *, categories: Mapping[int, int] | None = None
+    ) -> list[dict[str, Any]]:
+        """COCO results: image_id, category_id, bbox (x, y, width, height in pixels), score.
+
+        Args:
+            categories: class index -> category_id; without it they are the same.
+
+        Raises:
+            KeyError: a class has no category.
+        """
+        return _interchange.to_coco(self, image_id, categories)
+
+    @classmethod
+    def from_coco(
+        cls,
+        results: Iterable[Mapping[str, Any]],
+        *,
+        names: Mapping[int, str],
+        image_size: tuple[int, int],
+    ) -> Detections:
+        """From the COCO results of one image.
+
+        Args:
+            names: category_id -> label; the category_id becomes the class index.
+
+        Raises:
+            KeyError: a key is missing, or a category has no name.
+        """
+        return cls.best_first(**_interchange.of_coco(results, names), image_size=image_size)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row for each detection, in the columns that YOLOv5's `results.pandas().xyxy` has:
+        xmin, ymin, xmax, ymax, confidence, class, name."""
+        return _interchange.to_pandas(self)
+
+    @classmethod
+    def from_pandas(cls, table: pd.DataFrame, *, image_size: tuple[int, int]) -> Detections:
+        """From such a table.
+
+        Raises:
+            KeyError: a column is missing.
+        """
+        return cls.best_first(**_interchange.of_pandas(table), image_size=image_size)
+
     @property
     def boxes_normalised(self) -> NDArray[np.float32]:
         """float32 [n, 4]: centre x, centre y, width, height as fractions of the image's sides."""
@@ -96,3 +232,24 @@ class Detections:
             values = [*box, score] if confidence else box
             lines.append(" ".join([str(index), *(f"{value:.6g}" for value in values)]))
         return lines
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_int32(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**31) <= value < 2**31
+
+
+def _is_box(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
+
+
+_COLUMNS: dict[str, Callable[[object], bool]] = {
+    "image_size": _is_int32,
+    "boxes": _is_box,
+    "scores": _is_number,
+    "classes": _is_int32,
+    "labels": lambda value: isinstance(value, str),
+}

@@ -1,4 +1,4 @@
-"""Annotated pictures. The only module that needs OpenCV (the extra `draw`)."""
+"""Annotated pictures and crops. With `_video`, the only modules that need OpenCV (extra `draw`)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,15 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from ._detections import Detections
+
+# What it says of an image or a video, beside its return value, stands in our own errors.
+cv2.setLogLevel(0)
+
+Picture = NDArray[np.uint8]
+"""[height, width, 3], BGR."""
 
 # BGR. Neighbours in the list differ in hue and lightness; the text on them is black or white.
 _COLOURS = (
@@ -22,21 +29,58 @@ _COLOURS = (
     (187, 212, 0),
     (199, 55, 255),
 )
+_CROP_SCALE, _CROP_MARGIN = 1.02, 10  # as YOLOv5 widens a box before it cuts it out; pixels
 
 
-def draw(source: Path, detections: Detections, target: Path) -> None:
-    """Write a copy of the picture `source` with the detections drawn in.
+def decode(data: bytes) -> Picture:
+    """The picture as it is displayed.
 
     Raises:
-        OSError: it cannot be decoded here, or not be written.
+        ValueError: it cannot be decoded here.
     """
-    # IMREAD_COLOR applies the EXIF orientation, as the server does.
-    picture = cv2.imdecode(np.fromfile(source, np.uint8), cv2.IMREAD_COLOR)
+    try:
+        # IMREAD_COLOR applies the EXIF orientation, as the server does.
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:
+        picture = None
     if picture is None:
-        raise OSError(f"{source} cannot be decoded for drawing")
+        raise ValueError("cannot be decoded for drawing")
+    return picture.astype(np.uint8, copy=False)
+
+
+def write(picture: Picture, target: Path) -> None:
+    """Write a picture, in the format that the target's ending names.
+
+    Raises:
+        ValueError: the format does not hold such a picture.
+        OSError: it cannot be written.
+    """
+    try:
+        fits, encoded = cv2.imencode(target.suffix, picture)
+    except cv2.error:
+        fits = False
+    if not fits:
+        height, width = picture.shape[:2]
+        raise ValueError(f"{width}x{height} is too large for a {target.suffix} file")
+    target.write_bytes(encoded.tobytes())
+
+
+def draw(
+    picture: Picture,
+    detections: Detections,
+    *,
+    line: int | None = None,
+    labels: bool = True,
+    confidences: bool = True,
+) -> None:
+    """Draw the detections into the picture.
+
+    Args:
+        line: thickness in pixels; by default it follows the picture's size.
+    """
     height, width = picture.shape[:2]
-    line = max(2, round((height + width) / 2 * 0.003))
-    scale = line / 3
+    line = line or max(2, round((height + width) / 2 * 0.003))
+    scale, stroke = line / 3, max(1, line - 1)
     # Weakest first, so that the surest end up on top.
     for box, score, index, label in reversed(
         list(zip(detections.boxes, detections.scores, detections.classes, detections.labels))
@@ -44,8 +88,11 @@ def draw(source: Path, detections: Detections, target: Path) -> None:
         colour = _COLOURS[int(index) % len(_COLOURS)]
         x1, y1, x2, y2 = (round(float(side)) for side in box)
         cv2.rectangle(picture, (x1, y1), (x2, y2), colour, line, cv2.LINE_AA)
-        text = f"{label} {score:.2f}".encode("ascii", "replace").decode()
-        (w, h), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, max(1, line - 1))
+        if not labels:
+            continue
+        text = f"{label} {score:.2f}" if confidences else label
+        text = text.encode("ascii", "replace").decode()
+        (w, h), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, stroke)
         # Above the box where there is room, else inside it; never beyond the picture's edge.
         left = max(0, min(x1, width - w))
         bottom = y1 if y1 - h - below >= 0 else min(height, y1 + h + below)
@@ -57,11 +104,21 @@ def draw(source: Path, detections: Detections, target: Path) -> None:
             cv2.FONT_HERSHEY_SIMPLEX,
             scale,
             _text_colour(colour),
-            max(1, line - 1),
+            stroke,
             cv2.LINE_AA,
         )
-    if not cv2.imwrite(str(target), picture):
-        raise OSError(f"{target} cannot be written")
+
+
+def crop(picture: Picture, box: NDArray[np.float32]) -> Picture:
+    """The part of the picture that a box x1, y1, x2, y2 shows, with a margin."""
+    height, width = picture.shape[:2]
+    x1, y1, x2, y2 = (float(side) for side in box)
+    half_w = ((x2 - x1) * _CROP_SCALE + _CROP_MARGIN) / 2
+    half_h = ((y2 - y1) * _CROP_SCALE + _CROP_MARGIN) / 2
+    centre_x, centre_y = (x1 + x2) / 2, (y1 + y2) / 2
+    left, right = max(0, int(centre_x - half_w)), min(width, int(centre_x + half_w))
+    top, bottom = max(0, int(centre_y - half_h)), min(height, int(centre_y + half_h))
+    return picture[top:bottom, left:right]
 
 
 def _text_colour(background: tuple[int, int, int]) -> tuple[int, int, int]:

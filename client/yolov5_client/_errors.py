@@ -4,6 +4,7 @@ YoloClientError
 ├── InvalidRequestError   the server refuses this image or parameter; the same again will fail again
 ├── UnavailableError      no server there, or a saturated one; later it may work
 ├── TimedOutError         no answer within the deadline
+├── DeniedError           the credentials are missing or not accepted
 ├── ServerError           a fault in the server, or an answer that is not one
 └── DataError             a data set to evaluate with is not what it should be
 """
@@ -23,6 +24,10 @@ class UnavailableError(YoloClientError):
 
 class TimedOutError(YoloClientError):
     """No answer within the timeout."""
+
+
+class DeniedError(YoloClientError):
+    """What stands before the server does not accept the caller: no API key, or a wrong one."""
 
 
 class ServerError(YoloClientError):

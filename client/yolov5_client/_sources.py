@@ -1,31 +1,224 @@
-"""What `detect SOURCE...` means: the image files it names."""
+"""What `detect SOURCE...` means: the images, videos and streams that it names."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import glob
+import http.client
+import os
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import BinaryIO, Literal
+from urllib.parse import unquote, urlsplit
 
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".jpe", ".png", ".tif", ".tiff", ".webp"})
+VIDEO_SUFFIXES = frozenset(
+    {".asf", ".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm"}
+    | {".wmv"}
+)
+LIVE_SUFFIXES = frozenset({".m3u8", ".mjpeg", ".mjpg"})  # of a URL
+LIVE_SCHEMES = frozenset({"rtmp", "rtmps", "rtsp", "rtsps", "tcp", "udp"})
+
+STDIN = "-"
+_DOWNLOAD_TIMEOUT = 30.0  # seconds without a byte
+_DOWNLOAD_LIMIT = 32 << 20  # bytes; the server takes no more
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*")
 
 
-def find_images(sources: Iterable[str]) -> list[Path]:
-    """The files that `sources` name, in order.
+@dataclass(frozen=True)
+class Source:
+    """One image, video or live stream.
 
-    A file is taken whatever it is called, for the server to judge; from a folder come the files
-    with an image's ending, sorted by name.
+    Attributes:
+        name: as the caller named it, a folder's and a glob's with their path.
+        data: the encoded image, where it came on standard input.
+    """
+
+    name: str
+    kind: Literal["image", "video", "stream"] = "image"
+    data: bytes | None = None
+
+    @property
+    def stem(self) -> str:
+        """What its results are called."""
+        if not self._is_url:
+            return Path(self._file).stem
+        host = urlsplit(self.name).netloc.rpartition("@")[2]
+        return safe_name(Path(self._file).stem or host)
+
+    @property
+    def suffix(self) -> str:
+        return Path(self._file).suffix.lower()
+
+    @property
+    def _is_url(self) -> bool:
+        return _scheme(self.name) is not None
+
+    @property
+    def _file(self) -> str:
+        if self.name == STDIN:
+            return "stdin"
+        if not self._is_url:
+            return self.name
+        return unquote(urlsplit(self.name).path).rstrip("/").rpartition("/")[2]
+
+    def read(self) -> bytes:
+        """The bytes of an image.
+
+        Raises:
+            OSError: it cannot be read or downloaded.
+        """
+        if self.data is not None:
+            return self.data
+        return _download(self.name) if self._is_url else Path(self.name).read_bytes()
+
+
+def expand(
+    arguments: Iterable[str],
+    *,
+    stdin: BinaryIO,
+    without: Path | None = None,
+    strict: bool = True,
+) -> tuple[Iterable[Source], int | None]:
+    """The sources that the arguments name, in order, and how many they are.
+
+    A file is taken whatever it is called, for the server to judge. Folders (with those in them)
+    and globs give the files with an image's or a video's ending, sorted; a `.txt` holds further
+    sources, and so does standard input, which is read as it comes, so that the number is not known
+    (None).
+
+    Args:
+        without: a folder that is passed over, since results are written there.
+        strict: what is not there is an error at once; else it fails when it is read, as what a list
+            names always does.
 
     Raises:
-        FileNotFoundError: a source does not exist, or a folder has no image in it.
+        FileNotFoundError: one does not exist, or has no image and no video in it.
     """
-    found: list[Path] = []
-    for source in map(Path, sources):
-        if source.is_dir():
-            images = sorted(p for p in source.iterdir() if p.suffix.lower() in SUFFIXES)
-            if not images:
-                raise FileNotFoundError(f"no image in the folder {source}")
-            found += images
-        elif source.exists():
-            found.append(source)
+    avoid = os.path.abspath(without) + os.sep if without else None  # noqa: PTH100 (resolves nothing)
+    parts: list[Iterable[Source]] = []
+    count: int | None = 0
+    for argument in arguments:
+        if argument != STDIN:
+            found = _expand(argument, avoid, strict)
+            parts.append(found)
+            count = None if count is None else count + len(found)
+        elif head_is_image(stdin.peek(64)):  # type: ignore[attr-defined]
+            parts.append([Source(STDIN, data=stdin.read())])
+            count = None if count is None else count + 1
         else:
-            raise FileNotFoundError(f"no such file or folder: {source}")
+            parts.append(_lines(stdin, avoid))
+            count = None
+    return chain.from_iterable(parts), count
+
+
+def head_is_image(head: bytes) -> bool:
+    """Whether these first bytes of a file are those of an image, rather than of a list of paths."""
+    return (
+        head.startswith(_SIGNATURES)
+        or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+        or (head[:2] == b"BM" and b"\0\0" in head[2:18])  # a path may begin so, too
+    )
+
+
+def safe_name(text: str) -> str:
+    """A file name for what a server or a URL calls so; it leads out of no folder."""
+    name = re.sub(r"[^\w .()+-]", "_", text)[:60].strip(" .")  # 60 of any letters are < 255 bytes
+    return name or "_"
+
+
+def _expand(argument: str, avoid: str | None, strict: bool) -> list[Source]:
+    found = _find(argument, avoid)
+    if found is None and Path(argument).suffix.lower() == ".txt" and Path(argument).is_file():
+        with Path(argument).open("rb") as file:
+            return list(_lines(file, avoid))
+    if found is None and (Path(argument).exists() or not strict):
+        return [_file(argument)]
+    if found is None:
+        raise FileNotFoundError(f"no such file or folder: {argument}")
+    if not found and strict:
+        where = "in the folder" if Path(argument).is_dir() else "matches"
+        raise FileNotFoundError(f"no image or video {where} {argument}")
     return found
+
+
+def _lines(file: BinaryIO, avoid: str | None) -> Iterator[Source]:
+    for line in file:
+        name = os.fsdecode(line).strip()
+        if not name or name.startswith("#"):
+            continue
+        # Most lines are this, and need no look at the disk.
+        if _scheme(name) is None and not glob.has_magic(name) and _has_suffix(name, SUFFIXES):
+            yield Source(name)
+        else:
+            yield from _find(name, avoid) or [_file(name)]
+
+
+def _find(argument: str, avoid: str | None) -> list[Source] | None:
+    """What an argument names, unless it is a file (None, as for one that is nothing)."""
+    scheme = _scheme(argument)
+    if scheme in ("http", "https"):
+        suffix = Source(argument).suffix
+        if suffix in LIVE_SUFFIXES:
+            return [Source(argument, "stream")]
+        return [Source(argument, "video" if suffix in VIDEO_SUFFIXES else "image")]
+    if scheme is not None:
+        return [Source(argument, "stream")] if scheme in LIVE_SCHEMES else None
+    if Path(argument).is_dir():
+        return _named(_walk(argument), avoid)
+    if Path(argument).exists():
+        return None
+    if argument.isdecimal():
+        return [Source(argument, "stream")]
+    if glob.has_magic(argument):
+        return _named(glob.iglob(argument, recursive=True), avoid)  # noqa: PTH207 (quicker)
+    return None
+
+
+def _walk(folder: str) -> Iterator[str]:
+    for place, folders, files in os.walk(Path(folder)):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        prefix = (place.rstrip(os.sep) + os.sep).removeprefix("." + os.sep)
+        yield from (prefix + name for name in files if not name.startswith("."))
+
+
+def _named(paths: Iterable[str], avoid: str | None) -> list[Source]:
+    wanted = SUFFIXES | VIDEO_SUFFIXES
+    return [
+        _file(path)
+        for path in sorted(path for path in paths if _has_suffix(path, wanted))
+        if avoid is None or not os.path.abspath(path).startswith(avoid)  # noqa: PTH100
+    ]
+
+
+def _file(path: str) -> Source:
+    return Source(path, "video" if _has_suffix(path, VIDEO_SUFFIXES) else "image")
+
+
+def _has_suffix(path: str, suffixes: frozenset[str]) -> bool:
+    return os.path.splitext(path)[1].lower() in suffixes  # noqa: PTH122 (of very many)
+
+
+def _scheme(argument: str) -> str | None:
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]+)://", argument)
+    return match[1].lower() if match else None
+
+
+def _download(url: str) -> bytes:
+    try:
+        request = urllib.request.Request(url, headers={"User-Agent": "yolov5-client"})
+        with urllib.request.urlopen(request, timeout=_DOWNLOAD_TIMEOUT) as answer:
+            data: bytes = answer.read(_DOWNLOAD_LIMIT + 1)
+    except urllib.error.HTTPError as error:
+        raise OSError(f"cannot be downloaded: HTTP {error.code} {error.reason}") from None
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        reason = getattr(reason, "strerror", None) or reason or type(error).__name__
+        raise OSError(f"cannot be downloaded: {reason}") from None
+    if len(data) > _DOWNLOAD_LIMIT:
+        raise OSError(f"cannot be downloaded: larger than {_DOWNLOAD_LIMIT >> 20} MiB")
+    return data

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -61,56 +60,6 @@ def test_status(server: RunningServer, capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().out.startswith(f"{server.grpc}: Triton 2.")
 
 
-def test_the_command(
-    server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "photos"
-    shutil.copytree(PHOTOS, folder)
-    (folder / "broken.jpg").write_bytes(b"hello")
-    arguments = ["detect", str(folder), str(PHOTO), "--server", server.grpc]
-    arguments += ["--project", str(tmp_path / "runs"), "--save-txt", "--save-conf"]
-    assert main(arguments) == 1
-
-    captured = capsys.readouterr()
-    lines = captured.out.splitlines()
-    assert len(lines) == 10
-    assert lines[0].startswith(f"image 1/10 {folder / PHOTO.name}: 480x640 1 WBC, 1 Platelets, 9 R")
-    assert lines[-1] == f"Results saved to {tmp_path / 'runs' / 'exp'}"
-    assert f"error: {folder / 'broken.jpg'}: image 1 of 1: not an image" in captured.err
-    assert "error: 1 of 10 images failed." in captured.err
-
-    results = tmp_path / "runs" / "exp"
-    assert len(list((results / "labels").iterdir())) == 9, "two photos of one name are kept apart"
-    written = (results / "labels" / "BloodImage_00007.txt").read_text().splitlines()
-    wanted = REFERENCE["BloodImage_00007.jpg"]
-    assert len(written) == len(wanted)
-    for line, (x1, y1, x2, y2, score, index) in zip(written, wanted):
-        values = [float(part) for part in line.split()]
-        centre = [(x1 + x2) / 2 / 640, (y1 + y2) / 2 / 480]
-        size = [(x2 - x1) / 640, (y2 - y1) / 480]
-        assert values == pytest.approx([index, *centre, *size, score], abs=2e-4)
-    picture = cv2.imread(str(results / "BloodImage_00007.jpg"))
-    assert picture.shape == (480, 640, 3)
-
-    assert main([*arguments[:1], str(PHOTO), *arguments[3:], "--nosave"]) == 0
-    assert (tmp_path / "runs" / "exp2" / "labels").is_dir(), "a second run has its own folder"
-    assert not list((tmp_path / "runs" / "exp2").glob("*.jpg"))
-
-
-def test_a_picture_that_cannot_be_drawn_fails_alone(
-    server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    text, odd = tmp_path / "photo.b64", tmp_path / "photo.upload"
-    text.write_bytes(base64.b64encode(PHOTO.read_bytes()))  # for the server an image all the same
-    odd.write_bytes(PHOTO.read_bytes())
-    arguments = ["detect", str(text), str(odd), "--server", server.grpc]
-    assert main([*arguments, "--project", str(tmp_path / "runs")]) == 1
-    captured = capsys.readouterr()
-    assert f"error: {text}: {text} cannot be decoded for drawing" in captured.err
-    assert f"image 2/2 {odd}: 480x640 1 WBC" in captured.out
-    assert [path.name for path in (tmp_path / "runs" / "exp").iterdir()] == ["photo-2.jpg"]
-
-
 def test_exif_orientation_counts_for_the_boxes(server: RunningServer) -> None:
     """A photo stored lying on its side, as cameras do, gets the boxes of the upright one."""
     upright = cv2.imread(str(PHOTO))
@@ -122,3 +71,22 @@ def test_exif_orientation_counts_for_the_boxes(server: RunningServer) -> None:
     assert answer["image_size"].tolist() == [[480, 640]]
     expected = REFERENCE[PHOTO.name][0]
     np.testing.assert_allclose(answer["det_boxes"][0, 0], expected[:4], atol=5)
+
+
+def test_a_slow_source_gets_its_answers_while_it_goes_on(server: RunningServer) -> None:
+    """As with photos that come from a camera, one by one."""
+    answered = 0
+
+    def photos() -> Iterator[Path]:
+        with Client(server.grpc) as other:
+            for taken in range(4):
+                assert answered >= taken - 1, "all but the newest have been given out"
+                yield PHOTO
+                for _ in range(3):  # the time until the next
+                    other.detect(PHOTO)
+
+    with Client(server.grpc) as client:
+        for found in client.detect_stream(photos()):
+            assert len(found) == 11
+            answered += 1
+    assert answered == 4

@@ -51,11 +51,11 @@ def test_a_list_of_photos_and_photos_without_labels(tmp_path: Path) -> None:
     "text, sentence",
     [
         ("train: images\n", "data.yaml names no photos under val or test"),
-        ("val: nowhere\n", "data.yaml names nowhere, which is not there"),
+        ("val: nowhere\n", "data.yaml names 'nowhere', which is not there"),
         ("val: 5\n", "data.yaml names no photos"),
         ("- a\n", "data.yaml is not a data-set YAML"),
         ("val: [\n", "data.yaml is not a data-set YAML"),
-        ("val: .\n", "data.yaml names ., which holds no pictures"),
+        ("val: .\n", "data.yaml names '.', which holds no pictures"),
     ],
 )
 def test_data_sets_that_are_none(tmp_path: Path, text: str, sentence: str) -> None:

@@ -7,37 +7,63 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tqdm import tqdm
 
-from . import evaluation
-from ._client import Client
-from ._detections import Detections
-from ._errors import DataError, InvalidRequestError
-from .evaluation import Evaluation, Found, Split
+from .._client import Client
+from .._detections import Detections
+from .._errors import DataError, InvalidRequestError
+from .._validation import CONF_THRES, IOU_THRES, MAX_DET
+from . import OK, UsageError, connect, result_flags, result_folder
 
-_AT_ONCE = 64  # images between two looks at the progress
+if TYPE_CHECKING:  # needs the extra `eval`, and the other commands do not
+    from ..evaluation import Evaluation, Split
 
 
-def run(options: argparse.Namespace, folder: Path) -> None:
-    """Ask the server for every photo of the split, print the figures and write them to `folder`.
+def add_parser(commands: Any, connection: argparse.ArgumentParser) -> None:
+    evaluate = commands.add_parser(
+        "eval", parents=[connection], help="mAP on a labelled data set, through the server"
+    )
+    evaluate.set_defaults(run=run)
+    evaluate.add_argument("data", type=Path, metavar="DATA.YAML", help="as YOLOv5 takes it")
+    evaluate.add_argument(
+        "--split", nargs="+", default=["val", "test"], help="the first there is (%(default)s)"
+    )
+    evaluate.add_argument("--conf-thres", type=float, default=CONF_THRES, help="(%(default)s)")
+    evaluate.add_argument("--iou-thres", type=float, default=IOU_THRES, help="(%(default)s)")
+    evaluate.add_argument("--max-det", type=int, default=MAX_DET, help="(%(default)s)")
+    evaluate.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    result_flags(evaluate, "runs/eval")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Ask the server for every photo of the split; print and write down what that is worth.
 
     Raises:
+        UsageError: what it needs is not installed.
         DataError: the data set cannot be used, or is of other classes than the server's model.
         YoloClientError: the server refuses a photo or fails.
     """
+    try:
+        from .. import evaluation
+    except ImportError as error:
+        raise UsageError(
+            f"eval needs {error.name}; pip install 'yolov5-client[eval]' brings it."
+        ) from None
     names = evaluation.read_names(options.data)
     split = evaluation.read_split(options.data, *options.split)
-    with Client(options.server, timeout=options.timeout) as client:
+    with connect(options) as client:
         detections, multi_label = _ask(client, split, options)
     _check_names(detections, names)
     found = [
-        Found(boxes=d.boxes, scores=d.scores, classes=d.classes, size=d.image_size)
+        evaluation.Found(boxes=d.boxes, scores=d.scores, classes=d.classes, size=d.image_size)
         for d in detections
     ]
     result = evaluation.evaluate(found, split, classes=len(names))
     figures = _figures(result, names, len(split.photos), multi_label)
+    folder = result_folder(options)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
     if options.json:
@@ -46,6 +72,7 @@ def run(options: argparse.Namespace, folder: Path) -> None:
         _print_table(figures)
     _draw(result, names, folder)
     print(f"Results saved to {folder}", file=sys.stderr)
+    return OK
 
 
 def _ask(
@@ -64,14 +91,19 @@ def _ask(
             raise
         print("The model has a reduced head: measured without multi_label.", file=sys.stderr)
         parameters["multi_label"] = False
-    answers: list[Detections] = []
-    for start in range(0, len(split.photos), _AT_ONCE):
-        answers += client.detect(split.photos[start : start + _AT_ONCE], **parameters)
-        if sys.stderr.isatty():
-            print(f"\r{len(answers)} of {len(split.photos)} photos", end="", file=sys.stderr)
-    if sys.stderr.isatty():
-        print(file=sys.stderr)
-    return answers, parameters["multi_label"]
+    answers = []
+    # disable=None: silent unless standard error is a terminal.
+    with tqdm(total=len(split.photos), unit="photo", disable=None) as progress:
+        for photo, answer in zip(
+            split.photos, client.detect_stream(split.photos, return_exceptions=True, **parameters)
+        ):
+            if isinstance(answer, InvalidRequestError):
+                raise InvalidRequestError(f"{photo}: {answer}")
+            if isinstance(answer, Exception):
+                raise answer
+            answers.append(answer)
+            progress.update()
+    return answers, bool(parameters["multi_label"])
 
 
 def _check_names(detections: list[Detections], names: tuple[str, ...]) -> None:

@@ -1,0 +1,230 @@
+"""The client for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import itertools
+import os
+from collections import deque
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+)
+from types import TracebackType
+from typing import Any, Literal, Protocol, overload
+
+from . import _wire
+from ._client import STATUS_TIMEOUT
+from ._connection import TLS, Connection, Patience
+from ._detections import Detections
+from ._errors import UnavailableError, YoloClientError
+from ._status import ServerStatus
+from ._wire import Image
+
+AsyncImage = Image | Callable[[], Awaitable[bytes]]
+"""One encoded image, as `Client` takes it; a function that returns its bytes may be async."""
+
+
+class _Transport(Protocol):
+    async def infer(self, image: bytes, parameters: Mapping[str, Any]) -> _wire.Outputs: ...
+
+    async def status(self, timeout: float) -> ServerStatus: ...
+
+    async def close(self) -> None: ...
+
+
+class AsyncClient:
+    """`Client` for asyncio: the same arguments, methods and errors, for use in one event loop.
+
+    A cancelled call is cancelled on the server too; over HTTP the server finishes it for nobody.
+    """
+
+    def __init__(
+        self,
+        address: str = "127.0.0.1:8001",
+        *,
+        timeout: float = 60.0,
+        retry_for: float = 0.0,
+        in_flight: int = 16,
+        headers: Mapping[str, str] | None = None,
+        tls: TLS | bool = False,
+        keepalive: float | None = None,
+    ) -> None:
+        self._connection = Connection(
+            address=address,
+            timeout=timeout,
+            retry_for=retry_for,
+            in_flight=in_flight,
+            headers=headers or {},
+            tls=tls,
+            keepalive=keepalive,
+        )
+        self._slots = asyncio.Semaphore(in_flight)
+        self._opened: _Transport | None = None
+
+    @property
+    def _transport(self) -> _Transport:
+        # Not before there is an event loop: a connection belongs to the one it was made in.
+        if self._opened is None:
+            if self._connection.http:
+                from ._http import AsyncHttpTransport
+
+                self._opened = AsyncHttpTransport(self._connection)
+            else:
+                from ._grpc import AsyncGrpcTransport
+
+                self._opened = AsyncGrpcTransport(self._connection)
+        return self._opened
+
+    @overload
+    async def detect(self, image: AsyncImage, **parameters: Any) -> Detections: ...
+
+    @overload
+    async def detect(
+        self, image: Iterable[AsyncImage] | AsyncIterable[AsyncImage], **parameters: Any
+    ) -> list[Detections]: ...
+
+    async def detect(
+        self,
+        image: AsyncImage | Iterable[AsyncImage] | AsyncIterable[AsyncImage],
+        **parameters: Any,
+    ) -> Detections | list[Detections]:
+        """Find objects in one image, or in each of several: see `Client.detect`."""
+        if callable(image) or isinstance(image, (str, bytes, os.PathLike)):
+            return await self._answer(image, parameters)
+        results: list[Detections] = []
+        try:
+            async for detections in self.detect_stream(image, **parameters):
+                results.append(detections)
+        except YoloClientError as error:
+            raise _wire.of_the_list(error, len(results) + 1) from error.__cause__
+        return results
+
+    @overload
+    def detect_stream(
+        self,
+        images: Iterable[AsyncImage] | AsyncIterable[AsyncImage],
+        *,
+        return_exceptions: Literal[False] = False,
+        **parameters: Any,
+    ) -> AsyncGenerator[Detections, None]: ...
+
+    @overload
+    def detect_stream(
+        self,
+        images: Iterable[AsyncImage] | AsyncIterable[AsyncImage],
+        *,
+        return_exceptions: Literal[True],
+        **parameters: Any,
+    ) -> AsyncGenerator[Detections | YoloClientError | OSError, None]: ...
+
+    async def detect_stream(
+        self,
+        images: Iterable[AsyncImage] | AsyncIterable[AsyncImage],
+        *,
+        return_exceptions: bool = False,
+        **parameters: Any,
+    ) -> AsyncGenerator[Detections | YoloClientError | OSError, None]:
+        """Find objects in any number of images: see `Client.detect_stream`."""
+        pending: deque[asyncio.Task[Detections]] = deque()
+        source = _iterate(images)
+        coming: asyncio.Task[AsyncImage] | None = asyncio.ensure_future(_next(source))
+        try:
+            while coming or pending:
+                awaited: set[asyncio.Task[Any]] = set(itertools.islice(pending, 1))
+                if coming and len(pending) < 2 * self._connection.in_flight:
+                    awaited.add(coming)
+                await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
+                if coming and coming in awaited and coming.done():
+                    try:
+                        pending.append(
+                            asyncio.ensure_future(self._answer(coming.result(), parameters))
+                        )
+                        coming = asyncio.ensure_future(_next(source))
+                    except _EndError:
+                        coming = None
+                    continue
+                try:
+                    yield pending[0].result()
+                except (YoloClientError, OSError) as error:
+                    if not return_exceptions:
+                        raise
+                    yield error
+                pending.popleft()
+        finally:
+            left = [*pending, coming] if coming else [*pending]
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+            await source.aclose()
+
+    async def _answer(self, image: AsyncImage, parameters: Mapping[str, Any]) -> Detections:
+        async with self._slots:
+            encoded = await _read(image)
+            patience = iter(Patience(self._connection.retry_for))
+            while True:
+                try:
+                    return _wire.detections(await self._transport.infer(encoded, parameters))
+                except UnavailableError:
+                    delay = next(patience, None)
+                    if delay is None:
+                        raise
+                    await asyncio.sleep(delay)
+
+    async def status(self) -> ServerStatus:
+        """Ask the server whether it and its models are ready: see `Client.status`."""
+        return await self._transport.status(min(self._connection.timeout, STATUS_TIMEOUT))
+
+    async def close(self) -> None:
+        """Close the connection; answers under way are lost."""
+        if self._opened is not None:
+            await self._opened.close()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+
+class _EndError(Exception):
+    """No further image; a task cannot end with StopAsyncIteration."""
+
+
+async def _next(source: AsyncIterator[AsyncImage]) -> AsyncImage:
+    try:
+        return await source.__anext__()
+    except StopAsyncIteration:
+        raise _EndError from None
+
+
+async def _iterate(
+    images: Iterable[AsyncImage] | AsyncIterable[AsyncImage],
+) -> AsyncGenerator[AsyncImage, None]:
+    if isinstance(images, AsyncIterable):
+        async for image in images:
+            yield image
+    else:
+        for image in images:
+            yield image
+
+
+async def _read(image: AsyncImage) -> bytes:
+    """The image's bytes, without holding up the event loop."""
+    if isinstance(image, bytes):
+        return image
+    if inspect.iscoroutinefunction(image):
+        encoded: bytes = await image()
+        return encoded
+    return await asyncio.to_thread(_wire.read, image)  # type: ignore[arg-type]

@@ -1,0 +1,100 @@
+"""What `detect` says on the way, and at the end."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from .._journal import Done
+
+_FAILURES_SHOWN = 20
+
+
+class Report:
+    """What is said on the way: lines on stdout, errors and a progress bar on stderr.
+
+    Attributes:
+        total: sources, if that is known.
+        failures: name and sentence of each image that failed.
+    """
+
+    def __init__(self, options: argparse.Namespace, total: int | None) -> None:
+        self._json = options.json
+        self._quiet = options.quiet
+        self.total = total
+        self.failures: list[tuple[str, str]] = []
+        self._settled = 0
+        terminal = sys.stderr.isatty()
+        self._bar = tqdm(total=total, unit="image", file=sys.stderr) if terminal else None
+
+    def expect(self, more: int) -> None:
+        """A source turns out to be so many images more than one."""
+        if self._bar is not None and self._bar.total is not None and more > 0:
+            self._bar.total += more
+
+    def resume(self, done: Done) -> None:
+        self.failures += done.refused
+        self._settled = done.lines
+        if self._bar is not None:
+            self.expect(done.lines - done.images.total() - done.videos.total())
+            self._bar.n = self._bar.initial = done.lines  # so that they do not count for the rate
+
+    def settled(self) -> None:
+        self._settled += 1
+        if self._bar is not None:
+            self._bar.update()
+
+    def result(self, text: str | None, line: dict[str, Any]) -> None:
+        """One image has its answer, or none (no text)."""
+        if self._json:
+            self._print(json.dumps(line), sys.stdout)
+        elif text and not self._quiet:
+            self._print(text, sys.stdout)
+
+    def failure(self, name: str, sentence: str) -> None:
+        self.failures.append((name, sentence))
+        self.note(f"error: {shown(name)}: {sentence}")
+
+    def note(self, text: str) -> None:
+        self._print(text, sys.stderr)
+
+    def _print(self, text: str, file: Any) -> None:
+        if self._bar is None:
+            print(text, file=file, flush=True)
+        else:
+            tqdm.write(text, file=file)
+
+    def end(self, folder: Path | None, error: str) -> None:
+        """The list of what failed, here and in the folder, and where the results are."""
+        self.close()
+        lines = [f"{shown(name)}: {sentence}" for name, sentence in self.failures]
+        if folder and lines:
+            (folder / "failures.txt").write_text("".join(f"{line}\n" for line in lines), "utf-8")
+        elif folder:
+            (folder / "failures.txt").unlink(missing_ok=True)
+        if folder and not self._quiet:
+            self._print(f"Results saved to {folder}", sys.stderr if self._json else sys.stdout)
+        if lines:
+            self.note(f"error: {len(lines)} of {self._settled} images failed.")
+            for line in lines[:_FAILURES_SHOWN]:
+                self.note(f"  {line}")
+            if len(lines) > _FAILURES_SHOWN:
+                where = f"; all are in {folder / 'failures.txt'}" if folder else ""
+                self.note(f"  and {len(lines) - _FAILURES_SHOWN} more{where}")
+        if error:
+            self.note(f"error: {error}")
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def shown(name: str) -> str:
+    """For a person: a path on disk need not be text."""
+    return name.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,459 @@
+"""One run of `detect`: sends the sources, in order, and writes what comes back."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import queue
+import re
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .._client import Client
+from .._detections import Detections
+from .._errors import (
+    DeniedError,
+    InvalidRequestError,
+    ServerError,
+    TimedOutError,
+    UnavailableError,
+    YoloClientError,
+)
+from .._journal import Done, Journal, Record
+from .._outputs import Outputs, Stems, Wanted, frame_stem, write_coco, write_csv
+from .._sources import STDIN, Source
+from . import INTERRUPTED, NO_SERVER, OK, SOME_FAILED, USAGE, UsageError, result_folder
+from ._report import Report, shown
+
+if TYPE_CHECKING:
+    from .._draw import Picture
+    from .._video import Live, Writer
+
+Answer = Detections | YoloClientError | OSError
+
+NO_OPENCV = "a video or stream needs OpenCV: pip install 'yolov5-client[draw]'"
+_ASK_AGAIN_AFTER = (0.5, 1.0, 2.0)  # seconds, after a request that failed for no fault of the image
+_STREAMS_END_WITHIN = 2.0  # seconds, when the run ends before they do
+# Of a refusal of what all images are sent with, rather than of one image.
+_PARAMETER = re.compile(
+    r"parameter\b|(conf_thres|iou_thres|max_det|classes|agnostic_nms|multi_label) "
+)
+
+
+class _Clip:
+    """A video or stream on its way through.
+
+    Attributes:
+        whole: all of its frames have been sent.
+        failed: one of them has no answer.
+    """
+
+    def __init__(self, source: Source, rate: float) -> None:
+        self.source = source
+        self.rate = rate
+        self.whole = self.failed = False
+        self.stem: str | None = None
+        self.writer: Writer | None = None
+
+    def close(self) -> None:
+        if self.writer:
+            self.writer.close()
+            self.writer = None
+
+
+class _Item:
+    """One image to send. The client calls it in one of its threads, for the bytes."""
+
+    def __init__(
+        self,
+        source: Source,
+        place: str,
+        load: Callable[[], bytes],
+        *,
+        frame: int | None = None,
+        picture: Picture | None = None,
+        clip: _Clip | None = None,
+    ) -> None:
+        self.source = source
+        self.place = place
+        self.frame = frame
+        self.picture = picture
+        self.clip = clip
+        self._load = load
+        self._data: bytes | None = None
+        self._sent = 0.0
+
+    def __call__(self) -> bytes:
+        if self._data is None:
+            self._data = self._load()
+        self._sent = time.perf_counter()
+        return self._data
+
+    def pixels(self) -> Picture:
+        from .._draw import decode
+
+        return decode(self()) if self.picture is None else self.picture
+
+    @property
+    def milliseconds(self) -> float:
+        return (time.perf_counter() - self._sent) * 1000
+
+    @property
+    def name(self) -> str:
+        return self.source.name if self.frame is None else f"{self.source.name} ({self.frame})"
+
+
+class Run:
+    """Sends the sources, and writes what comes back.
+
+    Args:
+        folder: of a run that is resumed.
+    """
+
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        wanted: Wanted,
+        record: Record,
+        folder: Path | None,
+        report: Report,
+    ) -> None:
+        self._options = options
+        self._parameters = _parameters(options)
+        self._wanted = wanted
+        self._record = record
+        self._report = report
+        self._folder = folder
+        self._journal: Journal | None = None
+        self._done = Done()
+        if folder:
+            self._journal = Journal(folder)
+            try:
+                self._done = self._journal.take_up(record.videos)
+            except ValueError as error:
+                self._journal.close()
+                raise UsageError(str(error)) from None
+            report.resume(self._done)
+        self._stems = Stems(self._done)
+        self._clips: list[_Clip] = []
+        self._streams: list[tuple[str, Source]] = []
+
+    def go(self, client: Client, sources: Iterator[tuple[int, Source]]) -> int:
+        status, error = OK, ""
+        try:
+            self._send(client, sources)
+            self._follow(client)
+        except KeyboardInterrupt:
+            status, error = INTERRUPTED, "interrupted."
+        except BrokenPipeError:
+            # Whoever reads the lines has gone; Python must not try again when it ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            status, error = INTERRUPTED, "nobody reads standard output any more."
+        except (UnavailableError, DeniedError) as failure:
+            status, error = NO_SERVER, f"{self._options.server}: {failure}"
+        except InvalidRequestError as failure:
+            status, error = USAGE, str(failure)
+        except OSError as failure:
+            status, error = SOME_FAILED, str(failure)
+        self._finish()
+        self._report.end(self._folder if self._journal else None, error)
+        if error and self._journal and not self._streams and STDIN not in self._options.source:
+            self._report.note(f"Go on with: yolov5-client detect --resume {self._folder}")
+        return status or (SOME_FAILED if self._report.failures else OK)
+
+    def close(self) -> None:
+        for clip in self._clips:
+            clip.close()
+        if self._journal:
+            self._journal.close()
+
+    # -- sending ------------------------------------------------------------------------------
+
+    def _send(self, client: Client, sources: Iterator[tuple[int, Source]]) -> None:
+        """Images and videos, one after the other, many requests at a time."""
+        sent: deque[_Item] = deque()
+
+        def images() -> Iterator[_Item]:
+            for item in self._items(sources):
+                sent.append(item)
+                yield item
+
+        clip: _Clip | None = None
+        answers = client.detect_stream(images(), return_exceptions=True, **self._parameters)
+        for answer in answers:
+            item = sent.popleft()
+            if clip and item.clip is not clip:
+                self._close_clip(clip)
+            clip = item.clip
+            self._settle(client, item, answer)
+        if clip:
+            self._close_clip(clip)
+
+    def _items(self, sources: Iterator[tuple[int, Source]]) -> Iterator[_Item]:
+        for number, source in sources:
+            done = self._done.videos if source.kind == "video" else self._done.images
+            if done[source.name] > 0:
+                done[source.name] -= 1
+                continue
+            total = self._report.total
+            place = f"{number}/{total}" if total else str(number)
+            if source.kind == "stream":
+                self._streams.append((place, source))
+            elif source.kind == "video":
+                yield from self._frames(place, source)
+            else:
+                yield _Item(source, f"image {place}", source.read)
+
+    def _frames(self, place: str, source: Source) -> Iterator[_Item]:
+        try:
+            from .._video import Video
+
+            video = Video(source.name)
+        except ImportError:
+            yield _Item(source, place, _failing(NO_OPENCV))
+            return
+        except OSError as error:
+            yield _Item(source, place, _failing(_sentence(error)))
+            return
+        clip = _Clip(source, video.rate)
+        stride = self._options.vid_stride
+        count = f"/{video.frames}" if video.frames else ""
+        self._report.expect((video.frames + stride - 1) // stride - 1)
+        number = 0
+        for number, picture in video.read(stride):
+            yield self._frame(clip, f"video {place} ({number}{count})", number, picture)
+        clip.whole = True
+        if not number:
+            yield _Item(source, place, _failing("has no frames"))
+
+    def _frame(self, clip: _Clip, place: str, number: int, picture: Picture) -> _Item:
+        from .._video import encode
+
+        return _Item(
+            clip.source,
+            place,
+            lambda: encode(picture, self._options.jpeg_quality),
+            frame=number,
+            picture=picture,
+            clip=clip,
+        )
+
+    def _follow(self, client: Client) -> None:
+        """Live streams, all at the same time, each with one request at a time."""
+        if not self._streams:
+            return
+        answers: queue.Queue[tuple[_Item, Answer] | _Clip | None] = queue.Queue(2)
+        stop = threading.Event()
+        arguments = [(client, place, source, answers, stop) for place, source in self._streams]
+        threads = [threading.Thread(target=self._watch, args=one, daemon=True) for one in arguments]
+        for thread in threads:
+            thread.start()
+        left = len(threads)
+        try:
+            while left:
+                got = answers.get()
+                if got is None:
+                    left -= 1
+                elif isinstance(got, _Clip):
+                    self._close_clip(got)
+                else:
+                    self._settle(client, *got)
+        finally:
+            stop.set()
+            # One that waits for a server may do so for long; it ends with the process.
+            patience = time.monotonic() + _STREAMS_END_WITHIN
+            while any(thread.is_alive() for thread in threads) and time.monotonic() < patience:
+                with suppress(queue.Empty):
+                    answers.get(timeout=0.1)
+
+    def _watch(
+        self,
+        client: Client,
+        place: str,
+        source: Source,
+        answers: queue.Queue[tuple[_Item, Answer] | _Clip | None],
+        stop: threading.Event,
+    ) -> None:
+        try:
+            with closing(self._open_stream(source)) as live:
+                clip = _Clip(source, live.rate)
+                for number, picture in live:
+                    if stop.is_set():
+                        return
+                    item = self._frame(clip, f"stream {place} ({number})", number, picture)
+                    try:
+                        answer: Answer = client.detect(item, **self._parameters)
+                    except (YoloClientError, OSError) as error:
+                        answer = error
+                    answers.put((item, answer))
+                answers.put(clip)
+            self._report.note(
+                f"{shown(source.name)}: the stream has ended after {live.read} frames."
+            )
+        except ImportError:
+            answers.put((_Item(source, place, _failing(NO_OPENCV)), OSError(NO_OPENCV)))
+        except OSError as error:
+            answers.put((_Item(source, place, _failing(str(error))), error))
+        finally:
+            answers.put(None)
+
+    def _open_stream(self, source: Source) -> Live:
+        from .._video import Live
+
+        return Live(
+            source.name,
+            reopen=source.name.startswith(("rtsp", "rtmp")),
+            stride=self._options.vid_stride,
+        )
+
+    # -- what came back -----------------------------------------------------------------------
+
+    def _settle(self, client: Client, item: _Item, answer: Answer) -> None:
+        for pause in _ASK_AGAIN_AFTER:
+            if not isinstance(answer, (TimedOutError, ServerError)):
+                break
+            time.sleep(pause)
+            try:
+                answer = client.detect(item, **self._parameters)
+            except (YoloClientError, OSError) as error:
+                answer = error
+        if isinstance(answer, (UnavailableError, DeniedError)):
+            raise answer
+        if isinstance(answer, InvalidRequestError) and _PARAMETER.match(str(answer)):
+            raise answer
+        self._report.settled()
+        if self._wanted.folder and self._journal is None:
+            self._journal = self._opened()
+        if isinstance(answer, Detections):
+            self._save(item, answer)
+        elif isinstance(answer, InvalidRequestError):
+            sentence = str(answer).removeprefix("image 1 of 1: ")
+            line = self._line(item, self._stem(item) if item.clip else None) | {"error": sentence}
+            self._write_frame(item)
+            self._write_line(line)
+            self._report.result(None, line)
+            self._report.failure(item.name, sentence)
+        else:
+            if item.clip:
+                item.clip.failed = True
+                self._write_frame(item)
+            sentence = _sentence(answer) if isinstance(answer, OSError) else str(answer)
+            self._report.failure(item.name, sentence)
+
+    def _opened(self) -> Journal:
+        while True:
+            folder = result_folder(self._options)
+            try:
+                folder.mkdir(parents=True, exist_ok=self._options.exist_ok)
+                journal = Journal(folder)
+                journal.clear()
+                self._record.write(folder)
+            except OSError as error:
+                if isinstance(error, FileExistsError) and not self._options.exist_ok:
+                    continue  # another run was quicker
+                raise UsageError(str(error)) from None
+            self._folder = folder
+            return journal
+
+    def _stem(self, item: _Item) -> str:
+        if item.clip is None:
+            return self._stems.take(item.source.stem)
+        if item.clip.stem is None:
+            item.clip.stem = self._stems.take(item.source.stem, video=True)
+            self._clips.append(item.clip)
+        return item.clip.stem
+
+    def _save(self, item: _Item, detections: Detections) -> None:
+        milliseconds = item.milliseconds
+        stem = self._stem(item)
+        undrawn = None
+        if self._folder and self._journal:
+            outputs = Outputs(self._folder, self._wanted)
+            try:
+                picture = outputs.write(frame_stem(stem, item.frame), detections, item.pixels)
+                if self._wanted.pictures and picture is not None:
+                    if item.clip:
+                        self._write_frame(item)
+                    else:
+                        outputs.write_picture(stem, item.source.suffix, picture)
+            except ValueError as error:
+                undrawn = str(error)
+        line = self._line(item, stem) | detections.to_dict()
+        self._write_line(line)
+        height, width = detections.image_size
+        self._report.result(
+            f"{item.place} {shown(item.source.name)}: {height}x{width} {detections.summary()},"
+            f" {milliseconds:.1f}ms",
+            line,
+        )
+        if undrawn:
+            self._report.failure(item.name, undrawn)
+
+    def _write_frame(self, item: _Item) -> None:
+        """Into the annotated video; a frame without an answer too, so that none is missing."""
+        clip = item.clip
+        if not (clip and item.picture is not None and self._folder and self._wanted.pictures):
+            return
+        if clip.writer is None:
+            from .._video import Writer
+
+            path = Outputs(self._folder, self._wanted).video_path(self._stem(item))
+            clip.writer = Writer(path, clip.rate, item.picture)
+        clip.writer.write(item.picture)
+
+    def _line(self, item: _Item, stem: str | None) -> dict[str, Any]:
+        line: dict[str, Any] = {"image": item.source.name}
+        if item.frame is not None:
+            line["frame"] = item.frame
+        if stem is not None and stem != item.source.stem:
+            line["stem"] = stem
+        return line
+
+    def _write_line(self, line: dict[str, Any]) -> None:
+        if self._journal:
+            self._journal.append(json.dumps(line))
+
+    def _close_clip(self, clip: _Clip) -> None:
+        clip.close()
+        complete = clip.whole and not clip.failed and clip.stem is not None
+        if complete and self._folder and self._journal:
+            self._record.videos.append(str(clip.stem))
+            self._record.write(self._folder)
+
+    def _finish(self) -> None:
+        """What is made from the whole journal."""
+        for clip in self._clips:
+            clip.close()
+        if not (self._folder and self._journal):
+            return
+        if self._wanted.save_csv:
+            write_csv(self._folder / "results.csv", self._journal.lines())
+        if self._wanted.save_json:
+            write_coco(self._folder / "results.json", self._journal.lines())
+
+
+def _failing(sentence: str) -> Callable[[], bytes]:
+    def fail() -> bytes:
+        raise OSError(sentence)
+
+    return fail
+
+
+def _sentence(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def _parameters(options: argparse.Namespace) -> dict[str, Any]:
+    given = {
+        name: getattr(options, name)
+        for name in ("conf_thres", "iou_thres", "max_det", "agnostic_nms", "multi_label")
+    }
+    given["classes"] = ",".join(options.classes) if options.classes else None
+    return {name: value for name, value in given.items() if value is not None}

@@ -1,0 +1,223 @@
+"""`yolov5-client detect`: find objects, show and keep what was found."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from .._errors import UnavailableError
+from .._journal import Record
+from .._outputs import Wanted
+from .._sources import STDIN, expand
+from . import UsageError, connect, result_flags, result_folder
+from ._report import Report
+from ._run import NO_OPENCV, Run
+
+PROJECT = "runs/detect"
+_NO_OPENCV_CROPS = "--save-crop needs OpenCV: pip install 'yolov5-client[draw]'"
+_NO_OPENCV_PICTURES = (
+    "No pictures are drawn: OpenCV is missing (pip install 'yolov5-client[draw]')."
+)
+_NEW_ON_RESUME = {"json", "quiet", "retry_for", "resume"}
+_WHERE = {"project", "name", "exist_ok"}
+
+
+def add_parser(commands: Any, connection: argparse.ArgumentParser) -> None:
+    detect = commands.add_parser(
+        "detect", parents=[connection], help="find objects in images and videos"
+    )
+    detect.add_argument(
+        "source",
+        nargs="*",
+        metavar="SOURCE",
+        help="image or video files, folders, globs, URLs, a .txt list of these, - for standard"
+        " input (an image, or a list), a webcam's index, rtsp:// and other streams",
+    )
+    detect.add_argument(
+        "--source",
+        dest="also",
+        nargs="+",
+        default=[],
+        metavar="SOURCE",
+        help="the same, as YOLOv5 has it",
+    )
+    detect.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="FOLDER",
+        help=f"go on with the run in this folder (the newest in {PROJECT})",
+    )
+    chosen = detect.add_argument_group("which detections (default: as the server has it)")
+    chosen.add_argument("--conf-thres", type=float, metavar="0..1", help="least confidence")
+    chosen.add_argument("--iou-thres", type=float, metavar="0..1", help="overlap of two boxes")
+    chosen.add_argument("--max-det", type=int, metavar="N", help="most detections in an image")
+    chosen.add_argument("--classes", nargs="+", metavar="CLASS", help="indices or names")
+    chosen.add_argument("--agnostic-nms", action="store_true", default=None, help="across classes")
+    chosen.add_argument("--multi-label", action="store_true", default=None, help="classes per box")
+    sending = detect.add_argument_group("sending")
+    sending.add_argument(
+        "--in-flight",
+        type=whole_number,
+        default=16,
+        metavar="N",
+        help="requests at a time (%(default)s)",
+    )
+    sending.add_argument(
+        "--retry-for",
+        type=seconds,
+        default=300.0,
+        metavar="SECONDS",
+        help="how long to wait for a server that goes away during the run (%(default)g)",
+    )
+    sending.add_argument(
+        "--vid-stride", type=whole_number, default=1, metavar="N", help="every Nth frame of a video"
+    )
+    sending.add_argument(
+        "--jpeg-quality",
+        type=quality,
+        default=95,
+        metavar="1..100",
+        help="of the frames of a video (%(default)s)",
+    )
+    output = detect.add_argument_group("output")
+    output.add_argument("--nosave", action="store_true", help="draw no pictures and videos")
+    output.add_argument("--save-txt", action="store_true", help="write YOLO text files")
+    output.add_argument("--save-conf", action="store_true", help="with confidences")
+    output.add_argument("--save-crop", action="store_true", help="cut out what was found")
+    output.add_argument("--save-csv", action="store_true", help="write results.csv")
+    output.add_argument("--save-json", action="store_true", help="write results.json, as COCO")
+    output.add_argument(
+        "--save-jsonl", action="store_true", help="write results.jsonl even with --nosave"
+    )
+    output.add_argument("--line-thickness", type=whole_number, metavar="N", help="pixels")
+    output.add_argument("--hide-labels", action="store_true", help="draw boxes alone")
+    output.add_argument("--hide-conf", action="store_true", help="draw no confidences")
+    show = output.add_mutually_exclusive_group()
+    show.add_argument("--json", action="store_true", help="print a line of JSON for each image")
+    show.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    result_flags(output, PROJECT)
+    defaults = vars(detect.parse_args([]))
+    kept = {
+        name: default
+        for name, default in defaults.items()
+        if name not in {*vars(connection.parse_args([])), *_NEW_ON_RESUME, "also"}
+    }
+    detect.set_defaults(run=lambda options: run(options, kept))
+
+
+def run(options: argparse.Namespace, defaults: dict[str, Any]) -> int:
+    """
+    Args:
+        defaults: of the options that a run keeps when it is resumed.
+    """
+    options.source = [*options.source, *options.also]
+    record = None
+    if options.resume is not None:
+        folder, record = _record(options, defaults)
+        for name in defaults.keys() - _WHERE:
+            setattr(options, name, record.options.get(name, defaults[name]))
+    else:
+        if not options.source:
+            raise UsageError("no source was given; allowed: files, folders, URLs and others.")
+        folder = result_folder(options)
+    sources, total = expand(
+        # What a run has done already may be gone when it goes on.
+        options.source,
+        stdin=sys.stdin.buffer,
+        without=folder,
+        strict=record is None,
+    )
+    if total is not None:
+        sources = list(sources)
+        if record and any(source.kind == "stream" for source in sources):
+            raise UsageError("a run on a live stream cannot be resumed; start another.")
+    kinds = {source.kind for source in sources} if isinstance(sources, list) else set()
+    wanted = _wanted(options, video=bool(kinds - {"image"}))
+    with connect(options) as client:
+        status = client.status()
+        if not (status.ready and all(status.models.values())):
+            raise UnavailableError("the server is not ready.")
+    if record is None:
+        kept = {name: getattr(options, name) for name in defaults if name not in _WHERE}
+        record = Record(kept, str(Path.cwd()))
+    report = Report(options, total)
+    work = Run(options, wanted, record, folder if options.resume is not None else None, report)
+    with (
+        closing(report),
+        closing(work),
+        connect(options, retry_for=options.retry_for, in_flight=options.in_flight) as client,
+    ):
+        return work.go(client, enumerate(sources, 1))
+
+
+def _record(options: argparse.Namespace, defaults: dict[str, Any]) -> tuple[Path, Record]:
+    """The run that is to be resumed."""
+    given = sorted(
+        "SOURCE" if name == "source" else f"--{name.replace('_', '-')}"
+        for name, default in defaults.items()
+        if getattr(options, name) != default
+    )
+    if given:
+        raise UsageError(f"--resume takes all from the run itself; without it: {', '.join(given)}.")
+    if options.resume:
+        folder = Path(options.resume)
+    else:
+        runs = [path.parent for path in Path(PROJECT).glob("*/run.json")]
+        if not runs:
+            raise UsageError(f"no run in {PROJECT} that could be resumed.")
+        folder = max(runs, key=lambda run: (run / "run.json").stat().st_mtime)
+    try:
+        record = Record.read(folder)
+    except (OSError, ValueError) as error:
+        raise UsageError(str(error)) from None
+    if Path(record.directory) != Path.cwd():
+        raise UsageError(f"the run was started in {record.directory}; resume it there.")
+    if STDIN in record.options.get("source", []):
+        raise UsageError("a run on standard input cannot be resumed; start another.")
+    return folder, record
+
+
+def _wanted(options: argparse.Namespace, *, video: bool) -> Wanted:
+    pictures = not options.nosave
+    if pictures or options.save_crop or video:
+        try:
+            import cv2  # noqa: F401
+        except ImportError:
+            if options.save_crop or video:
+                raise UsageError(NO_OPENCV if video else _NO_OPENCV_CROPS) from None
+            print(_NO_OPENCV_PICTURES, file=sys.stderr)
+            pictures = False
+    return Wanted(
+        pictures=pictures,
+        save_txt=options.save_txt,
+        save_conf=options.save_conf,
+        save_crop=options.save_crop,
+        save_csv=options.save_csv,
+        save_json=options.save_json,
+        save_jsonl=options.save_jsonl,
+        line_thickness=options.line_thickness,
+        hide_labels=options.hide_labels,
+        hide_conf=options.hide_conf,
+    )
+
+
+def whole_number(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not allowed; allowed: 1 or more")
+    return value
+
+
+def seconds(text: str) -> float:
+    if not (value := float(text)) >= 0:
+        raise argparse.ArgumentTypeError(f"{value} is not allowed; allowed: 0 or more seconds")
+    return value
+
+
+def quality(text: str) -> int:
+    if not 1 <= (value := int(text)) <= 100:
+        raise argparse.ArgumentTypeError(f"{value} is not allowed; allowed: 1 to 100")
+    return value

@@ -1,0 +1,108 @@
+"""How to reach a server, and how long to keep trying: data, checked where it enters."""
+
+from __future__ import annotations
+
+import random
+import ssl
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class TLS:
+    """Files in PEM format.
+
+    Attributes:
+        ca: the authorities to trust; without it those of the system.
+        certificate, key: the client's own, for mutual TLS.
+
+    Raises:
+        OSError: one cannot be read.
+        ValueError: a certificate without its key, or a key without its certificate.
+    """
+
+    ca: Path | str | None = None
+    certificate: Path | str | None = None
+    key: Path | str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("a client's certificate and its key belong together; one is missing.")
+        for path in (self.ca, self.certificate, self.key):
+            if path is not None:
+                Path(path).read_bytes()
+
+    def context(self) -> ssl.SSLContext:
+        """For HTTPS.
+
+        Raises:
+            ssl.SSLError: a file is not what it should be.
+        """
+        context = ssl.create_default_context(cafile=self.ca)
+        if self.certificate is not None:
+            context.load_cert_chain(self.certificate, self.key)
+        return context
+
+
+@dataclass(frozen=True, kw_only=True)
+class Connection:
+    """What `Client` and `AsyncClient` are made with; see there.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    address: str
+    timeout: float
+    retry_for: float
+    in_flight: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+    tls: TLS | bool | None
+    keepalive: float | None
+
+    def __post_init__(self) -> None:
+        if self.timeout <= 0:
+            raise ValueError(f"timeout is {self.timeout}; allowed: more than 0 seconds.")
+        if self.retry_for < 0:
+            raise ValueError(f"retry_for is {self.retry_for}; allowed: 0 seconds or more.")
+        if self.in_flight < 1:
+            raise ValueError(f"in_flight is {self.in_flight}; allowed: 1 or more.")
+        if self.keepalive is not None and self.keepalive <= 0:
+            raise ValueError(
+                f"keepalive is {self.keepalive}; allowed: more than 0 seconds, or None."
+            )
+        if self.address.startswith("http://") and self.tls:
+            raise ValueError("tls needs an https:// address.")
+
+    @property
+    def encryption(self) -> TLS | None:
+        """What to encrypt with; None for gRPC in the clear, and for what HTTPS does by itself."""
+        return TLS() if self.tls is True else self.tls or None
+
+    @property
+    def http(self) -> bool:
+        """Over HTTP, and not gRPC."""
+        return self.address.startswith(("http://", "https://"))
+
+
+class Patience:
+    """Waits between attempts at one request: exponential, with jitter, within a budget.
+
+    The jitter keeps the callers of a server that comes back from all arriving at once
+    (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/, "equal jitter").
+    """
+
+    FIRST, LONGEST = 0.1, 2.0  # seconds
+
+    def __init__(self, budget: float) -> None:
+        self._deadline = time.monotonic() + budget
+        self._budget = budget
+
+    def __iter__(self) -> Iterator[float]:
+        """Seconds to wait before the next attempt; ends when the budget is used up."""
+        longest = self.FIRST
+        while self._budget and (left := self._deadline - time.monotonic()) > 0:
+            yield min(random.uniform(longest / 2, longest), left)
+            longest = min(2 * longest, self.LONGEST)

@@ -1,0 +1,150 @@
+"""Requests over gRPC, by Triton's own client: blocking, and for asyncio."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
+
+from . import _contract as names
+from . import _wire
+from ._connection import Connection
+from ._status import ServerStatus
+
+T = TypeVar("T")
+_LARGEST_MESSAGE = 2**31 - 1  # bytes
+
+
+def _channel(connection: Connection) -> dict[str, Any]:
+    """Arguments for either of Triton's clients."""
+    # https://github.com/grpc/grpc/blob/master/include/grpc/impl/channel_arg_names.h
+    arguments: list[tuple[str, Any]] = [
+        ("grpc.max_send_message_length", _LARGEST_MESSAGE),
+        ("grpc.max_receive_message_length", _LARGEST_MESSAGE),
+        # Of several addresses every one gets its share; the default sends all to the first.
+        ("grpc.lb_policy_name", "round_robin"),
+        # A server that comes back is found within seconds; the default waits up to two minutes.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 1000),
+        ("grpc.max_reconnect_backoff_ms", 1000),
+        # Else clients of one process that name the same address share one connection.
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+    if connection.keepalive is not None:
+        arguments += [
+            ("grpc.keepalive_time_ms", round(connection.keepalive * 1000)),
+            ("grpc.keepalive_timeout_ms", round(connection.keepalive * 1000)),
+            ("grpc.http2.ping_timeout_ms", round(connection.keepalive * 1000)),
+            ("grpc.http2.max_pings_without_data", 0),
+        ]
+    options: dict[str, Any] = {"url": connection.address, "channel_args": arguments}
+    if tls := connection.encryption:
+        options |= {
+            "ssl": True,
+            "root_certificates": tls.ca,
+            "certificate_chain": tls.certificate,
+            "private_key": tls.key,
+        }
+    return options
+
+
+def _request(connection: Connection, image: bytes, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    tensor = triton.InferInput(names.IMAGE, [1, 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([[image]], np.object_))
+    return {
+        "model_name": names.MODEL,
+        "inputs": [tensor],
+        "parameters": _wire.parameters_for_grpc(parameters),
+        "client_timeout": connection.timeout,
+        "headers": _metadata(connection),
+    }
+
+
+def _metadata(connection: Connection) -> dict[str, str]:
+    return {name.lower(): value for name, value in connection.headers.items()}
+
+
+def _outputs(result: triton.InferResult) -> _wire.Outputs:
+    return {name: result.as_numpy(name) for name in names.OUTPUTS}
+
+
+def _error(error: InferenceServerException) -> Exception:
+    return _wire.error_of_grpc(str(error.status()), str(error.message()))
+
+
+class GrpcTransport:
+    """Blocking; threads may share it."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._triton = triton.InferenceServerClient(**_channel(connection))
+
+    def infer(self, image: bytes, parameters: Mapping[str, Any]) -> _wire.Outputs:
+        return _outputs(
+            self._call(self._triton.infer, **_request(self._connection, image, parameters))
+        )
+
+    def status(self, timeout: float) -> ServerStatus:
+        options = {"client_timeout": timeout, "headers": _metadata(self._connection)}
+        ask = self._triton
+        return ServerStatus(
+            address=self._connection.address,
+            version=self._call(ask.get_server_metadata, **options).version,
+            ready=self._call(ask.is_server_ready, **options),
+            models={
+                model: self._call(ask.is_model_ready, model, **options)
+                for model in (names.MODEL, *names.STEPS)
+            },
+        )
+
+    @staticmethod
+    def _call(function: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        try:
+            return function(*arguments, **options)
+        except InferenceServerException as error:
+            raise _error(error) from None
+
+    def close(self) -> None:
+        self._triton.close()
+
+
+class AsyncGrpcTransport:
+    """The same for asyncio. To be made where the event loop runs."""
+
+    def __init__(self, connection: Connection) -> None:
+        from tritonclient.grpc.aio import InferenceServerClient
+
+        self._connection = connection
+        self._triton = InferenceServerClient(**_channel(connection))
+
+    async def infer(self, image: bytes, parameters: Mapping[str, Any]) -> _wire.Outputs:
+        return _outputs(
+            await self._call(self._triton.infer, **_request(self._connection, image, parameters))
+        )
+
+    async def status(self, timeout: float) -> ServerStatus:
+        options = {"client_timeout": timeout, "headers": _metadata(self._connection)}
+        ask = self._triton
+        metadata = await self._call(ask.get_server_metadata, **options)
+        return ServerStatus(
+            address=self._connection.address,
+            version=metadata.version,
+            ready=await self._call(ask.is_server_ready, **options),
+            models={
+                model: await self._call(ask.is_model_ready, model, **options)
+                for model in (names.MODEL, *names.STEPS)
+            },
+        )
+
+    @staticmethod
+    async def _call(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        try:
+            return await function(*arguments, **options)
+        except InferenceServerException as error:
+            raise _error(error) from None
+
+    async def close(self) -> None:
+        await self._triton.close()

@@ -1,0 +1,319 @@
+"""A little server for the page `page.html` and the one request that it makes.
+
+Triton sends no CORS headers, so a browser lets no page of another origin use it. This server is the
+page's origin, and passes images on to Triton; nothing else of Triton can be reached through it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.client
+import ipaddress
+import json
+import re
+import socket
+import socketserver
+import ssl
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from . import _contract as names
+
+INFER = f"/v2/models/{names.MODEL}/infer"
+MAX_BODY = 32 << 20  # bytes
+
+_LENGTH = "Inference-Header-Content-Length"
+_BINARY = "application/octet-stream"
+_METHODS = {"/": "GET", INFER: "POST"}
+_HEADER = re.compile(r"[!-9;-~]+:[\t -~\x80-\xff]*")
+_HOSTS = {"localhost", "127.0.0.1", "[::1]"}
+
+
+class RefusedError(Exception):
+    """A request is not answered as asked; the message is one sentence for the caller."""
+
+    def __init__(self, status: HTTPStatus, sentence: str, headers: Mapping[str, str] | None = None):
+        super().__init__(sentence)
+        self.status = status
+        self.headers = headers or {}
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upstream:
+    """The HTTP side of Triton.
+
+    Attributes:
+        address: http://HOST:PORT or https://HOST:PORT, perhaps with a path in front of /v2.
+        timeout: seconds that each step of a request may take.
+        headers: sent with every request.
+
+    Raises:
+        ValueError: it cannot be used.
+    """
+
+    address: str
+    timeout: float = 60.0
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not _is_http(self.address):
+            raise ValueError(
+                f"--server is {self.address!r}; allowed: the http:// or https:// address of"
+                " Triton's HTTP side, such as http://127.0.0.1:8000."
+            )
+        if self.timeout <= 0:
+            raise ValueError(f"--timeout is {self.timeout}; allowed: more than 0 seconds.")
+        for name, value in self.headers.items():
+            if not _HEADER.fullmatch(f"{name}:{value}"):
+                raise ValueError(f"--header {name!a} has characters that no header may have.")
+
+    def infer(self, image: bytes, parameters: list[tuple[str, str]]) -> Answer:
+        """Ask for the detections in one image.
+
+        Args:
+            parameters: headers, as the caller wrote them.
+
+        Raises:
+            RefusedError: there is no answer.
+        """
+        connection = self._connection()
+        try:
+            connection.putrequest("POST", urlsplit(self.address).path.rstrip("/") + INFER)
+            for name, value in (
+                *self.headers.items(),
+                *parameters,
+                ("Content-Type", _BINARY),
+                (_LENGTH, "0"),
+                ("Content-Length", str(len(image))),
+            ):
+                connection.putheader(name, value)
+            connection.endheaders(image)
+            answer = connection.getresponse()
+            wanted = ("Content-Type", _LENGTH)
+            headers = {name: text for name in wanted if (text := answer.headers[name]) is not None}
+            return Answer(answer.status, headers, answer.read())
+        except TimeoutError:
+            raise RefusedError(
+                HTTPStatus.GATEWAY_TIMEOUT,
+                f"the server {self.address} did not answer within {self.timeout:g} s",
+            ) from None
+        except http.client.HTTPException:
+            raise RefusedError(
+                HTTPStatus.BAD_GATEWAY, f"what answers at {self.address} is not Triton's HTTP side"
+            ) from None
+        except OSError as error:
+            raise RefusedError(
+                HTTPStatus.BAD_GATEWAY,
+                f"the server {self.address} cannot be reached: {error.strerror or error}",
+            ) from None
+        finally:
+            connection.close()
+
+    def _connection(self) -> http.client.HTTPConnection:
+        url = urlsplit(self.address)
+        assert url.hostname is not None
+        if url.scheme == "https":
+            return http.client.HTTPSConnection(
+                url.hostname, url.port, timeout=self.timeout, context=ssl.create_default_context()
+            )
+        return http.client.HTTPConnection(url.hostname, url.port, timeout=self.timeout)
+
+
+def _is_http(address: str) -> bool:
+    try:
+        url = urlsplit(address)
+        beyond = url.username or url.query or url.fragment or url.port == 0
+        return url.scheme in ("http", "https") and bool(url.hostname) and not beyond
+    except ValueError:
+        return False
+
+
+class PageServer(socketserver.ThreadingTCPServer):
+    """Listens from the start; answers while `serve_forever` runs.
+
+    Raises:
+        OSError: it cannot listen there.
+    """
+
+    allow_reuse_address = True
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 64
+
+    def __init__(self, host: str, port: int, upstream: Upstream) -> None:
+        family, _, _, _, found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        self.address_family = family
+        self.upstream = upstream
+        self.page = Path(__file__).with_name("page.html").read_bytes()
+        self.policy = _policy(self.page)
+        super().__init__((str(found[0]), port), _Handler)
+        bound = self.socket.getsockname()[0]
+        self.hosts = _HOSTS | {bound} if ipaddress.ip_address(bound).is_loopback else None
+
+    @property
+    def url(self) -> str:
+        host, port = self.socket.getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        # A caller that hangs up is no fault of ours.
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
+
+
+def _policy(page: bytes) -> str:
+    """Content-Security-Policy: the page's own script and style, its pictures, its origin."""
+
+    def hashes(tag: bytes) -> str:
+        found = re.findall(b"<%b>(.*?)</%b>" % (tag, tag), page, re.DOTALL)
+        digests = (base64.b64encode(hashlib.sha256(text).digest()).decode() for text in found)
+        return " ".join(f"'sha256-{digest}'" for digest in digests)
+
+    return (
+        f"default-src 'none'; script-src {hashes(b'script')}; style-src {hashes(b'style')};"
+        " img-src blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none';"
+        " frame-ancestors 'none'"
+    )
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: PageServer
+    protocol_version = "HTTP/1.1"
+    timeout = 30  # seconds that a caller may neither send nor take anything
+
+    def _route(self) -> None:
+        try:
+            path = self.path.partition("?")[0]
+            self._check(path)
+            if path == "/":
+                headers = {
+                    "Content-Type": "text/html; charset=utf-8",
+                    "Content-Security-Policy": self.server.policy,
+                }
+                self._send(Answer(HTTPStatus.OK, headers, self.server.page))
+            else:
+                image, parameters = self._image(), self._parameters()
+                self._send(self.server.upstream.infer(image, parameters))
+        except RefusedError as error:
+            self._refuse(error)
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _route  # noqa: N815
+
+    def _check(self, path: str) -> None:
+        host = self.headers.get("Host", "")
+        # A page elsewhere whose name is made to resolve to this machine (DNS rebinding) counts as
+        # of the same origin, and only the name gives it away.
+        if self.server.hosts and re.sub(r":\d+$", "", host).lower() not in self.server.hosts:
+            allowed = ", ".join(sorted(self.server.hosts))
+            raise RefusedError(
+                HTTPStatus.FORBIDDEN, f"the header Host names another machine; allowed: {allowed}"
+            )
+        if path not in _METHODS:
+            raise RefusedError(HTTPStatus.NOT_FOUND, f"no such path; allowed: / and {INFER}")
+        if self.command != _METHODS[path]:
+            raise RefusedError(
+                HTTPStatus.METHOD_NOT_ALLOWED,
+                f"{path} cannot be asked for with {self.command}; allowed: {_METHODS[path]}",
+                {"Allow": _METHODS[path]},
+            )
+        origins = (f"http://{host}", f"https://{host}")
+        # A link from elsewhere may lead to the page; only the page may ask for detections.
+        if path != "/" and (
+            self.headers.get("Sec-Fetch-Site", "same-origin") != "same-origin"
+            or self.headers.get("Origin", origins[0]) not in origins
+        ):
+            raise RefusedError(
+                HTTPStatus.FORBIDDEN, "the request comes from another site; allowed: this page"
+            )
+
+    def _parameters(self) -> list[tuple[str, str]]:
+        given = [
+            (name, value)
+            for name, value in self.headers.items()
+            if name.lower().startswith("x-yolo-")
+        ]
+        for name, value in given:
+            if not _HEADER.fullmatch(f"{name}:{value}"):
+                raise RefusedError(
+                    HTTPStatus.BAD_REQUEST, f"the header {name!a} has characters it may not have"
+                )
+        return given
+
+    def _image(self) -> bytes:
+        kind = self.headers.get_content_type() if "Content-Type" in self.headers else "none"
+        if kind != _BINARY:
+            raise RefusedError(
+                HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"Content-Type is {kind}; allowed: {_BINARY}"
+            )
+        if self.headers.get(_LENGTH) != "0":
+            raise RefusedError(
+                HTTPStatus.BAD_REQUEST,
+                f"{_LENGTH} is not 0; allowed: 0, with the image itself as the body",
+            )
+        lengths = self.headers.get_all("Content-Length", [])
+        if not lengths or "Transfer-Encoding" in self.headers:
+            raise RefusedError(
+                HTTPStatus.LENGTH_REQUIRED, "the body's length is not given by Content-Length"
+            )
+        if not re.fullmatch(r"\d{1,18}", lengths[0], re.ASCII) or len(lengths) > 1:
+            raise RefusedError(HTTPStatus.BAD_REQUEST, "Content-Length is not one whole number")
+        length = int(lengths[0])
+        if length > MAX_BODY:
+            raise RefusedError(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                f"the image has {length} bytes; allowed: at most {MAX_BODY}",
+            )
+        image = self.rfile.read(length)
+        if len(image) < length:
+            raise ConnectionAbortedError
+        return image
+
+    def _refuse(self, error: RefusedError) -> None:
+        # What is left of the request's body must not be read as the next request.
+        headers = {**error.headers, "Content-Type": "application/json", "Connection": "close"}
+        self._send(Answer(error.status, headers, json.dumps({"error": str(error)}).encode()))
+        # Closing on unread bytes resets the connection, and a browser that is still sending would
+        # not see the answer.
+        self.connection.shutdown(socket.SHUT_WR)
+        self.connection.settimeout(2)
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline and self.rfile.read1(1 << 16):
+            pass
+
+    def _send(self, answer: Answer) -> None:
+        self.send_response_only(answer.status)
+        for name, value in {
+            "Cache-Control": "no-store",
+            "Cross-Origin-Resource-Policy": "same-origin",
+            "Referrer-Policy": "no-referrer",
+            "X-Content-Type-Options": "nosniff",
+            "Content-Length": str(len(answer.body)),
+            **answer.headers,
+        }.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(answer.body)
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What the base class refuses by itself: requests that are none, and other methods."""
+        self.command = self.command or "GET"
+        self._refuse(RefusedError(HTTPStatus(code), message or HTTPStatus(code).phrase))
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        """Requests are not logged."""

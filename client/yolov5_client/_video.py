@@ -1,0 +1,172 @@
+"""Videos and live streams, in and out. Needs OpenCV (the extra `draw`)."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ._draw import Picture
+
+# As for OpenCV itself, in `_draw`.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+
+_USUAL_RATE = 30.0  # frames/s, where a source does not say
+_REOPEN_AFTER = (1.0, 2.0, 4.0)  # seconds
+_OPEN_TIMEOUT = 10_000  # milliseconds
+
+
+def encode(frame: Picture, quality: int) -> bytes:
+    """The frame as a JPEG."""
+    return cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+
+
+class Video:
+    """A file, or a URL of one, read once from its start.
+
+    Attributes:
+        rate: frames/s.
+        frames: how many it says it has; 0 if it does not say.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._capture = _open(address)
+        self.rate = _rate(self._capture)
+        self.frames = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+
+    def read(self, stride: int = 1) -> Iterator[tuple[int, Picture]]:
+        """Each frame, or every `stride`th, and its number, from 1."""
+        number = 0
+        while self._capture.grab():
+            number += 1
+            if (number - 1) % stride == 0:
+                there, frame = self._capture.retrieve()
+                if there:
+                    yield number, frame.astype(np.uint8, copy=False)
+        self._capture.release()
+
+
+class Live:
+    """A camera or network stream, of which only the newest frame is kept.
+
+    Attributes:
+        rate: frames/s.
+        read: frames that have come, whether they were taken or not.
+
+    Args:
+        address: of a stream, or the index of a camera.
+        reopen: open it again, a few times, when it is lost.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+
+    def __init__(self, address: str, *, reopen: bool, stride: int = 1) -> None:
+        self._address = address
+        self._reopen = reopen
+        self._stride = stride
+        capture = _open(address)
+        self.rate = _rate(capture)
+        self.read = 0
+        self._newest: tuple[int, Picture] | None = None
+        self._ended = False
+        self._change = threading.Condition()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, args=(capture,), daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[tuple[int, Picture]]:
+        """The newest frame each time, and its number, from 1, until the stream ends."""
+        while True:
+            with self._change:
+                self._change.wait_for(lambda: self._newest is not None or self._ended)
+                if self._newest is None:
+                    return
+                newest, self._newest = self._newest, None
+            yield newest
+
+    def close(self) -> None:
+        """End it; whoever waits for a frame is told that there are no more."""
+        self._stop.set()
+        with self._change:
+            self._ended, self._newest = True, None
+            self._change.notify_all()
+
+    def _follow(self, first: cv2.VideoCapture) -> None:
+        capture: cv2.VideoCapture | None = first
+        pauses = iter(_REOPEN_AFTER)
+        while capture is not None and not self._stop.is_set():
+            there, frame = capture.read()
+            if there:
+                pauses = iter(_REOPEN_AFTER)
+                with self._change:
+                    self.read += 1
+                    if (self.read - 1) % self._stride == 0:
+                        self._newest = (self.read, frame.astype(np.uint8, copy=False))
+                        self._change.notify_all()
+            else:
+                capture.release()
+                capture = self._open_again(pauses) if self._reopen else None
+        if capture is not None:
+            capture.release()
+        with self._change:
+            self._ended = True
+            self._change.notify_all()
+
+    def _open_again(self, pauses: Iterator[float]) -> cv2.VideoCapture | None:
+        for pause in pauses:
+            if self._stop.wait(pause):
+                return None
+            try:
+                return _open(self._address)
+            except OSError:
+                continue
+        return None
+
+
+class Writer:
+    """An MP4 file of pictures that all have the first one's size.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+
+    def __init__(self, path: Path, rate: float, first: Picture) -> None:
+        height, width = first.shape[:2]
+        code = cv2.VideoWriter.fourcc(*"mp4v")
+        self._size = (width, height)
+        self._writer = cv2.VideoWriter(str(path), code, rate, self._size)
+        if not self._writer.isOpened():
+            raise OSError(f"{path} cannot be written as a video")
+
+    def write(self, picture: Picture) -> None:
+        if picture.shape[1::-1] != self._size:  # OpenCV would leave it out without a word
+            picture = cv2.resize(picture, self._size).astype(np.uint8, copy=False)
+        self._writer.write(picture)
+
+    def close(self) -> None:
+        self._writer.release()
+
+
+def _open(address: str) -> cv2.VideoCapture:
+    if address.isdecimal() and not Path(address).exists():
+        capture = cv2.VideoCapture(int(address))
+    else:
+        wait = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _OPEN_TIMEOUT]
+        capture = cv2.VideoCapture(address, cv2.CAP_FFMPEG, wait)
+    if not capture.isOpened():
+        raise OSError("cannot be opened as a video")
+    return capture
+
+
+def _rate(capture: cv2.VideoCapture) -> float:
+    rate = capture.get(cv2.CAP_PROP_FPS)
+    return rate if math.isfinite(rate) and 0 < rate <= 1000 else _USUAL_RATE

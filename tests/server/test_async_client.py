@@ -1,0 +1,143 @@
+"""`AsyncClient` against a real server: many at once, and cancelled ones."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import urllib.request
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from support import PHOTO, PHOTOS, RunningServer, reference
+
+from yolov5_client import AsyncClient, AsyncImage, InvalidRequestError
+
+REFERENCE = reference(Path(__file__).parents[1] / "data" / "bccd_reference.json")
+
+
+def metric(server: RunningServer, name: str, *labels: str) -> int:
+    """The sum of a counter's lines that have all these labels."""
+    with urllib.request.urlopen(server.metrics) as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(
+        int(float(line.rpartition(" ")[2]))
+        for line in lines
+        if re.match(rf"{name}{{", line) and all(label in line for label in labels)
+    )
+
+
+def test_two_hundred_at_once_are_all_right(server: RunningServer) -> None:
+    photos = [*sorted(PHOTOS.iterdir())] * 25
+    read = 0
+    most = 0
+
+    async def ask() -> None:
+        nonlocal read, most
+        under_way = 0
+        async with AsyncClient(server.grpc) as client:
+
+            async def one(path: Path) -> None:
+                nonlocal under_way, read, most
+
+                async def image() -> bytes:
+                    nonlocal under_way, most
+                    under_way += 1
+                    most = max(most, under_way)
+                    return path.read_bytes()
+
+                found = await client.detect(image)
+                under_way -= 1
+                read += 1
+                wanted = REFERENCE[path.name]
+                assert found.classes.tolist() == wanted[:, 5].tolist()
+                assert abs(found.boxes - wanted[:, :4]).max() < 0.01
+
+            await asyncio.gather(*map(one, photos))
+
+    asyncio.run(ask())
+    assert read == 200
+    assert most <= 17, "the bytes of at most as many images as are under way are held"
+
+
+def test_a_cancelled_call_is_cancelled_on_the_server(server: RunningServer) -> None:
+    async def ask() -> None:
+        async with AsyncClient(server.grpc, in_flight=40) as client:
+            # Forty are more than the network takes at once: the last wait in its queue.
+            calls = [asyncio.ensure_future(client.detect(PHOTO)) for _ in range(40)]
+            await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+            calls[-1].cancel()
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            assert isinstance(results[-1], asyncio.CancelledError)
+            assert [len(found) for found in results[:-1]] == [11] * 39  # type: ignore[arg-type]
+
+    before = [
+        metric(server, "nv_inference_request_success", 'model="postprocess"'),
+        metric(server, "nv_inference_request_failure", 'reason="CANCELED"'),
+    ]
+    asyncio.run(ask())
+    assert metric(server, "nv_inference_request_success", 'model="postprocess"') == before[0] + 39
+    assert metric(server, "nv_inference_request_failure", 'reason="CANCELED"') > before[1]
+
+
+def test_a_stream_keeps_order_and_takes_no_more_than_it_has_room_for(
+    server: RunningServer,
+) -> None:
+    photos = sorted(PHOTOS.iterdir())
+
+    async def ask() -> None:
+        taken = 0
+
+        async def without_end() -> AsyncIterator[Path]:
+            nonlocal taken
+            while True:
+                yield photos[taken % 8]
+                taken += 1
+
+        async with AsyncClient(server.grpc, in_flight=3) as client:
+            stream = client.detect_stream(without_end())
+            number = 0
+            async for found in stream:
+                assert len(found) == len(REFERENCE[photos[number % 8].name])
+                number += 1
+                assert taken - number <= 6
+                if number == 20:
+                    break
+            await stream.aclose()
+
+    asyncio.run(ask())
+
+
+def test_errors_in_a_stream(server: RunningServer, tmp_path: Path) -> None:
+    images: list[AsyncImage] = [PHOTO, b"hello", tmp_path / "none.jpg", PHOTO]
+
+    async def ask() -> None:
+        async with AsyncClient(server.grpc) as client:
+            results = [r async for r in client.detect_stream(images, return_exceptions=True)]
+            assert [len(results[0]), len(results[3])] == [11, 11]  # type: ignore[arg-type]
+            assert isinstance(results[1], InvalidRequestError)
+            assert isinstance(results[2], FileNotFoundError)
+            with pytest.raises(InvalidRequestError, match="^image 2 of the list: not an image"):
+                await client.detect(images)
+            assert len(await client.detect(PHOTO)) == 11
+
+    asyncio.run(ask())
+
+
+def test_a_slow_source_gets_its_answers_while_it_is_waited_for(server: RunningServer) -> None:
+    async def ask() -> None:
+        answered = asyncio.Event()
+
+        async def photos() -> AsyncIterator[Path]:
+            for _ in range(3):
+                yield PHOTO
+                # Without its answer there is no next image.
+                await asyncio.wait_for(answered.wait(), 30)
+                answered.clear()
+
+        async with AsyncClient(server.grpc) as client:
+            async for found in client.detect_stream(photos()):
+                assert len(found) == 11
+                answered.set()
+
+    asyncio.run(ask())

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from yolov5_client import (
+    TLS,
+    AsyncClient,
+    Client,
+    DeniedError,
+    InvalidRequestError,
+    ServerError,
+    TimedOutError,
+    UnavailableError,
+)
+from yolov5_client._connection import Patience
+from yolov5_client._wire import (
+    detections,
+    error_of_grpc,
+    error_of_http,
+    headers_for_http,
+    outputs_of_http,
+    parameters_for_grpc,
+)
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"timeout": 0}, "timeout is 0; allowed: more than 0 seconds"),
+        ({"retry_for": -1}, "retry_for is -1; allowed: 0 seconds or more"),
+        ({"in_flight": 0}, "in_flight is 0; allowed: 1 or more"),
+        ({"keepalive": 0}, "keepalive is 0; allowed: more than 0 seconds, or None"),
+        ({"address": "http://there", "tls": True}, "tls needs an https:// address"),
+    ],
+)
+def test_what_a_client_cannot_be_made_with(
+    kind: Any, arguments: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        kind(**arguments)
+
+
+def test_files_for_tls(tmp_path: Path) -> None:
+    pem = tmp_path / "one.pem"
+    pem.touch()
+    with pytest.raises(ValueError, match="certificate and its key belong together"):
+        TLS(certificate=pem)
+    with pytest.raises(FileNotFoundError):
+        TLS(ca=tmp_path / "none.pem")
+
+
+def test_patience_grows_and_ends() -> None:
+    assert list(Patience(0)) == []
+    patience = iter(Patience(1000))
+    delays = [next(patience) for _ in range(8)]
+    for delay, longest in zip(delays, (0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0, 2.0)):
+        assert longest / 2 <= delay <= longest
+    started = time.monotonic()
+    for delay in Patience(0.3):
+        time.sleep(delay)
+    assert 0.3 <= time.monotonic() - started < 0.5
+
+
+def test_parameters_on_the_wire() -> None:
+    given = {"conf_thres": 0.4, "classes": [0, "bus"], "max_det": np.int64(3), "multi_label": True}
+    wire = {"conf_thres": 0.4, "classes": "0,bus", "max_det": 3, "multi_label": True}
+    assert parameters_for_grpc(given) == wire
+    assert json.dumps(parameters_for_grpc(given)) == json.dumps(wire)
+    assert parameters_for_grpc({"classes": "0,2"}) == {"classes": "0,2"}
+
+
+def test_parameters_as_headers() -> None:
+    given = {"conf_thres": np.float32(0.5), "classes": [0, "bus"], "multi_label": True}
+    assert headers_for_http(given) == {
+        "X-Yolo-Conf-Thres": "0.5",
+        "X-Yolo-Classes": "0,bus",
+        "X-Yolo-Multi-Label": "true",
+    }
+    for text in ("Löwe", "a\r\nX-Evil: 1"):
+        with pytest.raises(InvalidRequestError, match="classes has letters"):
+            headers_for_http({"classes": text})
+
+
+def test_statuses_by_what_a_caller_can_do_about_them() -> None:
+    refused = error_of_grpc(
+        "StatusCode.INVALID_ARGUMENT", "in ensemble 'yolov5_ensemble', max_det is 0"
+    )
+    assert isinstance(refused, InvalidRequestError)
+    assert str(refused) == "max_det is 0"
+    kinds = {
+        "UNAVAILABLE": UnavailableError,
+        "DEADLINE_EXCEEDED": TimedOutError,
+        "PERMISSION_DENIED": DeniedError,
+        "INTERNAL": ServerError,
+        "UNIMPLEMENTED": ServerError,
+    }
+    for status, kind in kinds.items():
+        assert type(error_of_grpc(f"StatusCode.{status}", "")) is kind
+    body = b'{"error": "in ensemble \'yolov5_ensemble\', max_det is 0"}'
+    assert repr(error_of_http(400, "Bad Request", body)) == repr(refused)
+    for code, kind in {503: UnavailableError, 401: DeniedError, 500: ServerError}.items():
+        error = error_of_http(code, "Some Reason", b"<html>")
+        assert type(error) is kind
+        assert str(error) == f"HTTP {code} Some Reason"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"[]", b'{"outputs": [{"name": "num_dets"}]}', b'{"outputs": 3}'],
+)
+def test_what_is_no_answer_over_http(body: bytes) -> None:
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        outputs_of_http(body, len(body))
+
+
+def test_what_is_no_answer() -> None:
+    with pytest.raises(ServerError, match="no output 'num_dets'"):
+        detections({})

@@ -1,0 +1,84 @@
+"""docs/openapi.yaml is a valid description, and says what the code says."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import openapi_spec_validator
+import pytest
+import settings
+import yaml
+from google.protobuf import text_format
+from jsonschema import Draft202012Validator
+from parameters import NAMES, ParameterError, parse_parameters
+from support import REPOSITORY, ROOT
+from tritonclient.grpc import model_config_pb2
+
+DOCUMENT = yaml.safe_load((ROOT / "docs" / "openapi.yaml").read_text())
+SCHEMAS = DOCUMENT["components"]["schemas"]
+INFER = DOCUMENT["paths"]["/v2/models/yolov5_ensemble/infer"]["post"]
+
+
+def config(model: str) -> model_config_pb2.ModelConfig:
+    text = (REPOSITORY / model / "config.pbtxt").read_text()
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+def defaults() -> Any:
+    given = {name: value.string_value for name, value in config("preprocess").parameters.items()}
+    return settings.read_settings(given, ("a", "b", "c")).defaults
+
+
+def test_it_is_valid() -> None:
+    openapi_spec_validator.validate(DOCUMENT)
+
+
+def test_every_parameter_is_in_each_form_of_the_request() -> None:
+    wanted = {name: {"$ref": f"#/components/schemas/{name}"} for name in NAMES}
+    assert SCHEMAS["Parameters"]["properties"] == wanted
+    flat = SCHEMAS["GenerateRequest"]["properties"]
+    assert {name: flat.get(name) for name in NAMES} == wanted
+    assert set(flat) - set(NAMES) == {"image", "parameters"}
+    headers = {f"X-Yolo-{name.replace('_', '-').title()}": ref for name, ref in wanted.items()}
+    assert {
+        given["name"]: given["schema"]
+        for given in INFER["parameters"]
+        if given["name"].startswith("X-Yolo-")
+    } == headers
+
+
+def test_the_defaults_are_the_configurations() -> None:
+    wanted = asdict(defaults())
+    assert wanted.pop("classes") == frozenset()
+    assert "default" not in SCHEMAS["classes"]
+    assert {name: SCHEMAS[name]["default"] for name in wanted} == wanted
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_value_is_allowed_where_the_code_allows_it(name: str) -> None:
+    validator = Draft202012Validator(SCHEMAS[name])
+    values = (-1, -0.01, 0, 0.5, 1, 1.01, 2, 1000, 1001, True, "a,2", "b")
+    accepted = []
+    for value in values:
+        try:
+            parse_parameters({name: value}, ("a", "b", "c"), defaults())
+        except ParameterError:
+            continue
+        accepted.append(value)
+    assert [value for value in values if validator.is_valid(value)] == accepted
+
+
+def test_the_batch_is_the_endpoints() -> None:
+    tensor = SCHEMAS["InferRequest"]["properties"]["inputs"]["items"]["properties"]
+    limit = config("yolov5_ensemble").max_batch_size
+    assert tensor["shape"]["prefixItems"][0]["maximum"] == limit
+    assert tensor["data"]["maxItems"] == limit
+
+
+def test_the_tensors_are_the_endpoints() -> None:
+    names = {tensor.name for tensor in config("yolov5_ensemble").output}
+    assert set(SCHEMAS["OutputName"]["enum"]) == names
+    assert set(SCHEMAS["GenerateAnswer"]["required"]) == names
+    for answer in ("InferAnswer", "BinaryHead"):
+        assert SCHEMAS[answer]["properties"]["outputs"]["minItems"] == len(names)

@@ -1,0 +1,308 @@
+from __future__ import annotations
+
+import csv
+import json
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from support import PHOTO, no_detections, some_detections
+
+from yolov5_client import Detections
+from yolov5_client._draw import Picture, crop, decode, draw, write
+from yolov5_client._journal import JOURNAL, Done, Journal, Record
+from yolov5_client._outputs import (
+    Outputs,
+    Stems,
+    Wanted,
+    crop_name,
+    frame_stem,
+    write_coco,
+    write_csv,
+)
+
+# -- Detections as JSON ----------------------------------------------------------------------
+
+
+def test_json_gives_the_very_floats_back() -> None:
+    random = np.random.default_rng(0)
+    boxes = (random.random((500, 4)) * 10 ** random.uniform(-6, 5, (500, 4))).astype(np.float32)
+    scores = random.random(500).astype(np.float32)
+    classes = np.arange(500, dtype=np.int32)
+    found = some_detections(boxes=boxes, scores=scores, classes=classes, labels=("ü",) * 500)
+    text = json.dumps(found.to_dict())
+    back = Detections.from_dict(json.loads(text))
+    for name in ("boxes", "scores", "classes"):
+        one, other = getattr(back, name), getattr(found, name)
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+    assert (back.labels, back.image_size) == (found.labels, found.image_size)
+    assert json.dumps(some_detections().to_dict()["scores"]) == "[0.9, 0.5]", (
+        "the shortest decimals"
+    )
+
+
+def test_json_of_no_detections() -> None:
+    back = Detections.from_dict({"image": "a.jpg", **no_detections().to_dict()})
+    assert (len(back), back.boxes.shape) == (0, (0, 4))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"boxes": None}, "^boxes is not"),
+        ({"boxes": [[1, 2, 3], [1, 2, 3]]}, "^boxes is not"),
+        ({"scores": [0.9, "high"]}, "^scores is not"),
+        ({"scores": [0.9]}, "^scores has shape"),
+        ({"scores": [0.9, float("nan")]}, "^scores is not"),
+        ({"classes": [1, 2.5]}, "^classes is not"),
+        ({"classes": [1, 2**31]}, "^classes is not"),
+        ({"classes": [True, False]}, "^classes is not"),
+        ({"labels": [1, 2]}, "^labels is not"),
+        ({"image_size": [480]}, "^image_size is"),
+        ({"image_size": [480, 0]}, "^image_size is"),
+    ],
+)
+def test_json_that_is_none_of_detections(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Detections.from_dict({**some_detections().to_dict(), **change})
+    for name in change:
+        with pytest.raises(ValueError, match=f"^{name} is not"):
+            Detections.from_dict(
+                {k: v for k, v in some_detections().to_dict().items() if k != name}
+            )
+
+
+# -- pictures --------------------------------------------------------------------------------
+
+
+def photo() -> Picture:
+    return decode(PHOTO.read_bytes())
+
+
+def test_drawing_stays_inside_the_picture() -> None:
+    boxes = np.array([[600, 0, 640, 30], [0, 450, 20, 480], [300, 200, 340, 260]], np.float32)
+    found = some_detections(
+        boxes=boxes,
+        scores=np.array([0.9, 0.8, 0.7], np.float32),
+        classes=np.array([0, 1, 2], np.int32),
+        labels=("a rather long label", "ü", "WBC"),
+    )
+    before, after = photo(), photo()
+    draw(after, found)
+    changed = (after != before).any(2)
+    # Each box's own corner is drawn, and its label beside it.
+    for x, y in ((604, 29), (1, 451), (300, 200)):
+        assert changed[max(0, y - 2) : y + 3, max(0, x - 2) : x + 3].any()
+    assert changed[:40, 450:600].any(), "the long label is moved to the left, not cut off"
+    assert not changed[300:400].any()
+
+
+def test_labels_and_confidences_can_be_left_out_and_lines_be_thicker() -> None:
+    found = some_detections(boxes=np.array([[64, 248, 128, 296], [300, 200, 400, 300]], np.float32))
+
+    def changed(**options: Any) -> int:
+        after = photo()
+        draw(after, found, **options)
+        return int((after != photo()).any(2).sum())
+
+    assert changed(labels=False) < changed(confidences=False) < changed() < changed(line=8)
+
+
+def test_what_is_no_picture_cannot_be_decoded() -> None:
+    for data in (b"hello", b"", PHOTO.read_bytes()[:300]):
+        with pytest.raises(ValueError, match="cannot be decoded for drawing"):
+            decode(data)
+
+
+def test_a_picture_too_large_for_its_format(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^1x20000 is too large for a \.webp file"):
+        write(np.zeros((20_000, 1, 3), np.uint8), tmp_path / "a.webp")
+
+
+def test_a_crop_has_a_margin_inside_the_picture() -> None:
+    picture = np.arange(100 * 200 * 3, dtype=np.uint32).astype(np.uint8).reshape(100, 200, 3)
+    cut = crop(picture, np.array([50, 20, 150, 60], np.float32))
+    assert cut.shape == (51, 112, 3)  # 40 * 1.02 + 10, 100 * 1.02 + 10
+    assert crop(picture, np.array([190, 90, 200, 100], np.float32)).shape == (16, 16, 3)
+
+
+# -- names -----------------------------------------------------------------------------------
+
+
+def test_names_do_not_meet() -> None:
+    stems = Stems(Done())
+    assert [stems.take(name) for name in ("a", "a", "a-2", "a")] == ["a", "a-2", "a-2-2", "a-3"]
+    assert stems.take("clip", video=True) == "clip"
+    assert stems.take("clip_7") == "clip_7-2", "clip_7 is the seventh frame of clip"
+    assert stems.take("frame_1") == "frame_1"
+    assert stems.take("frame", video=True) == "frame-2"
+
+
+def test_names_of_a_run_that_goes_on_do_not_meet_those_it_has_given() -> None:
+    done = Done(image_stems={"a", "b_1"}, video_stems={"clip"})
+    stems = Stems(done)
+    assert stems.take("a") == "a-2"
+    assert stems.take("clip_1") == "clip_1-2"
+    assert stems.take("b", video=True) == "b-2"
+
+
+def test_crops_of_different_images_do_not_meet() -> None:
+    pairs = [(stem, n) for stem in ("a", "a.1", "a.2", "a2", "a.2.2") for n in (1, 2, 3, 22)]
+    assert len({crop_name(*pair) for pair in pairs}) == len(pairs)
+    assert [crop_name("a", n) for n in (1, 2)] == ["a", "a.2"]
+
+
+def test_a_label_leads_out_of_no_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "exp"
+    folder.mkdir(parents=True)
+    found = some_detections(labels=("../../../escaped", "/etc"))
+    outputs = Outputs(folder, Wanted(pictures=False, save_crop=True))
+    outputs.write("a", found, photo)
+    written = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.jpg"))
+    assert written == [
+        "runs/exp/crops/_.._.._escaped/a.jpg",
+        "runs/exp/crops/_etc/a.jpg",
+    ]
+
+
+# -- tables ----------------------------------------------------------------------------------
+
+LINES: list[dict[str, Any]] = [
+    {"image": "in/7.jpg", **some_detections().to_dict()},
+    {"image": "bad.jpg", "error": "not an image"},
+    {"image": "clip.mp4", "frame": 3, **some_detections().to_dict()},
+    {"image": "other/7.jpg", "stem": "7-2", **no_detections().to_dict()},
+]
+
+
+def test_csv(tmp_path: Path) -> None:
+    write_csv(tmp_path / "results.csv", LINES)
+    with (tmp_path / "results.csv").open(newline="") as file:
+        rows = [*csv.reader(file)]
+    assert rows[0] == ["image", "frame", "label", "class", "score", "x1", "y1", "x2", "y2"]
+    assert rows[1] == ["in/7.jpg", "", "WBC", "2", "0.9", "64.0", "48.0", "128.0", "96.0"]
+    assert [row[:3] for row in rows[2:]] == [
+        ["in/7.jpg", "", "Platelets"],
+        ["clip.mp4", "3", "WBC"],
+        ["clip.mp4", "3", "Platelets"],
+    ]
+
+
+def test_coco(tmp_path: Path) -> None:
+    write_coco(tmp_path / "results.json", LINES)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results[0] == {
+        "image_id": 7,
+        "category_id": 2,
+        "bbox": [64.0, 48.0, 64.0, 48.0],
+        "score": 0.9,
+    }
+    assert [result["image_id"] for result in results] == [7, 7, "clip_3", "clip_3"]
+    write_coco(tmp_path / "empty.json", LINES[1:2])
+    assert json.loads((tmp_path / "empty.json").read_text()) == []
+
+
+# -- the journal -----------------------------------------------------------------------------
+
+
+def journal_of(folder: Path, *lines: dict[str, Any], rest: str = "") -> Journal:
+    text = "".join(json.dumps(line) + "\n" for line in lines) + rest
+    (folder / JOURNAL).write_text(text)
+    return Journal(folder)
+
+
+def test_a_line_cut_short_is_removed(tmp_path: Path) -> None:
+    journal = journal_of(tmp_path, *LINES[:2], rest='{"image": "c.j')
+    done = journal.take_up([])
+    assert (dict(done.images), done.lines) == ({"in/7.jpg": 1, "bad.jpg": 1}, 2)
+    assert done.refused == [("bad.jpg", "not an image")]
+    assert done.image_stems == {"7"}, "a refused image has no results to name"
+    journal.append('{"image": "next"}')
+    assert [line["image"] for line in journal.lines()] == ["in/7.jpg", "bad.jpg", "next"]
+    journal.close()
+
+
+def test_a_path_given_twice_counts_twice(tmp_path: Path) -> None:
+    second = {**LINES[0], "stem": "7-2"}
+    journal = journal_of(tmp_path, LINES[0], second)
+    done = journal.take_up([])
+    assert (done.images["in/7.jpg"], done.image_stems) == (2, {"7", "7-2"})
+    journal.close()
+
+
+def test_the_lines_of_an_incomplete_video_are_removed_wherever_they_are(tmp_path: Path) -> None:
+    def frames(stem: str, count: int) -> list[dict[str, Any]]:
+        found = no_detections().to_dict()
+        return [{"image": "v.mp4", "frame": n, "stem": stem, **found} for n in range(count)]
+
+    lines = [LINES[0], *frames("v", 3), LINES[1], *frames("v-2", 2), LINES[3], *frames("v-3", 4)]
+    journal = journal_of(tmp_path, *lines, rest="{")
+    done = journal.take_up(["v-2"])
+    assert [line.get("stem") for line in journal.lines()] == [None, None, "v-2", "v-2", "7-2"]
+    assert (done.videos["v.mp4"], done.video_stems, done.lines) == (1, {"v-2"}, 5)
+    with pytest.raises(BlockingIOError, match="another process writes to"):
+        Journal(tmp_path)
+    journal.append('{"image": "next"}')
+    assert [*journal.lines()][-1] == {"image": "next"}
+    journal.close()
+    Journal(tmp_path).close()
+
+
+def test_what_is_no_journal_is_named_by_its_line(tmp_path: Path) -> None:
+    journal = journal_of(tmp_path, LINES[0], rest="[]\n")
+    with pytest.raises(ValueError, match=r"results\.jsonl, line 2 is not what a run has written"):
+        journal.take_up([])
+    journal.close()
+
+
+def _hold(folder: str, held: Any, leave: Any) -> None:
+    journal = Journal(Path(folder))
+    held.set()
+    leave.wait(30)
+    journal.close()
+
+
+def test_another_process_is_kept_out(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    held, leave = context.Event(), context.Event()
+    process = context.Process(target=_hold, args=(str(tmp_path), held, leave))
+    process.start()
+    assert held.wait(30)
+    with pytest.raises(BlockingIOError, match="another process writes to"):
+        Journal(tmp_path)
+    leave.set()
+    process.join()
+    Journal(tmp_path).close()
+
+
+def test_a_record_is_read_back_and_checked(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"is not a run's folder: no run\.json"):
+        Record.read(tmp_path)
+    record = Record({"source": ["a.jpg"]}, "/here", ["clip"])
+    record.write(tmp_path)
+    assert Record.read(tmp_path) == record
+    for text in ("", "[]", '{"options": [], "directory": "/"}', '{"options": {}, "directory": 1}'):
+        (tmp_path / "run.json").write_text(text)
+        with pytest.raises(ValueError, match=r"run\.json is not what a run has written"):
+            Record.read(tmp_path)
+
+
+def test_frames_are_named_as_yolov5_does() -> None:
+    assert (frame_stem("clip", 12), frame_stem("photo", None)) == ("clip_12", "photo")
+
+
+def test_pictures_keep_their_format(tmp_path: Path) -> None:
+    outputs = Outputs(tmp_path, Wanted(pictures=True))
+    for suffix in (".jpg", ".jpe", ".png", ".bmp", ".tif", ".webp", ".upload", ""):
+        outputs.write_picture(f"photo{suffix[1:]}", suffix, photo())
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == sorted(
+        (".jpg", ".jpe", ".png", ".bmp", ".tif", ".webp", ".jpg", ".jpg")
+    )
+    for path in tmp_path.iterdir():
+        picture = cv2.imread(str(path))
+        assert picture is not None
+        assert picture.shape == (480, 640, 3)

@@ -1,0 +1,57 @@
+"""The page's file, and what it shares with the model repository."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+from google.protobuf import text_format
+from parameters import NAMES
+from support import REPOSITORY, ROOT
+from tritonclient.grpc import model_config_pb2
+
+from yolov5_client import _contract
+from yolov5_client._page import INFER, MAX_BODY
+
+PAGE = (ROOT / "client" / "yolov5_client" / "page.html").read_text()
+
+
+def defaults() -> dict[str, str]:
+    text = (REPOSITORY / "preprocess" / "config.pbtxt").read_text()
+    config = text_format.Parse(text, model_config_pb2.ModelConfig())
+    return {name: value.string_value for name, value in config.parameters.items()}
+
+
+def test_every_parameter_has_a_control_and_starts_at_the_servers_default() -> None:
+    controls = re.findall(r'<input type="(\w+)"[^>]* name="(\w+)"(?:[^>]* value="([^"]*)")?', PAGE)
+    assert {name for _, name, _ in controls} == set(NAMES)
+    for kind, name, value in controls:
+        if kind == "checkbox":
+            assert defaults()[name] == "false"
+        else:
+            assert value == defaults().get(name, "")
+
+
+def test_the_body_limit_is_the_servers_limit_of_an_image() -> None:
+    assert int(defaults()["max_image_bytes"]) == MAX_BODY
+
+
+def test_the_page_asks_for_what_is_passed_on() -> None:
+    assert f'const INFER = "{INFER.removeprefix("/")}";' in PAGE
+    for output in _contract.OUTPUTS:
+        assert f"outputs.{output}" in PAGE
+
+
+def test_the_page_names_no_other_site() -> None:
+    assert set(re.findall(r"https?://[\w.]+", PAGE)) == {"http://www.w3.org"}  # SVG's name
+    assert not re.search(r"""(src|href)=["'](?!data:)|@import|url\(""", PAGE)
+
+
+def test_the_wheel_has_the_page_in_it(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT / "client", check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert "yolov5_client/page.html" in zipfile.ZipFile(wheel).namelist()
