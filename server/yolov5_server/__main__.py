@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import signal
 import sys
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 from . import Server, Settings, StartError
 from ._parent import stop_with_make
 from ._settings import PRECISIONS, REPOSITORY
+from ._supervise import supervise
 
 EXAMPLE = "examples/bccd/photos/BloodImage_00007.jpg"
 
@@ -24,20 +26,11 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
     try:
-        server = Server(_settings(arguments))
-        try:
-            server.start()
-            stop_with_make(stop)
-            if server.wait_ready(stop):
-                _announce(server)
-            status = server.wait(stop)
-        finally:
-            server.close(hurry)
+        settings = _settings(arguments)
+        stop_with_make(stop)
+        supervise(settings, stop, hurry, _announce)
     except StartError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
-    if status is not None:
-        print(f"error: Triton ended by itself (exit status {status}).", file=sys.stderr)
         return 1
     return 0
 
@@ -49,9 +42,16 @@ def _settings(arguments: list[str] | None) -> Settings:
     for name, port in default.ports.items():
         flag = f"--{name.lower().replace('_', '-')}"
         parser.add_argument(flag, type=int, default=port, help="(%(default)s)")
+    parser.set_defaults(health_port=0)
     parser.add_argument("--precision", default=default.precision, help=" or ".join(PRECISIONS))
     parser.add_argument(
         "--repository", type=Path, default=REPOSITORY, help="the model repository (%(default)s)"
+    )
+    parser.add_argument(
+        "--triton",
+        type=Path,
+        metavar="FOLDER",
+        help="another Triton than the embedded one, such as a container's /opt/tritonserver",
     )
     parser.add_argument("--verbose", action="store_true", help="pass on all that Triton logs")
     options = vars(parser.parse_args(arguments))
@@ -65,7 +65,8 @@ def _announce(server: Server) -> None:
     address = "" if settings.grpc_port == Settings().grpc_port else f" SERVER={grpc}"
     print(
         f"Ready: HTTP on {http}, gRPC on {grpc},"
-        f" metrics on {settings.url(settings.metrics_port)}/metrics."
+        f" metrics on {settings.url(settings.metrics_port)}/metrics,"
+        f" health on {settings.url(settings.health_port)}/ready."
         f" Precision: {server.precision}.\n"
         "Send it a photo:\n"
         f"  make detect SOURCE={EXAMPLE}{address}\n"
@@ -75,6 +76,15 @@ def _announce(server: Server) -> None:
         "Ctrl-C ends it.",
         flush=True,
     )
+    if not ipaddress.ip_address(settings.host).is_loopback:
+        print(
+            f"warning: HOST is {settings.host}: everyone who reaches ports {settings.http_port} and"
+            f" {settings.grpc_port} can use the endpoint and its steps, and"
+            f" {settings.metrics_port} and {settings.health_port} tell them its metrics and health."
+            " Triton asks nobody who they are; `make gateway` does, see docs/security.md.",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import shutil
 import sys
@@ -24,17 +25,19 @@ def triton_folder() -> Path:
     return Path(spec.origin).parent / "tritonserver"
 
 
-def assemble_backends(folder: Path) -> Path:
-    """Put together what `--backend-directory` names, as `folder`.
+def assemble_backends(triton: Path, folder: Path) -> Path:
+    """Put together what `--backend-directory` names, as `folder`, from the wheel's Triton.
 
     `libtriton_python.so` must be a real file, since Triton refuses one that a link leads to; the
     stub must stay a link, since it finds its own libraries relative to where it lies.
     """
-    triton = triton_folder()
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = triton / "python_backend_stubs" / version / "triton_python_backend_stub"
     if not stub.is_file():
         raise StartError(f"Triton has no Python backend for Python {version}; use 3.10 to 3.12.")
+    # Triton gives its owner alone the right to run it, where nobody has that yet.
+    with contextlib.suppress(PermissionError):
+        stub.chmod(0o755)
     shutil.copytree(
         triton / "backends" / "python",
         folder / "python",

@@ -33,25 +33,28 @@ def check(settings: Settings) -> None:
     check_ports(settings)
     for model in MODELS:
         read_config(settings.repository, model)
-    config = read_network_config(settings.repository)
+    config = read_network_config(settings.repository, plans=settings.triton is not None)
     check_precision(config, settings.precision)
     check_shared_memory(config, shutil.disk_usage(SHARED_MEMORY).free)
 
 
 def check_ports(settings: Settings) -> None:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     for name, port in settings.ports.items():
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
+        with socket.socket(settings.family, socket.SOCK_STREAM) as probe:
             # As Triton binds: a port that only waits for its last connections to fade is free.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((settings.host, port))
                 probe.listen()
             except OSError as error:
-                raise StartError(
-                    f"Port {port} on {settings.host} cannot be used ({error.strerror});"
-                    f" set {name} to another one."
-                ) from None
+                raise port_error(settings, name, error) from None
+
+
+def port_error(settings: Settings, name: str, error: OSError) -> StartError:
+    return StartError(
+        f"Port {settings.ports[name]} on {settings.host} cannot be used ({error.strerror});"
+        f" set {name} to another one."
+    )
 
 
 def read_config(repository: Path, model: str) -> model_config_pb2.ModelConfig:
@@ -68,18 +71,26 @@ def read_config(repository: Path, model: str) -> model_config_pb2.ModelConfig:
             f"{repository.name}/{model}/config.pbtxt is missing;"
             " `git checkout model_repository` or `make model` brings it back."
         ) from None
-    except text_format.ParseError as error:
-        raise StartError(f"{repository.name}/{model}/config.pbtxt is not valid: {error}.") from None
+    except (text_format.ParseError, UnicodeDecodeError) as error:
+        fault = "".join(c if c.isprintable() else "?" for c in str(error)).rstrip(".")
+        raise StartError(f"{repository.name}/{model}/config.pbtxt is not valid: {fault}.") from None
     return config
 
 
-def read_network_config(repository: Path) -> model_config_pb2.ModelConfig:
-    """The configuration of the served network, whose files are all there."""
+def read_network_config(repository: Path, *, plans: bool = False) -> model_config_pb2.ModelConfig:
+    """The configuration of the served network, whose files are all there.
+
+    Args:
+        plans: whether the server can run a TensorRT plan.
+
+    Raises:
+        StartError: something is missing or cannot be run.
+    """
     config = read_config(repository, NETWORK)
     weights = config.default_model_filename or "model.onnx"
     if not any((version / weights).is_file() for version in (repository / NETWORK).glob("[0-9]*")):
         raise StartError(f"{repository.name}/yolov5 holds no {weights}; `make model` installs one.")
-    if config.platform == "tensorrt_plan" or config.backend == "tensorrt":
+    if not plans and (config.platform == "tensorrt_plan" or config.backend == "tensorrt"):
         raise StartError(
             f"{repository.name}/yolov5 is a TensorRT plan, which the embedded server cannot run;"
             " `make engine ARGS=--undo` goes back to ONNX, a Triton container runs the plan."
@@ -103,7 +114,10 @@ def check_precision(config: model_config_pb2.ModelConfig, wanted: str) -> None:
 
 def check_shared_memory(config: model_config_pb2.ModelConfig, free: int) -> None:
     """A full batch crosses from step to step in /dev/shm: into the network and out of it."""
-    sides = [int(side) for side in config.parameters["imgsz"].string_value.split()]
+    imgsz = config.parameters["imgsz"].string_value
+    if not all(side.isdecimal() for side in imgsz.split()):
+        raise StartError(f"imgsz in yolov5/config.pbtxt is {imgsz!r}; allowed: height and width.")
+    sides = [int(side) for side in imgsz.split()]
     needed = 2 * max(1, config.max_batch_size)
     needed *= sum(
         _BYTES.get(tensor.data_type, 8) * _values(tensor.dims, sides)

@@ -19,13 +19,16 @@ from . import _preflight
 from ._backends import assemble_backends, triton_folder
 from ._control import DIRECT, ModelControl
 from ._errors import StartError
+from ._health import Health
 from ._log import LogPump
-from ._preflight import precision_of, read_network_config
+from ._preflight import NETWORK, precision_of, read_config
 from ._settings import FLAGS, Settings
 from ._swap import Swap
+from ._watch import Watch
 
 STOP_SECONDS = 7.0  # until the process group is killed; Ctrl-C promises 10 s in all
 _DRAIN_SECONDS = 5  # that Triton itself gives requests in flight
+_PATIENCE = 10.0  # seconds for a model to be loaded again; more where the start took long
 _SHARED_MEMORY_PREFIX = "yolov5_triton_"
 _PR_SET_PDEATHSIG = 1
 
@@ -33,28 +36,48 @@ _PR_SET_PDEATHSIG = 1
 class Server:
     """One server process with its model processes; call `start`, the waits, and always `close`."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, health: Health) -> None:
         self.settings = settings
+        self._health = health
         self._process: subprocess.Popen[str] | None = None
         self._log: LogPump | None = None
         self._folder: Path | None = None
         self._control = ModelControl(settings.url(settings.http_port))
         self._swap: Swap | None = None
+        self._watch: Watch | None = None
+        self._loading = threading.Lock()
         self._ended = threading.Event()
+        self._started = time.monotonic()
+        self._abandoned: str | None = None
         self._prefix = f"{_SHARED_MEMORY_PREFIX}{os.getpid()}_{secrets.token_hex(4)}_"
 
     def start(self) -> None:
-        """Check what can be checked and start the process; it is not ready yet then.
+        """Start the process; it is not ready yet then.
 
         Raises:
             StartError: something is missing or in the way.
         """
-        _preflight.check(self.settings)
+        self._started = time.monotonic()
         _remove_stale_shared_memory()
         self._folder = Path(tempfile.mkdtemp(prefix="yolov5-triton-"))
-        backends = assemble_backends(self._folder / "backends")
+        triton = self.settings.triton
+        if triton is None:
+            triton = triton_folder()
+            backends = assemble_backends(triton, self._folder / "backends")
+        else:
+            backends = triton / "backends"
+        binary = triton / "bin" / "tritonserver"
+        if not binary.is_file():
+            raise StartError(f"{binary} is not there; --triton names the folder of a Triton.")
         self._staging.mkdir()
-        self._swap = Swap(self.settings, self._staging, self._control, self._say)
+        self._swap = Swap(
+            settings=self.settings,
+            staging=self._staging,
+            control=self._control,
+            loading=self._loading,
+            changed=self._others_now,
+            say=self._say,
+        )
         environment = _environment()
         parent = os.getpid()
 
@@ -65,7 +88,7 @@ class Server:
                 os._exit(1)
 
         self._process = subprocess.Popen(
-            self._command(backends),
+            self._command(binary, backends),
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -79,13 +102,13 @@ class Server:
         assert self._process.stdout is not None
         self._log = LogPump(self._process.stdout, verbose=self.settings.verbose)
 
-    def _command(self, backends: Path) -> list[str]:
+    def _command(self, binary: Path, backends: Path) -> list[str]:
         s = self.settings
         # Two HTTP libraries, two ways to write IPv6; a wrong one binds to some other address.
         ipv6 = ":" in s.host
         http_address, grpc_address = (f"ipv6:{s.host}", f"[{s.host}]") if ipv6 else (s.host,) * 2
         return [
-            str(triton_folder() / "bin" / "tritonserver"),
+            str(binary),
             f"--model-repository={s.repository}",
             f"--model-repository={self._staging}",
             # Loaded by name, so that the launcher can load another network later. Readiness is
@@ -128,17 +151,39 @@ class Server:
                 if not self._control.hide(self._process.pid):
                     self._say("warning: the key of Triton's model control is in the process list.")
                 self._log.release()
-                watch = threading.Thread(
-                    target=self._swap.watch, args=(self._ended,), name="swap", daemon=True
+                took = time.monotonic() - self._started
+                self._watch = Watch(
+                    settings=self.settings,
+                    server=self._process.pid,
+                    control=self._control,
+                    loading=self._loading,
+                    health=self._health,
+                    patience=max(_PATIENCE, 2 * took),
+                    say=self._say,
+                    abandon=self._abandon,
                 )
-                watch.start()
+                for name, work in (("swap", self._swap.watch), ("watch", self._watch.run)):
+                    threading.Thread(
+                        target=work, args=(self._ended,), name=name, daemon=True
+                    ).start()
                 return True
         return False
+
+    def _others_now(self) -> None:
+        if self._watch is not None:
+            self._watch.others_now()
+
+    def _abandon(self, reason: str) -> None:
+        """End it, by force: it cannot be helped."""
+        assert self._process is not None
+        if self._process.poll() is None:  # else it was quicker
+            self._abandoned = f"Triton was ended: {reason}."
+            self._process.kill()
 
     @property
     def precision(self) -> str:
         """What the network that it was started with computes in, in capitals."""
-        return precision_of(read_network_config(self.settings.repository)).upper()
+        return precision_of(read_config(self.settings.repository, NETWORK)).upper()
 
     @property
     def _staging(self) -> Path:
@@ -158,12 +203,12 @@ class Server:
             return False
         return True
 
-    def wait(self, stop: threading.Event) -> int | None:
-        """Wait until Triton ends, then its exit status, or until `stop` is set, then None."""
+    def wait(self, stop: threading.Event) -> str | None:
+        """Wait until Triton ends, then say why; or until `stop` is set, then None."""
         assert self._process is not None
         while not stop.wait(0.1):
             if (status := self._process.poll()) is not None:
-                return status
+                return self._abandoned or f"Triton ended by itself (exit status {status})."
         return None
 
     def close(self, hurry: threading.Event) -> None:
@@ -179,6 +224,10 @@ class Server:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+            # As a container's first process, this one inherits those.
+            with contextlib.suppress(ChildProcessError):
+                while os.waitpid(-self._process.pid, 0)[0]:
+                    pass
         if self._log is not None:
             self._log.close()
         for region in _preflight.SHARED_MEMORY.glob(f"{self._prefix}*"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +21,11 @@ class Settings:
     """
     Attributes:
         host: address to bind to; a numeric one, or `localhost`.
+        health_port: 0 for the one after `metrics_port`.
         precision: `auto` for what is installed; `fp32` to serve nothing else.
         repository: the model repository.
+        triton: the folder of another Triton than the wheel's, such as a container's
+            /opt/tritonserver, with its own backends.
         verbose: pass on all that Triton logs.
 
     Raises:
@@ -32,13 +36,17 @@ class Settings:
     http_port: int = 8000
     grpc_port: int = 8001
     metrics_port: int = 8002
+    health_port: int = 0
     precision: str = "auto"
     repository: Path = REPOSITORY
+    triton: Path | None = None
     verbose: bool = False
 
     def __post_init__(self) -> None:
         if self.host == "localhost":
             object.__setattr__(self, "host", "127.0.0.1")
+        if self.health_port == 0:
+            object.__setattr__(self, "health_port", self.metrics_port + 1)
         try:
             ipaddress.ip_address(self.host)
         except ValueError:
@@ -49,7 +57,7 @@ class Settings:
             if not 1 <= port <= 65535:
                 raise StartError(f"{name} is {port}; allowed: 1 to 65535.")
         if len(set(self.ports.values())) < len(self.ports):
-            raise StartError(f"{', '.join(self.ports)} must be three different ports.")
+            raise StartError(f"{', '.join(self.ports)} must be different ports.")
         if self.precision not in PRECISIONS:
             raise StartError(f"PRECISION is {self.precision!r}; allowed: {', '.join(PRECISIONS)}.")
 
@@ -60,7 +68,12 @@ class Settings:
             "HTTP_PORT": self.http_port,
             "GRPC_PORT": self.grpc_port,
             "METRICS_PORT": self.metrics_port,
+            "HEALTH_PORT": self.health_port,
         }
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        return socket.AF_INET6 if ":" in self.host else socket.AF_INET
 
     def url(self, port: int) -> str:
         """`host:port` as a client on this machine writes it."""

@@ -41,16 +41,28 @@ class Swap:
     Args:
         settings: of the server.
         staging: an empty folder that Triton was given as a second repository.
+        loading: held by whoever loads models.
+        changed: called when the models are others than before, with `loading` held.
         say: passes a line on to the operator.
     """
 
     def __init__(
-        self, settings: Settings, staging: Path, control: ModelControl, say: Callable[[str], None]
+        self,
+        *,
+        settings: Settings,
+        staging: Path,
+        control: ModelControl,
+        loading: threading.Lock,
+        changed: Callable[[], None],
+        say: Callable[[str], None],
     ) -> None:
         self._repository = settings.repository
         self._precision = settings.precision
+        self._plans = settings.triton is not None
         self._staging = staging
         self._control = control
+        self._loading = loading
+        self._changed = changed
         self._say = say
         self._served = self._identity()
         self._turn = 0
@@ -62,9 +74,12 @@ class Swap:
                 continue
             try:
                 # Whoever installs a network takes the same lock: none is replaced while it loads.
-                with _locked(self._repository):
+                with self._loading, _locked(self._repository):
                     self._served = self._identity()
-                    report = self._change_over()
+                    try:
+                        report = self._change_over()
+                    finally:
+                        self._changed()
             except (ControlError, StartError, OSError) as error:
                 report = f"The new network is not taken over, the old one is served: {error}"
             if not stop.is_set():  # else it failed because the server was ended
@@ -80,7 +95,7 @@ class Swap:
 
     def _change_over(self) -> str:
         """Returns what came of it, a sentence; raises where nothing did."""
-        network = read_network_config(self._repository)
+        network = read_network_config(self._repository, plans=self._plans)
         check_precision(network, self._precision)
         version = max(
             int(path.name)

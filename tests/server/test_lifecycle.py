@@ -98,15 +98,6 @@ def test_no_server_outlives_a_killed_launcher(own: str) -> None:
             assert [left for left in server.leftovers() if str(server.process.pid) in left] == []
 
 
-def test_it_reports_a_server_that_ends_by_itself(own: str) -> None:
-    with running_server(own) as server:
-        os.kill(server.processes("bin/tritonserver")[0], signal.SIGKILL)
-        server.process.wait(STOP_SECONDS)
-        assert server.process.returncode == 1
-        assert "error: Triton ended by itself" in server.log.read_text()
-        assert_gone(server)
-
-
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 @pytest.mark.parametrize(
     "send",

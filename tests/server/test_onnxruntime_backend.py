@@ -62,7 +62,7 @@ def triton(
             [
                 str(triton_folder() / "bin" / "tritonserver"),
                 f"--model-repository={repository}",
-                f"--backend-directory={assemble_backends(Path(folder))}",
+                f"--backend-directory={assemble_backends(triton_folder(), Path(folder))}",
                 f"--http-port={http}",
                 f"--grpc-port={port}",
                 "--allow-metrics=false",

@@ -14,7 +14,7 @@ from tritonclient.grpc import model_config_pb2
 
 from yolov5_build._plan import to_plan
 from yolov5_server import Settings, StartError
-from yolov5_server._backends import assemble_backends
+from yolov5_server._backends import assemble_backends, triton_folder
 from yolov5_server._control import ModelControl
 from yolov5_server._log import LogPump
 from yolov5_server._preflight import (
@@ -33,7 +33,8 @@ from yolov5_server._preflight import (
         ({"host": "example.org"}, "HOST is 'example.org'; allowed: a numeric address"),
         ({"http_port": 0}, "HTTP_PORT is 0; allowed: 1 to 65535"),
         ({"metrics_port": 65536}, "METRICS_PORT is 65536"),
-        ({"http_port": 8001}, "must be three different ports"),
+        ({"health_port": 8000}, "must be different ports"),
+        ({"http_port": 8001}, "must be different ports"),
         ({"precision": "int4"}, "PRECISION is 'int4'; allowed: auto, fp32"),
     ],
 )
@@ -51,8 +52,10 @@ def test_addresses_as_a_client_writes_them() -> None:
 
 
 def test_a_held_port_is_named_with_its_variable() -> None:
-    ports = free_ports(3)
-    settings = Settings(http_port=ports[0], grpc_port=ports[1], metrics_port=ports[2])
+    ports = free_ports(4)
+    settings = Settings(
+        http_port=ports[0], grpc_port=ports[1], metrics_port=ports[2], health_port=ports[3]
+    )
     check_ports(settings)
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", ports[1]))
@@ -149,7 +152,7 @@ def test_a_python_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_backend_directory(tmp_path: Path) -> None:
-    assemble_backends(tmp_path)
+    assemble_backends(triton_folder(), tmp_path)
     assert not (tmp_path / "python" / "libtriton_python.so").is_symlink()
     assert (tmp_path / "python" / "triton_python_backend_stub").resolve().is_file()
     assert (tmp_path / "onnxruntime" / "model.py").is_file()

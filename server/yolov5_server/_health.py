@@ -1,0 +1,221 @@
+"""Whether an image would be answered: asked of the endpoint itself, and told over HTTP.
+
+Triton's own health goes on saying ready when a model's process is dead: no answer for a probe.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from ._control import DIRECT
+from ._preflight import ENSEMBLE, STEPS
+from ._settings import Settings
+
+# One grey pixel, as PNG.
+_PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
+)
+SATURATED = "the server is saturated"
+_FRESH = 1.0  # seconds that a finding holds
+_HOPELESS = 60.0  # seconds without health after which whoever watches the launcher should end it
+
+
+class Statistics:
+    """How many requests each model has answered, and how long the network takes for a batch."""
+
+    def __init__(self, base: str) -> None:
+        with DIRECT.open(f"{base}/models/stats", timeout=1) as answer:
+            models = json.load(answer)["model_stats"]
+        self.answered: Counter[str] = Counter()
+        self.slowest = 0.0  # seconds, of the mean of each step
+        for one in models:
+            found = one["inference_stats"]
+            self.answered[one["name"]] += found["success"]["count"]
+            compute = found["compute_infer"]
+            if one["name"] in STEPS and compute["count"]:
+                self.slowest = max(self.slowest, compute["ns"] / compute["count"] / 1e9)
+
+
+class Health:
+    """What is known of the service, for the launcher and for probes. Threads may share it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._base = f"http://{settings.url(settings.http_port)}/v2"
+        self._lock = threading.Lock()
+        self._asking = threading.Lock()
+        self._reason: str | None = "it is starting"
+        self._since = time.monotonic()
+        self._checked = float("-inf")
+        self._answered = 0
+        self.restarts: Counter[tuple[str, str]] = Counter()
+        self.canaries: Counter[str] = Counter()
+
+    def down(self, reason: str) -> None:
+        """Say so until `up`, whatever the endpoint seems to do."""
+        with self._lock:
+            if self._reason is None:
+                self._since = time.monotonic()
+            self._reason = reason
+
+    def up(self) -> None:
+        with self._lock:
+            self._reason, self._checked = None, float("-inf")
+
+    @property
+    def hopeless(self) -> bool:
+        """It has been down for longer than the launcher should take to heal it."""
+        with self._lock:
+            return self._reason is not None and time.monotonic() - self._since > _HOPELESS
+
+    def check(self) -> str | None:
+        """Why an image would not be answered now; None where it would be.
+
+        What was found less than a second ago counts, and so does an answer that any caller has
+        got since then; else an image is sent.
+        """
+        with self._asking:
+            with self._lock:
+                if self._reason is not None or time.monotonic() - self._checked < _FRESH:
+                    return self._reason
+            reason = self._ask()
+            if reason is None:
+                with self._lock:
+                    self._checked = time.monotonic()
+            return reason
+
+    def _ask(self) -> str | None:
+        try:
+            statistics = self.statistics()
+            answered = statistics.answered[ENSEMBLE]
+            known, self._answered = self._answered, answered
+            if answered > known:
+                return None
+            # A network that is slow on this machine is not a dead one.
+            self.send(timeout=max(2.0, 5 * statistics.slowest))
+            self._answered += 1  # that was its own
+            return None
+        except (OSError, ValueError, KeyError) as error:
+            return _sentence(error)
+
+    def send(self, timeout: float) -> None:
+        """The canary: an image of one pixel through the endpoint.
+
+        Raises:
+            OSError: it was not answered.
+        """
+        request = urllib.request.Request(
+            f"{self._base}/models/{ENSEMBLE}/infer",
+            _PIXEL,
+            {
+                "Content-Type": "application/octet-stream",
+                "Inference-Header-Content-Length": "0",
+            },
+        )
+        self.canaries["sent"] += 1
+        try:
+            DIRECT.open(request, timeout=timeout).close()
+        except OSError:
+            self.canaries["failed"] += 1
+            raise
+
+    def statistics(self) -> Statistics:
+        """
+        Raises:
+            OSError, ValueError, KeyError: Triton does not say.
+        """
+        return Statistics(self._base)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        if error.code == 503:
+            return SATURATED
+        return f"the endpoint answers an image with HTTP {error.code}"
+    if isinstance(error, TimeoutError) or isinstance(getattr(error, "reason", None), TimeoutError):
+        return "the endpoint does not answer an image in time"
+    return "Triton does not answer"
+
+
+class HealthServer(ThreadingHTTPServer):
+    """What probes ask.
+
+    GET /ready: 200 if an image would be answered, else 503 with the reason. GET /live: 200 unless
+    there is no hope left. GET /metrics: what the launcher has had to do, for Prometheus.
+
+    Raises:
+        OSError: it cannot listen there.
+    """
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, settings: Settings, health: Health) -> None:
+        self.address_family = settings.family
+        self.health = health
+        super().__init__((settings.host, settings.health_port), _Handler)
+        threading.Thread(target=self.serve_forever, name="health", daemon=True).start()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A prober that hangs up is no fault of ours."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: HealthServer
+    timeout = 10
+
+    def do_GET(self) -> None:
+        health = self.server.health
+        if self.path == "/ready":
+            reason = health.check()
+            body: dict[str, Any] = {"ready": reason is None}
+            self._send(503 if reason else 200, body | ({"reason": reason} if reason else {}))
+        elif self.path == "/live":
+            self._send(503 if health.hopeless else 200, {"live": not health.hopeless})
+        elif self.path == "/metrics":
+            self._send(200, _metrics(health))
+        else:
+            self._send(404, {"error": "no such path; allowed: /ready, /live, /metrics"})
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def _send(self, status: int, body: dict[str, Any] | str) -> None:
+        text = body if isinstance(body, str) else json.dumps(body) + "\n"
+        kind = "application/json" if isinstance(body, dict) else "text/plain; version=0.0.4"
+        self.send_response_only(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(text.encode())
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        """Probes are not logged."""
+
+
+def _metrics(health: Health) -> str:
+    lines = [
+        "# HELP yolov5_ready Whether an image would be answered.",
+        "# TYPE yolov5_ready gauge",
+        f"yolov5_ready {int(health.check() is None)}",
+        "# HELP yolov5_restarts_total What the launcher has brought back, and why.",
+        "# TYPE yolov5_restarts_total counter",
+        *(
+            f'yolov5_restarts_total{{what="{what}",reason="{reason}"}} {count}'
+            for (what, reason), count in sorted(health.restarts.items())
+        ),
+        "# HELP yolov5_canaries_total Images of one pixel that the launcher has sent.",
+        "# TYPE yolov5_canaries_total counter",
+        *(
+            f'yolov5_canaries_total{{outcome="{outcome}"}} {health.canaries[outcome]}'
+            for outcome in ("sent", "failed")
+        ),
+    ]
+    return "".join(f"{line}\n" for line in lines)

@@ -1,0 +1,58 @@
+"""The processes that a running Triton has started for its Python models, as /proc shows them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+_STUB = b"triton_python_backend_stub"
+_PROC = Path("/proc")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelProcess:
+    """
+    Attributes:
+        model: whose instance it is.
+        region: name of the shared memory through which it talks with the server.
+        stopped: by a signal or a debugger; it does nothing then.
+    """
+
+    pid: int
+    model: str
+    region: str
+    stopped: bool
+
+
+def model_processes(server: int) -> dict[int, ModelProcess]:
+    """Those of the Triton with this process number that are alive, by process number."""
+    found = {}
+    for entry in _PROC.iterdir():
+        if entry.name.isdecimal() and (process := read_process(int(entry.name), server)):
+            found[process.pid] = process
+    return found
+
+
+def read_process(pid: int, server: int) -> ModelProcess | None:
+    """This process, if it is one of those."""
+    try:
+        # The second field is a name in brackets, and may hold blanks and brackets itself.
+        state, parent = (_PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()[:2]
+        if int(parent) != server or state in b"ZX":
+            return None
+        arguments = (_PROC / str(pid) / "cmdline").read_bytes().split(b"\0")
+    except (OSError, ValueError):
+        return None
+    if len(arguments) < 3 or not arguments[0].endswith(_STUB):
+        return None
+    # REPOSITORY/MODEL/VERSION/FILE
+    model = Path(arguments[1].decode(errors="replace")).parent.parent.name
+    region = arguments[2].decode(errors="replace")
+    return ModelProcess(pid=pid, model=model, region=region, stopped=state in b"Tt")
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return (_PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()[0] not in b"ZX"
+    except OSError:
+        return False

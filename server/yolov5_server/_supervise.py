@@ -1,0 +1,78 @@
+"""One server after the other, until somebody ends them or it is hopeless."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from . import _preflight
+from ._errors import StartError
+from ._health import Health, HealthServer
+from ._server import Server
+from ._settings import Settings
+
+_STEADY = 10.0  # seconds that a server has to live for earlier ends to be forgotten
+_ATTEMPTS = 5  # servers in a row that do not
+_LONGEST_PAUSE = 8.0  # seconds
+
+
+def supervise(
+    settings: Settings,
+    stop: threading.Event,
+    hurry: threading.Event,
+    announce: Callable[[Server], None],
+) -> None:
+    """Keep a server running until `stop` is set.
+
+    Args:
+        hurry: ends it without waiting for requests under way.
+        announce: called when the first one is ready.
+
+    Raises:
+        StartError: the first one does not start, or the last one has ended too soon once too often.
+    """
+    _preflight.check(settings)
+    health = Health(settings)
+    try:
+        probes = HealthServer(settings, health)
+    except OSError as error:
+        raise _preflight.port_error(settings, "HEALTH_PORT", error) from None
+    ends, first = 0, True
+    try:
+        while True:
+            server = Server(settings, health)
+            started = time.monotonic()
+            try:
+                server.start()
+                if not server.wait_ready(stop):
+                    return
+                health.up()
+                if first:
+                    announce(server)
+                else:
+                    _say(f"Triton is back after {time.monotonic() - started:.1f} s.")
+                first = False
+                if (reason := server.wait(stop)) is None:
+                    return
+            except StartError as error:
+                if first or stop.is_set():
+                    raise
+                reason = str(error)
+            finally:
+                server.close(hurry)
+            ends = 1 if time.monotonic() - started > _STEADY else ends + 1
+            health.down(reason)
+            if ends > _ATTEMPTS:
+                raise StartError(f"{reason} That was {ends} times in a row, soon after its start.")
+            health.restarts["tritonserver", "ended"] += 1
+            _say(f"{reason} Starting it again.")
+            stop.wait(0.0 if ends == 1 else min(2.0 ** (ends - 2), _LONGEST_PAUSE))
+    finally:
+        probes.shutdown()
+        probes.server_close()
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

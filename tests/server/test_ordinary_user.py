@@ -1,0 +1,93 @@
+"""The server needs no right to write anywhere but to its temporary folder and shared memory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import PHOTO, ROOT, SHARED_MEMORY, ask_grpc, running_server
+
+from yolov5_server._backends import assemble_backends, triton_folder
+
+USER = 61_000  # no name, no home, and no file on this machine is its own
+# It may read what it likes, since Python may lie in root's home; it may write like anyone.
+AS_USER = (
+    *("setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "--no-new-privs"),
+    *("--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search"),
+    "--bounding-set=-all,+dac_read_search",
+)
+# As `make serve`, which asks before it starts Python whether just anyone could.
+SERVE = """export "$@"
+exec "$0" -m yolov5_server --repository="$REPOSITORY" --http-port="$HTTP_PORT" \\
+  --grpc-port="$GRPC_PORT" --metrics-port="$METRICS_PORT" --health-port="$HEALTH_PORT"
+"""
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """One that everybody may look into, as Triton does before it reads."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def owned() -> set[Path]:
+    """The user's files, wherever it might have made some."""
+    places = [ROOT, Path("/tmp"), Path("/var/tmp"), Path("/run"), Path("/home"), SHARED_MEMORY]
+    command = ["find", *map(str, filter(Path.exists, places)), "-uid", str(USER), "-print0"]
+    # Files come and go meanwhile, and find complains about those.
+    found = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
+    return {Path(os.fsdecode(name)) for name in found.split(b"\0") if name}
+
+
+def writable_by_others(place: Path) -> list[Path]:
+    """Files and folders, without what links lead to."""
+    command = ["find", str(place), "-perm", "-o+w", "-not", "-type", "l", "-print0"]
+    found = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
+    return [Path(os.fsdecode(name)) for name in found.split(b"\0") if name]
+
+
+def test_an_ordinary_user_serves_from_a_tree_it_cannot_write(
+    bundled_repository: Path, folder: Path
+) -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root can become another user")
+    assemble_backends(triton_folder(), folder / "backends")  # as the tree's owner did once
+    if shutil.which("setpriv") is None:
+        pytest.skip("setpriv is not installed")
+    repository = Path(shutil.copytree(bundled_repository, folder / "model_repository"))
+    temporary = folder / "temporary"
+    temporary.mkdir(0o700)
+    os.chown(temporary, USER, USER)
+    assert [*writable_by_others(ROOT), *writable_by_others(repository)] == []
+    before = owned()
+
+    environment = ["env", f"TMPDIR={temporary}", "HOME=/nonexistent"]
+    serve = ["sh", "-c", SERVE, sys.executable, f"REPOSITORY={repository}"]
+    with running_server(command=[*AS_USER, *environment, *serve]) as server:
+        assert ask_grpc(server.grpc, [PHOTO.read_bytes()])["num_dets"].item() == 11
+        assert server.processes("tritonserver")
+        users = {Path("/proc", str(pid)).stat().st_uid for pid in server.descendants()}
+        assert users == {USER}
+        written = owned() - before
+        assert written
+        for path in written:
+            # Triton's Python backend makes the last, which stays empty.
+            assert (
+                path.is_relative_to(temporary)
+                or path.name.startswith("yolov5_triton_")
+                or (path.name.startswith("python_env_") and not any(path.iterdir()))
+            ), path
+        assert "warning" not in server.log.read_text()
+        server.stop()
+        deadline = time.monotonic() + 5
+        while owned() != before:  # a process fades a moment after its end
+            assert time.monotonic() < deadline, owned() - before
+            time.sleep(0.1)

@@ -1,0 +1,171 @@
+"""What dies or hangs in a running server is seen, said, and brought back."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from support import PHOTO, RunningServer, free_ports, running_server, shared_memory
+
+from yolov5_client import Client, YoloClientError
+from yolov5_client._cli import main
+from yolov5_server._backends import assemble_backends, triton_folder
+
+BACK_SECONDS = {"killed": 5.0, "hung": 10.0}
+SLACK = 2.0  # for a machine that runs other things beside the tests
+
+
+@pytest.fixture(scope="module")
+def own(
+    bundled_repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningServer]:
+    """On a Triton in a folder of its own, as in a container."""
+    triton = tmp_path_factory.mktemp("triton")
+    assemble_backends(triton_folder(), triton / "backends")
+    (triton / "bin").mkdir()
+    (triton / "bin" / "tritonserver").symlink_to(triton_folder() / "bin" / "tritonserver")
+    with running_server(f"--repository={bundled_repository}", f"--triton={triton}") as running:
+        yield running
+
+
+def regions(server: RunningServer) -> int:
+    """Of the shared memory of this launcher's servers."""
+    return sum(f"_{server.process.pid}_" in name for name in shared_memory())
+
+
+def ready(server: RunningServer) -> tuple[bool, str]:
+    """What the deep health says: whether, and why not."""
+    try:
+        with urllib.request.urlopen(f"{server.health}/ready", timeout=20) as answer:
+            return json.load(answer)["ready"], ""
+    except urllib.error.HTTPError as error:
+        assert error.code == 503
+        found = json.load(error)
+        return found["ready"], found["reason"]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> float:
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < seconds, "waited too long"
+        time.sleep(0.02)
+    return time.monotonic() - started
+
+
+@contextmanager
+def asking(server: RunningServer, callers: int = 4) -> Iterator[Callable[[], int]]:
+    """Steady load; gives a function that says how many good answers there have been."""
+    stop = threading.Event()
+    good = [0] * callers
+
+    def ask(index: int) -> None:
+        with Client(server.grpc, timeout=5) as client:
+            while not stop.is_set():
+                try:
+                    assert len(client.detect(PHOTO)) == 11
+                    good[index] += 1
+                except YoloClientError:
+                    time.sleep(0.02)
+
+    threads = [threading.Thread(target=ask, args=(index,)) for index in range(callers)]
+    for thread in threads:
+        thread.start()
+    try:
+        wait_until(lambda: all(good), 30)
+        yield lambda: sum(good)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_health_of_a_server_that_is_well(
+    server: RunningServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ready(server) == (True, "")
+    with urllib.request.urlopen(f"{server.health}/live") as answer:
+        assert json.load(answer) == {"live": True}
+    with urllib.request.urlopen(f"{server.health}/metrics") as answer:
+        assert "\nyolov5_ready 1\n" in answer.read().decode()
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        urllib.request.urlopen(f"{server.health}/v2")
+    assert main(["status", "--deep", "--server", server.grpc]) == 0
+    assert "an image was answered" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("model", ["preprocess", "yolov5", "postprocess"])
+@pytest.mark.parametrize("how", ["killed", "hung"])
+def test_a_model_process_is_brought_back(own: RunningServer, model: str, how: str) -> None:
+    before = regions(own)
+    processes = len(own.processes("triton_python_backend_stub"))
+    said = len(own.log.read_text())
+    victim = own.processes(f"/{model}/1/")[0]
+    with asking(own) as good:
+        os.kill(victim, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
+        started = time.monotonic()
+        wait_until(lambda: not ready(own)[0], 2 + SLACK)
+        assert model in ready(own)[1] or ready(own)[0]
+        wait_until(lambda: ready(own)[0], BACK_SECONDS[how] + SLACK)
+        answered = good()
+        wait_until(lambda: good() > answered + 8, 10)
+        assert time.monotonic() - started < BACK_SECONDS[how] + 2 * SLACK
+    log = own.log.read_text()[said:]
+    what = "has died" if how == "killed" else "is stopped"
+    assert re.search(rf"{model}: its process {victim} {what}; loading it again\.", log)
+    assert re.search(rf"{model} is back after \d+\.\d s\.", log)
+    wait_until(lambda: len(own.processes("triton_python_backend_stub")) == processes, 10)
+    assert regions(own) <= before
+    with urllib.request.urlopen(f"{own.health}/metrics") as answer:
+        reason = "died" if how == "killed" else "stopped"
+        line = f'yolov5_restarts_total{{what="{model}",reason="{reason}"}} 1\n'
+        assert line in answer.read().decode()
+
+
+def test_a_dead_server_is_started_again(own: RunningServer) -> None:
+    before = regions(own)
+    with asking(own) as good:
+        os.kill(own.processes("bin/tritonserver")[0], signal.SIGKILL)
+        wait_until(lambda: not ready(own)[0], 2 + SLACK)
+        wait_until(lambda: ready(own)[0], BACK_SECONDS["killed"] + 2 * SLACK)
+        answered = good()
+        wait_until(lambda: good() > answered + 8, 10)
+    log = own.log.read_text()
+    assert "Triton ended by itself (exit status -9). Starting it again." in log
+    assert re.search(r"Triton is back after \d+\.\d s\.", log)
+    assert regions(own) <= before
+
+
+def test_it_gives_up_a_server_that_will_not_live(bundled_repository: Path) -> None:
+    with running_server(f"--repository={bundled_repository}") as server:
+        deadline = time.monotonic() + 150
+        while server.process.poll() is None and time.monotonic() < deadline:
+            for pid in server.processes("bin/tritonserver"):
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(0.02)
+        assert server.process.returncode == 1
+        assert server.log.read_text().splitlines()[-1].endswith(" in a row, soon after its start.")
+        server.seen.clear()
+        wait_until(lambda: server.leftovers() == [], 5)
+
+
+def test_a_health_port_in_use_is_named(bundled_repository: Path) -> None:
+    import socket
+
+    (port,) = free_ports(1)
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", port))
+        holder.listen()
+        flags = (f"--repository={bundled_repository}", f"--health-port={port}")
+        with running_server(*flags, wait=False) as server:
+            server.process.wait(30)
+            assert "set HEALTH_PORT to another one" in server.log.read_text()
