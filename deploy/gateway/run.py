@@ -1,0 +1,236 @@
+"""`make gateway`: nginx with TLS and API keys in front of Triton, in the foreground.
+
+All that nginx reads and writes is in one folder; what is missing there is made: a certificate of
+its own, an authority for client certificates, an API key. Flags that are not listed here go to the
+launcher, which is started where no Triton answers yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from yolov5_server import Settings, StartError
+from yolov5_server._control import DIRECT
+from yolov5_server._parent import stop_with_make
+
+HERE = Path(__file__).parent
+STOP_SECONDS = 9.0  # Ctrl-C promises 10; the launcher takes 7 at most
+_PR_SET_PDEATHSIG = 1
+
+Children = dict[str, "subprocess.Popen[bytes]"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    stop = threading.Event()
+    children: Children = {}
+
+    def on_signal(number: int, frame: object) -> None:
+        if stop.is_set():  # a second one: at once
+            for child in children.values():
+                child.terminate()
+        stop.set()
+
+    signal.signal(signal.SIGINT, on_signal)
+    signal.signal(signal.SIGTERM, on_signal)
+    options, launcher = _options(arguments)
+    folder: Path = options.folder.absolute()
+    ports = {"http_port": options.http_port, "grpc_port": options.grpc_port}
+    ports["metrics_port"] = options.metrics_port
+    try:
+        outside, triton = Settings(host=options.host, **ports), Settings(**ports)
+        nginx = _find_nginx()
+        _check_port(outside, options.port)
+        _prepare(folder, outside, options.port)
+        stop_with_make(stop)
+        try:
+            if not _answers(triton, "health/live"):
+                flags = [f"--{name.replace('_', '-')}={port}" for name, port in ports.items()]
+                command = [sys.executable, "-m", "yolov5_server", *flags, *launcher]
+                children["Triton"] = _start(command)
+            while not _answers(triton, "models/yolov5_ensemble/ready") and not stop.wait(0.1):
+                _check(children)
+            if not stop.is_set():
+                children["nginx"] = _start([*nginx, "-p", f"{folder}/", "-c", "nginx.conf"])
+                while not _listens(outside, options.port):
+                    _check(children)
+                    time.sleep(0.05)
+                _announce(outside.url(options.port), folder)
+            while not stop.wait(0.1):
+                _check(children)
+        finally:
+            _end(children)
+    except StartError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _options(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    default = Settings()
+    parser = argparse.ArgumentParser(prog="gateway", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--host", default=default.host, help="address to bind to (%(default)s)")
+    parser.add_argument("--port", type=int, default=8443, help="HTTPS and gRPC (%(default)s)")
+    parser.add_argument("--http-port", type=int, default=default.http_port, help="Triton's")
+    parser.add_argument("--grpc-port", type=int, default=default.grpc_port, help="Triton's")
+    parser.add_argument("--metrics-port", type=int, default=default.metrics_port, help="Triton's")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("runs/gateway"), help="keys and logs (%(default)s)"
+    )
+    return parser.parse_known_args(arguments)
+
+
+def _find_nginx() -> list[str]:
+    """The command, without its configuration."""
+    # An ordinary user's path need not have the last two.
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
+    found = shutil.which("nginx", path=path)
+    if found is None:
+        raise StartError("nginx is not installed; on Debian and Ubuntu: apt install nginx.")
+    # Its workers would be another user's, who may not enter the folder.
+    user = " user root;" if os.geteuid() == 0 else ""
+    return [found, "-g", f"daemon off;{user}"]
+
+
+def _check_port(settings: Settings, port: int) -> None:
+    if not 1 <= port <= 65535:
+        raise StartError(f"GATEWAY_PORT is {port}; allowed: 1 to 65535.")
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, port))
+            probe.listen()
+        except OSError as error:
+            raise StartError(
+                f"Port {port} on {settings.host} cannot be used ({error.strerror});"
+                " set GATEWAY_PORT to another one."
+            ) from None
+
+
+def _prepare(folder: Path, outside: Settings, port: int) -> None:
+    """Write the configuration, and what it names and is not there yet."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    text = (HERE / "nginx.conf.template").read_text("utf-8")
+    host = f"[{outside.host}]" if ":" in outside.host else outside.host
+    for name, value in {
+        "LISTEN": f"{host}:{port}",
+        "TRITON_HTTP": f"127.0.0.1:{outside.http_port}",
+        "TRITON_GRPC": f"127.0.0.1:{outside.grpc_port}",
+    }.items():
+        text = text.replace(f"${{{name}}}", value)
+    (folder / "nginx.conf").write_text(text, "utf-8")
+
+    names = f"DNS:localhost,DNS:{socket.gethostname()},IP:127.0.0.1,IP:::1"
+    if outside.host not in ("127.0.0.1", "::1", "0.0.0.0", "::"):
+        names += f",IP:{outside.host}"
+    _make_certificate(folder, "certificate", "key", f"subjectAltName={names}")
+    _make_certificate(folder, "client-ca", "client-ca-key", "keyUsage=critical,keyCertSign")
+    if not (folder / "keys.map").exists():
+        key = secrets.token_hex(32)
+        _write_secret(folder / "keys.map", f'"{key}" "first";\n')
+        _write_secret(folder / "api-key.header", f"X-Api-Key: {key}\n")
+
+
+def _write_secret(path: Path, text: str) -> None:
+    path.unlink(missing_ok=True)
+    path.touch(mode=0o600)
+    path.write_text(text, "utf-8")
+
+
+def _make_certificate(folder: Path, certificate: str, key: str, extension: str) -> None:
+    """One that vouches for itself, for a year, unless it is there."""
+    if (folder / f"{certificate}.pem").exists():
+        return
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    command += ["-nodes", "-days", "365", "-subj", f"/CN=YOLOv5 gateway, {certificate}"]
+    command += ["-addext", extension, "-keyout", f"{key}.pem", "-out", f"{certificate}.pem"]
+    try:
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise StartError(
+            f"openssl is not installed; install it, or put {certificate}.pem and {key}.pem"
+            f" into {folder}."
+        ) from None
+    except subprocess.CalledProcessError as error:
+        raise StartError(
+            f"openssl made no {certificate}.pem: {error.stderr.strip().splitlines()[-1]}"
+        ) from None
+
+
+def _start(command: list[str]) -> subprocess.Popen[bytes]:
+    parent = os.getpid()
+
+    def in_child() -> None:
+        # Should this process be killed outright.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    # In a group of its own: Ctrl-C reaches this process alone.
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=in_child
+    )
+
+
+def _check(children: Children) -> None:
+    for name, child in children.items():
+        if child.poll() is not None:
+            raise StartError(f"{name} ended by itself (exit status {child.returncode}).")
+
+
+def _answers(triton: Settings, path: str) -> bool:
+    try:
+        DIRECT.open(f"http://{triton.url(triton.http_port)}/v2/{path}", timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def _listens(outside: Settings, port: int) -> bool:
+    host, _, _ = outside.url(port).rpartition(":")
+    with contextlib.suppress(OSError), socket.create_connection((host.strip("[]"), port), 1):
+        return True
+    return False
+
+
+def _announce(address: str, folder: Path) -> None:
+    here = Path.cwd()
+    shown = folder.relative_to(here) if folder.is_relative_to(here) else folder
+    print(
+        f"Gateway: https://{address}, and gRPC with TLS on the same port. Its files: {shown}.\n"
+        "Send it a photo, with the first API key:\n"
+        f"  make detect SERVER=https://{address}"
+        f" ARGS='--ca {shown}/certificate.pem --header @{shown}/api-key.header'\n"
+        "Ctrl-C ends it.",
+        flush=True,
+    )
+
+
+def _end(children: Children) -> None:
+    """nginx finishes what it has begun, and Triton too; what is left after a while is killed."""
+    for name, child in children.items():
+        child.send_signal(signal.SIGQUIT if name == "nginx" else signal.SIGTERM)
+    deadline = time.monotonic() + STOP_SECONDS
+    for child in children.values():
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(max(0.0, deadline - time.monotonic()))
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""Inputs that are nearly right, made by Hypothesis; the same ones in every run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+
+# Nothing is kept between runs and nothing is timed by the wall, so that a run is like the last one
+# on a busy machine, too.
+fuzz = partial(
+    settings,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+
+
+@st.composite
+def spoilt(draw: st.DrawFn, seeds: Sequence[bytes]) -> bytes:
+    """One of the seeds with a few bytes changed, cut, repeated, put in, or taken from another."""
+    data = draw(st.sampled_from(seeds))
+    for _ in range(draw(st.integers(0, 6))):
+        at = draw(st.integers(0, len(data)))
+        # Most of what matters to a parser is at the beginning.
+        at = draw(st.sampled_from((at, at % 64, at % 512))) if data else 0
+        length = draw(st.integers(1, 40))
+        kind = draw(st.sampled_from(("change", "cut off", "remove", "repeat", "put in", "splice")))
+        if kind == "change":
+            data = data[:at] + draw(st.binary(min_size=1, max_size=8)) + data[at + 1 :]
+        elif kind == "cut off":
+            data = data[:at]
+        elif kind == "remove":
+            data = data[:at] + data[at + length :]
+        elif kind == "repeat":
+            data = data[:at] + data[at : at + length] * draw(st.integers(2, 50)) + data[at:]
+        elif kind == "put in":
+            data = data[:at] + draw(st.binary(max_size=length)) + data[at:]
+        else:
+            data = data[:at] + draw(st.sampled_from(seeds))[at:]
+    return data
+
+
+def spoilt_text(seeds: Sequence[str]) -> st.SearchStrategy[bytes]:
+    return spoilt([seed.encode() for seed in seeds])
+
+
+def is_sentence(message: str) -> bool:
+    """One line that can be printed, whatever was given."""
+    return bool(message) and message.isprintable()

@@ -1,0 +1,625 @@
+"""nginx in front of the real server: what it lets through, what it refuses, and how it says so."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tritonclient.grpc as triton
+import trustme
+from support import (
+    PHOTO,
+    RAW,
+    ROOT,
+    Reply,
+    RunningServer,
+    assert_same,
+    free_ports,
+    image_tensor,
+    parse_binary,
+    post_raw,
+    running_server,
+)
+from tritonclient.utils import InferenceServerException
+
+from yolov5_client import (
+    TLS,
+    Client,
+    DeniedError,
+    InvalidRequestError,
+    TimedOutError,
+    UnavailableError,
+)
+
+NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
+
+IMAGE = PHOTO.read_bytes()
+INFER = "/v2/models/yolov5_ensemble/infer"
+SCHEMES = pytest.mark.parametrize("scheme", ["https://", ""], ids=["https", "grpc"])
+
+
+@dataclass
+class Gateway:
+    process: subprocess.Popen[bytes]
+    port: int
+    folder: Path
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def key(self) -> dict[str, str]:
+        return {"x-api-key": (self.folder / "keys.map").read_text().split('"')[1]}
+
+    @property
+    def certificate(self) -> Path:
+        return self.folder / "certificate.pem"
+
+    def client(
+        self,
+        scheme: str,
+        headers: Mapping[str, str] | None = None,
+        tls: TLS | None = None,
+        retry_for: float = 0,
+    ) -> Client:
+        """With the first API key, unless other headers are given."""
+        return Client(
+            scheme + self.address,
+            headers=self.key if headers is None else headers,
+            tls=tls or TLS(ca=self.certificate),
+            retry_for=retry_for,
+        )
+
+    def triton(self) -> triton.InferenceServerClient:
+        return triton.InferenceServerClient(
+            self.address, ssl=True, root_certificates=str(self.certificate)
+        )
+
+    def connect(self) -> ssl.SSLSocket:
+        context = ssl.create_default_context(cafile=self.certificate)
+        plain = socket.create_connection(("127.0.0.1", self.port), 30)
+        return context.wrap_socket(plain, server_hostname="127.0.0.1")
+
+    def ask(
+        self,
+        path: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | list[tuple[str, str]] = RAW,
+        *,
+        method: str = "POST",
+        key: bool = True,
+    ) -> Reply:
+        """A request with exactly these headers, the key and the body's length excepted."""
+        connection = http.client.HTTPSConnection(
+            self.address, timeout=60, context=ssl.create_default_context(cafile=self.certificate)
+        )
+        try:
+            connection.putrequest(method, path, skip_accept_encoding=True)
+            given = [*headers.items()] if isinstance(headers, Mapping) else headers
+            length = [] if body is None else [("Content-Length", str(len(body)))]
+            for name, value in [*given, *(self.key.items() if key else ()), *length]:
+                connection.putheader(name, value)
+            connection.endheaders(body)
+            answer = connection.getresponse()
+            return Reply(answer.status, dict(answer.headers), answer.read())
+        finally:
+            connection.close()
+
+    def log(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / "access.log").read_text().splitlines()]
+
+    def logged(self, before: int, *wanted: tuple[str, str, str]) -> list[dict[str, Any]]:
+        """The entries after the first `before`, once these (caller, status, gRPC status) are there.
+
+        nginx writes an entry a moment after the answer.
+        """
+        deadline = time.monotonic() + 10
+        while True:
+            entries = self.log()[before:]
+            found = {(one["caller"], one["status"], one["grpc_status"]) for one in entries}
+            if found >= set(wanted):
+                return entries
+            assert time.monotonic() < deadline, entries
+            time.sleep(0.02)
+
+    def _workers(self) -> dict[int, str]:
+        master = int((self.folder / "nginx.pid").read_text())
+        found = {}
+        for pid in Path(f"/proc/{master}/task/{master}/children").read_text().split():
+            try:
+                found[int(pid)] = Path("/proc", pid, "cmdline").read_text()
+            except OSError:
+                continue
+        return found
+
+    @contextmanager
+    def changed(self, name: str, *changes: tuple[str, str]) -> Iterator[None]:
+        """With other text in a file, taken over as an operator would have it taken over."""
+        file = self.folder / name
+        before = text = file.read_text()
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new)
+        self._reload(file, text)
+        try:
+            yield
+        finally:
+            self._reload(file, before)
+
+    def _reload(self, file: Path, text: str) -> None:
+        old = self._workers().keys()
+        file.write_text(text)
+        os.kill(int((self.folder / "nginx.pid").read_text()), signal.SIGHUP)
+        deadline = time.monotonic() + 10
+        while any(pid in old and "shutting" not in title for pid, title in self._workers().items()):
+            assert time.monotonic() < deadline, (self.folder / "error.log").read_text()
+            time.sleep(0.02)
+
+
+@contextmanager
+def running_gateway(server: RunningServer, folder: Path) -> Iterator[Gateway]:
+    (port,) = free_ports(1)
+    names = ("--http-port", "--grpc-port", "--metrics-port")
+    flags = [f"{name}={number}" for name, number in zip(names, server.ports)]
+    command = [sys.executable, "deploy/gateway/run.py", f"--port={port}", f"--folder={folder}"]
+    with (folder / "output").open("wb") as output:
+        process = subprocess.Popen(
+            [*command, *flags], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT
+        )
+    try:
+        wait_for(folder / "output", "Gateway:", process)
+        yield Gateway(process, port, folder)
+    finally:
+        process.terminate()
+        process.wait(15)
+
+
+def wait_for(output: Path, text: str, process: subprocess.Popen[Any]) -> None:
+    deadline = time.monotonic() + 60
+    while text not in output.read_text():
+        assert process.poll() is None and time.monotonic() < deadline, output.read_text()
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def gateway(
+    server: RunningServer, authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Gateway]:
+    folder = tmp_path_factory.mktemp("gateway")
+    authority.cert_pem.write_to_path(str(folder / "client-ca.pem"))
+    with running_gateway(server, folder) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def unharmed(server: RunningServer, gateway: Gateway) -> Iterator[None]:
+    """Whatever a test has done: the same answer afterwards, directly and through the gateway."""
+    yield
+    direct = parse_binary(post_raw(server.http, IMAGE))
+    assert direct["num_dets"].item() == 11
+    assert_same(parse_binary(gateway.ask(INFER, IMAGE)), direct)
+
+
+# ---------------------------------------------------------------------------------------------
+# What goes through
+
+
+@SCHEMES
+def test_the_answers_are_those_of_the_server(
+    server: RunningServer, gateway: Gateway, scheme: str
+) -> None:
+    with Client(server.grpc) as direct, gateway.client(scheme) as through:
+        allowed: list[dict[str, object]] = [{}, {"conf_thres": 0.4, "classes": ["RBC", "0"]}]
+        for parameters in allowed:
+            wanted = direct.detect(PHOTO, **parameters)
+            assert len(wanted) > 2
+            assert through.detect(PHOTO, **parameters).to_dict() == wanted.to_dict()
+        for image, classes in ((b"no image", "RBC"), (IMAGE, "cat")):
+            with pytest.raises(InvalidRequestError) as refused:
+                direct.detect(image, classes=classes)
+            with pytest.raises(InvalidRequestError) as same:
+                through.detect(image, classes=classes)
+            assert str(same.value) == str(refused.value)
+        assert through.status().models == direct.status().models
+        assert through.status().ready
+
+
+def test_headers_with_parameters_arrive_however_they_are_spelt(gateway: Gateway) -> None:
+    for name in ("X-Yolo-Max-Det", "x-yolo-max_det"):
+        reply = gateway.ask(INFER, IMAGE, {**RAW, name: "2"})
+        assert parse_binary(reply)["num_dets"].item() == 2
+    reply = gateway.ask(INFER, IMAGE, {**RAW, "X-Yolo-Max-Dets": "2"})
+    assert reply.status == 400
+    assert "X-Yolo-Max-Dets' is unknown" in reply.json()["error"]
+
+
+def test_json_with_base64(gateway: Gateway) -> None:
+    body = json.dumps({"image": base64.b64encode(IMAGE).decode()}).encode()
+    for kind in ("application/json", "Application/JSON ; charset=utf-8"):
+        reply = gateway.ask("/v2/models/yolov5_ensemble/generate", body, {"Content-Type": kind})
+        assert reply.status == 200
+        assert reply.json()["num_dets"] == 11
+
+
+def test_probes_need_no_key_and_questions_do(gateway: Gateway) -> None:
+    for path in ("/v2/health/live", "/v2/health/ready"):
+        assert gateway.ask(path, headers={}, method="GET", key=False).status == 200
+    for path in ("/v2", "/v2/models/yolov5_ensemble", "/v2/models/yolov5_ensemble/ready"):
+        assert gateway.ask(path, headers={}, method="GET").status == 200
+        assert gateway.ask(path, headers={}, method="GET", key=False).status == 401
+
+
+@SCHEMES
+def test_connections_that_nginx_ends_after_some_requests_lose_none(
+    gateway: Gateway, scheme: str
+) -> None:
+    change = ("100000;", "5;")  # keepalive_requests
+    with (
+        gateway.changed("nginx.conf", change),
+        gateway.client(scheme, retry_for=20) as client,
+    ):
+        assert [len(found) for found in client.detect([PHOTO] * 40)] == [11] * 40
+
+
+# ---------------------------------------------------------------------------------------------
+# Who is let in
+
+
+@SCHEMES
+@pytest.mark.parametrize("headers", [{}, {"X-Api-Key": ""}, {"X-Api-Key": "0" * 64}])
+def test_without_a_known_key_nobody_gets_in(
+    gateway: Gateway, scheme: str, headers: dict[str, str]
+) -> None:
+    with gateway.client(scheme, headers) as client:
+        with pytest.raises(DeniedError, match="no API key in the header X-Api-Key, or one"):
+            client.detect(PHOTO)
+        with pytest.raises(DeniedError):
+            client.status()
+
+
+def certified(gateway: Gateway, authority: trustme.CA, folder: Path) -> TLS:
+    mine = authority.issue_cert("client.example", common_name="the client")
+    mine.cert_chain_pems[0].write_to_path(str(folder / "mine.pem"))
+    mine.private_key_pem.write_to_path(str(folder / "my-key.pem"))
+    return TLS(ca=gateway.certificate, certificate=folder / "mine.pem", key=folder / "my-key.pem")
+
+
+@SCHEMES
+def test_a_client_certificate_does_as_well(
+    gateway: Gateway, authority: trustme.CA, tmp_path: Path, scheme: str
+) -> None:
+    before = len(gateway.log())
+    with gateway.client(scheme, {}, certified(gateway, authority, tmp_path)) as client:
+        assert len(client.detect(PHOTO)) == 11
+    gateway.logged(before, ("the client", "200", "" if scheme else "0"))
+
+
+@SCHEMES
+def test_a_foreign_client_certificate_is_refused_even_with_a_key(
+    gateway: Gateway, tmp_path: Path, scheme: str
+) -> None:
+    with (
+        gateway.client(scheme, tls=certified(gateway, trustme.CA(), tmp_path)) as client,
+        pytest.raises(DeniedError),
+    ):
+        client.detect(PHOTO)
+
+
+def test_keys_change_without_an_end(gateway: Gateway) -> None:
+    old = gateway.key
+    line = (gateway.folder / "keys.map").read_text()
+    new = f'"{"ab" * 32}" "second";\n'
+    before = len(gateway.log())
+    with gateway.changed("keys.map", (line, line + new)):
+        for key in (old, {"X-Api-Key": "ab" * 32}):
+            with gateway.client("https://", key) as client:
+                assert len(client.detect(PHOTO)) == 11
+        gateway.logged(before, ("first", "200", ""), ("second", "200", ""))
+    with gateway.changed("keys.map", (line, new)):
+        with gateway.client("", old) as client, pytest.raises(DeniedError):
+            client.detect(PHOTO)
+        gateway.logged(before, ("", "200", "16"))
+
+
+def test_secrets_are_in_no_log_and_for_nobody_else_to_read(gateway: Gateway) -> None:
+    before = len(gateway.log())
+    wrong = "0123456789abcdef" * 4
+    gateway.ask(f"{INFER}?key={wrong}", IMAGE, {**RAW, "X-Api-Key": wrong}, key=False)
+    gateway.ask(INFER, IMAGE)
+    for entry in gateway.logged(before, ("", "401", ""), ("first", "200", "")):
+        assert entry["request"] == f"POST {INFER}"
+        if entry["status"] == "200":
+            assert entry["bytes_in"] > len(IMAGE)
+            assert 0 < float(entry["triton_seconds"]) <= entry["seconds"] + 0.001
+    text = (gateway.folder / "access.log").read_text()
+    assert wrong not in text
+    assert gateway.key["x-api-key"] not in text + (gateway.folder / "error.log").read_text()
+    for name in ("keys.map", "api-key.header", "key.pem"):
+        assert (gateway.folder / name).stat().st_mode & 0o077 == 0
+
+
+# ---------------------------------------------------------------------------------------------
+# What is refused
+
+
+def test_a_web_form_is_refused_and_ends_nothing(gateway: Gateway) -> None:
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    for path in (INFER, "/v2/models/yolov5_ensemble/generate"):
+        reply = gateway.ask(path, bytes(5 << 20), form)
+        assert reply.status == 415
+        assert reply.json()["error"].startswith("the body is of a type that is not allowed")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "text/plain",
+        "multipart/form-data; boundary=x",
+        "application/jsonx",
+        "application/octet-stream, application/x-www-form-urlencoded",
+        "APPLICATION/X-WWW-FORM-URLENCODED",
+        "application/json\tx",
+    ],
+)
+def test_other_types_of_bodies_are_refused(gateway: Gateway, kind: str) -> None:
+    assert gateway.ask(INFER, b"a=1", {"Content-Type": kind}).status == 415
+
+
+def test_the_server_hears_of_one_allowed_type_at_most(gateway: Gateway) -> None:
+    good, form = [("Content-Type", f"application/{x}") for x in ("json", "x-www-form-urlencoded")]
+    for headers in ([good, form], [form, good]):
+        assert gateway.ask(INFER, bytes(5 << 20), headers).json()["error"]
+    # Triton's own Python client names none.
+    length = {"Inference-Header-Content-Length": "0"}
+    assert parse_binary(gateway.ask(INFER, IMAGE, length))["num_dets"].item() == 11
+
+
+def test_compressed_bodies_are_refused(gateway: Gateway) -> None:
+    packed = gzip.compress(IMAGE)
+    assert gateway.ask(INFER, packed, {**RAW, "Content-Encoding": "gzip"}).status == 415
+    with gateway.triton() as client, pytest.raises(InferenceServerException) as refused:
+        client.infer(
+            "yolov5_ensemble",
+            [image_tensor(triton, [IMAGE])],
+            headers=gateway.key,
+            compression_algorithm="gzip",
+        )
+    assert refused.value.status() == "StatusCode.UNIMPLEMENTED"
+    assert "compressed" in refused.value.message()
+
+
+@SCHEMES
+def test_100_mb_are_too_much(gateway: Gateway, scheme: str) -> None:
+    with (
+        gateway.client(scheme) as client,
+        pytest.raises(InvalidRequestError, match="^the request is too large; allowed: at most 48"),
+    ):
+        client.detect(bytes(100 << 20))
+
+
+def test_100_mb_without_a_length_are_too_much(gateway: Gateway) -> None:
+    with gateway.connect() as connection:
+        headers = {**RAW, **gateway.key, "Host": "x", "Transfer-Encoding": "chunked"}
+        head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        connection.sendall(f"POST {INFER} HTTP/1.1\r\n{head}\r\n".encode())
+        chunk = b"100000\r\n" + bytes(1 << 20) + b"\r\n"
+        for _ in range(100):
+            connection.sendall(chunk)
+        assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
+
+
+def test_an_image_of_the_greatest_size_gets_through(gateway: Gateway) -> None:
+    # A JPEG may be followed by anything.
+    reply = gateway.ask(INFER, IMAGE + bytes((32 << 20) - len(IMAGE)))
+    assert parse_binary(reply)["num_dets"].item() == 11
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "GET /",
+        f"GET {INFER}",
+        f"OPTIONS {INFER}",
+        "POST /v2/models/yolov5/infer",
+        "POST /v2/models/yolov5_ensemble/versions/1/infer",
+        "POST /v2/models/yolov5_ensemble/generate_stream",
+        "POST /v2/models/yolov5_ensemble/infer%0a",
+        "POST /v2/models/yolov5_ensemble/infer/",
+        "POST /v2/models/yolov5_ensemble/infer;x",
+        "POST /V2/models/yolov5_ensemble/infer",
+        "POST /inference.grpcinferenceservice/ModelInfer",
+        "GET /v2/models/yolov5_ensemble/config",
+        "GET /v2/models/yolov5_ensemble/stats",
+        "GET /v2/models/stats",
+        "GET /metrics",
+        "POST /v2/repository/index",
+        "POST /v2/repository/models/yolov5/unload",
+        "POST /v2/repository/models/yolov5/load",
+        "GET /v2/systemsharedmemory/status",
+        "POST /v2/systemsharedmemory/region/x/register",
+        "POST /v2/cudasharedmemory/region/x/register",
+        "POST /v2/systemsharedmemory/unregister",
+        "POST /v2/trace/setting",
+        "POST /v2/logging",
+        "GET /v2/logging",
+        "GET /refused/404",
+    ],
+)
+def test_no_other_route_is_there(gateway: Gateway, asked: str) -> None:
+    method, path = asked.split(" ")
+    reply = gateway.ask(path, b"{}", {"Content-Type": "application/json"}, method=method)
+    assert reply.status == 404
+    assert reply.json()["error"].startswith("no such route; allowed: POST /v2/models/")
+
+
+def test_a_roundabout_path_arrives_as_the_allowed_one(gateway: Gateway) -> None:
+    for path in (f"/v2/repository/..{INFER[3:]}?a=b", f"//v2/./{INFER[4:]}"):
+        assert parse_binary(gateway.ask(path, IMAGE))["num_dets"].item() == 11
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda client, **key: client.get_model_repository_index(**key),
+        lambda client, **key: client.load_model("yolov5", **key),
+        lambda client, **key: client.unload_model("yolov5", **key),
+        lambda client, **key: client.get_model_config("yolov5_ensemble", **key),
+        lambda client, **key: client.get_inference_statistics(**key),
+        lambda client, **key: client.register_system_shared_memory("x", "/x", 8, **key),
+        lambda client, **key: client.register_cuda_shared_memory("x", b"", 0, 8, **key),
+        lambda client, **key: client.get_system_shared_memory_status(**key),
+        lambda client, **key: client.unregister_system_shared_memory(**key),
+        lambda client, **key: client.get_trace_settings(**key),
+        lambda client, **key: client.update_log_settings({"log_verbose_level": 1}, **key),
+    ],
+)
+def test_management_over_grpc_is_not_there(gateway: Gateway, call: Callable[..., object]) -> None:
+    with gateway.triton() as client:
+        with pytest.raises(InferenceServerException, match="no such route") as refused:
+            call(client, headers=gateway.key)
+        assert refused.value.status() == "StatusCode.UNIMPLEMENTED"
+
+
+def test_plain_http_is_told_so(gateway: Gateway) -> None:
+    with socket.create_connection(("127.0.0.1", gateway.port), 30) as connection:
+        connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = connection.recv(4096)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b'{"error": "not a request that the gateway understands' in answer
+
+
+# ---------------------------------------------------------------------------------------------
+# Trouble
+
+
+def test_slow_callers_keep_nobody_waiting_and_are_cut_off(gateway: Gateway) -> None:
+    key = gateway.key["x-api-key"]
+    head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nX-Api-Key: {key}\r\n"
+    body = f"{head}Content-Type: application/octet-stream\r\nContent-Length: 1000\r\n\r\nhalf"
+    with (
+        gateway.changed(
+            "nginx.conf",
+            ("client_header_timeout       10s", "client_header_timeout       3s"),
+            ("client_body_timeout         10s", "client_body_timeout         3s"),
+        ),
+        ExitStack() as stack,
+    ):
+        slow = [stack.enter_context(gateway.connect()) for _ in range(200)]
+        for number, connection in enumerate(slow):
+            connection.sendall((head if number % 2 else body).encode())
+        for scheme in ("https://", ""):
+            with gateway.client(scheme) as client:
+                started = time.monotonic()
+                assert [len(found) for found in client.detect([PHOTO] * 8)] == [11] * 8
+                assert time.monotonic() - started < 10
+        for connection in slow:
+            with suppress(ConnectionError):
+                assert connection.recv(1) == b""
+
+
+@SCHEMES
+def test_too_many_requests_are_to_be_tried_again(gateway: Gateway, scheme: str) -> None:
+    changes = ("rate=1000r/s", "rate=1r/m"), ("burst=1000", "burst=1")
+    with (
+        gateway.changed("nginx.conf", *changes),
+        gateway.client(scheme) as client,
+        pytest.raises(UnavailableError, match="^too many requests at once"),
+    ):
+        for _ in range(4):
+            client.detect(PHOTO)
+
+
+@SCHEMES
+def test_a_server_that_is_away(gateway: Gateway, server: RunningServer, scheme: str) -> None:
+    away = free_ports(1)[0]
+    changes = [(f"127.0.0.1:{port}", f"127.0.0.1:{away}") for port in server.ports[:2]]
+    with (
+        gateway.changed("nginx.conf", *changes),
+        gateway.client(scheme) as client,
+        pytest.raises(UnavailableError, match="^the server behind the gateway cannot be"),
+    ):
+        client.detect(PHOTO)
+
+
+@SCHEMES
+def test_a_server_that_takes_too_long(gateway: Gateway, scheme: str) -> None:
+    change = ("read_timeout     60s", "read_timeout     1ms")
+    with (
+        gateway.changed("nginx.conf", change),
+        gateway.client(scheme) as client,
+        pytest.raises(TimedOutError, match="in time$"),
+    ):
+        client.detect(PHOTO)
+
+
+# ---------------------------------------------------------------------------------------------
+# Its life
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_gateway_starts_both_and_ends_both(bundled_repository: Path, tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    folder = tmp_path / "gateway"
+    make = ["make", "--no-print-directory", "-C", str(ROOT), "gateway", f"GATEWAY_PORT={port}"]
+    make.append(f"ARGS=--repository={bundled_repository} --folder={folder}")
+    with running_server(command=make, wait=False) as server:
+        wait_for(server.log, "Gateway:", server.process)
+        server.ports.append(port)
+        server.seen.update(server.descendants())
+        assert any("nginx" in Path(f"/proc/{pid}/comm").read_text() for pid in server.seen)
+        ca, header = folder / "certificate.pem", (folder / "api-key.header").read_text()
+        name, _, key = header.strip().partition(": ")
+        with Client(f"127.0.0.1:{port}", headers={name: key}, tls=TLS(ca=ca)) as client:
+            assert len(client.detect(PHOTO)) == 11
+        deadline = time.monotonic() + 10
+        os.killpg(server.process.pid, signal.SIGINT)  # as a terminal does
+        server.process.wait(10)
+        while server.leftovers():
+            assert time.monotonic() < deadline, server.leftovers()
+            time.sleep(0.1)
+
+
+def test_nothing_outlives_a_kill_and_the_server_is_left_alone(
+    server: RunningServer, tmp_path: Path
+) -> None:
+    with running_gateway(server, tmp_path) as gateway:
+        nginx = int((tmp_path / "nginx.pid").read_text())
+        gateway.process.kill()
+        deadline = time.monotonic() + 10
+        while Path("/proc", str(nginx)).exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert parse_binary(post_raw(server.http, IMAGE))["num_dets"].item() == 11
+
+
+def test_a_port_in_use_is_named(server: RunningServer, gateway: Gateway, tmp_path: Path) -> None:
+    command = [sys.executable, "deploy/gateway/run.py", f"--port={gateway.port}"]
+    done = subprocess.run(
+        [*command, f"--folder={tmp_path}"], cwd=ROOT, capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: Port {gateway.port} on 127.0.0.1 cannot be used (")
+    assert done.stderr.endswith("set GATEWAY_PORT to another one.\n")
