@@ -6,7 +6,9 @@ HOST ?= 127.0.0.1
 HTTP_PORT ?= 8000
 GRPC_PORT ?= 8001
 METRICS_PORT ?= 8002
+HEALTH_PORT ?=
 PRECISION ?= auto
+GATEWAY_PORT ?= 8443
 
 SERVER ?= 127.0.0.1:8001
 SOURCE ?= examples/bccd/photos
@@ -20,19 +22,25 @@ INSTALLED := $(VENV)/.installed
 NETWORK := $(firstword $(wildcard model_repository/yolov5/[0-9]*/model.*) model_repository/yolov5/1/model.onnx)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint format model engine detect eval lock clean
+.PHONY: help setup serve gateway test lint format detect page model engine eval lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-serve: $(INSTALLED) $(NETWORK) ## Start Triton in the foreground (HOST, HTTP_PORT, GRPC_PORT, METRICS_PORT, PRECISION)
-	@$(PY) -m yolov5_server --host $(HOST) --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT) --precision $(PRECISION) $(ARGS)
+serve: $(INSTALLED) $(NETWORK) ## Start Triton in the foreground (HOST, HTTP_PORT, GRPC_PORT, METRICS_PORT, HEALTH_PORT, PRECISION)
+	@$(PY) -m yolov5_server --host $(HOST) --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT) $(if $(HEALTH_PORT),--health-port $(HEALTH_PORT)) --precision $(PRECISION) $(ARGS)
+
+gateway: $(INSTALLED) $(NETWORK) ## Triton behind nginx with TLS and API keys, on one port (HOST, GATEWAY_PORT, ...)
+	@$(PY) deploy/gateway/run.py --host $(HOST) --port $(GATEWAY_PORT) --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT) $(if $(HEALTH_PORT),--health-port $(HEALTH_PORT)) --precision $(PRECISION) $(ARGS)
 
 test: lint $(NETWORK) ## Lint, types, unit tests, and tests against a real server (ARGS for pytest)
 	$(PY) -m pytest -m 'not slow' $(ARGS)
 
-detect: $(INSTALLED) ## Find objects in SOURCE, a file or folder (SERVER, ARGS such as '--conf-thres 0.4')
+detect: $(INSTALLED) ## Find objects in SOURCE: files, folders, videos, URLs (SERVER, ARGS='--conf-thres 0.4')
 	@$(VENV)/bin/yolov5-client detect $(SOURCE) --server $(SERVER) $(ARGS)
+
+page: $(INSTALLED) ## A page to try images on, beside a running server (HTTP_PORT; ARGS=--port=8080)
+	@$(VENV)/bin/yolov5-client page --server http://127.0.0.1:$(HTTP_PORT) $(ARGS)
 
 model: $(INSTALLED) ## Serve your own network: WEIGHTS=best.pt, .onnx or yolov5s; without it the bundled one again
 	@$(PY) -m yolov5_build $(if $(WEIGHTS),"$(WEIGHTS)") $(ARGS)
@@ -59,10 +67,10 @@ lock: ## Resolve pyproject.toml anew into requirements.lock (needs uv)
 	  --no-header --upgrade pyproject.toml --output-file requirements.lock
 
 clean: ## Remove the environment, caches and results; the installed network stays
-	rm -rf $(VENV) runs .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) runs .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(INSTALLED): requirements.lock
+$(INSTALLED): requirements.lock client/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
 	  || { echo "error: Python 3.10, 3.11 or 3.12 is needed; name one with PYTHON=python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' \
