@@ -15,7 +15,7 @@ import time
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -187,6 +187,30 @@ def running_server(
             if process.poll() is None:
                 server.stop()
             server.seen.clear()
+
+
+def regions(server: RunningServer) -> int:
+    """Of the shared memory of this launcher's servers."""
+    return sum(f"_{server.process.pid}_" in name for name in shared_memory())
+
+
+def ready(server: RunningServer) -> tuple[bool, str]:
+    """What the deep health says: whether, and why not."""
+    try:
+        with urllib.request.urlopen(f"{server.health}/ready", timeout=20) as answer:
+            return json.load(answer)["ready"], ""
+    except urllib.error.HTTPError as error:
+        assert error.code == 503
+        found = json.load(error)
+        return found["ready"], found["reason"]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> float:
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < seconds, "waited too long"
+        time.sleep(0.02)
+    return time.monotonic() - started
 
 
 def make_repository(folder: Path, weights: Path, *arguments: str) -> Path:

@@ -14,7 +14,7 @@ from tritonclient.grpc import model_config_pb2
 
 APIS = "model-repository,shared-memory,trace,logging"
 _HEADER = "x-yolov5-launcher"
-_SECONDS = 120.0  # for a load: torch from a cold, slow disk
+_SECONDS = 120  # for a load: torch from a cold, slow disk
 
 
 class ControlError(Exception):
@@ -36,18 +36,11 @@ class ModelControl:
         """What Triton's options for restricted APIs take: which of them need which header."""
         return f"{APIS}:{_HEADER}={self._key}"
 
-    def load(
-        self,
-        model: str,
-        config: model_config_pb2.ModelConfig | None = None,
-        *,
-        timeout: float = _SECONDS,
-    ) -> None:
+    def load(self, model: str, config: model_config_pb2.ModelConfig | None = None) -> None:
         """Load a model, or load it anew; an ensemble together with the models it is made of.
 
         Args:
             config: in place of the configuration in the repository.
-            timeout: seconds that it may take.
 
         Raises:
             ControlError: it could not be loaded; what was served before still is.
@@ -56,20 +49,20 @@ class ModelControl:
         if config is not None:
             text = json_format.MessageToJson(config, preserving_proto_field_name=True, indent=None)
             body = {"parameters": {"config": text}}
-        self._post(f"{model}/load", body, timeout)
+        self._post(f"{model}/load", body)
 
     def unload(self, model: str) -> None:
         """Unload a model; requests that it has already are answered."""
-        self._post(f"{model}/unload", {}, _SECONDS)
+        self._post(f"{model}/unload", {})
 
-    def _post(self, path: str, body: dict[str, Any], timeout: float) -> None:
+    def _post(self, path: str, body: dict[str, Any]) -> None:
         request = urllib.request.Request(
             f"{self._base}/{path}",
             json.dumps(body).encode(),
             {"Content-Type": "application/json", _HEADER: self._key},
         )
         try:
-            DIRECT.open(request, timeout=timeout).close()
+            DIRECT.open(request, timeout=_SECONDS).close()
         except urllib.error.HTTPError as error:
             try:
                 message = json.load(error)["error"]

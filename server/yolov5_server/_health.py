@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from ._control import DIRECT
-from ._preflight import ENSEMBLE, STEPS
+from ._preflight import ENSEMBLE
 from ._settings import Settings
 
 # One grey pixel, as PNG.
@@ -25,22 +25,30 @@ _PIXEL = base64.b64decode(
 )
 SATURATED = "the server is saturated"
 _FRESH = 1.0  # seconds that a finding holds
+_PATIENCE = 2.0  # seconds for an image of one pixel
 _HOPELESS = 60.0  # seconds without health after which whoever watches the launcher should end it
 
 
 class Statistics:
-    """How many requests each model has answered, and how long the network takes for a batch."""
+    """
+    Attributes:
+        answered: images that the endpoint has answered with detections.
+        slowest: seconds that the slowest of the steps takes for a batch, on the average.
+
+    Raises:
+        OSError, ValueError, KeyError: Triton does not say.
+    """
 
     def __init__(self, base: str) -> None:
         with DIRECT.open(f"{base}/models/stats", timeout=1) as answer:
             models = json.load(answer)["model_stats"]
-        self.answered: Counter[str] = Counter()
-        self.slowest = 0.0  # seconds, of the mean of each step
+        self.answered, self.slowest = 0, 0.0
         for one in models:
             found = one["inference_stats"]
-            self.answered[one["name"]] += found["success"]["count"]
             compute = found["compute_infer"]
-            if one["name"] in STEPS and compute["count"]:
+            if one["name"] == ENSEMBLE:
+                self.answered += found["success"]["count"]
+            elif compute["count"]:
                 self.slowest = max(self.slowest, compute["ns"] / compute["count"] / 1e9)
 
 
@@ -55,6 +63,8 @@ class Health:
         self._since = time.monotonic()
         self._checked = float("-inf")
         self._answered = 0
+        self._patience = _PATIENCE
+        self._progress = time.monotonic()  # when an image was last known to be answered
         self.restarts: Counter[tuple[str, str]] = Counter()
         self.canaries: Counter[str] = Counter()
 
@@ -68,6 +78,7 @@ class Health:
     def up(self) -> None:
         with self._lock:
             self._reason, self._checked = None, float("-inf")
+            self._answered, self._progress = 0, time.monotonic()
 
     @property
     def hopeless(self) -> bool:
@@ -88,29 +99,32 @@ class Health:
             reason = self._ask()
             if reason is None:
                 with self._lock:
-                    self._checked = time.monotonic()
+                    self._checked = self._progress = time.monotonic()
             return reason
+
+    def hangs(self) -> str | None:
+        """Why the server should be given up; one that is merely saturated should not."""
+        reason = self.check()
+        if reason == SATURATED and time.monotonic() - self._progress < 2 * self._patience:
+            return None
+        return reason
 
     def _ask(self) -> str | None:
         try:
-            statistics = self.statistics()
-            answered = statistics.answered[ENSEMBLE]
-            known, self._answered = self._answered, answered
-            if answered > known:
+            statistics = Statistics(self._base)
+            known, self._answered = self._answered, statistics.answered
+            if statistics.answered > known:
                 return None
             # A network that is slow on this machine is not a dead one.
-            self.send(timeout=max(2.0, 5 * statistics.slowest))
+            self._patience = max(_PATIENCE, 5 * statistics.slowest)
+            self._send()
             self._answered += 1  # that was its own
             return None
         except (OSError, ValueError, KeyError) as error:
             return _sentence(error)
 
-    def send(self, timeout: float) -> None:
-        """The canary: an image of one pixel through the endpoint.
-
-        Raises:
-            OSError: it was not answered.
-        """
+    def _send(self) -> None:
+        """The canary: an image of one pixel through the endpoint."""
         request = urllib.request.Request(
             f"{self._base}/models/{ENSEMBLE}/infer",
             _PIXEL,
@@ -121,17 +135,10 @@ class Health:
         )
         self.canaries["sent"] += 1
         try:
-            DIRECT.open(request, timeout=timeout).close()
+            DIRECT.open(request, timeout=self._patience).close()
         except OSError:
             self.canaries["failed"] += 1
             raise
-
-    def statistics(self) -> Statistics:
-        """
-        Raises:
-            OSError, ValueError, KeyError: Triton does not say.
-        """
-        return Statistics(self._base)
 
 
 def _sentence(error: Exception) -> str:

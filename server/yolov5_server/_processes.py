@@ -14,13 +14,11 @@ class ModelProcess:
     """
     Attributes:
         model: whose instance it is.
-        region: name of the shared memory through which it talks with the server.
         stopped: by a signal or a debugger; it does nothing then.
     """
 
     pid: int
     model: str
-    region: str
     stopped: bool
 
 
@@ -43,12 +41,11 @@ def read_process(pid: int, server: int) -> ModelProcess | None:
         arguments = (_PROC / str(pid) / "cmdline").read_bytes().split(b"\0")
     except (OSError, ValueError):
         return None
-    if len(arguments) < 3 or not arguments[0].endswith(_STUB):
+    if len(arguments) < 2 or not arguments[0].endswith(_STUB):
         return None
     # REPOSITORY/MODEL/VERSION/FILE
     model = Path(arguments[1].decode(errors="replace")).parent.parent.name
-    region = arguments[2].decode(errors="replace")
-    return ModelProcess(pid=pid, model=model, region=region, stopped=state in b"Tt")
+    return ModelProcess(pid=pid, model=model, stopped=state in b"Tt")
 
 
 def is_alive(pid: int) -> bool:

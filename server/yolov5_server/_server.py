@@ -24,11 +24,10 @@ from ._log import LogPump
 from ._preflight import NETWORK, precision_of, read_config
 from ._settings import FLAGS, Settings
 from ._swap import Swap
-from ._watch import Watch
+from ._watch import Fault, Watch
 
 STOP_SECONDS = 7.0  # until the process group is killed; Ctrl-C promises 10 s in all
 _DRAIN_SECONDS = 5  # that Triton itself gives requests in flight
-_PATIENCE = 10.0  # seconds for a model to be loaded again; more where the start took long
 _SHARED_MEMORY_PREFIX = "yolov5_triton_"
 _PR_SET_PDEATHSIG = 1
 
@@ -47,8 +46,7 @@ class Server:
         self._watch: Watch | None = None
         self._loading = threading.Lock()
         self._ended = threading.Event()
-        self._started = time.monotonic()
-        self._abandoned: str | None = None
+        self._fault: Fault | None = None
         self._prefix = f"{_SHARED_MEMORY_PREFIX}{os.getpid()}_{secrets.token_hex(4)}_"
 
     def start(self) -> None:
@@ -57,7 +55,6 @@ class Server:
         Raises:
             StartError: something is missing or in the way.
         """
-        self._started = time.monotonic()
         _remove_stale_shared_memory()
         self._folder = Path(tempfile.mkdtemp(prefix="yolov5-triton-"))
         triton = self.settings.triton
@@ -151,15 +148,10 @@ class Server:
                 if not self._control.hide(self._process.pid):
                     self._say("warning: the key of Triton's model control is in the process list.")
                 self._log.release()
-                took = time.monotonic() - self._started
                 self._watch = Watch(
-                    settings=self.settings,
                     server=self._process.pid,
-                    control=self._control,
                     loading=self._loading,
                     health=self._health,
-                    patience=max(_PATIENCE, 2 * took),
-                    say=self._say,
                     abandon=self._abandon,
                 )
                 for name, work in (("swap", self._swap.watch), ("watch", self._watch.run)):
@@ -173,11 +165,12 @@ class Server:
         if self._watch is not None:
             self._watch.others_now()
 
-    def _abandon(self, reason: str) -> None:
-        """End it, by force: it cannot be helped."""
+    def _abandon(self, fault: Fault) -> None:
+        """End it, by force: it would not answer whom it has."""
         assert self._process is not None
         if self._process.poll() is None:  # else it was quicker
-            self._abandoned = f"Triton was ended: {reason}."
+            self._health.down(fault.sentence)
+            self._fault = fault
             self._process.kill()
 
     @property
@@ -203,12 +196,13 @@ class Server:
             return False
         return True
 
-    def wait(self, stop: threading.Event) -> str | None:
+    def wait(self, stop: threading.Event) -> Fault | None:
         """Wait until Triton ends, then say why; or until `stop` is set, then None."""
         assert self._process is not None
-        while not stop.wait(0.1):
+        while not stop.wait(0.05):
             if (status := self._process.poll()) is not None:
-                return self._abandoned or f"Triton ended by itself (exit status {status})."
+                sentence = f"Triton ended by itself (exit status {status})."
+                return self._fault or Fault(what="tritonserver", reason="ended", sentence=sentence)
         return None
 
     def close(self, hurry: threading.Event) -> None:

@@ -12,6 +12,7 @@ from ._errors import StartError
 from ._health import Health, HealthServer
 from ._server import Server
 from ._settings import Settings
+from ._watch import Fault
 
 _STEADY = 10.0  # seconds that a server has to live for earlier ends to be forgotten
 _ATTEMPTS = 5  # servers in a row that do not
@@ -39,7 +40,7 @@ def supervise(
         probes = HealthServer(settings, health)
     except OSError as error:
         raise _preflight.port_error(settings, "HEALTH_PORT", error) from None
-    ends, first = 0, True
+    ends, first, fell = 0, True, 0.0
     try:
         while True:
             server = Server(settings, health)
@@ -52,22 +53,25 @@ def supervise(
                 if first:
                     announce(server)
                 else:
-                    _say(f"Triton is back after {time.monotonic() - started:.1f} s.")
+                    _say(f"Triton is back after {time.monotonic() - fell:.1f} s.")
                 first = False
-                if (reason := server.wait(stop)) is None:
+                if (fault := server.wait(stop)) is None:
                     return
             except StartError as error:
                 if first or stop.is_set():
                     raise
-                reason = str(error)
+                fault = Fault(what="tritonserver", reason="start", sentence=str(error))
             finally:
                 server.close(hurry)
-            ends = 1 if time.monotonic() - started > _STEADY else ends + 1
-            health.down(reason)
+            fell = time.monotonic()
+            ends = 1 if fell - started > _STEADY else ends + 1
+            health.down(fault.sentence)
             if ends > _ATTEMPTS:
-                raise StartError(f"{reason} That was {ends} times in a row, soon after its start.")
-            health.restarts["tritonserver", "ended"] += 1
-            _say(f"{reason} Starting it again.")
+                raise StartError(
+                    f"{fault.sentence} That was {ends} times in a row, soon after its start."
+                )
+            health.restarts[fault.what, fault.reason] += 1
+            _say(f"{fault.sentence} Starting Triton again.")
             stop.wait(0.0 if ends == 1 else min(2.0 ** (ends - 2), _LONGEST_PAUSE))
     finally:
         probes.shutdown()

@@ -1,0 +1,161 @@
+"""Hours in minutes, in figures: `pytest -m slow -s tests/server/test_endurance.py`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import statistics
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from support import PHOTO, RunningServer, ready, regions, running_server, wait_until
+
+from yolov5_client import Client, YoloClientError
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+
+ROUNDS = 10
+CALLERS = 8
+STEPS = ("preprocess", "yolov5", "postprocess")
+CGROUP = Path("/sys/fs/cgroup/memory/yolov5-endurance")
+
+
+@dataclass(frozen=True)
+class Call:
+    begun: float
+    ended: float
+    error: str | None
+
+
+class Load:
+    """Callers that ask without a pause, and what became of each request."""
+
+    def __init__(self, address: str, callers: int) -> None:
+        self.calls: list[Call] = []
+        self._address = address
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(callers)]
+        for thread in self._threads:
+            thread.start()
+
+    def _ask(self) -> None:
+        photo = PHOTO.read_bytes()
+        with Client(self._address, timeout=20) as client:
+            while not self._stop.is_set():
+                begun = time.monotonic()
+                try:
+                    error = None if len(client.detect(photo)) == 11 else "another answer"
+                except YoloClientError as raised:
+                    error = f"{type(raised).__name__}: {raised}"
+                    time.sleep(0.01)
+                self.calls.append(Call(begun, time.monotonic(), error))
+
+    def good_since(self, moment: float) -> list[Call]:
+        return [call for call in self.calls if call.begun > moment and call.error is None]
+
+    def close(self) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+
+@contextmanager
+def load(server: RunningServer, callers: int = CALLERS) -> Iterator[Load]:
+    steady = Load(server.grpc, callers)
+    try:
+        wait_until(lambda: len(steady.calls) > 4 * callers, 60)
+        yield steady
+    finally:
+        steady.close()
+
+
+@pytest.fixture(scope="module")
+def own(bundled_repository: Path) -> Iterator[RunningServer]:
+    with running_server(f"--repository={bundled_repository}") as running:
+        yield running
+
+
+def kill(name: str, number: signal.Signals) -> Callable[[RunningServer], int]:
+    def now(server: RunningServer) -> int:
+        victim = server.processes(name)[0]
+        os.kill(victim, number)
+        return victim
+
+    return now
+
+
+def run_out_of_memory(server: RunningServer) -> int:
+    """Give preprocess a little more memory than it has, and send it a picture that needs more."""
+    victim = server.processes("/preprocess/1/")[0]
+    CGROUP.mkdir(exist_ok=True)
+    used = int(Path(f"/proc/{victim}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+    (CGROUP / "memory.limit_in_bytes").write_text(str(48 << 20))
+    (CGROUP / "cgroup.procs").write_text(str(victim))
+    jpeg = cv2.imencode(".jpg", np.zeros((7500, 8000, 3), np.uint8))[1].tobytes()
+    assert len(jpeg) < used
+
+    def ask() -> None:
+        with Client(server.grpc, timeout=20) as client, pytest.raises(YoloClientError):
+            client.detect(jpeg)
+
+    threading.Thread(target=ask, daemon=True).start()
+    return victim
+
+
+CASES = {
+    **{f"kill -9 {model}": kill(f"/{model}/1/", signal.SIGKILL) for model in STEPS},
+    **{f"kill -STOP {model}": kill(f"/{model}/1/", signal.SIGSTOP) for model in STEPS},
+    "kill -9 tritonserver": kill("bin/tritonserver", signal.SIGKILL),
+    "out of memory": run_out_of_memory,
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_back_each_time(own: RunningServer, case: str) -> None:
+    if case == "out of memory" and not os.access(CGROUP.parent, os.W_OK):
+        pytest.skip("no writable memory cgroup here")
+    said = len(own.log.read_text())
+    allowed = 10.0 if "STOP" in case else 5.0
+    seen, back, lost = [], [], Counter[str]()
+    with load(own) as steady:
+        for _ in range(ROUNDS):
+            wait_until(lambda: ready(own)[0], 30)
+            time.sleep(8)  # steady for long enough that earlier failures are forgotten
+            processes, shared = len(own.processes("triton_python_backend_stub")), regions(own)
+            started = time.monotonic()
+            CASES[case](own)
+            wait_until(lambda: not ready(own)[0], 15)
+            down = time.monotonic()
+            wait_until(lambda: ready(own)[0], 30)
+            up = time.monotonic()
+            wait_until(lambda moment=up: len(steady.good_since(moment)) > 0, 30)  # type: ignore[misc]
+            seen.append(down - started)
+            back.append(min(call.ended for call in steady.good_since(up)) - started)
+            wait_until(lambda: len(steady.good_since(time.monotonic() - 1)) > 8, 30)
+            for call in steady.calls:
+                if call.ended > started and call.error:
+                    when = "in flight" if call.begun < started else "meanwhile"
+                    # A channel of gRPC takes its time to connect anew to a new server.
+                    lost[when if call.begun < up else "afterwards"] += 1
+            wait_until(
+                lambda number=processes: (  # type: ignore[misc]
+                    len(own.processes("triton_python_backend_stub")) == number
+                ),
+                10,
+            )
+            assert regions(own) <= shared
+    print(
+        f"\n{case}: seen after {max(seen):.2f} s at most, back after"
+        f" {statistics.median(back):.2f} s (median), {max(back):.2f} s (most);"
+        f" lost: {dict(lost)}"
+    )
+    print(own.log.read_text()[said:])
+    assert max(back) < allowed
