@@ -68,7 +68,12 @@ def _version(answer: httpx.Response) -> str:
         raise ServerError("what answers there is no Triton server.") from None
 
 
-def _error(error: httpx.HTTPError) -> YoloClientError:
+# What goes wrong on the way. httpx lets through what TLS says in place of an answer, such as that a
+# certificate is missing.
+_FAILURES = (httpx.HTTPError, OSError)
+
+
+def _error(error: Exception) -> YoloClientError:
     if isinstance(error, httpx.TimeoutException):
         return TimedOutError("no answer within the timeout.")
     return UnavailableError(str(error) or type(error).__name__)
@@ -98,7 +103,7 @@ class HttpTransport:
     def _send(self, **request: Any) -> httpx.Response:
         try:
             return self._http.request(**request)
-        except httpx.HTTPError as error:
+        except _FAILURES as error:
             raise _error(error) from error
 
     def close(self) -> None:
@@ -132,7 +137,7 @@ class AsyncHttpTransport:
     async def _send(self, **request: Any) -> httpx.Response:
         try:
             return await self._http.request(**request)
-        except httpx.HTTPError as error:
+        except _FAILURES as error:
             raise _error(error) from error
 
     async def close(self) -> None:
