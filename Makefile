@@ -18,11 +18,12 @@ ARGS ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
+BENCH := $(VENV)/.bench
 # Any version will do: `make model` counts them up. Without one the bundled network is exported.
 NETWORK := $(firstword $(wildcard model_repository/yolov5/[0-9]*/model.*) model_repository/yolov5/1/model.onnx)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve gateway test lint format detect page model engine eval lock clean
+.PHONY: help setup serve gateway test lint format detect page model engine eval bench lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +52,9 @@ engine: $(INSTALLED) $(NETWORK) ## Build a TensorRT plan of the network (needs a
 eval: $(INSTALLED) ## mAP of the running server on a labelled data set: DATA=data.yaml (SERVER, ARGS)
 	@$(VENV)/bin/yolov5-client eval "$(DATA)" --server $(SERVER) $(ARGS)
 
+bench: $(BENCH) $(NETWORK) ## Against FastAPI, LitServe and a client that does the work (ARGS; half an hour)
+	@$(PY) -m yolov5_bench $(ARGS)
+
 lint: $(INSTALLED) ## Check style, formatting and types
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
@@ -65,12 +69,14 @@ setup: $(INSTALLED) $(NETWORK) ## Make the environment in .venv and export the b
 lock: ## Resolve pyproject.toml anew into requirements.lock (needs uv)
 	uv pip compile --quiet --universal --python-version 3.10 --extra dev --generate-hashes \
 	  --no-header --upgrade pyproject.toml --output-file requirements.lock
+	uv pip compile --quiet --universal --python-version 3.11 --constraint requirements.lock --generate-hashes \
+	  --no-header --upgrade bench/requirements.txt --output-file bench/requirements.lock
 
 clean: ## Remove the environment, caches and results; the installed network stays
 	rm -rf $(VENV) runs .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(INSTALLED): requirements.lock client/pyproject.toml
+$(INSTALLED): requirements.lock pyproject.toml client/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
 	  || { echo "error: Python 3.10, 3.11 or 3.12 is needed; name one with PYTHON=python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' \
@@ -79,6 +85,10 @@ $(INSTALLED): requirements.lock client/pyproject.toml
 	@$(PYTHON) -m venv $(VENV)
 	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable . --editable client
+	@touch $@
+
+$(BENCH): bench/requirements.lock $(INSTALLED)
+	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes --requirement bench/requirements.lock
 	@touch $@
 
 $(NETWORK): | $(INSTALLED)

@@ -1,0 +1,95 @@
+"""`python -m yolov5_bench`: who serves more, how soon, and at what cost, as ratios in one run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from yolov5_build.__main__ import main as build
+from yolov5_build._photos import EXAMPLES, photos_in
+
+from ._contenders import CONTENDERS
+from ._measure import check, line_up, measure
+from ._report import plot, step_table, table, write_csv, write_ratios
+
+_ROOT = Path(__file__).parents[2]
+BUNDLED = _ROOT / "examples" / "bccd" / "best.pt"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _options(arguments)
+    photos = photos_in(options.photos)[:8] if options.photos.is_dir() else [options.photos]
+    wanted = [one for one in CONTENDERS if one.name in options.contenders]
+    with tempfile.TemporaryDirectory(prefix="yolov5-bench-") as folder:
+        repository = Path(folder, "model_repository")
+        source = _ROOT / "model_repository"
+        shutil.copytree(source, repository, ignore=shutil.ignore_patterns("yolov5"))
+        if build([str(options.weights), f"--repository={repository}"]):
+            return 1
+        network = repository / "yolov5" / "1" / "model.onnx"
+        samples = []
+        with line_up(wanted, network=network, repository=repository) as entries:
+            check(entries, photos, network)
+            print(f"{len(wanted)} contenders give the same answers; measuring.", flush=True)
+            for number in range(options.rounds):
+                for callers in options.callers:
+                    samples += measure(
+                        entries,
+                        photos,
+                        callers=callers,
+                        turn=number,
+                        seconds=options.seconds,
+                        warm=options.warm,
+                    )
+                print(f"round {number + 1} of {options.rounds}", flush=True)
+    title = (
+        f"{options.weights.stem}, {len(photos)} photos from {options.photos.name},"
+        f" {len(os.sched_getaffinity(0))} cores, {_processor()}"
+    )
+    text = f"{title}; medians of {options.rounds} rounds of {options.seconds:.0f} s\n\n"
+    text += f"{table(samples)}\nMilliseconds for an image in ours:\n\n{step_table(samples)}"
+    options.output.mkdir(parents=True, exist_ok=True)
+    stem = options.output / options.name
+    stem.with_suffix(".md").write_text(text)
+    write_csv(samples, stem.with_suffix(".csv"))
+    write_ratios(samples, stem.with_suffix(".json"))
+    plot(samples, stem.with_suffix(".png"), title)
+    print(text)
+    return 0
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="yolov5_bench", description=__doc__)
+
+    def numbers(text: str) -> list[int]:
+        return [int(one) for one in text.split(",")]
+
+    names = [one.name for one in CONTENDERS]
+    parser.add_argument("--weights", type=Path, default=BUNDLED, help="(the bundled ones)")
+    parser.add_argument("--photos", type=Path, default=EXAMPLES, help="a file or a folder")
+    parser.add_argument("--callers", type=numbers, default=[1, 2, 4, 8, 16, 32])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=5.0, help="for each measurement")
+    parser.add_argument("--warm", type=float, default=1.5, help="seconds before each")
+    parser.add_argument(
+        "--contenders", type=lambda text: text.split(","), default=names, help=", ".join(names)
+    )
+    parser.add_argument("--output", type=Path, default=_ROOT / "docs" / "performance")
+    parser.add_argument("--name", default="bundled", help="of the files that are written")
+    return parser.parse_args(arguments)
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

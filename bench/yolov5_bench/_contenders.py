@@ -1,0 +1,164 @@
+"""Who takes part: how each is started, and how it is asked."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+_CPUS = len(os.sched_getaffinity(0))
+_START_SECONDS = 120
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """
+    Attributes:
+        way: of asking, see `_load.make_ask`; ADDRESS and NETWORK stand for what they say.
+        service: the arguments of `_services`; None where Triton serves, () where nobody does.
+        callers: how many, where it is not for the caller to say.
+    """
+
+    name: str
+    about: str
+    way: tuple[str, ...]
+    service: tuple[str, ...] | None = None
+    callers: int | None = None
+
+
+CONTENDERS = (
+    Contender(
+        name="ours",
+        about="the endpoint, over HTTP, as `make serve` starts it",
+        way=("http", "HTTP"),
+    ),
+    Contender(
+        name="ours-grpc",
+        about="the same over gRPC, by the project's client",
+        way=("grpc", "GRPC"),
+    ),
+    Contender(
+        name="write-up",
+        about="letterbox and suppression in the client, a float tensor to the same Triton",
+        way=("work", "GRPC", "NETWORK"),
+    ),
+    Contender(
+        name="fastapi",
+        about="FastAPI and ONNX Runtime with their own settings: 40 threads, all cores for each",
+        way=("json", "HTTP"),
+        service=("fastapi",),
+    ),
+    Contender(
+        name="fastapi-tuned",
+        about="the same, as many images at once as there are cores, one thread for each",
+        way=("json", "HTTP"),
+        service=("fastapi", "1", str(_CPUS)),
+    ),
+    Contender(
+        name="litserve",
+        about="LitServe, a worker for each core, one thread for each",
+        way=("base64", "HTTP"),
+        service=("litserve", str(_CPUS)),
+    ),
+    Contender(
+        name="bare",
+        about="the same functions without a server, an image on each core: the limit",
+        way=("bare", "NETWORK"),
+        service=(),
+        callers=_CPUS,
+    ),
+)
+
+
+@dataclass
+class Running:
+    """A contender that has been started."""
+
+    contender: Contender
+    way: list[str]
+    process: int = 0
+    http: str = ""
+    places: dict[str, str] = field(default_factory=dict)
+
+    def also(self, contender: Contender) -> Running:
+        """Another way to ask the same server."""
+        way = [self.places.get(part, part) for part in contender.way]
+        return replace(self, contender=contender, way=way)
+
+
+@contextmanager
+def started(contender: Contender, *, network: Path, repository: Path) -> Iterator[Running]:
+    """Start it, wait until it listens, and end it in any case.
+
+    Raises:
+        RuntimeError: it does not start.
+    """
+    web, grpc, metrics, health = _free_ports(4)
+    if contender.service == ():
+        command = None
+    elif contender.service is None:
+        ports = ("http", web), ("grpc", grpc), ("metrics", metrics), ("health", health)
+        flags = [f"--{name}-port={port}" for name, port in ports]
+        command = ["yolov5_server", f"--repository={repository}", *flags]
+    else:
+        kind, *settings = contender.service
+        command = ["yolov5_bench._services", kind, str(network), str(web), *settings]
+    places = {
+        "HTTP": f"127.0.0.1:{web}",
+        "GRPC": f"127.0.0.1:{grpc}",
+        "NETWORK": str(network),
+    }
+    way = [places.get(part, part) for part in contender.way]
+    running = Running(contender, way, http=places["HTTP"], places=places)
+    if command is None:
+        yield running
+        return
+    process = subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.DEVNULL)
+    try:
+        path = "/v2/models/yolov5_ensemble/ready" if contender.service is None else "/docs"
+        _wait(process, web, path)
+        running.process = process.pid
+        yield running
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait(process: subprocess.Popen[bytes], port: int, path: str) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        connection = http.client.HTTPConnection(f"127.0.0.1:{port}", timeout=2)
+        try:
+            connection.request("GET", path)
+            if connection.getresponse().status == 200:
+                return
+        except OSError:
+            pass
+        finally:
+            connection.close()
+        time.sleep(0.2)
+    raise RuntimeError("it did not start")
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()

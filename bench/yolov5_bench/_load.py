@@ -1,0 +1,237 @@
+"""The load generator, a process of its own: `python -m yolov5_bench._load`, JSON in and out.
+
+The same threads ask every contender; what they call differs.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.client
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ._pipeline import Answer, Pipeline
+
+Ask = Callable[[bytes], tuple[Answer, int]]  # an image -> its answer, and the bytes on the wire
+
+_RAW = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": "0"}
+_JSON = {"Content-Type": "application/json"}
+
+
+def over_http(address: str) -> Ask:
+    """The endpoint, with the image itself as the body."""
+    post = _poster(address, "/v2/models/yolov5_ensemble/infer", _RAW)
+
+    def ask(image: bytes) -> tuple[Answer, int]:
+        headers, body = post(image)
+        length = int(headers["Inference-Header-Content-Length"])
+        tensors, at = {}, length
+        for one in json.loads(body[:length])["outputs"]:
+            size = one["parameters"]["binary_data_size"]
+            tensors[one["name"]] = (one["shape"], body[at : at + size])
+            at += size
+
+        def array(name: str, kind: type) -> NDArray[Any]:
+            shape, data = tensors[name]
+            return np.frombuffer(data, kind).reshape(shape)[0]  # type: ignore[no-any-return]
+
+        answer = Answer(
+            boxes=array("det_boxes", np.float32),
+            scores=array("det_scores", np.float32),
+            classes=array("det_classes", np.int32).astype(np.int64),
+        )
+        return answer, len(image) + len(body)
+
+    return ask
+
+
+def over_grpc(address: str) -> Ask:
+    """The endpoint, through the project's client."""
+    from yolov5_client import Client
+
+    client = Client(address)
+
+    def ask(image: bytes) -> tuple[Answer, int]:
+        found = client.detect(image)
+        size = found.boxes.nbytes + found.scores.nbytes + 4 * len(found) + 12
+        answer = Answer(
+            boxes=found.boxes, scores=found.scores, classes=found.classes.astype(np.int64)
+        )
+        return answer, len(image) + size + sum(4 + len(label) for label in found.labels)
+
+    return ask
+
+
+def over_json(address: str, *, wrapped: bool) -> Ask:
+    """A service that answers with JSON; `wrapped` takes its image as base64 in JSON."""
+    post = _poster(address, "/detect", _JSON if wrapped else _RAW)
+
+    def ask(image: bytes) -> tuple[Answer, int]:
+        body = (
+            json.dumps({"image": base64.b64encode(image).decode()}).encode() if wrapped else image
+        )
+        _, answer = post(body)
+        return Answer.from_dict(json.loads(answer)), len(body) + len(answer)
+
+    return ask
+
+
+def with_the_work_in_the_client(address: str, network: str) -> Ask:
+    """Letterbox here, the network there, suppression here: what a plain ONNX model asks of you."""
+    import tritonclient.grpc as triton
+
+    pipeline = _shared_pipeline(network)
+    client = triton.InferenceServerClient(address)
+
+    def ask(image: bytes) -> tuple[Answer, int]:
+        batch, placement = pipeline.prepare(image)
+        tensor = triton.InferInput("images", [*batch.shape], "FP32")
+        tensor.set_data_from_numpy(batch)
+        rows = client.infer("yolov5", [tensor]).as_numpy("output0")
+        return pipeline.finish(rows[0], placement), batch.nbytes + rows.nbytes
+
+    return ask
+
+
+def in_process(network: str) -> Ask:
+    """No server at all: the limit. As many images at once as there are processors."""
+    pipeline = _shared_pipeline(network)
+    return lambda image: (pipeline(image), len(image))
+
+
+_pipelines: dict[str, Pipeline] = {}
+_lock = threading.Lock()
+
+
+def _shared_pipeline(network: str) -> Pipeline:
+    with _lock:
+        if network not in _pipelines:
+            _pipelines[network] = Pipeline(Path(network), 1)
+        return _pipelines[network]
+
+
+def _poster(
+    address: str, path: str, headers: dict[str, str]
+) -> Callable[[bytes], tuple[Any, bytes]]:
+    connection = http.client.HTTPConnection(address, timeout=120)
+
+    def post(body: bytes) -> tuple[Any, bytes]:
+        connection.request("POST", path, body, headers)
+        answer = connection.getresponse()
+        data = answer.read()
+        if answer.status != 200:
+            raise RuntimeError(f"HTTP {answer.status}: {data[:200]!r}")
+        return answer.headers, data
+
+    return post
+
+
+def make_ask(way: str, *where: str) -> Ask:
+    """A way of asking with a connection of its own."""
+    ways: dict[str, Callable[..., Ask]] = {
+        "http": over_http,
+        "grpc": over_grpc,
+        "json": lambda address: over_json(address, wrapped=False),
+        "base64": lambda address: over_json(address, wrapped=True),
+        "work": with_the_work_in_the_client,
+        "bare": in_process,
+    }
+    return ways[way](*where)
+
+
+def drive(
+    way: list[str], images: list[bytes], *, callers: int, seconds: float, warm: float, server: int
+) -> dict[str, Any]:
+    """Callers that ask again as soon as they are answered.
+
+    Args:
+        warm: seconds before the measured ones.
+        server: number of a process that, with all below it, serves; 0 for none.
+
+    Returns:
+        latencies: in seconds, by caller, of what was answered in the measured time; client_cpu,
+        server_cpu: seconds used in it; wire: bytes for an image, both ways.
+    """
+    asks = [make_ask(*way) for _ in range(callers)]
+    latencies: list[list[float]] = [[] for _ in range(callers)]
+    moved, failures = [0] * callers, list[str]()
+    begin = time.perf_counter() + warm
+    end = begin + seconds
+
+    def call(number: int) -> None:
+        turn = number
+        while (started := time.perf_counter()) < end and not failures:
+            try:
+                _, size = asks[number](images[turn % len(images)])
+            except Exception as error:
+                failures.append(repr(error))
+                return
+            turn += 1
+            if begin <= (now := time.perf_counter()) <= end:
+                latencies[number].append(now - started)
+                moved[number] += size
+
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(callers)]
+    for thread in threads:
+        thread.start()
+    time.sleep(max(0.0, begin - time.perf_counter()))
+    before = _cpu_below(os.getpid()), _cpu_below(server)
+    time.sleep(max(0.0, end - time.perf_counter()))
+    after = _cpu_below(os.getpid()), _cpu_below(server)
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise RuntimeError(failures[0])
+    return {
+        "latencies": latencies,
+        "client_cpu": after[0] - before[0],
+        "server_cpu": after[1] - before[1],
+        "wire": sum(moved) / max(1, sum(map(len, latencies))),
+    }
+
+
+def _cpu_below(root: int) -> float:
+    """Seconds of CPU that a process and all below it have used, those that have ended apart."""
+    if not root:
+        return 0.0
+    parents: dict[int, list[int]] = {}
+    used: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            pid = int(stat.parent.name)
+            parents.setdefault(int(fields[1]), []).append(pid)
+            used[pid] = int(fields[11]) + int(fields[12])
+    total, queue = 0, [root]
+    while queue:
+        pid = queue.pop()
+        total += used.get(pid, 0)
+        queue += parents.get(pid, [])
+    return total / os.sysconf("SC_CLK_TCK")
+
+
+def main() -> None:
+    """Orders, a line of JSON each, until the end of the input; a line for each on the output."""
+    for line in sys.stdin:
+        order = json.loads(line)
+        images = [Path(path).read_bytes() for path in order.pop("photos")]
+        if order.pop("check", False):
+            ask = make_ask(*order["way"])
+            report: Any = [ask(image)[0].as_dict() for image in images]
+        else:
+            report = drive(images=images, **order)
+        print(json.dumps(report), flush=True)
+
+
+if __name__ == "__main__":
+    main()

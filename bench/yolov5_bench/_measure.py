@@ -1,0 +1,179 @@
+"""Interleaved rounds: every contender in turn, again and again."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ._contenders import Contender, Running, started
+from ._pipeline import Answer, Pipeline
+
+STEPS = ("preprocess", "yolov5", "postprocess")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One contender in one round, with one number of callers.
+
+    Attributes:
+        rate: images a second.
+        p50, p95, p99, longest: milliseconds.
+        server_ms, client_ms: of CPU, for an image.
+        wire: bytes for an image, both ways.
+        steps: for Triton, milliseconds that an image waits in each step's queue, and is worked on.
+    """
+
+    contender: str
+    callers: int
+    round: int
+    rate: float
+    p50: float
+    p95: float
+    p99: float
+    longest: float
+    server_ms: float
+    client_ms: float
+    wire: float
+    steps: dict[str, float]
+
+
+class Generator:
+    """The load generator's process."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "yolov5_bench._load"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def order(self, **order: Any) -> Any:
+        """
+        Raises:
+            RuntimeError: it has failed; what it said is on its error output.
+        """
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError("the load generator has failed")
+        return json.loads(line)
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(30)
+
+
+@contextmanager
+def line_up(
+    contenders: Sequence[Contender], *, network: Path, repository: Path
+) -> Iterator[list[tuple[Running, Generator]]]:
+    """All of them started; those that Triton serves share one."""
+    with ExitStack() as stack:
+        triton: Running | None = None
+        entries = []
+        for contender in contenders:
+            if contender.service is None and triton is not None:
+                running = triton.also(contender)
+            else:
+                running = stack.enter_context(
+                    started(contender, network=network, repository=repository)
+                )
+                triton = running if contender.service is None else triton
+            generator = Generator()
+            stack.callback(generator.close)
+            entries.append((running, generator))
+        yield entries
+
+
+def check(
+    entries: Sequence[tuple[Running, Generator]], photos: Sequence[Path], network: Path
+) -> None:
+    """All give the answers of the bare functions.
+
+    Raises:
+        RuntimeError: one does not; the message says which, and how it differs.
+    """
+    pipeline = Pipeline(network)
+    wanted = [pipeline(photo.read_bytes()) for photo in photos]
+    for running, generator in entries:
+        answers = generator.order(way=running.way, photos=[*map(str, photos)], check=True)
+        for photo, answer, right in zip(photos, answers, wanted):
+            if how := Answer.from_dict(answer).differs(right):
+                raise RuntimeError(f"{running.contender.name}, {photo.name}: {how}")
+
+
+def measure(
+    entries: Sequence[tuple[Running, Generator]],
+    photos: Sequence[Path],
+    *,
+    callers: int,
+    turn: int,
+    seconds: float,
+    warm: float,
+) -> list[Sample]:
+    """One round: each contender once."""
+    samples = []
+    for running, generator in entries:
+        before = _step_times(running)
+        report = generator.order(
+            way=running.way,
+            photos=[*map(str, photos)],
+            callers=running.contender.callers or callers,
+            seconds=seconds,
+            warm=warm,
+            server=running.process,
+        )
+        after = _step_times(running)
+        latencies = np.array([x for caller in report["latencies"] for x in caller]) * 1000
+        p50, p95, p99 = np.quantile(latencies, [0.5, 0.95, 0.99]).tolist()
+        images = len(latencies)
+        samples.append(
+            Sample(
+                contender=running.contender.name,
+                callers=callers,
+                round=turn,
+                rate=images / seconds,
+                p50=p50,
+                p95=p95,
+                p99=p99,
+                longest=float(latencies.max()),
+                server_ms=1000 * report["server_cpu"] / images,
+                client_ms=1000 * report["client_cpu"] / images,
+                wire=report["wire"],
+                steps={
+                    name: (after[name] - before[name]) / (after["images"] - before["images"]) / 1e6
+                    for name in after
+                    if name != "images" and after["images"] > before["images"]
+                },
+            )
+        )
+    return samples
+
+
+def _step_times(running: Running) -> dict[str, int]:
+    """Nanoseconds since the start, summed over the images, from Triton's statistics."""
+    if running.contender.service is not None:
+        return {}
+    with urllib.request.urlopen(f"http://{running.http}/v2/models/stats") as answer:
+        models = {one["name"]: one for one in json.load(answer)["model_stats"]}
+    found = {"images": models["yolov5"]["inference_count"]}
+    for step in STEPS:
+        one = models[step]["inference_stats"]
+        found[f"{step} queue"] = one["queue"]["ns"]
+        found[f"{step} in"] = one["compute_input"]["ns"]
+        found[f"{step} work"] = one["compute_infer"]["ns"]
+        found[f"{step} out"] = one["compute_output"]["ns"]
+    return found

@@ -1,0 +1,111 @@
+"""The work itself, by the very functions that the ensemble's steps call, in one process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+
+from yolov5_build._metadata import read_metadata
+from yolov5_build._photos import step_module
+
+CONF_THRES, IOU_THRES, MAX_DET = 0.25, 0.45, 300  # those of preprocess/config.pbtxt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """Boxes [K, 4] in pixels of the image, scores [K], classes [K]."""
+
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    classes: NDArray[np.int64]
+
+    def differs(self, other: Answer) -> str | None:
+        """How it is another answer; None where it is the same up to rounding."""
+        if self.classes.tolist() != other.classes.tolist():
+            return f"{len(self.classes)} detections in place of {len(other.classes)}"
+        box = np.abs(self.boxes - other.boxes).max(initial=0)
+        score = np.abs(self.scores - other.scores).max(initial=0)
+        return f"box {box:.3f} px, score {score:.4f} off" if box > 0.1 or score > 1e-3 else None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "boxes": self.boxes.tolist(),
+            "scores": self.scores.tolist(),
+            "classes": self.classes.tolist(),
+        }
+
+    @classmethod
+    def from_dict(cls, given: dict[str, Any]) -> Answer:
+        return cls(
+            boxes=np.array(given["boxes"], np.float32).reshape(-1, 4),
+            scores=np.array(given["scores"], np.float32),
+            classes=np.array(given["classes"], np.int64),
+        )
+
+
+class Pipeline:
+    """
+    Args:
+        network: ONNX, as `make model` writes it, of a fixed size.
+        threads: of ONNX Runtime for one image; 0 for its own default.
+    """
+
+    def __init__(self, network: Path, threads: int = 0) -> None:
+        torch.set_num_threads(1)
+        decode = step_module("preprocess", "decode")
+        limits = decode.ImageLimits(bytes=32 << 20, pixels=64_000_000)
+        self._decoder = decode.Decoder(limits)
+        normalise = step_module("preprocess", "normalise")
+        self._normaliser = normalise.HostNormaliser()
+        self._nms = step_module("postprocess", "nms")
+        self._thresholds = self._nms.Thresholds(
+            conf_thres=CONF_THRES,
+            iou_thres=IOU_THRES,
+            max_det=MAX_DET,
+            agnostic_nms=False,
+            multi_label=False,
+        )
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        self._session = onnxruntime.InferenceSession(
+            network, options, providers=["CPUExecutionProvider"]
+        )
+        image = self._session.get_inputs()[0]
+        self._input = image.name
+        self.height, self.width = image.shape[2:]
+        self._everything = torch.ones(len(read_metadata(network).names), dtype=torch.bool)
+        self._letterbox = partial(
+            step_module("preprocess", "letterbox").letterbox, height=self.height, width=self.width
+        )
+
+    def prepare(self, image: bytes) -> tuple[NDArray[np.float32], Any]:
+        """The network's input [1, 3, H, W], and the placement of the picture in it."""
+        canvas, placement = self._letterbox(self._decoder.decode(image))
+        batch = self._normaliser.allocate(1, self.height, self.width)
+        self._normaliser.put(canvas, batch, 0)
+        return batch, placement
+
+    def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        """[1, 3, H, W] -> rows [N, 5 + C]."""
+        rows: NDArray[np.float32] = self._session.run(None, {self._input: batch})[0][0]
+        return rows
+
+    def finish(self, rows: NDArray[np.float32], placement: Any) -> Answer:
+        boxes, scores, classes = self._nms.detect(
+            torch.from_numpy(rows),
+            self._thresholds,
+            self._everything,
+            self._nms.Placement.from_row(placement.as_row()),
+        )
+        return Answer(boxes=boxes.numpy(), scores=scores.numpy(), classes=classes.numpy())
+
+    def __call__(self, image: bytes) -> Answer:
+        batch, placement = self.prepare(image)
+        return self.finish(self.run(batch), placement)

@@ -1,0 +1,37 @@
+"""The benchmark's small form, held against the ratios of the last full one."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from support import ROOT
+
+from yolov5_bench.__main__ import main
+
+KEPT = ROOT / "docs" / "performance" / "bundled.json"
+SLACK = 0.9  # of what it was: rounds on a small machine differ by a few percent
+CONTENDERS = ("fastapi", "fastapi-tuned", "write-up", "bare")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.skipif(
+    importlib.util.find_spec("fastapi") is None, reason="what `make bench` installs is not here"
+)
+def test_no_slower_than_before(tmp_path: Path) -> None:
+    assert (
+        main(["--callers=1,8", f"--contenders=ours,{','.join(CONTENDERS)}", f"--output={tmp_path}"])
+        == 0
+    )
+    found = json.loads((tmp_path / "bundled.json").read_text())
+    kept = json.loads(KEPT.read_text())
+    slower = {
+        (name, callers): (found[name][callers], kept[name][callers])
+        for name in CONTENDERS
+        for callers in ("1", "8")
+        if found[name][callers] < SLACK * kept[name][callers]
+    }
+    assert not slower

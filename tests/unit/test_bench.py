@@ -1,0 +1,67 @@
+"""What `make bench` makes of its samples."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from yolov5_bench._measure import Sample
+from yolov5_bench._pipeline import Answer
+from yolov5_bench._report import plot, ratios, step_table, table, write_csv
+
+SAMPLE = Sample(
+    contender="ours",
+    callers=8,
+    round=0,
+    rate=40.0,
+    p50=200.0,
+    p95=210.0,
+    p99=220.0,
+    longest=230.0,
+    server_ms=50.0,
+    client_ms=1.0,
+    wire=9000.0,
+    steps={"yolov5 work": 30.0},
+)
+SAMPLES = [
+    SAMPLE,
+    replace(SAMPLE, round=1, rate=44.0),
+    replace(SAMPLE, contender="fastapi", rate=50.0, steps={}),
+    replace(SAMPLE, contender="fastapi", round=1, rate=40.0, steps={}),
+]
+
+
+def test_ratios_are_within_a_round() -> None:
+    found = ratios(SAMPLES)
+    assert found["fastapi", 8] == pytest.approx([0.8, 1.1])
+    assert found["ours", 8] == [1, 1]
+
+
+def test_the_table_has_medians_and_the_spread_of_the_ratios() -> None:
+    lines = table(SAMPLES).splitlines()
+    assert lines[2].startswith("| 8 | ours | 42.0 |  | 200 |")
+    assert lines[3].startswith("| 8 | fastapi | 45.0 | 0.95 (0.80 to 1.10) | 200 |")
+    assert step_table(SAMPLES).splitlines()[2] == "| 8 | 30.0 |"
+    assert step_table(SAMPLES[2:]) == ""
+
+
+def test_files(tmp_path: Path) -> None:
+    write_csv(SAMPLES, tmp_path / "samples.csv")
+    lines = (tmp_path / "samples.csv").read_text().splitlines()
+    assert lines[0].startswith("contender,callers,round,rate,")
+    assert len(lines) == 5
+    plot(SAMPLES, tmp_path / "plot.png", "a title")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_another_answer_is_found_out() -> None:
+    boxes = np.array([[1, 2, 3, 4]], np.float32)
+    answer = Answer(boxes=boxes, scores=np.array([0.5], np.float32), classes=np.array([1]))
+    assert Answer.from_dict(answer.as_dict()).differs(answer) is None
+    assert "0.200 px" in str(replace(answer, boxes=boxes + np.float32(0.2)).differs(answer))
+    assert "score 0.0100" in str(replace(answer, scores=answer.scores + 0.01).differs(answer))
+    none = Answer.from_dict({"boxes": [], "scores": [], "classes": []})
+    assert none.differs(answer) == "0 detections in place of 1"
