@@ -15,7 +15,7 @@ from yolov5_build._photos import EXAMPLES, photos_in
 
 from ._contenders import CONTENDERS
 from ._measure import check, line_up, measure
-from ._report import plot, step_table, table, write_csv, write_ratios
+from ._report import REFERENCE, plot, step_table, table, write_csv, write_ratios
 
 _ROOT = Path(__file__).parents[2]
 BUNDLED = _ROOT / "examples" / "bccd" / "best.pt"
@@ -47,17 +47,14 @@ def main(arguments: list[str] | None = None) -> int:
                         warm=options.warm,
                     )
                 print(f"round {number + 1} of {options.rounds}", flush=True)
-    title = (
-        f"{options.weights.stem}, {len(photos)} photos from {options.photos.name},"
-        f" {len(os.sched_getaffinity(0))} cores, {_processor()}"
-    )
+    title = f"{options.weights.stem}, {len(photos)} photos from {options.photos.name}, {machine()}"
     text = f"{title}; medians of {options.rounds} rounds of {options.seconds:.0f} s\n\n"
     text += f"{table(samples)}\nMilliseconds for an image in ours:\n\n{step_table(samples)}"
     options.output.mkdir(parents=True, exist_ok=True)
     stem = options.output / options.name
     stem.with_suffix(".md").write_text(text)
     write_csv(samples, stem.with_suffix(".csv"))
-    write_ratios(samples, stem.with_suffix(".json"))
+    write_ratios(samples, stem.with_suffix(".json"), machine())
     plot(samples, stem.with_suffix(".png"), title)
     print(text)
     return 0
@@ -70,18 +67,28 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         return [int(one) for one in text.split(",")]
 
     names = [one.name for one in CONTENDERS]
+
+    def several(text: str) -> list[str]:
+        chosen = text.split(",")
+        if unknown := set(chosen) - set(names):
+            raise argparse.ArgumentTypeError(f"unknown: {', '.join(sorted(unknown))}")
+        return [REFERENCE, *chosen]  # that all are held against
+
     parser.add_argument("--weights", type=Path, default=BUNDLED, help="(the bundled ones)")
     parser.add_argument("--photos", type=Path, default=EXAMPLES, help="a file or a folder")
     parser.add_argument("--callers", type=numbers, default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=5.0, help="for each measurement")
     parser.add_argument("--warm", type=float, default=1.5, help="seconds before each")
-    parser.add_argument(
-        "--contenders", type=lambda text: text.split(","), default=names, help=", ".join(names)
-    )
-    parser.add_argument("--output", type=Path, default=_ROOT / "docs" / "performance")
+    parser.add_argument("--contenders", type=several, default=names, help=", ".join(names))
+    parser.add_argument("--output", type=Path, default=Path("runs/bench"), help="(%(default)s)")
     parser.add_argument("--name", default="bundled", help="of the files that are written")
     return parser.parse_args(arguments)
+
+
+def machine() -> str:
+    """What figures hold for."""
+    return f"{len(os.sched_getaffinity(0))} cores, {_processor()}"
 
 
 def _processor() -> str:

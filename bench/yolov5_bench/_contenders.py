@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -69,7 +71,7 @@ CONTENDERS = (
     ),
     Contender(
         name="bare",
-        about="the same functions without a server, an image on each core: the limit",
+        about="the same functions without a server, in one process, an image on each core",
         way=("bare", "NETWORK"),
         service=(),
         callers=_CPUS,
@@ -120,7 +122,10 @@ def started(contender: Contender, *, network: Path, repository: Path) -> Iterato
     if command is None:
         yield running
         return
-    process = subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.DEVNULL)
+    # A group of its own: LitServe does not end what it has started.
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command], stdout=subprocess.DEVNULL, start_new_session=True
+    )
     try:
         path = "/v2/models/yolov5_ensemble/ready" if contender.service is None else "/docs"
         _wait(process, web, path)
@@ -128,11 +133,11 @@ def started(contender: Contender, *, network: Path, repository: Path) -> Iterato
         yield running
     finally:
         process.terminate()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _wait(process: subprocess.Popen[bytes], port: int, path: str) -> None:

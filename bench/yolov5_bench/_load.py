@@ -150,21 +150,30 @@ def make_ask(way: str, *where: str) -> Ask:
 
 
 def drive(
-    way: list[str], images: list[bytes], *, callers: int, seconds: float, warm: float, server: int
+    way: list[str],
+    images: list[bytes],
+    *,
+    callers: int,
+    seconds: float,
+    warm: float,
+    server: int,
+    statistics: str,
 ) -> dict[str, Any]:
     """Callers that ask again as soon as they are answered.
 
     Args:
         warm: seconds before the measured ones.
         server: number of a process that, with all below it, serves; 0 for none.
+        statistics: `host:port` of a Triton's HTTP; empty for none.
 
     Returns:
-        latencies: in seconds, by caller, of what was answered in the measured time; client_cpu,
-        server_cpu: seconds used in it; wire: bytes for an image, both ways.
+        images: answered in the measured time; latencies: in seconds, by caller, of what was asked
+        in it; client_cpu, server_cpu: seconds used in it; wire: bytes for an image, both ways;
+        steps: milliseconds of an image in each step of Triton's.
     """
     asks = [make_ask(*way) for _ in range(callers)]
     latencies: list[list[float]] = [[] for _ in range(callers)]
-    moved, failures = [0] * callers, list[str]()
+    answered, moved, failures = [0] * callers, [0] * callers, list[str]()
     begin = time.perf_counter() + warm
     end = begin + seconds
 
@@ -177,27 +186,53 @@ def drive(
                 failures.append(repr(error))
                 return
             turn += 1
-            if begin <= (now := time.perf_counter()) <= end:
+            now = time.perf_counter()
+            if begin <= started:
                 latencies[number].append(now - started)
+            if begin <= now <= end:
+                answered[number] += 1
                 moved[number] += size
 
     threads = [threading.Thread(target=call, args=(number,)) for number in range(callers)]
     for thread in threads:
         thread.start()
     time.sleep(max(0.0, begin - time.perf_counter()))
-    before = _cpu_below(os.getpid()), _cpu_below(server)
+    before = _cpu_below(os.getpid()), _cpu_below(server), _step_times(statistics)
     time.sleep(max(0.0, end - time.perf_counter()))
-    after = _cpu_below(os.getpid()), _cpu_below(server)
+    after = _cpu_below(os.getpid()), _cpu_below(server), _step_times(statistics)
     for thread in threads:
         thread.join()
     if failures:
         raise RuntimeError(failures[0])
+    images_worked_on = max(1, after[2].pop("images", 0) - before[2].pop("images", 0))
     return {
+        "images": max(1, sum(answered)),
         "latencies": latencies,
         "client_cpu": after[0] - before[0],
         "server_cpu": after[1] - before[1],
-        "wire": sum(moved) / max(1, sum(map(len, latencies))),
+        "wire": sum(moved) / max(1, sum(answered)),
+        "steps": {
+            name: (after[2][name] - before[2][name]) / images_worked_on / 1e6 for name in after[2]
+        },
     }
+
+
+def _step_times(address: str) -> dict[str, int]:
+    """Nanoseconds since the start, summed over the images, from Triton's statistics."""
+    if not address:
+        return {}
+    connection = http.client.HTTPConnection(address, timeout=20)
+    connection.request("GET", "/v2/models/stats")
+    models = {one["name"]: one for one in json.load(connection.getresponse())["model_stats"]}
+    connection.close()
+    found = {"images": models["yolov5"]["inference_count"]}
+    for step in ("preprocess", "yolov5", "postprocess"):
+        one = models[step]["inference_stats"]
+        found[f"{step} queue"] = one["queue"]["ns"]
+        found[f"{step} in"] = one["compute_input"]["ns"]
+        found[f"{step} work"] = one["compute_infer"]["ns"]
+        found[f"{step} out"] = one["compute_output"]["ns"]
+    return found
 
 
 def _cpu_below(root: int) -> float:

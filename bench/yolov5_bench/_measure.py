@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,8 +15,6 @@ import numpy as np
 
 from ._contenders import Contender, Running, started
 from ._pipeline import Answer, Pipeline
-
-STEPS = ("preprocess", "yolov5", "postprocess")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,8 +123,8 @@ def measure(
 ) -> list[Sample]:
     """One round: each contender once."""
     samples = []
-    for running, generator in entries:
-        before = _step_times(running)
+    shift = turn % len(entries)  # so that not always the same one comes after the same other
+    for running, generator in [*entries[shift:], *entries[:shift]]:
         report = generator.order(
             way=running.way,
             photos=[*map(str, photos)],
@@ -135,11 +132,11 @@ def measure(
             seconds=seconds,
             warm=warm,
             server=running.process,
+            statistics=running.http if running.contender.service is None else "",
         )
-        after = _step_times(running)
         latencies = np.array([x for caller in report["latencies"] for x in caller]) * 1000
         p50, p95, p99 = np.quantile(latencies, [0.5, 0.95, 0.99]).tolist()
-        images = len(latencies)
+        images = report["images"]
         samples.append(
             Sample(
                 contender=running.contender.name,
@@ -153,27 +150,7 @@ def measure(
                 server_ms=1000 * report["server_cpu"] / images,
                 client_ms=1000 * report["client_cpu"] / images,
                 wire=report["wire"],
-                steps={
-                    name: (after[name] - before[name]) / (after["images"] - before["images"]) / 1e6
-                    for name in after
-                    if name != "images" and after["images"] > before["images"]
-                },
+                steps=report["steps"],
             )
         )
     return samples
-
-
-def _step_times(running: Running) -> dict[str, int]:
-    """Nanoseconds since the start, summed over the images, from Triton's statistics."""
-    if running.contender.service is not None:
-        return {}
-    with urllib.request.urlopen(f"http://{running.http}/v2/models/stats") as answer:
-        models = {one["name"]: one for one in json.load(answer)["model_stats"]}
-    found = {"images": models["yolov5"]["inference_count"]}
-    for step in STEPS:
-        one = models[step]["inference_stats"]
-        found[f"{step} queue"] = one["queue"]["ns"]
-        found[f"{step} in"] = one["compute_input"]["ns"]
-        found[f"{step} work"] = one["compute_infer"]["ns"]
-        found[f"{step} out"] = one["compute_output"]["ns"]
-    return found

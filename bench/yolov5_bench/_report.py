@@ -83,13 +83,13 @@ def write_csv(samples: Sequence[Sample], path: Path) -> None:
             writer.writerow({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()})
 
 
-def write_ratios(samples: Sequence[Sample], path: Path) -> None:
-    """Medians by contender and callers, for a later run to be held against."""
+def write_ratios(samples: Sequence[Sample], path: Path, machine: str) -> None:
+    """Medians by contender and callers, for a later run on such a machine to be held against."""
     found: dict[str, dict[str, float]] = {}
     for (name, callers), values in ratios(samples).items():
         if name != REFERENCE:
             found.setdefault(name, {})[str(callers)] = round(median(values), 3)
-    path.write_text(json.dumps(found, indent=2) + "\n")
+    path.write_text(json.dumps({"machine": machine, "ratios": found}, indent=2) + "\n")
 
 
 def plot(samples: Sequence[Sample], path: Path, title: str) -> None:

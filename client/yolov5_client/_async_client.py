@@ -227,4 +227,6 @@ async def _read(image: AsyncImage) -> bytes:
     if inspect.iscoroutinefunction(image):
         encoded: bytes = await image()
         return encoded
-    return await asyncio.to_thread(_wire.read, image)  # type: ignore[arg-type]
+    read = await asyncio.to_thread(_wire.read, image)  # type: ignore[arg-type]
+    # A function that is none of asyncio's may return what is.
+    return await read if inspect.isawaitable(read) else read

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import ssl
 import time
 from collections.abc import Iterator, Mapping
@@ -73,6 +74,10 @@ class Connection:
             raise ValueError(
                 f"keepalive is {self.keepalive}; allowed: more than 0 seconds, or None."
             )
+        for name, value in self.headers.items():
+            if not _HEADER.fullmatch(f"{name}:{value}") or name.lower().endswith("-bin"):
+                # Its value may be a key, which belongs in no message.
+                raise ValueError(f"the header {name!r} cannot be sent; allowed: one line of ASCII.")
         if self.address.startswith("http://") and self.tls:
             raise ValueError("tls needs an https:// address.")
 
@@ -85,6 +90,9 @@ class Connection:
     def http(self) -> bool:
         """Over HTTP, and not gRPC."""
         return self.address.startswith(("http://", "https://"))
+
+
+_HEADER = re.compile(r"[!-9;-~]+:[\t -~]*")
 
 
 class Patience:

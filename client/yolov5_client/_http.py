@@ -6,8 +6,8 @@ The only module that needs httpx (the extra `http`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import httpx
 
@@ -17,6 +17,7 @@ from ._connection import Connection
 from ._errors import ServerError, TimedOutError, UnavailableError, YoloClientError
 from ._status import ServerStatus
 
+T = TypeVar("T")
 _INFER = f"/v2/models/{names.MODEL}/infer"
 _BINARY = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": "0"}
 _LENGTH = "Inference-Header-Content-Length"
@@ -36,6 +37,13 @@ def _options(connection: Connection) -> dict[str, Any]:
     if tls := connection.encryption:
         options["verify"] = tls.context()
     return options
+
+
+def _made(kind: Callable[..., T], connection: Connection) -> T:
+    try:
+        return kind(**_options(connection))
+    except httpx.InvalidURL as error:
+        raise ValueError(f"{connection.address} is no address: {error}.") from None
 
 
 def _request(image: bytes, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,7 +72,7 @@ def _check(answer: httpx.Response) -> httpx.Response:
 def _version(answer: httpx.Response) -> str:
     try:
         return str(_check(answer).json()["version"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ServerError("what answers there is no Triton server.") from None
 
 
@@ -84,7 +92,7 @@ class HttpTransport:
 
     def __init__(self, connection: Connection) -> None:
         self._address = connection.address
-        self._http = httpx.Client(**_options(connection))
+        self._http = _made(httpx.Client, connection)
 
     def infer(self, image: bytes, parameters: Mapping[str, Any]) -> _wire.Outputs:
         return _outputs(self._send(**_request(image, parameters)))
@@ -115,7 +123,7 @@ class AsyncHttpTransport:
 
     def __init__(self, connection: Connection) -> None:
         self._address = connection.address
-        self._http = httpx.AsyncClient(**_options(connection))
+        self._http = _made(httpx.AsyncClient, connection)
 
     async def infer(self, image: bytes, parameters: Mapping[str, Any]) -> _wire.Outputs:
         return _outputs(await self._send(**_request(image, parameters)))

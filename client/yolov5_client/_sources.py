@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 from urllib.parse import unquote, urlsplit
 
+from ._wire import read_file
+
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".jpe", ".png", ".tif", ".tiff", ".webp"})
 VIDEO_SUFFIXES = frozenset(
     {".asf", ".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm"}
@@ -74,7 +76,7 @@ class Source:
         """
         if self.data is not None:
             return self.data
-        return _download(self.name) if self._is_url else Path(self.name).read_bytes()
+        return _download(self.name) if self._is_url else read_file(self.name)
 
 
 def expand(
@@ -152,10 +154,16 @@ def _lines(file: BinaryIO, avoid: str | None) -> Iterator[Source]:
         if not name or name.startswith("#"):
             continue
         # Most lines are this, and need no look at the disk.
+        if avoid and os.path.abspath(name).startswith(avoid):  # noqa: PTH100
+            continue  # a result of this very run
         if _scheme(name) is None and not glob.has_magic(name) and _has_suffix(name, SUFFIXES):
             yield Source(name)
         else:
-            yield from _find(name, avoid) or [_file(name)]
+            try:
+                found = _find(name, avoid)
+            except (OSError, ValueError):  # it may not be looked at, or is no name at all
+                found = None
+            yield from found or [_file(name)]
 
 
 def _find(argument: str, avoid: str | None) -> list[Source] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,18 @@ def read(image: Image) -> bytes:
     """
     if isinstance(image, bytes):
         return image
-    return image() if callable(image) else Path(image).read_bytes()
+    return image() if callable(image) else read_file(image)
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """
+    Raises:
+        OSError: it cannot be read, be it for a name that no file can have.
+    """
+    try:
+        return Path(path).read_bytes()
+    except ValueError as error:
+        raise OSError(f"{error}: {path!r}") from None
 
 
 def parameters_for_grpc(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,7 +82,11 @@ def parameters_for_grpc(parameters: Mapping[str, Any]) -> dict[str, Any]:
     wire = {}
     for name, value in parameters.items():
         if name == "classes" and not isinstance(value, str):
+            if not isinstance(value, Iterable):
+                raise InvalidRequestError(f"classes is {value!r}; allowed: a list, or text.")
             value = ",".join(str(item) for item in value)
+        elif value is None:
+            raise InvalidRequestError(f"{name} is None; leave it out for what the server has.")
         elif isinstance(value, np.generic):
             value = value.item()
         wire[name] = value
@@ -156,7 +171,7 @@ def error_of_http(status: int, reason: str, body: bytes) -> YoloClientError:
     """What an HTTP status other than 200 means; Triton and our gateway explain it in JSON."""
     try:
         message = str(json.loads(body)["error"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         message = f"HTTP {status} {reason}"
     return _HTTP_ERRORS.get(status, ServerError)(message.removeprefix(_PREFIX))
 

@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from http.client import HTTPException
 from pathlib import Path
 
 from yolov5_server import Settings, StartError
@@ -64,9 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _check(children)
             if not stop.is_set():
                 children["nginx"] = _start([*nginx, "-p", f"{folder}/", "-c", "nginx.conf"])
-                while not _listens(outside, options.port):
+                while not _listens(outside, options.port) and not stop.wait(0.05):
                     _check(children)
-                    time.sleep(0.05)
                 _announce(outside.url(options.port), folder)
             while not stop.wait(0.1):
                 _check(children)
@@ -137,7 +137,7 @@ def _prepare(folder: Path, outside: Settings, port: int) -> None:
     if outside.host not in ("127.0.0.1", "::1", "0.0.0.0", "::"):
         names += f",IP:{outside.host}"
     _make_certificate(folder, "certificate", "key", f"subjectAltName={names}")
-    _make_certificate(folder, "client-ca", "client-ca-key", "keyUsage=critical,keyCertSign")
+    _make_certificate(folder, "client-ca", "client-ca-key", "keyUsage=critical,keyCertSign,cRLSign")
     if not (folder / "keys.map").exists():
         key = secrets.token_hex(32)
         _write_secret(folder / "keys.map", f'"{key}" "first";\n')
@@ -194,7 +194,7 @@ def _check(children: Children) -> None:
 def _answers(triton: Settings, path: str) -> bool:
     try:
         DIRECT.open(f"http://{triton.url(triton.http_port)}/v2/{path}", timeout=1).close()
-    except OSError:
+    except (OSError, HTTPException):
         return False
     return True
 

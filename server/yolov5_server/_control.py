@@ -6,6 +6,7 @@ import json
 import secrets
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ class ModelControl:
             except (ValueError, KeyError, TypeError):
                 message = str(error)
             raise ControlError(message) from None
-        except OSError as error:
+        except (OSError, HTTPException) as error:
             raise ControlError(str(error)) from None
 
     def hide(self, pid: int) -> bool:
@@ -89,9 +90,9 @@ class ModelControl:
                 arguments = memory.read(end - start)
                 memory.seek(start)
                 memory.write(arguments.replace(self._key.encode(), b"x" * len(self._key)))
+            return self._key.encode() not in Path("/proc", str(pid), "cmdline").read_bytes()
         except (OSError, ValueError, IndexError):
             return False
-        return self._key.encode() not in Path("/proc", str(pid), "cmdline").read_bytes()
 
 
 # Without the proxies that the environment may name: the server is on this machine.

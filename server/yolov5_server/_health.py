@@ -12,11 +12,12 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
+from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from ._control import DIRECT
-from ._preflight import ENSEMBLE
+from ._preflight import ENSEMBLE, read_config
 from ._settings import Settings
 
 # One grey pixel, as PNG.
@@ -25,31 +26,41 @@ _PIXEL = base64.b64decode(
 )
 SATURATED = "the server is saturated"
 _FRESH = 1.0  # seconds that a finding holds
-_PATIENCE = 2.0  # seconds for an image of one pixel
+_PATIENCE = 2.0  # seconds for an image of one pixel, at the least
+_FIRST_PATIENCE = 20.0  # the same for the first one of a server
+_PROBERS = 64  # connections at the same time
 _HOPELESS = 60.0  # seconds without health after which whoever watches the launcher should end it
 
 
 class Statistics:
     """
+    Args:
+        known: images that had been answered before.
+        batch: images that a step takes at once, at the most.
+
     Attributes:
         answered: images that the endpoint has answered with detections.
-        slowest: seconds that the slowest of the steps takes for a batch, on the average.
+        grown: these are more than were known.
+        patience: seconds for an image of one pixel. A network that is slow on this machine is not
+            a dead one: it may have to wait for a batch, and for another in front of it.
 
     Raises:
-        OSError, ValueError, KeyError: Triton does not say.
+        OSError, HTTPException, ValueError, KeyError, TypeError: Triton does not say.
     """
 
-    def __init__(self, base: str) -> None:
+    def __init__(self, base: str, *, known: int, batch: int) -> None:
         with DIRECT.open(f"{base}/models/stats", timeout=1) as answer:
             models = json.load(answer)["model_stats"]
-        self.answered, self.slowest = 0, 0.0
+        self.answered, slowest = 0, 0.0
         for one in models:
             found = one["inference_stats"]
             compute = found["compute_infer"]
             if one["name"] == ENSEMBLE:
                 self.answered += found["success"]["count"]
             elif compute["count"]:
-                self.slowest = max(self.slowest, compute["ns"] / compute["count"] / 1e9)
+                slowest = max(slowest, compute["ns"] / compute["count"] / 1e9)
+        self.grown = self.answered > known
+        self.patience = max(_PATIENCE if self.answered else _FIRST_PATIENCE, 2 * batch * slowest)
 
 
 class Health:
@@ -57,34 +68,36 @@ class Health:
 
     def __init__(self, settings: Settings) -> None:
         self._base = f"http://{settings.url(settings.http_port)}/v2"
+        self._batch = read_config(settings.repository, ENSEMBLE).max_batch_size
         self._lock = threading.Lock()
         self._asking = threading.Lock()
-        self._reason: str | None = "it is starting"
-        self._since = time.monotonic()
-        self._checked = float("-inf")
+        self._told: str | None = "it is starting"  # by the launcher
+        self._found: str | None = None  # by asking
+        self._looked = float("-inf")
+        self._bad_since: float | None = time.monotonic()
         self._answered = 0
-        self._patience = _PATIENCE
         self._progress = time.monotonic()  # when an image was last known to be answered
+        self._patience = _PATIENCE
         self.restarts: Counter[tuple[str, str]] = Counter()
         self.canaries: Counter[str] = Counter()
 
     def down(self, reason: str) -> None:
         """Say so until `up`, whatever the endpoint seems to do."""
         with self._lock:
-            if self._reason is None:
-                self._since = time.monotonic()
-            self._reason = reason
+            self._told = reason
+            self._bad_since = self._bad_since or time.monotonic()
 
     def up(self) -> None:
         with self._lock:
-            self._reason, self._checked = None, float("-inf")
+            self._told = self._found = self._bad_since = None
+            self._looked = float("-inf")
             self._answered, self._progress = 0, time.monotonic()
 
     @property
     def hopeless(self) -> bool:
-        """It has been down for longer than the launcher should take to heal it."""
+        """It has been bad for longer than the launcher should take to heal it."""
         with self._lock:
-            return self._reason is not None and time.monotonic() - self._since > _HOPELESS
+            return self._bad_since is not None and time.monotonic() - self._bad_since > _HOPELESS
 
     def check(self) -> str | None:
         """Why an image would not be answered now; None where it would be.
@@ -94,34 +107,59 @@ class Health:
         """
         with self._asking:
             with self._lock:
-                if self._reason is not None or time.monotonic() - self._checked < _FRESH:
-                    return self._reason
-            reason = self._ask()
-            if reason is None:
-                with self._lock:
-                    self._checked = self._progress = time.monotonic()
-            return reason
+                if self._told is not None:
+                    return self._told
+                if time.monotonic() - self._looked < _FRESH:
+                    return self._found
+            return self._look()
 
     def hangs(self) -> str | None:
         """Why the server should be given up; one that is merely saturated should not."""
-        reason = self.check()
+        with self._asking:
+            with self._lock:
+                fresh = time.monotonic() - self._looked < _FRESH
+                if self._told is not None or (fresh and self._found is None):
+                    return None
+            reason = self._look()
         if reason == SATURATED and time.monotonic() - self._progress < 2 * self._patience:
             return None
         return reason
 
+    def _look(self) -> str | None:
+        """Ask, and remember what was found; with `_asking` held."""
+        found = self._ask()
+        now = time.monotonic()
+        with self._lock:
+            self._found, self._looked = found, now
+            if found is None:
+                self._progress = now
+                self._bad_since = None if self._told is None else self._bad_since
+            else:
+                self._bad_since = self._bad_since or now
+        return found
+
     def _ask(self) -> str | None:
         try:
-            statistics = Statistics(self._base)
-            known, self._answered = self._answered, statistics.answered
-            if statistics.answered > known:
+            statistics = self._statistics()
+            if statistics.grown:
                 return None
-            # A network that is slow on this machine is not a dead one.
-            self._patience = max(_PATIENCE, 5 * statistics.slowest)
-            self._send()
+            self._patience = statistics.patience
+            try:
+                self._send()
+            except (OSError, HTTPException):
+                # Others may have been answered while this one had to wait.
+                if self._statistics().grown:
+                    return None
+                raise
             self._answered += 1  # that was its own
             return None
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:
             return _sentence(error)
+
+    def _statistics(self) -> Statistics:
+        statistics = Statistics(self._base, known=self._answered, batch=self._batch)
+        self._answered = statistics.answered
+        return statistics
 
     def _send(self) -> None:
         """The canary: an image of one pixel through the endpoint."""
@@ -136,7 +174,7 @@ class Health:
         self.canaries["sent"] += 1
         try:
             DIRECT.open(request, timeout=self._patience).close()
-        except OSError:
+        except (OSError, HTTPException):
             self.canaries["failed"] += 1
             raise
 
@@ -167,8 +205,22 @@ class HealthServer(ThreadingHTTPServer):
     def __init__(self, settings: Settings, health: Health) -> None:
         self.address_family = settings.family
         self.health = health
+        self._room = threading.BoundedSemaphore(_PROBERS)
         super().__init__((settings.host, settings.health_port), _Handler)
         threading.Thread(target=self.serve_forever, name="health", daemon=True).start()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """In a thread, while there are not too many: they hold the launcher's own descriptors."""
+        if self._room.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A prober that hangs up is no fault of ours."""

@@ -31,6 +31,14 @@ def check(settings: Settings) -> None:
         StartError: the first thing found that would keep the server from starting.
     """
     check_ports(settings)
+    check_repository(settings)
+
+
+def check_repository(settings: Settings) -> None:
+    """
+    Raises:
+        StartError: what is to be served is not as it should be, or not what was asked for.
+    """
     for model in MODELS:
         read_config(settings.repository, model)
     config = read_network_config(settings.repository, plans=settings.triton is not None)

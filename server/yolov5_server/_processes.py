@@ -25,7 +25,7 @@ class ModelProcess:
 def model_processes(server: int) -> dict[int, ModelProcess]:
     """Those of the Triton with this process number that are alive, by process number."""
     found = {}
-    for entry in _PROC.iterdir():
+    for entry in _PROC.glob("[0-9]*"):
         if entry.name.isdecimal() and (process := read_process(int(entry.name), server)):
             found[process.pid] = process
     return found
@@ -51,5 +51,5 @@ def read_process(pid: int, server: int) -> ModelProcess | None:
 def is_alive(pid: int) -> bool:
     try:
         return (_PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()[0] not in b"ZX"
-    except OSError:
+    except (OSError, IndexError):
         return False

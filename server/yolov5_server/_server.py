@@ -13,7 +13,10 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
+from http.client import HTTPException
 from pathlib import Path
+from traceback import format_exc
 
 from . import _preflight
 from ._backends import assemble_backends, triton_folder
@@ -28,6 +31,7 @@ from ._watch import Fault, Watch
 
 STOP_SECONDS = 7.0  # until the process group is killed; Ctrl-C promises 10 s in all
 _DRAIN_SECONDS = 5  # that Triton itself gives requests in flight
+_START_SECONDS = 900.0  # for all models to be ready; a TensorRT engine may be built first
 _SHARED_MEMORY_PREFIX = "yolov5_triton_"
 _PR_SET_PDEATHSIG = 1
 
@@ -138,9 +142,10 @@ class Server:
             False where `stop` was set first.
 
         Raises:
-            StartError: Triton ended instead.
+            StartError: Triton ended instead, or does neither.
         """
         assert self._process is not None and self._log is not None and self._swap is not None
+        started = time.monotonic()
         while not stop.wait(0.1):
             if self._process.poll() is not None:
                 raise StartError(f"Triton did not start: {self._log.failure()}.")
@@ -154,12 +159,26 @@ class Server:
                     health=self._health,
                     abandon=self._abandon,
                 )
-                for name, work in (("swap", self._swap.watch), ("watch", self._watch.run)):
-                    threading.Thread(
-                        target=work, args=(self._ended,), name=name, daemon=True
-                    ).start()
+                for work in (
+                    self._swap.watch,
+                    self._watch.watch_processes,
+                    self._watch.watch_endpoint,
+                ):
+                    threading.Thread(target=self._go_on_with, args=(work,), daemon=True).start()
                 return True
+            if time.monotonic() - started > _START_SECONDS:
+                raise StartError(f"Triton was not ready after {_START_SECONDS:.0f} s.")
         return False
+
+    def _go_on_with(self, work: Callable[[threading.Event], None]) -> None:
+        """What is unforeseen is said, and ends none of those that watch."""
+        while not self._ended.is_set():
+            try:
+                return work(self._ended)
+            except Exception:
+                self._say(f"warning: the launcher has a fault, and goes on.\n{format_exc()}")
+                self._ended.wait(1)
+        return None
 
     def _others_now(self) -> None:
         if self._watch is not None:
@@ -192,7 +211,7 @@ class Server:
         try:
             for path in ("health/ready", "models/yolov5_ensemble/ready"):
                 DIRECT.open(f"{base}/{path}", timeout=1).close()
-        except OSError:
+        except (OSError, HTTPException):
             return False
         return True
 

@@ -14,7 +14,7 @@ from ._server import Server
 from ._settings import Settings
 from ._watch import Fault
 
-_STEADY = 10.0  # seconds that a server has to live for earlier ends to be forgotten
+_STEADY = 7.0  # seconds that a server has to be ready for earlier ends to be forgotten
 _ATTEMPTS = 5  # servers in a row that do not
 _LONGEST_PAUSE = 8.0  # seconds
 
@@ -42,37 +42,40 @@ def supervise(
         raise _preflight.port_error(settings, "HEALTH_PORT", error) from None
     ends, first, fell = 0, True, 0.0
     try:
-        while True:
+        while not stop.is_set():
             server = Server(settings, health)
-            started = time.monotonic()
+            ready = float("inf")
             try:
+                if not first:
+                    _preflight.check_repository(settings)
                 server.start()
                 if not server.wait_ready(stop):
                     return
+                ready = time.monotonic()
                 health.up()
                 if first:
                     announce(server)
                 else:
-                    _say(f"Triton is back after {time.monotonic() - fell:.1f} s.")
+                    _say(f"Triton is back after {ready - fell:.1f} s.")
                 first = False
                 if (fault := server.wait(stop)) is None:
                     return
-            except StartError as error:
+            except (StartError, OSError, RuntimeError) as error:
                 if first or stop.is_set():
-                    raise
+                    raise StartError(str(error)) from error
                 fault = Fault(what="tritonserver", reason="start", sentence=str(error))
             finally:
+                fell = time.monotonic()
                 server.close(hurry)
-            fell = time.monotonic()
-            ends = 1 if fell - started > _STEADY else ends + 1
+            ends = 0 if fell - ready > _STEADY else ends + 1
             health.down(fault.sentence)
             if ends > _ATTEMPTS:
                 raise StartError(
-                    f"{fault.sentence} That was {ends} times in a row, soon after its start."
+                    f"{fault.sentence} That was {ends} times in a row, soon after it was ready."
                 )
             health.restarts[fault.what, fault.reason] += 1
             _say(f"{fault.sentence} Starting Triton again.")
-            stop.wait(0.0 if ends == 1 else min(2.0 ** (ends - 2), _LONGEST_PAUSE))
+            stop.wait(0.0 if ends <= 1 else min(2.0 ** (ends - 2), _LONGEST_PAUSE))
     finally:
         probes.shutdown()
         probes.server_close()

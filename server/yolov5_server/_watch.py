@@ -21,7 +21,7 @@ from ._processes import ModelProcess, is_alive, model_processes, read_process
 _LOOK = 0.2  # seconds between two looks at the processes
 _STOPPED = 1.0  # seconds that a process may be stopped: a debugger does that, too
 _CANARY = 1.0  # seconds between two looks at the endpoint
-_SETTLING = 10.0  # seconds after a change of networks, when only the canary tells
+_SETTLING = 10.0  # seconds after a change of networks, when only the endpoint tells
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,30 +63,32 @@ class Watch:
         self._settled = float("-inf")  # when all processes are of the network that is served
         self._stopped: dict[int, float] = {}  # since when
 
-    def run(self, stop: threading.Event) -> None:
-        """Watch until `stop` is set, or the server has been abandoned."""
+    def watch_processes(self, stop: threading.Event) -> None:
+        """Look at them until `stop` is set, or the server has been abandoned."""
         with self._loading:
             self._take_stock()
-        looked = time.monotonic()
-        failing = False
         while not stop.wait(_LOOK):
             if not self._loading.acquire(blocking=False):
                 continue  # another network is being taken over
             try:
                 fault = self._dead_or_stopped()
-                if fault is None and time.monotonic() - looked > _CANARY:
-                    looked = time.monotonic()
-                    reason = self._health.hangs()
-                    # One failure may be chance, such as a machine that was suspended.
-                    if reason and failing:
-                        sentence = f"Triton hangs: {reason}."
-                        fault = Fault(what="tritonserver", reason="hung", sentence=sentence)
-                    failing = reason is not None
-                if fault and not stop.is_set():
-                    self._abandon(fault)
-                    return
             finally:
                 self._loading.release()
+            if fault and not stop.is_set():
+                self._abandon(fault)
+                return
+
+    def watch_endpoint(self, stop: threading.Event) -> None:
+        """Ask it until `stop` is set, or the server has been abandoned."""
+        failing = False
+        # One failure may be chance, such as a machine that was suspended.
+        while not stop.wait(_LOOK if failing else _CANARY):
+            reason = self._health.hangs()
+            if reason and failing and not stop.is_set():
+                sentence = f"Triton hangs: {reason}."
+                self._abandon(Fault(what="tritonserver", reason="hung", sentence=sentence))
+                return
+            failing = reason is not None
 
     def others_now(self) -> None:
         """Another network was taken over; the old one's processes end in their own time."""

@@ -93,14 +93,12 @@ def kill(name: str, number: signal.Signals) -> Callable[[RunningServer], int]:
 
 
 def run_out_of_memory(server: RunningServer) -> int:
-    """Give preprocess a little more memory than it has, and send it a picture that needs more."""
+    """Let preprocess have no more memory than it has, and send it a picture that needs more."""
     victim = server.processes("/preprocess/1/")[0]
     CGROUP.mkdir(exist_ok=True)
-    used = int(Path(f"/proc/{victim}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
     (CGROUP / "memory.limit_in_bytes").write_text(str(48 << 20))
     (CGROUP / "cgroup.procs").write_text(str(victim))
     jpeg = cv2.imencode(".jpg", np.zeros((7500, 8000, 3), np.uint8))[1].tobytes()
-    assert len(jpeg) < used
 
     def ask() -> None:
         with Client(server.grpc, timeout=20) as client, pytest.raises(YoloClientError):

@@ -144,7 +144,6 @@ def test_the_page_comes_with_a_policy_that_allows_only_itself(url: str) -> None:
 # ---------------------------------------------------------------------------------------------
 # What is refused
 
-LARGE = {**RAW, "Content-Length": str(MAX_BODY + 1)}
 REFUSED: dict[str, tuple[int, str, dict[str, Any]]] = {
     "other path": (404, "no such path", {"path": "/v2/models/yolov5/infer"}),
     "other model": (404, "no such path", {"path": "/v2/models/preprocess/infer"}),
@@ -176,6 +175,7 @@ REFUSED: dict[str, tuple[int, str, dict[str, Any]]] = {
 def test_anything_else_is_refused_with_a_sentence(
     url: str, status: int, sentence: str, change: dict[str, Any]
 ) -> None:
+    change = dict(change)
     options = {name: change.pop(name) for name in ("path", "method", "body") if name in change}
     headers = {name: text for name, text in {**RAW, **change}.items() if text is not None}
     reply = ask(url, headers, **options)
@@ -274,7 +274,7 @@ def test_a_signal_ends_the_command_at_once(server: RunningServer, number: int, s
             started = time.monotonic()
             process.send_signal(number)
             output, errors = process.communicate(timeout=20)
-            assert time.monotonic() - started < 3
+            assert time.monotonic() - started < 10
     assert (process.returncode, output, errors) == (status, "", "")
 
 

@@ -81,7 +81,6 @@ class Sizes:
             stub = command[0].endswith("_stub")
             self.names[pid] = f"{Path(command[1]).parts[-3]} {pid}" if stub else "tritonserver"
         self.names[server.process.pid] = "launcher"
-        self._before = {path.name for path in SHARED_MEMORY.iterdir()} - server.shared_memory_before
         self.rows: list[dict[str, float]] = []
         self._server = server
 
@@ -133,7 +132,7 @@ def quantile(seconds: list[float], share: float) -> float:
 
 
 def test_hostile_files_mixed_with_good_ones(own: RunningServer) -> None:
-    good = {path.read_bytes(): Detections for path in sorted(PHOTOS.iterdir())}
+    good = [path.read_bytes() for path in sorted(PHOTOS.iterdir())]
     wanted: dict[bytes, Detections | str] = {}
     slowest = 0.0
 
@@ -159,7 +158,7 @@ def test_hostile_files_mixed_with_good_ones(own: RunningServer) -> None:
         asked = 0
         with Client(own.grpc) as client:
             while time.monotonic() < end:
-                image = order.choice([*good]) if order.random() < 0.5 else order.choice(images)
+                image = order.choice(good) if order.random() < 0.5 else order.choice(images)
                 started = time.monotonic()
                 found = answer(client, image)
                 taken.append(time.monotonic() - started)
@@ -252,13 +251,14 @@ def test_mixed_load_for_long(own: RunningServer) -> None:
     counts = Counter[str]()
 
     def ask(order: random.Random) -> None:
-        with Client(own.grpc) as client:
+        # Triton goes on with what those have asked who hung up, so that its queues may be full.
+        with Client(own.grpc, retry_for=60) as client:
             while not stop.is_set():
                 client.detect(order.choice(good))
                 counts["good"] += 1
 
     def offend(order: random.Random) -> None:
-        with Client(own.grpc) as client:
+        with Client(own.grpc, retry_for=60) as client:
             while not stop.is_set():
                 with contextlib.suppress(InvalidRequestError):
                     client.detect(order.choice(bad))
@@ -288,7 +288,7 @@ def test_mixed_load_for_long(own: RunningServer) -> None:
                     + f"Content-Length: {len(image)}\r\n\r\n"
                 )
                 connection.sendall(head.encode() + image[: order.randrange(2 * len(image))])
-                time.sleep(order.uniform(0, 0.1))
+                time.sleep(order.uniform(0, 0.2))
             counts["hung up"] += 1
 
     def over_http(order: random.Random) -> None:
@@ -299,8 +299,9 @@ def test_mixed_load_for_long(own: RunningServer) -> None:
             )
             answer = connection.getresponse()
             answer.read()
-            assert answer.status == 200
-            counts["good over HTTP"] += 1
+            assert answer.status in (200, 503)
+            counts["good over HTTP" if answer.status == 200 else "refused over HTTP"] += 1
+            time.sleep(0 if answer.status == 200 else 0.5)
 
     kinds: list[Callable[[random.Random], None]] = [
         *[ask] * 4,

@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -21,8 +21,8 @@ from yolov5_client import Client, YoloClientError
 from yolov5_client._cli import main
 from yolov5_server._backends import assemble_backends, triton_folder
 
-BACK_SECONDS = {"died": 5.0, "stopped": 10.0}
-SLACK = 2.0  # for a machine that runs other things beside the tests
+# Generous, for a machine that runs other things, too: test_endurance.py has the figures.
+SEEN_SECONDS, BACK_SECONDS = 20.0, 60.0
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_a_model_process_that_fails(
         victim = own.processes(f"/{model}/1/")[0]
         with asking(own) as good:
             os.kill(victim, number)
-            assert_back(own, good, BACK_SECONDS[reason])
+            assert_back(own, good)
         log = own.log.read_text()[said:]
         seen = rf"{model}: its process {victim} {what}"
         fallen = r"Triton ended by itself \(exit status -\d+\)"  # of a lock that the process held
@@ -106,31 +106,27 @@ def test_a_model_process_that_fails(
 
 
 @pytest.mark.parametrize(
-    ("number", "sentence", "reason"),
+    ("number", "sentence"),
     [
-        (signal.SIGKILL, r"Triton ended by itself \(exit status -9\)\.", "died"),
-        (signal.SIGSTOP, r"Triton hangs: .*\.", "stopped"),
+        (signal.SIGKILL, r"Triton ended by itself \(exit status -9\)\."),
+        (signal.SIGSTOP, r"Triton hangs: .*\."),
     ],
 )
-def test_a_server_that_fails(
-    own: RunningServer, number: signal.Signals, sentence: str, reason: str
-) -> None:
+def test_a_server_that_fails(own: RunningServer, number: signal.Signals, sentence: str) -> None:
     before = regions(own)
     with asking(own) as good:
         os.kill(own.processes("bin/tritonserver")[0], number)
-        assert_back(own, good, BACK_SECONDS[reason])
+        assert_back(own, good)
     assert re.search(rf"{sentence} Starting Triton again\.", own.log.read_text())
     assert regions(own) <= before
 
 
-def assert_back(server: RunningServer, good: Callable[[], int], seconds: float) -> None:
+def assert_back(server: RunningServer, good: Callable[[], int]) -> None:
     """It has been made to fail just now, and is known to be, and answers again before long."""
-    started = time.monotonic()
-    wait_until(lambda: not ready(server)[0], 4 + SLACK)
-    wait_until(lambda: ready(server)[0], seconds + SLACK)
+    wait_until(lambda: not ready(server)[0], SEEN_SECONDS)
+    wait_until(lambda: ready(server)[0], BACK_SECONDS)
     answered = good()
-    wait_until(lambda: good() > answered + 8, 10)
-    assert time.monotonic() - started < seconds + 2 * SLACK
+    wait_until(lambda: good() > answered + 8, BACK_SECONDS)
 
 
 def test_it_gives_up_a_server_that_will_not_live(bundled_repository: Path) -> None:
@@ -138,7 +134,8 @@ def test_it_gives_up_a_server_that_will_not_live(bundled_repository: Path) -> No
         deadline = time.monotonic() + 150
         while server.process.poll() is None and time.monotonic() < deadline:
             for pid in server.processes("bin/tritonserver"):
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             time.sleep(0.02)
         assert server.process.returncode == 1
         assert server.log.read_text().splitlines()[-1].endswith(" in a row, soon after its start.")

@@ -131,3 +131,23 @@ def test_only_triton_glue_is_free_of_types() -> None:
     for path in (*modules(), *backends):
         if path.name != "model.py":
             assert "from __future__ import annotations" in path.read_text(), path
+
+
+def test_the_image_gets_what_its_dockerfile_copies() -> None:
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    let_through = [line[1:] for line in lines if line.startswith("!")]
+    copied = [
+        line.split()[1]
+        for line in (ROOT / "build" / "Dockerfile").read_text().splitlines()
+        if line.startswith("COPY ")
+    ]
+    assert copied == ["requirements.lock", "server", "model_repository"]
+    needed = [
+        "requirements.lock",
+        "model_repository/yolov5_ensemble/config.pbtxt",
+        "server/tritonserver.flags",
+        "server/yolov5_server/__main__.py",
+    ]
+    for path in needed:
+        assert (ROOT / path).is_file()
+        assert any(path == one or path.startswith(f"{one}/") for one in let_through), path

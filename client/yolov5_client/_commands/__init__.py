@@ -112,7 +112,8 @@ def result_folder(options: argparse.Namespace) -> Path:
     """`exp`, else `exp2`, `exp3`, ...: as YOLOv5 numbers its runs. Not made yet."""
     folder: Path = options.project / options.name
     number, candidate = 1, folder
-    while candidate.exists() and not options.exist_ok:
+    # A link that leads nowhere is in the way, too.
+    while (candidate.exists() or candidate.is_symlink()) and not options.exist_ok:
         number += 1
         candidate = folder.with_name(f"{folder.name}{number}")
     return candidate

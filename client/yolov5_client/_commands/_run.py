@@ -162,8 +162,12 @@ class Run:
             status, error = USAGE, str(failure)
         except OSError as failure:
             status, error = SOME_FAILED, str(failure)
-        self._finish()
-        self._report.end(self._folder if self._journal else None, error)
+        try:
+            self._finish()
+            self._report.end(self._folder if self._journal else None, error)
+        except OSError as failure:  # as on a full disk
+            status, error = status or SOME_FAILED, error or str(failure)
+            self._report.note(f"error: {failure}")
         if error and self._journal and not self._streams and STDIN not in self._options.source:
             self._report.note(f"Go on with: yolov5-client detect --resume {self._folder}")
         return status or (SOME_FAILED if self._report.failures else OK)
@@ -299,8 +303,9 @@ class Run:
             )
         except ImportError:
             answers.put((_Item(source, place, _failing(NO_OPENCV)), OSError(NO_OPENCV)))
-        except OSError as error:
-            answers.put((_Item(source, place, _failing(str(error))), error))
+        except Exception as error:  # OpenCV's own among them; nobody else looks at this thread
+            failure = error if isinstance(error, OSError) else OSError(repr(error))
+            answers.put((_Item(source, place, _failing(str(failure))), failure))
         finally:
             answers.put(None)
 
@@ -356,7 +361,7 @@ class Run:
                 journal.clear()
                 self._record.write(folder)
             except OSError as error:
-                if isinstance(error, FileExistsError) and not self._options.exist_ok:
+                if folder.exists() and not self._options.exist_ok:
                     continue  # another run was quicker
                 raise UsageError(str(error)) from None
             self._folder = folder
