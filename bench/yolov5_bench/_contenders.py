@@ -24,7 +24,8 @@ class Contender:
     """
     Attributes:
         way: of asking, see `_load.make_ask`; ADDRESS and NETWORK stand for what they say.
-        service: the arguments of `_services`; None where Triton serves, () where nobody does.
+        service: a module beside this one and its last arguments; None where Triton serves, ()
+            where nobody does.
         callers: how many, where it is not for the caller to say.
     """
 
@@ -55,19 +56,19 @@ CONTENDERS = (
         name="fastapi",
         about="FastAPI and ONNX Runtime with their own settings: 40 threads, all cores for each",
         way=("json", "HTTP"),
-        service=("fastapi",),
+        service=("_fastapi",),
     ),
     Contender(
         name="fastapi-tuned",
         about="the same, as many images at once as there are cores, one thread for each",
         way=("json", "HTTP"),
-        service=("fastapi", "1", str(_CPUS)),
+        service=("_fastapi", "1", str(_CPUS)),
     ),
     Contender(
         name="litserve",
         about="LitServe, a worker for each core, one thread for each",
         way=("base64", "HTTP"),
-        service=("litserve", str(_CPUS)),
+        service=("_litserve", str(_CPUS)),
     ),
     Contender(
         name="bare",
@@ -110,8 +111,8 @@ def started(contender: Contender, *, network: Path, repository: Path) -> Iterato
         flags = [f"--{name}-port={port}" for name, port in ports]
         command = ["yolov5_server", f"--repository={repository}", *flags]
     else:
-        kind, *settings = contender.service
-        command = ["yolov5_bench._services", kind, str(network), str(web), *settings]
+        module, *settings = contender.service
+        command = [f"yolov5_bench.{module}", str(network), str(web), *settings]
     places = {
         "HTTP": f"127.0.0.1:{web}",
         "GRPC": f"127.0.0.1:{grpc}",

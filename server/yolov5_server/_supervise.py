@@ -70,9 +70,7 @@ def supervise(
             ends = 0 if fell - ready > _STEADY else ends + 1
             health.down(fault.sentence)
             if ends > _ATTEMPTS:
-                raise StartError(
-                    f"{fault.sentence} That was {ends} times in a row, soon after it was ready."
-                )
+                raise StartError(f"{fault.sentence} That was {ends} times in a row.")
             health.restarts[fault.what, fault.reason] += 1
             _say(f"{fault.sentence} Starting Triton again.")
             stop.wait(0.0 if ends <= 1 else min(2.0 ** (ends - 2), _LONGEST_PAUSE))

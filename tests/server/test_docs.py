@@ -73,7 +73,14 @@ def sandbox(tmp_path: Path) -> Path:
     folder.mkdir(parents=True)
     shutil.copy(PHOTOS / "BloodImage_00007.jpg", folder / "photo.jpg")
     shutil.copy(PHOTOS / "BloodImage_00011.jpg", folder / "other.jpg")
-    for link in ("Makefile", "requirements.lock", "client", "model_repository", "examples"):
+    for link in (
+        "Makefile",
+        "pyproject.toml",
+        "requirements.lock",
+        "client",
+        "model_repository",
+        "examples",
+    ):
         (folder / link).symlink_to(ROOT / link)
     (folder / ".venv").symlink_to(sys.prefix)
     return folder
