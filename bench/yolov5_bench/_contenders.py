@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 _CPUS = len(os.sched_getaffinity(0))
@@ -23,7 +23,7 @@ _START_SECONDS = 120
 class Contender:
     """
     Attributes:
-        way: of asking, see `_load.make_ask`; ADDRESS and NETWORK stand for what they say.
+        way: of asking, see `_load.make_ask`; HTTP, GRPC and NETWORK stand for where it is.
         service: a module beside this one and its last arguments; None where Triton serves, ()
             where nobody does.
         callers: how many, where it is not for the caller to say.
@@ -86,9 +86,12 @@ class Running:
 
     contender: Contender
     way: list[str]
+    places: dict[str, str]
     process: int = 0
-    http: str = ""
-    places: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def http(self) -> str:
+        return self.places["HTTP"]
 
     def also(self, contender: Contender) -> Running:
         """Another way to ask the same server."""
@@ -119,7 +122,7 @@ def started(contender: Contender, *, network: Path, repository: Path) -> Iterato
         "NETWORK": str(network),
     }
     way = [places.get(part, part) for part in contender.way]
-    running = Running(contender, way, http=places["HTTP"], places=places)
+    running = Running(contender, way, places)
     if command is None:
         yield running
         return

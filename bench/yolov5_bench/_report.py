@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from statistics import median
 
@@ -74,13 +74,13 @@ def step_table(samples: Sequence[Sample]) -> str:
 
 
 def write_csv(samples: Sequence[Sample], path: Path) -> None:
-    rows = [asdict(sample) | {"steps": ""} for sample in samples]
+    names = [field.name for field in fields(Sample) if field.name != "steps"]
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [name for name in rows[0] if name != "steps"])
-        writer.writeheader()
-        for row in rows:
-            del row["steps"]
-            writer.writerow({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()})
+        writer = csv.writer(file)
+        writer.writerow(names)
+        for sample in samples:
+            values = (getattr(sample, name) for name in names)
+            writer.writerow([round(v, 3) if isinstance(v, float) else v for v in values])
 
 
 def write_ratios(samples: Sequence[Sample], path: Path, machine: str) -> None:
