@@ -49,7 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"round {number + 1} of {options.rounds}", flush=True)
     title = f"{options.weights.stem}, {len(photos)} photos from {options.photos.name}, {machine()}"
     text = f"{title}; medians of {options.rounds} rounds of {options.seconds:.0f} s\n\n"
-    text += f"{table(samples)}\nMilliseconds for an image in ours:\n\n{step_table(samples)}"
+    text += f"{table(samples)}\nMilliseconds for an image in ours, in Triton's statistics"
+    text += f", which do not see the network itself:\n\n{step_table(samples)}"
     options.output.mkdir(parents=True, exist_ok=True)
     stem = options.output / options.name
     stem.with_suffix(".md").write_text(text)

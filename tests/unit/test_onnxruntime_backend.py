@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 from batch import run_batch
 from graph import ConfigError, check_config, dims
-from session import available_cpus, providers, session_options
+from session import providers, session_options, thread_counts
 
 
 @dataclass
@@ -75,26 +75,23 @@ def parameters(**values: str) -> dict[str, Any]:
     return config(parameters={name: {"string_value": text} for name, text in values.items()})
 
 
-def test_threads_are_shared_out_among_the_instances() -> None:
-    assert session_options(config(), cpus=6).intra_op_num_threads == 6
-    two = config(instance_group=[{"count": 2}])
-    assert session_options(two, cpus=6).intra_op_num_threads == 3
-    assert session_options(two, cpus=1).intra_op_num_threads == 1
-    assert session_options(parameters(intra_op_thread_count="4"), cpus=6).intra_op_num_threads == 4
-    assert available_cpus() >= 1
+def test_threads_of_a_run() -> None:
+    assert thread_counts(config(), 6) == [1, 4, 6]
+    assert thread_counts(parameters(intra_op_thread_count="3"), 6) == [3]
+    assert session_options(config(), threads=3).intra_op_num_threads == 3
 
 
 def test_options_of_the_cpp_backend() -> None:
     options = session_options(
-        parameters(execution_mode="1", inter_op_thread_count="3", enable_mem_arena="0"), cpus=2
+        parameters(execution_mode="1", inter_op_thread_count="3", enable_mem_arena="0"), threads=2
     )
     assert options.execution_mode == onnxruntime.ExecutionMode.ORT_PARALLEL
     assert options.inter_op_num_threads == 3
     assert options.enable_cpu_mem_arena is False
     levels = onnxruntime.GraphOptimizationLevel
-    basic = session_options(config(optimization={"graph": {"level": -1}}), cpus=2)
+    basic = session_options(config(optimization={"graph": {"level": -1}}), threads=2)
     assert basic.graph_optimization_level == levels.ORT_ENABLE_BASIC
-    assert session_options(config(), cpus=2).graph_optimization_level == levels.ORT_ENABLE_ALL
+    assert session_options(config(), threads=2).graph_optimization_level == levels.ORT_ENABLE_ALL
 
 
 @pytest.mark.parametrize(
@@ -108,7 +105,8 @@ def test_options_of_the_cpp_backend() -> None:
 )
 def test_options_out_of_range(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
-        session_options(wrong, cpus=2)
+        thread_counts(wrong, 2)
+        session_options(wrong, threads=2)
 
 
 CPU: tuple[str, dict[str, Any]] = ("CPUExecutionProvider", {})

@@ -1,18 +1,22 @@
 """Triton glue of the Python-based backend `onnxruntime`.
 
 It stands in for Triton's C++ backend of the same name, which the embedded server does not carry:
-one `config.pbtxt` with `backend: "onnxruntime"` runs on both. The work is in the modules beside.
+one `config.pbtxt` with `backend: "onnxruntime"` runs on both. The work is in the modules beside,
+and in those that the backends share.
 """
 
 import json
-import traceback
+import sys
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import triton_python_backend_utils as pb_utils
-from batch import run_batch
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "shared"))
+from cores import cores_of_instance
 from graph import DATA_TYPES, check_config, dims
-from session import open_session
+from serving import OnLanes
+from session import open_session, thread_counts
 
 DEFAULT_MAX_BATCH_SIZE = 4  # the C++ backend's, where a configuration leaves it open
 
@@ -49,62 +53,36 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         kind, device = args["model_instance_kind"], int(args["model_instance_device_id"])
         folder = Path(args["model_repository"], args["model_version"])
-        self.session = open_session(config, weights_path(config, folder), kind=kind, device=device)
-        check_config(config, self.session.get_inputs(), self.session.get_outputs())
-        self.name = config["name"]
-        self.inputs = [tensor["name"] for tensor in config["input"]]
-        self.outputs = [tensor["name"] for tensor in config["output"]]
-        self.device = None
-        join = np.concatenate
+        path = weights_path(config, folder)
+        open_with = partial(open_session, config, path, kind=kind, device=device)
         if kind == "GPU":
-            from device import DeviceRunner
+            session = open_with()
+            check_config(config, session.get_inputs(), session.get_outputs())
+            # It imports torch, which takes long.
+            from on_device import OnDevice
 
-            if DeviceRunner.supports(self.session):
-                self.device = DeviceRunner(self.session, device)
-                join = self.device.join
-        self.join = join if config["max_batch_size"] > 0 else None
+            self.work = OnDevice.of(config, session, device) or on_lanes(config, {1: session}, 1)
+            return
+        cores = cores_of_instance(config)
+        sessions = {n: open_with(threads=n) for n in thread_counts(config, cores)}
+        for session in sessions.values():
+            check_config(config, session.get_inputs(), session.get_outputs())
+        self.work = on_lanes(config, sessions, cores)
 
     def execute(self, requests):
-        answers = run_batch(self.run, [self.unpack(r) for r in requests], join=self.join)
-        return [self.respond(request, answer) for request, answer in zip(requests, answers)]
+        return self.work.execute(requests)
 
-    def unpack(self, request):
-        tensors = {name: pb_utils.get_input_tensor_by_name(request, name) for name in self.inputs}
-        if self.device is None:
-            return {name: on_host(tensor) for name, tensor in tensors.items()}
-        return {name: self.device.take(tensor) for name, tensor in tensors.items()}
-
-    def run(self, inputs):
-        if self.device is not None:
-            return self.device.run(inputs)
-        return dict(zip(self.outputs, self.session.run(self.outputs, inputs)))
-
-    def respond(self, request, answer):
-        if isinstance(answer, Exception):
-            pb_utils.Logger.log_error("".join(traceback.format_exception(answer)))
-            message = f"onnx runtime error running model '{self.name}'"
-            return pb_utils.InferenceResponse(
-                error=pb_utils.TritonError(message, pb_utils.TritonError.INTERNAL)
-            )
-        wanted = request.requested_output_names()
-        return pb_utils.InferenceResponse(
-            [
-                pb_utils.Tensor(name, array)
-                if isinstance(array, np.ndarray)
-                else pb_utils.Tensor.from_dlpack(name, array)
-                for name, array in answer.items()
-                if name in wanted
-            ]
-        )
+    def finalize(self):
+        self.work.close()
 
 
-def on_host(tensor):
-    if tensor.is_cpu():
-        return tensor.as_numpy()
-    # A GPU that the step before uses and the onnxruntime that is installed cannot.
-    import torch
+def on_lanes(config, sessions, cores):
+    names = [tensor["name"] for tensor in config["output"]]
 
-    return torch.utils.dlpack.from_dlpack(tensor.to_dlpack()).cpu().numpy()
+    def run(session, inputs):
+        return dict(zip(names, session.run(names, inputs)))
+
+    return OnLanes(config, {n: partial(run, session) for n, session in sessions.items()}, cores)
 
 
 def weights_path(config, folder):

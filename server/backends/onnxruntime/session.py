@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnxruntime
 from graph import ConfigError
+from lanes import widths
 
 _LEVELS = {
     -1: onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -30,13 +30,14 @@ Provider = tuple[str, dict[str, Any]]
 
 
 def open_session(
-    config: Mapping[str, Any], path: Path, *, kind: str, device: int
+    config: Mapping[str, Any], path: Path, *, kind: str, device: int, threads: int = 1
 ) -> onnxruntime.InferenceSession:
     """Load the model.
 
     Args:
         config: Triton's, as it hands it to a backend.
         kind, device: of the instance: "GPU" with a device number, or "CPU".
+        threads: that one run takes on the CPU.
 
     Raises:
         ConfigError: the file is missing or no ONNX model, or an option is not valid.
@@ -47,7 +48,7 @@ def open_session(
     try:
         return onnxruntime.InferenceSession(
             path,
-            session_options(config, cpus=available_cpus()),
+            session_options(config, threads=threads),
             providers=providers(config, onnxruntime.get_available_providers(), kind, device),
         )
     except ConfigError:
@@ -56,17 +57,11 @@ def open_session(
         raise ConfigError(f"onnx runtime error loading model '{model}': {error}") from None
 
 
-def session_options(config: Mapping[str, Any], *, cpus: int) -> onnxruntime.SessionOptions:
-    """Threads, execution mode, memory and graph optimization from the configuration.
-
-    Args:
-        cpus: shared out among the model's instances where it leaves the threads open.
-    """
+def session_options(config: Mapping[str, Any], *, threads: int) -> onnxruntime.SessionOptions:
+    """Execution mode, memory and graph optimization from the configuration."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = _number(config, "intra_op_thread_count", 0) or max(
-        1, cpus // max(1, _instances(config))
-    )
+    options.intra_op_num_threads = threads
     # Threads that spin while they wait take the cores from the other steps.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.inter_op_num_threads = _number(config, "inter_op_thread_count", 0)
@@ -111,20 +106,14 @@ def providers(
     return [*chosen, ("CPUExecutionProvider", {})]
 
 
-def available_cpus() -> int:
-    """Processors that this process may use, a container's CPU quota included."""
-    cpus = len(os.sched_getaffinity(0))
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            cpus = min(cpus, max(1, round(int(quota) / int(period))))
-    except (OSError, ValueError):
-        pass  # no control group of version 2: no quota to be seen
-    return cpus
+def thread_counts(config: Mapping[str, Any], cpus: int) -> list[int]:
+    """How many threads a run may be given on the CPU; one number where the configuration says it.
 
-
-def _instances(config: Mapping[str, Any]) -> int:
-    return sum(int(group.get("count", 1)) for group in config.get("instance_group", []))
+    Args:
+        cpus: of this instance.
+    """
+    given = _number(config, "intra_op_thread_count", 0)
+    return [given] if given else widths(cpus)
 
 
 def _number(config: Mapping[str, Any], name: str, default: int, *, most: int = 1024) -> int:

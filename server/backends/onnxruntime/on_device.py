@@ -1,0 +1,66 @@
+"""Triton glue for a network on a GPU: the requests of a batch in one run, tensors by DLPack."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import onnxruntime
+import triton_python_backend_utils as pb_utils
+from batch import Tensors, run_batch
+from device import DeviceRunner
+
+
+class OnDevice:
+    """
+    Args:
+        config: Triton's, as it hands it to a backend.
+        runner: the network.
+    """
+
+    def __init__(self, config: Mapping[str, Any], runner: DeviceRunner) -> None:
+        self.name = config["name"]
+        self.inputs = [tensor["name"] for tensor in config["input"]]
+        self.runner = runner
+        self.join = runner.join if config["max_batch_size"] > 0 else None
+
+    @classmethod
+    def of(
+        cls, config: Mapping[str, Any], session: onnxruntime.InferenceSession, device: int
+    ) -> OnDevice | None:
+        """None where the session cannot be run so."""
+        if DeviceRunner.supports(session):
+            return cls(config, DeviceRunner(session, device))
+        return None
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        answers = run_batch(
+            self.runner.run, [self.unpack(request) for request in requests], join=self.join
+        )
+        return [self.response(request, answer) for request, answer in zip(requests, answers)]
+
+    def unpack(self, request: Any) -> Tensors:
+        return {
+            name: self.runner.take(pb_utils.get_input_tensor_by_name(request, name))
+            for name in self.inputs
+        }
+
+    def response(self, request: Any, answer: Tensors | Exception) -> Any:
+        if isinstance(answer, Exception):
+            pb_utils.Logger.log_error("".join(traceback.format_exception(answer)))
+            message = f"error running model '{self.name}'"
+            return pb_utils.InferenceResponse(
+                error=pb_utils.TritonError(message, pb_utils.TritonError.INTERNAL)
+            )
+        wanted = request.requested_output_names()
+        return pb_utils.InferenceResponse(
+            [
+                pb_utils.Tensor.from_dlpack(name, tensor)
+                for name, tensor in answer.items()
+                if name in wanted
+            ]
+        )
+
+    def close(self) -> None:
+        pass

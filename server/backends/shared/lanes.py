@@ -1,0 +1,72 @@
+"""Images side by side on the CPU, each on as many cores as the others leave it.
+
+A network runs fastest over many images when each has a core to itself, and over one image when it
+has them all. Both are wanted of the same server, so the network is held for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from threading import Lock, Semaphore
+from typing import Any
+
+Run = Callable[[Mapping[str, Any]], Mapping[str, Any]]  # inputs by name -> outputs by name
+
+
+def widths(cpus: int) -> list[int]:
+    """The numbers of threads that a network is held for: 1, 4, 16 and so on, and all cores."""
+    found, width = [], 1
+    while width < cpus:
+        found.append(width)
+        width *= 4
+    return [*found, cpus]
+
+
+class Lanes:
+    """
+    Args:
+        runs: the network by number of threads; each may be called from several threads.
+        cpus: how many cores there are for all runs together.
+    """
+
+    def __init__(self, runs: Mapping[int, Run], cpus: int) -> None:
+        self._runs = sorted(runs.items())
+        self._cpus = cpus
+        lanes = max(1, cpus // self._runs[0][0])
+        self._pool = ThreadPoolExecutor(lanes, thread_name_prefix="lane")
+        self._free = Semaphore(lanes)
+        self._lock = Lock()
+        self._active = 0
+
+    def start(self, work: Callable[[Run], None], *, waiting: int = 0) -> None:
+        """Have `work` called with the network on a lane of its own, once one is free.
+
+        Returns when it has begun, so that what cannot be begun yet stays in Triton's queue.
+
+        Args:
+            work: must not raise.
+            waiting: how many are to be started directly after this one.
+        """
+        self._free.acquire()
+        with self._lock:
+            self._active += 1
+            run = self._choose(self._active + waiting)
+        self._pool.submit(self._call, work, run)
+
+    def _choose(self, images: int) -> Run:
+        share = self._cpus // images
+        fitting = [run for threads, run in self._runs if threads <= share]
+        return fitting[-1] if fitting else self._runs[0][1]
+
+    def _call(self, work: Callable[[Run], None], run: Run) -> None:
+        try:
+            work(run)
+        finally:
+            with self._lock:
+                self._active -= 1
+            self._free.release()
+
+    def close(self) -> None:
+        """Wait until all that was started is done."""
+        self._pool.shutdown()

@@ -1,0 +1,75 @@
+"""Triton glue that the backends for the CPU share: requests onto lanes, answers back."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+from lanes import Lanes, Run
+from numpy.typing import NDArray
+from single import Answer, Tensors
+
+
+class OnLanes:
+    """What a `TritonPythonModel` that runs a network on the CPU does.
+
+    Args:
+        config: Triton's, as it hands it to a backend.
+        runs: the network by number of threads, see `Lanes`.
+        cores: of this instance.
+    """
+
+    def __init__(self, config: Mapping[str, Any], runs: Mapping[int, Run], cores: int) -> None:
+        self.name = config["name"]
+        self.inputs = [tensor["name"] for tensor in config["input"]]
+        self.batching = config["max_batch_size"] > 0
+        self.lanes = Lanes(runs, cores)
+
+    def execute(self, requests: Sequence[Any]) -> None:
+        works = [work for request in requests for work in self.answer(request).work()]
+        for waiting, work in zip(reversed(range(len(works))), works):
+            self.lanes.start(work, waiting=waiting)
+        # Each is answered when it is done, by the thread that did it.
+
+    def answer(self, request: Any) -> Answer:
+        """What will answer this request, image by image."""
+        sender = request.get_response_sender()
+
+        def respond(outputs: Tensors | Exception) -> None:
+            try:
+                response = self.response(request, outputs)
+                sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            except Exception:
+                pb_utils.Logger.log_error(traceback.format_exc())
+
+        tensors = {name: pb_utils.get_input_tensor_by_name(request, name) for name in self.inputs}
+        inputs = {name: on_host(tensor) for name, tensor in tensors.items()}
+        return Answer(inputs, batching=self.batching, respond=respond)
+
+    def response(self, request: Any, outputs: Tensors | Exception) -> Any:
+        if isinstance(outputs, Exception):
+            pb_utils.Logger.log_error("".join(traceback.format_exception(outputs)))
+            message = f"error running model '{self.name}'"
+            return pb_utils.InferenceResponse(
+                error=pb_utils.TritonError(message, pb_utils.TritonError.INTERNAL)
+            )
+        wanted = request.requested_output_names()
+        return pb_utils.InferenceResponse(
+            [pb_utils.Tensor(name, outputs[name]) for name in wanted if name in outputs]
+        )
+
+    def close(self) -> None:
+        self.lanes.close()
+
+
+def on_host(tensor: Any) -> NDArray[Any]:
+    if tensor.is_cpu():
+        array: NDArray[Any] = tensor.as_numpy()
+        return array
+    # A GPU that the step before uses and the runtime that is installed cannot.
+    import torch
+
+    copied: NDArray[Any] = torch.utils.dlpack.from_dlpack(tensor.to_dlpack()).cpu().numpy()
+    return copied

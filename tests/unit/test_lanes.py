@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from cores import available_cpus, cores_of_instance
+from lanes import Lanes, Run, widths
+from single import Answer, Tensors
+
+
+@pytest.mark.parametrize(
+    "cpus, expected", [(1, [1]), (2, [1, 2]), (4, [1, 4]), (6, [1, 4, 6]), (64, [1, 4, 16, 64])]
+)
+def test_widths(cpus: int, expected: list[int]) -> None:
+    assert widths(cpus) == expected
+
+
+def test_the_cores_are_shared_out_among_the_instances() -> None:
+    assert cores_of_instance({"instance_group": [{"count": 1}]}) == available_cpus()
+    assert cores_of_instance({}) == available_cpus()
+    assert cores_of_instance({"instance_group": [{"count": 10_000}]}) == 1
+
+
+class Runs:
+    """A network for each of these numbers of threads, which waits until it is let go on."""
+
+    def __init__(self, *counts: int) -> None:
+        self.chosen: list[int] = []
+        self.go = threading.Semaphore(0)
+        self.begun = threading.Semaphore(0)
+        self.by_threads: dict[int, Run] = {n: self._run(n) for n in counts}
+
+    def _run(self, threads: int) -> Run:
+        def run(inputs: Tensors) -> Tensors:
+            self.chosen.append(threads)
+            self.begun.release()
+            assert self.go.acquire(timeout=10)
+            return {"y": inputs["x"] * 2}
+
+        return run
+
+
+def work(run: Run) -> None:
+    run({"x": np.zeros(1)})
+
+
+def test_one_alone_gets_all_cores_and_many_get_one_each() -> None:
+    runs = Runs(1, 4, 8)
+    lanes = Lanes(runs.by_threads, 8)
+    for expected in (8, 4, 1):  # while 0, 1 and 2 others run: 8, 4 and 2 cores for each
+        lanes.start(work)
+        assert runs.begun.acquire(timeout=10)
+        assert runs.chosen[-1] == expected
+    runs.go.release(3)
+    lanes.close()
+
+
+def test_those_that_come_together_know_of_each_other() -> None:
+    runs = Runs(1, 4, 8)
+    lanes = Lanes(runs.by_threads, 8)
+    lanes.start(work, waiting=1)
+    lanes.start(work)
+    runs.go.release(2)
+    lanes.close()
+    assert runs.chosen == [4, 4]
+
+
+def test_what_cannot_begin_is_waited_for() -> None:
+    runs = Runs(1, 2)
+    lanes = Lanes(runs.by_threads, 2)
+    lanes.start(work)
+    lanes.start(work)
+    third = threading.Thread(target=lanes.start, args=(work,))
+    third.start()
+    third.join(0.2)
+    assert third.is_alive()
+    runs.go.release()
+    third.join(10)
+    assert not third.is_alive()
+    runs.go.release(2)
+    lanes.close()
+    assert len(runs.chosen) == 3
+
+
+def test_a_lane_is_free_again_after_a_fault() -> None:
+    def fail(run: Run) -> None:
+        raise RuntimeError
+
+    runs = Runs(1)
+    lanes = Lanes(runs.by_threads, 1)
+    for _ in range(3):
+        lanes.start(fail)
+    lanes.close()
+
+
+def answered(inputs: Tensors, run: Run, *, batching: bool = True) -> Tensors | Exception:
+    answers: list[Tensors | Exception] = []
+    answer = Answer(inputs, batching=batching, respond=answers.append)
+    parts: list[Callable[[Run], None]] = [*answer.work()]
+    for part in reversed(parts):
+        assert not answers
+        part(run)
+    (found,) = answers
+    return found
+
+
+def test_the_images_of_a_request_run_one_by_one_and_answer_together() -> None:
+    memory = np.zeros((1, 2), np.float32)
+    rows = []
+
+    def run(inputs: Tensors) -> dict[str, Any]:
+        rows.append(len(inputs["x"]))
+        memory[:] = inputs["x"] * 2  # as OpenVINO does, into the same memory each time
+        return {"y": memory}
+
+    images = np.arange(6, dtype=np.float32).reshape(3, 2)
+    found = answered({"x": images}, run)
+    assert not isinstance(found, Exception)
+    np.testing.assert_array_equal(found["y"], images * 2)
+    assert rows == [1, 1, 1]
+    rows.clear()
+    memory = np.zeros((3, 2), np.float32)
+    answered({"x": images}, run, batching=False)
+    assert rows == [3]
+
+
+def test_a_request_fails_as_a_whole() -> None:
+    def run(inputs: Tensors) -> Tensors:
+        if inputs["x"][0] == 1:
+            raise ValueError("one")
+        return inputs
+
+    assert isinstance(answered({"x": np.array([0, 1, 2])}, run), ValueError)
+    assert isinstance(answered({"x": np.array([1])}, run), ValueError)
