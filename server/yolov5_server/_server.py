@@ -34,6 +34,13 @@ _DRAIN_SECONDS = 5  # that Triton itself gives requests in flight
 _START_SECONDS = 900.0  # for all models to be ready; a TensorRT engine may be built first
 _SHARED_MEMORY_PREFIX = "yolov5_triton_"
 _PR_SET_PDEATHSIG = 1
+# A tensor of 5 MB crosses from step to step for every image. Its memory is kept for the next one:
+# as glibc comes, it is given back and filled with zeros anew each time.
+_MALLOC = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
+    "MALLOC_ARENA_MAX": "4",
+}
 
 
 class Server:
@@ -262,6 +269,8 @@ def _environment() -> dict[str, str]:
     )
     environment["PYTHONDONTWRITEBYTECODE"] = "1"  # the model repository stays as it is
     environment["PYTHONNOUSERSITE"] = "1"
+    for name, value in _MALLOC.items():
+        environment.setdefault(name, value)
     if folder := _preflight.python_library_folder():
         known = environment.get("LD_LIBRARY_PATH")
         environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, (folder, known)))
