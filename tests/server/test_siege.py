@@ -197,35 +197,39 @@ def close(one: NDArray[np.float32], other: NDArray[np.float32]) -> bool:
     return np.allclose(one, other, rtol=0, atol=1e-2)
 
 
+async def storm(
+    server: RunningServer, seconds: float, accepted: list[float], refused: list[float]
+) -> None:
+    """256 callers; whoever is refused asks again after a second. Adds how long each answer took."""
+
+    async def caller() -> None:
+        while True:
+            started = time.monotonic()
+            try:
+                assert len(await client.detect(PHOTO_BYTES)) == 11
+                accepted.append(time.monotonic() - started)
+            except UnavailableError:
+                refused.append(time.monotonic() - started)
+                await asyncio.sleep(1)
+
+    async with AsyncClient(server.grpc, in_flight=256) as client:
+        callers = [asyncio.ensure_future(caller()) for _ in range(256)]
+        done, _ = await asyncio.wait(callers, timeout=seconds)
+        assert not done
+        for one in callers:
+            one.cancel()
+        await asyncio.gather(*callers, return_exceptions=True)
+
+
 def test_256_callers_for_two_minutes(own: RunningServer) -> None:
-    """Whoever is refused asks again after a second."""
     before = rate(own, 10)
     accepted: list[float] = []
     refused: list[float] = []
     sizes = Sizes(own)
 
-    async def storm(seconds: float) -> None:
-        async def caller() -> None:
-            while True:
-                started = time.monotonic()
-                try:
-                    assert len(await client.detect(PHOTO_BYTES)) == 11
-                    accepted.append(time.monotonic() - started)
-                except UnavailableError:
-                    refused.append(time.monotonic() - started)
-                    await asyncio.sleep(1)
-
-        async with AsyncClient(own.grpc, in_flight=256) as client:
-            callers = [asyncio.ensure_future(caller()) for _ in range(256)]
-            done, _ = await asyncio.wait(callers, timeout=seconds)
-            assert not done
-            for one in callers:
-                one.cancel()
-            await asyncio.gather(*callers, return_exceptions=True)
-
     with sizes.watched():
         started = time.monotonic()
-        asyncio.run(storm(120))
+        asyncio.run(storm(own, 120, accepted, refused))
         took = time.monotonic() - started
     time.sleep(1)
     after = rate(own, 10)
@@ -310,7 +314,11 @@ def test_mixed_load_for_long(own: RunningServer) -> None:
         *[cancel] * 2,
         *[hang_up] * 2,
     ]
+    # The warm-up: what the server holds grows with the longest queue that it has had.
+    asyncio.run(storm(own, 60, [], []))
     sizes = Sizes(own)
+    time.sleep(10)
+    sizes.look()
     with ThreadPoolExecutor(len(kinds)) as pool, sizes.watched(5):
         running = [pool.submit(kind, random.Random(number)) for number, kind in enumerate(kinds)]
         end = time.monotonic() + 60 * SOAK_MINUTES
@@ -321,6 +329,9 @@ def test_mixed_load_for_long(own: RunningServer) -> None:
             stop.set()
         for one in running:
             one.result()
+    time.sleep(10)
+    sizes.look()
+    idle = sizes.rows.pop(0), sizes.rows.pop()
     part = len(sizes.rows) // 10
     tenths = [sizes.rows[n * part : (n + 1) * part] for n in range(10)]
     print(f"\n{dict(counts)}; medians of the tenths of {SOAK_MINUTES:.0f} minutes:")
@@ -329,6 +340,7 @@ def test_mixed_load_for_long(own: RunningServer) -> None:
         print(f"  {name}: {' '.join(f'{value:.1f}' for value in values)}")
     for name, values in table.items():
         if name.endswith("files"):
-            assert values[-1] <= values[2] + 1, name
+            # Callers' connections come and go: before and after, while there are none.
+            assert idle[1][name] <= idle[0][name] + 1, name
         else:
             assert values[-1] < 1.02 * values[2] + 1, name
