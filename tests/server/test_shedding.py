@@ -112,7 +112,8 @@ def test_what_is_too_much_is_refused_at_once(server: RunningServer, crowd: Crowd
         assert call.error.status() == "StatusCode.UNAVAILABLE"
         assert "Exceeds maximum queue size" in call.error.message()
     waited = median(call.seconds for call in refused)
-    assert waited < median(call.seconds for call in accepted) / 4
+    # This process, which sends 400 at once, is on the server's own cores.
+    assert waited < median(call.seconds for call in accepted) / 2
     wait_until(lambda: seconds_alone(server) < 2 * before, 30)
 
 
