@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import Queue
 from statistics import median
@@ -98,12 +99,16 @@ def test_what_is_too_much_is_refused_at_once(server: RunningServer, crowd: Crowd
     expected = ask_grpc(server.grpc, [PHOTO_BYTES])
     before = seconds_alone(server)
     crowd.send(400)
-    while (reply := post_raw(server.http, PHOTO_BYTES)).status == 200:
-        assert any(not call.finished for call in crowd.calls), "HTTP was never refused"
+    # More than the queue holds, however far it has got with those.
+    with ThreadPoolExecutor(200) as pool:
+        replies = [*pool.map(lambda _: post_raw(server.http, PHOTO_BYTES), range(200))]
     accepted, refused = crowd.wait()
 
-    assert reply.status == 503
-    assert "Exceeds maximum queue size" in reply.json()["error"]
+    too_many = [reply for reply in replies if reply.status != 200]
+    assert too_many, "HTTP was never refused"
+    for reply in too_many:
+        assert reply.status == 503
+        assert "Exceeds maximum queue size" in reply.json()["error"]
     assert len(accepted) >= 64
     for call in accepted:
         assert_same(outputs(call), expected, exact=False)
@@ -112,8 +117,8 @@ def test_what_is_too_much_is_refused_at_once(server: RunningServer, crowd: Crowd
         assert call.error.status() == "StatusCode.UNAVAILABLE"
         assert "Exceeds maximum queue size" in call.error.message()
     waited = median(call.seconds for call in refused)
-    # This process, which sends 400 at once, is on the server's own cores.
-    assert waited < median(call.seconds for call in accepted) / 2
+    # This process, which sends them all, is on the server's own cores: test_siege.py times it.
+    assert waited < median(call.seconds for call in accepted)
     wait_until(lambda: seconds_alone(server) < 2 * before, 30)
 
 
