@@ -40,6 +40,7 @@ _MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
     "MALLOC_ARENA_MAX": "4",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -56,6 +57,17 @@ def test_one_alone_gets_all_cores_and_many_get_one_each() -> None:
         assert runs.chosen[-1] == expected
     runs.go.release(3)
     lanes.close()
+
+
+def test_after_a_crowd_the_next_few_do_not_count_on_being_alone() -> None:
+    runs = Runs(1, 2)
+    lanes = Lanes(runs.by_threads, 2)
+    for waiting in (1, 0, 0, 0, 0):
+        lanes.start(work, waiting=waiting)
+        runs.go.release()
+        time.sleep(0.1)  # until it is done
+    lanes.close()
+    assert runs.chosen == [1, 1, 1, 1, 2]
 
 
 def test_those_that_come_together_know_of_each_other() -> None:

@@ -6,10 +6,14 @@ has them all. Both are wanted of the same server, so the network is held for bot
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock, Semaphore
 from typing import Any
+
+# How many images after the last that was not alone it is taken that the next will not be either.
+_MEMORY = 4
 
 Run = Callable[[Mapping[str, Any]], Mapping[str, Any]]  # inputs by name -> outputs by name
 
@@ -38,6 +42,7 @@ class Lanes:
         self._free = Semaphore(lanes)
         self._lock = Lock()
         self._active = 0
+        self._crowds: deque[int] = deque(maxlen=_MEMORY)
 
     def start(self, work: Callable[[Run], None], *, waiting: int = 0) -> None:
         """Have `work` called with the network on a lane of its own, once one is free.
@@ -51,7 +56,9 @@ class Lanes:
         self._free.acquire()
         with self._lock:
             self._active += 1
-            run = self._choose(self._active + waiting)
+            self._crowds.append(self._active + waiting)
+            # Of two callers in turn, the one finds the cores free and the other does not.
+            run = self._choose(max(self._crowds))
         self._pool.submit(self._call, work, run)
 
     def _choose(self, images: int) -> Run:

@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import triton_python_backend_utils as pb_utils
 from lanes import Lanes, Run
 from numpy.typing import NDArray
@@ -66,7 +67,7 @@ class OnLanes:
 
 def on_host(tensor: Any) -> NDArray[Any]:
     if tensor.is_cpu():
-        array: NDArray[Any] = tensor.as_numpy()
+        array: NDArray[Any] = np.from_dlpack(tensor)  # `as_numpy` copies
         return array
     # A GPU that the step before uses and the runtime that is installed cannot.
     import torch
