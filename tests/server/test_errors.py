@@ -26,6 +26,7 @@ from support import (
     post_raw,
     statistics,
 )
+from tritonclient.utils import np_to_triton_dtype
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -222,11 +223,11 @@ def test_postprocess_itself_refuses_what_does_not_fit(server: RunningServer) -> 
         "placement": np.ones((1, 6), np.float32),
         "nms": np.array([[0.25, 0.45, 300, 0, 0]], np.float32),
         "class_filter": np.ones((1, 80), np.bool_),
+        "ticket": np.zeros((1, 2), np.int64),
     }
     tensors = []
     for name, array in inputs.items():
-        kind = "BOOL" if array.dtype == np.bool_ else "FP32"
-        tensors.append(grpc.InferInput(name, list(array.shape), kind))
+        tensors.append(grpc.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype)))
         tensors[-1].set_data_from_numpy(array)
     with (
         grpc.InferenceServerClient(server.grpc) as client,

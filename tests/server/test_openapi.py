@@ -145,12 +145,13 @@ def test_the_errors_shown_are_the_servers(server: RunningServer) -> None:
 def saturated(
     bundled_repository: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningServer]:
-    """A server that lets one request wait, and no more."""
+    """A server that lets one image wait, and no more."""
     models = tmp_path_factory.mktemp("saturated") / "models"
     repository = shutil.copytree(bundled_repository, models, symlinks=True)
     config = repository / "preprocess" / "config.pbtxt"
     text = config.read_text()
-    limited = text.replace("max_queue_size: 64", "max_queue_size: 1")
+    setting = 'key: "max_waiting_images" value: { string_value: '
+    limited = text.replace(f'{setting}"64"', f'{setting}"1"')
     assert limited != text
     config.unlink()
     config.write_text(limited)
@@ -169,7 +170,7 @@ def test_a_saturated_server_says_so(saturated: RunningServer) -> None:
         said = check(answer, f"{ENDPOINT}/infer")
         return answer.status_code, said.get("error", "")
 
-    shown = {(503, text) for name, text in EXAMPLES if name == "Saturated"}
+    shown = {(503, text.replace("64", "1")) for name, text in EXAMPLES if name == "Saturated"}
     assert ask_together(24, ask) == {(200, ""), *shown}
 
 

@@ -1,30 +1,26 @@
 """Triton glue of `preprocess`: unpack requests, call the modules beside this one, pack answers."""
 
 import json
-import os
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from time import perf_counter
+from time import monotonic, perf_counter
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from decode import Decoder, ImageError
+from job import Job
+from line import FullError, Line, Request
 from parameters import ParameterError, parse_parameters
 from preprocess_metrics import Metrics
+from reports import Reports
 from served_model import read_served_model
 from settings import network_name, read_settings
-
-NICENESS = 10  # of 19
 
 
 class TritonPythonModel:
     def initialize(self, args):
-        # Decoding is several times faster than the network. When more comes in than the network can
-        # do, let it have the processors: requests then wait here, still encoded, and those that are
-        # too many are refused here, before work has gone into them.
-        os.nice(NICENESS)
         config = json.loads(args["model_config"])
         given = {key: value["string_value"] for key, value in config["parameters"].items()}
         served = read_served_model(Path(args["model_repository"]).parent / network_name(given))
@@ -55,27 +51,60 @@ class TritonPythonModel:
         self.normaliser = make_normaliser(gpu)
         size = None if served.letterbox == "rect" else (served.height, served.width)
         self.new_batch = partial(Batch, self.normaliser, size=size)
+        self.patience = settings.max_wait_seconds
         self.pool = ThreadPoolExecutor(settings.threads)
+        self.line = Line(room=settings.max_waiting_images, ahead=settings.max_images_ahead)
+        self.reports = Reports(self.line.report)
         self.metrics = Metrics(pb_utils)
 
     def execute(self, requests):
-        # Every image of every request is in the pool before the first answer is awaited.
-        return [finish() for finish in [self.start(request) for request in requests]]
+        for request in requests:
+            self.admit(request)
+        # Each is answered by the thread that prepares the last of its images.
 
-    def start(self, request):
-        """Queue one request's images; return the function that waits for its response."""
+    def admit(self, request):
+        """Have the request wait for its turn, or refuse it."""
         elements = pb_utils.get_input_tensor_by_name(request, "image").as_numpy().reshape(-1)
-        self.metrics.images.increment(len(elements))
+        self.metrics.receive(len(elements))
+        respond = sender_of(request)
+        refuse = partial(self.refuse, respond, len(elements))
         try:
             parameters = self.parse(json.loads(read_parameters(request)))
+            patience = self.patience
+            if request.timeout():  # microseconds
+                patience = min(patience, request.timeout() / 1e6)
+            self.line.join(
+                Request(
+                    images=len(elements),
+                    deadline=monotonic() + patience,
+                    begin=partial(self.begin, elements, parameters, respond),
+                    late=partial(
+                        refuse, "saturated", f"saturated: not begun within {patience:g} s"
+                    ),
+                )
+            )
         except ParameterError as error:
-            return partial(self.refuse, "parameter", len(elements), str(error))
+            refuse("parameter", str(error))
+        except FullError as error:
+            refuse("saturated", str(error))
+
+    def begin(self, elements, parameters, respond, ticket):
         batch = self.new_batch(len(elements))
-        jobs = [
-            self.pool.submit(self.prepare, element, batch, index)
-            for index, element in enumerate(elements)
-        ]
-        return partial(self.respond, parameters, jobs, batch)
+
+        def prepare(index):
+            return self.prepare(elements[index], batch, index)
+
+        def answer(results):
+            try:
+                if not self.has_refused(results, respond):
+                    respond(self.pack(parameters, results, batch, ticket))
+                    return
+            except Exception:
+                pb_utils.Logger.log_error(traceback.format_exc())
+                respond(internal_fault("internal fault in preprocess"))
+            self.line.withdraw(ticket)
+
+        Job(len(elements), prepare=prepare, answer=answer).start(self.pool)
 
     def prepare(self, element, batch, index):
         started = perf_counter()
@@ -83,34 +112,25 @@ class TritonPythonModel:
         decoded = perf_counter()
         canvas, placement = self.letterbox(picture)
         batch.put(index, canvas)
-        return placement, decoded - started, perf_counter() - decoded
+        self.metrics.time(decoded - started, perf_counter() - decoded)
+        return placement
 
-    def respond(self, parameters, jobs, batch):
-        placements = []
+    def has_refused(self, results, respond):
+        """Answer the request if one of its images cannot be."""
         refusals = []
-        for number, job in enumerate(jobs, 1):
-            try:
-                placement, decode_seconds, letterbox_seconds = job.result()
-            except ImageError as error:
-                refusals.append((error.reason, f"image {number} of {len(jobs)}: {error}"))
-            except Exception:
-                pb_utils.Logger.log_error(traceback.format_exc())
-                message = f"image {number} of {len(jobs)}: internal fault in preprocess"
-                return error_response(message, pb_utils.TritonError.INTERNAL)
-            else:
-                placements.append(placement)
-                self.metrics.decode_seconds.observe(decode_seconds)
-                self.metrics.letterbox_seconds.observe(letterbox_seconds)
+        for number, result in enumerate(results, 1):
+            if isinstance(result, ImageError):
+                refusals.append((result.reason, f"image {number} of {len(results)}: {result}"))
+            elif isinstance(result, Exception):
+                pb_utils.Logger.log_error("".join(traceback.format_exception(result)))
+                message = f"image {number} of {len(results)}: internal fault in preprocess"
+                respond(internal_fault(message))
+                return True
         if refusals:
-            reason, message = refusals[0]
-            return self.refuse(reason, len(refusals), message)
-        try:
-            return self.pack(parameters, placements, batch)
-        except Exception:
-            pb_utils.Logger.log_error(traceback.format_exc())
-            return error_response("internal fault in preprocess", pb_utils.TritonError.INTERNAL)
+            self.refuse(respond, len(refusals), *refusals[0])
+        return bool(refusals)
 
-    def pack(self, parameters, placements, batch):
+    def pack(self, parameters, placements, batch, ticket):
         images, placements = batch.finish(placements)
         rows = len(placements)
         class_filter = parameters.class_filter(len(self.names))
@@ -122,15 +142,30 @@ class TritonPythonModel:
                 ),
                 pb_utils.Tensor("nms", np.array([parameters.as_row()] * rows, np.float32)),
                 pb_utils.Tensor("class_filter", np.array([class_filter] * rows)),
+                pb_utils.Tensor("ticket", np.array([[self.reports.address, ticket]] * rows)),
             ]
         )
 
-    def refuse(self, reason, images, message):
-        self.metrics.rejected[reason].increment(images)
-        return error_response(message, pb_utils.TritonError.INVALID_ARG)
+    def refuse(self, respond, images, reason, message):
+        self.metrics.reject(reason, images)
+        codes = pb_utils.TritonError
+        code = codes.UNAVAILABLE if reason == "saturated" else codes.INVALID_ARG
+        respond(error_response(message, code))
 
     def finalize(self):
+        self.line.close()
         self.pool.shutdown()
+        self.reports.close()
+
+
+def sender_of(request):
+    """What sends the only response to a request."""
+    sender = request.get_response_sender()
+
+    def respond(response):
+        sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    return respond
 
 
 def read_parameters(request):
@@ -139,6 +174,10 @@ def read_parameters(request):
         return request.parameters() or "{}"
     except UnicodeDecodeError:
         raise ParameterError("a parameter is no text; allowed: UTF-8") from None
+
+
+def internal_fault(message):
+    return error_response(message, pb_utils.TritonError.INTERNAL)
 
 
 def error_response(message, code):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import Any
 
 from decode import REASONS
@@ -11,7 +12,10 @@ _BUCKETS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5]
 
 
 class Metrics:
-    """Counters and histograms by attribute.
+    """Counters and histograms.
+
+    One thread at a time: Triton's Python backend (2.51) crashes the server when two of a process
+    touch metrics at once.
 
     Args:
         pb_utils: Triton's module, which exists only inside the server.
@@ -35,11 +39,27 @@ class Metrics:
             kind=family.COUNTER,
         )
         self._families += [images, rejected]
-        self.images = images.Metric(labels={})
-        self.rejected = {
-            reason: rejected.Metric(labels={"reason": reason}) for reason in (*REASONS, "parameter")
+        self._lock = Lock()
+        self._images = images.Metric(labels={})
+        self._rejected = {
+            reason: rejected.Metric(labels={"reason": reason})
+            for reason in (*REASONS, "parameter", "saturated")
         }
-        self.decode_seconds = histogram("yolov5_decode_seconds", "Time to decode one image")
-        self.letterbox_seconds = histogram(
+        self._decode_seconds = histogram("yolov5_decode_seconds", "Time to decode one image")
+        self._letterbox_seconds = histogram(
             "yolov5_letterbox_seconds", "Time to letterbox and normalise one image"
         )
+
+    def receive(self, images: int) -> None:
+        with self._lock:
+            self._images.increment(images)
+
+    def reject(self, reason: str, images: int) -> None:
+        with self._lock:
+            self._rejected[reason].increment(images)
+
+    def time(self, decode: float, letterbox: float) -> None:
+        """One image, in seconds."""
+        with self._lock:
+            self._decode_seconds.observe(decode)
+            self._letterbox_seconds.observe(letterbox)

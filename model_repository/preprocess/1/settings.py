@@ -10,7 +10,16 @@ from decode import ImageLimits
 from parameters import NAMES, Parameters, read_defaults
 
 # The second is set by a launcher that loads this model anew for another network.
-_OWN = ("network", "network_version", "max_image_bytes", "max_image_pixels", "threads")
+_OWN = (
+    "network",
+    "network_version",
+    "max_image_bytes",
+    "max_image_pixels",
+    "threads",
+    "max_waiting_images",
+    "max_wait_seconds",
+    "max_images_ahead",
+)
 
 
 class SettingsError(ValueError):
@@ -22,12 +31,18 @@ class Settings:
     """
     Attributes:
         defaults: what a request gets that does not say otherwise.
-        threads: images of a batch that are decoded at the same time.
+        threads: images that are decoded at the same time.
+        max_waiting_images: that wait to be decoded.
+        max_wait_seconds: how long a request may.
+        max_images_ahead: that are being decoded, or on their way to `postprocess`.
     """
 
     defaults: Parameters
     limits: ImageLimits
     threads: int
+    max_waiting_images: int
+    max_wait_seconds: int
+    max_images_ahead: int
 
 
 def network_name(config: Mapping[str, str]) -> str:
@@ -57,6 +72,7 @@ def read_settings(
     unknown = set(config) - {*NAMES, *_OWN}
     if unknown:
         raise SettingsError(f"setting '{min(unknown)}' is unknown")
+    cores = len(os.sched_getaffinity(0))
     return Settings(
         defaults=read_defaults(
             {name: config[name] for name in NAMES if name in config},
@@ -68,7 +84,11 @@ def read_settings(
             # OpenCV's own bound; its sides end at 2**20.
             pixels=_whole(config, "max_image_pixels", 1, 1 << 30),
         ),
-        threads=_whole(config, "threads", 0, 1024) or len(os.sched_getaffinity(0)),
+        threads=_whole(config, "threads", 0, 1024) or cores,
+        max_waiting_images=_whole(config, "max_waiting_images", 1, 1 << 20),
+        max_wait_seconds=_whole(config, "max_wait_seconds", 1, 3600),
+        # Some that are decoded, some that the network has, and two so that none of them waits.
+        max_images_ahead=_whole(config, "max_images_ahead", 0, 1 << 20) or 2 * cores + 2,
     )
 
 

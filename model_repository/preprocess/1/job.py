@@ -1,0 +1,49 @@
+"""The images of one request, prepared side by side, and its answer when the last is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from functools import partial
+from threading import Lock
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Job(Generic[T]):
+    """
+    Args:
+        count: of its images.
+        prepare: one image by its index; called from several threads.
+        answer: called once, on one of these threads, with what `prepare` gave or raised for each.
+            Must not raise.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        *,
+        prepare: Callable[[int], T],
+        answer: Callable[[Sequence[T | Exception]], None],
+    ) -> None:
+        self._prepare = prepare
+        self._answer = answer
+        self._results: list[T | Exception] = [Exception("not begun")] * count
+        self._left = count
+        self._lock = Lock()
+
+    def start(self, pool: Executor) -> None:
+        for index in range(len(self._results)):
+            pool.submit(partial(self._do, index))
+
+    def _do(self, index: int) -> None:
+        try:
+            self._results[index] = self._prepare(index)
+        except Exception as error:
+            self._results[index] = error
+        with self._lock:
+            self._left -= 1
+            if self._left:
+                return
+        self._answer(self._results)

@@ -1,0 +1,170 @@
+"""The line of requests in front of the network: how many may wait, how long, and who is next.
+
+Triton's own queue limits are not used. With them its dynamic batcher forgets a request that comes
+while the model is busy with another, until the next one comes or half a second has passed
+(https://github.com/triton-inference-server/core, `PriorityQueue::SupportPrefetching`).
+
+Nothing tells this first step how many images the later ones still hold, which bounds their memory.
+So every request takes a ticket along, and the last step reports it. Some never get there: Triton
+drops a request between two steps when its caller has gone, and tells nobody. What began before a
+reported one is therefore no longer counted; and when no report comes for several times as long as
+one usually takes, all that are on their way are taken for lost.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from threading import Condition, Thread
+from time import monotonic
+
+# How long a report is waited for: until there has been one, at least, and at most.
+_FIRST, _LEAST, _MOST = 0.25, 0.05, 1.0  # seconds
+_USUAL = 4  # times what it usually takes
+_DOWN = 4  # times as many images lost in a row as may wait: then the network is down
+
+
+class FullError(Exception):
+    """No more may wait; one sentence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """
+    Attributes:
+        images: how many it has.
+        deadline: of `time.monotonic()`, until which it may wait.
+        begin: called with its ticket when it is its turn; must not raise, nor take long.
+        late: called in place of `begin` when it has waited too long.
+    """
+
+    images: int
+    deadline: float
+    begin: Callable[[int], None]
+    late: Callable[[], None]
+
+
+class Line:
+    """
+    Args:
+        room: images that may wait.
+        ahead: images that may be on their way at the same time.
+    """
+
+    def __init__(self, *, room: int, ahead: int) -> None:
+        self._room = room
+        self._ahead = ahead
+        self._requests: deque[Request] = deque()
+        self._waiting = 0  # images
+        self._ticket = 0  # of the last that began: the images that have begun until then
+        self._begun: dict[
+            int, tuple[int, float]
+        ] = {}  # on their way, by ticket: images, since when
+        self._under_way = 0  # images
+        self._heard = 0.0  # when the last report came
+        self._usual = _FIRST / _USUAL  # seconds from one report to the next
+        self._lost = 0  # images since the last report
+        self._closed = False
+        self._changed = Condition()
+        self._thread = Thread(target=self._serve, name="line", daemon=True)
+        self._thread.start()
+
+    def join(self, request: Request) -> None:
+        """Wait for one's turn.
+
+        Raises:
+            FullError: too many do already. A request that nobody is before is never too large.
+        """
+        with self._changed:
+            if self._waiting and self._waiting + request.images > self._room:
+                raise FullError(f"saturated: no more than {self._room} images may wait")
+            self._requests.append(request)
+            self._waiting += request.images
+            self._changed.notify()
+
+    def report(self, ticket: int) -> None:
+        """The request with this ticket has left the network behind it, and all before it."""
+        with self._changed:
+            passed = [begun for begun in self._begun if begun <= ticket <= self._ticket]
+            if not passed:
+                return
+            now = monotonic()
+            since = max(self._heard, self._begun[passed[0]][1])
+            self._usual += 0.2 * (now - since - self._usual)
+            self._heard, self._lost = now, 0
+            for begun in passed:
+                self._forget(begun)
+
+    def withdraw(self, ticket: int) -> None:
+        """The request with this ticket goes no further."""
+        with self._changed:
+            if ticket in self._begun:
+                self._forget(ticket)
+
+    def _forget(self, ticket: int) -> None:
+        images, _ = self._begun.pop(ticket)
+        self._under_way -= images
+        self._changed.notify()
+
+    def close(self) -> None:
+        """Let all that wait go, and end."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _serve(self) -> None:
+        while True:
+            with self._changed:
+                late, request = self._late(), self._first()
+                if not late and request is None:
+                    if self._closed:
+                        return
+                    self._changed.wait(self._patience() if self._requests else None)
+                    continue
+            for other in late:
+                other.late()
+            if request is not None:
+                self._let_go_of(request)
+
+    def _late(self) -> list[Request]:
+        now = monotonic()
+        late = [request for request in self._requests if request.deadline < now]
+        for request in late:
+            self._take(request)
+        return late
+
+    def _first(self) -> Request | None:
+        if not self._requests or not (self._closed or self._may_go()):
+            return None
+        request = self._requests[0]
+        self._take(request)
+        return request
+
+    def _let_go_of(self, request: Request) -> None:
+        with self._changed:
+            self._ticket += request.images
+            self._begun[self._ticket] = (request.images, monotonic())
+            self._under_way += request.images
+        request.begin(self._ticket)
+
+    def _may_go(self) -> bool:
+        if self._under_way < self._ahead:
+            return True
+        _, last = [*self._begun.values()][-1]
+        if monotonic() - max(self._heard, last) < self._patience():
+            return False
+        self._lost += self._under_way
+        self._begun.clear()
+        self._under_way = 0
+        return True
+
+    def _patience(self) -> float:
+        if self._lost >= _DOWN * self._room:
+            return _MOST
+        return min(_MOST, max(_LEAST, _USUAL * self._usual))
+
+    def _take(self, request: Request) -> None:
+        self._requests.remove(request)
+        self._waiting -= request.images

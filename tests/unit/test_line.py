@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from queue import Empty, Queue
+from time import monotonic
+from typing import Any
+
+import pytest
+from job import Job
+from line import FullError, Line, Request
+from report import Reporter
+from reports import Reports
+
+PATIENCE = 0.25  # seconds, before the first report
+
+
+class Crowd:
+    """Requests in a line, and what became of them, in order."""
+
+    def __init__(self, **arguments: int) -> None:
+        self.line = Line(**arguments)
+        self.events: Queue[tuple[Any, ...]] = Queue()
+
+    def join(self, name: str, images: int = 1, *, seconds: float = 60) -> None:
+        self.line.join(
+            Request(
+                images=images,
+                deadline=monotonic() + seconds,
+                begin=lambda ticket: self.events.put((name, ticket)),
+                late=lambda: self.events.put((name, "late")),
+            )
+        )
+
+    def next(self, timeout: float = 10) -> tuple[Any, ...]:
+        return self.events.get(timeout=timeout)
+
+    def assert_quiet(self) -> None:
+        with pytest.raises(Empty):
+            self.events.get(timeout=PATIENCE / 5)
+
+
+@pytest.fixture
+def crowd() -> Iterator[Crowd]:
+    crowd = Crowd(room=8, ahead=2)
+    yield crowd
+    crowd.line.close()
+
+
+def test_so_many_go_ahead_and_the_others_when_those_are_reported(crowd: Crowd) -> None:
+    for name in "abcd":
+        crowd.join(name)
+    assert [crowd.next(), crowd.next()] == [("a", 1), ("b", 2)]
+    crowd.assert_quiet()
+    crowd.line.report(1)
+    assert crowd.next() == ("c", 3)
+    crowd.assert_quiet()
+    crowd.line.report(3)  # b was lost on the way, or has been overtaken
+    assert crowd.next() == ("d", 4)
+
+
+def test_tickets_count_images(crowd: Crowd) -> None:
+    crowd.join("a", 5)
+    assert crowd.next() == ("a", 5)
+    crowd.join("b")
+    crowd.assert_quiet()
+    crowd.line.report(5)
+    assert crowd.next() == ("b", 6)
+
+
+def test_what_goes_no_further_leaves_the_others_counted(crowd: Crowd) -> None:
+    for name in "abcd":
+        crowd.join(name)
+    assert [crowd.next(), crowd.next()] == [("a", 1), ("b", 2)]
+    crowd.line.withdraw(2)
+    assert crowd.next() == ("c", 3)
+    crowd.line.withdraw(2)
+    crowd.line.withdraw(9)
+    crowd.assert_quiet()
+    crowd.line.report(1)
+    assert crowd.next() == ("d", 4)
+
+
+def test_when_nothing_is_reported_they_go_slowly_all_the_same(crowd: Crowd) -> None:
+    crowd.join("a", 2)
+    assert crowd.next() == ("a", 2)
+    started = monotonic()
+    crowd.join("b")
+    assert crowd.next() == ("b", 3)
+    assert monotonic() - started > PATIENCE / 2
+
+
+@pytest.mark.parametrize("ticket", [0, -1, 3, 1 << 40])
+def test_a_report_of_what_has_not_begun_changes_nothing(crowd: Crowd, ticket: int) -> None:
+    crowd.join("a", 2)
+    assert crowd.next() == ("a", 2)
+    crowd.join("b")
+    crowd.line.report(ticket)
+    crowd.assert_quiet()
+
+
+def test_one_more_than_may_wait_is_refused() -> None:
+    crowd = Crowd(room=3, ahead=2)
+    crowd.join("a", 2)
+    assert crowd.next() == ("a", 2)
+    crowd.join("b", 2)
+    with pytest.raises(FullError, match=r"saturated: no more than 3 images may wait$"):
+        crowd.join("c", 2)
+    crowd.join("d")
+    crowd.line.report(2)
+    assert crowd.next() == ("b", 4)
+    crowd.join("e", 2)
+    crowd.line.close()
+
+
+def test_a_request_of_more_images_than_may_wait_is_taken_when_none_do(crowd: Crowd) -> None:
+    crowd.join("a", 2)
+    assert crowd.next() == ("a", 2)
+    crowd.join("b", 9)
+    crowd.line.report(2)
+    assert crowd.next() == ("b", 11)
+
+
+def test_who_has_waited_too_long_does_not_begin(crowd: Crowd) -> None:
+    crowd.join("a", 2)
+    assert crowd.next() == ("a", 2)
+    crowd.join("b", seconds=60)
+    crowd.join("c", seconds=-1)
+    assert crowd.next() == ("c", "late")
+    crowd.line.report(2)
+    assert crowd.next() == ("b", 3)
+
+
+def test_what_gets_lost_holds_up_the_others_for_less_the_faster_the_network_is() -> None:
+    crowd = Crowd(room=12, ahead=2)
+    for ticket in range(1, 40):
+        crowd.join("x")
+        assert crowd.next() == ("x", ticket)
+        crowd.line.report(ticket)
+    started = monotonic()
+    for _ in range(12):
+        crowd.join("lost")
+    for _ in range(12):
+        crowd.next()
+    assert monotonic() - started < 1.0  # 5 times 50 ms
+    crowd.line.close()
+
+
+def test_when_all_get_lost_they_go_slowly() -> None:
+    crowd = Crowd(room=1, ahead=2)
+    for _ in range(3):
+        crowd.join("lost", 2)
+        crowd.next()
+    started = monotonic()
+    crowd.join("x", 2)
+    crowd.next()
+    assert monotonic() - started > 0.9
+    crowd.line.report(8)
+    crowd.join("y", 2)
+    crowd.next()
+    started = monotonic()
+    crowd.join("z")
+    crowd.next()
+    assert monotonic() - started < 0.9
+    crowd.line.close()
+
+
+def test_at_the_end_all_go() -> None:
+    crowd = Crowd(room=9, ahead=1)
+    for name in "abc":
+        crowd.join(name)
+    crowd.line.close()
+    assert [crowd.next(0) for _ in range(3)] == [("a", 1), ("b", 2), ("c", 3)]
+
+
+def test_tickets_cross_from_process_to_process() -> None:
+    heard: Queue[int] = Queue()
+    reports = Reports(heard.put)
+    try:
+        Reporter().report(reports.address, 1 << 40)
+        assert heard.get(timeout=10) == 1 << 40
+    finally:
+        reports.close()
+    Reporter().report(reports.address, 1)  # to nobody
+
+
+def test_two_ends_do_not_hear_one_another() -> None:
+    heard: tuple[Queue[int], Queue[int]] = (Queue(), Queue())
+    both = [Reports(queue.put) for queue in heard]
+    Reporter().report(both[1].address, 7)
+    assert heard[1].get(timeout=10) == 7
+    for reports in both:
+        reports.close()
+    assert heard[0].empty()
+
+
+def test_a_job_is_answered_once_with_what_each_image_gave() -> None:
+    answers: list[Any] = []
+    done = threading.Event()
+
+    def prepare(index: int) -> int:
+        if index == 1:
+            raise ValueError("one")
+        return index * 10
+
+    def answer(results: Any) -> None:
+        answers.append([*results])
+        done.set()
+
+    with ThreadPoolExecutor(2) as pool:
+        Job(3, prepare=prepare, answer=answer).start(pool)
+        assert done.wait(10)
+    ((first, second, third),) = answers
+    assert (first, third) == (0, 20)
+    assert isinstance(second, ValueError)
