@@ -151,6 +151,8 @@ def running_server(
 ) -> Iterator[RunningServer]:
     """Start the launcher, or with `command` something that starts it; end it in any case.
 
+    The launcher is to give the reference's numbers, unless the arguments name another precision.
+
     Args:
         ports: for HTTP, gRPC and metrics, such as those of a server that has ended.
     """
@@ -158,6 +160,8 @@ def running_server(
     named = dict(zip(("http-port", "grpc-port", "metrics-port", "health-port"), ports))
     if command is None:
         flags = [f"--{name}={port}" for name, port in named.items()]
+        if not any(argument.startswith("--precision") for argument in arguments):
+            flags.append("--precision=fp32")
         command = [sys.executable, "-m", "yolov5_server", *flags, *arguments]
     else:
         variables = [f"{name.upper().replace('-', '_')}={port}" for name, port in named.items()]

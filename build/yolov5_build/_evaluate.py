@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 
 from yolov5_client import evaluation
@@ -18,6 +17,7 @@ from yolov5_client.evaluation import Found, Split
 
 from ._metadata import read_metadata
 from ._photos import Pictures, step_module
+from ._runtimes import ONNX_RUNTIME, RUNTIMES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,21 +41,20 @@ def evaluate(
     *,
     imgsz: tuple[int, int] = (640, 640),
     letterbox: str = "square",
+    runtime: str = ONNX_RUNTIME,
 ) -> Figures:
     """Measure an ONNX network that `export_onnx` or `import_onnx` wrote.
 
     Args:
+        runtime: one of `RUNTIMES`.
         imgsz: height and width for a network that leaves them open.
         letterbox: as it will be served.
 
     Raises:
         DataError: the data set has no labels, or not the network's classes.
     """
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    image = session.get_inputs()[0]
-    height, width = (
-        side if isinstance(side, int) else wanted for side, wanted in zip(image.shape[2:], imgsz)
-    )
+    network = RUNTIMES[runtime](path)
+    height, width = (side or wanted for side, wanted in zip(network.sides, imgsz))
     metadata = read_metadata(path)
     classes = len(metadata.names)
     reduced = metadata.head == "reduced"
@@ -73,7 +72,7 @@ def evaluate(
     for photo in split.photos:
         tensor, placement = pictures.prepare(photo)
         started = time.perf_counter()
-        rows = session.run(None, {image.name: tensor[None]})[0][0]
+        rows = network.rows(tensor[None])
         seconds.append(time.perf_counter() - started)
         detections = nms.detect(
             torch.from_numpy(rows),

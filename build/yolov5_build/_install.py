@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from string import Template
 
@@ -29,6 +30,11 @@ _OPEN_SIZE = """
 parameters { key: "imgsz" value: { string_value: "$height $width" } }
 parameters { key: "stride" value: { string_value: "$stride" } }
 """
+_ONNX_RUNTIME = """# Another number than 0 is how many threads each image gets.
+parameters { key: "intra_op_thread_count" value: { string_value: "0" } }"""
+_OPENVINO_BF16 = """# In place of config.pbtxt with --model-config-name=openvino-bf16, with which
+# `make serve` starts the server on a CPU that has BF16, unless PRECISION=fp32.
+parameters { key: "HINT_BF16" value: { string_value: "YES" } }"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +59,7 @@ def install_onnx(
     *,
     letterbox: str = "square",
     imgsz: tuple[int, int] | None = None,
+    bf16: bool = False,
 ) -> Installed:
     """Write config, labels and weights of `yolov5` together, as a new version of what is there.
 
@@ -61,6 +68,7 @@ def install_onnx(
         repository: the model repository.
         letterbox: `square`, `rect` or `stretch`.
         imgsz: height and width where the network leaves them open (640 x 640 unless given).
+        bf16: also write the configuration that has OpenVINO compute in BF16.
 
     Raises:
         BuildError: the network cannot do this letterbox mode, a class name cannot be written as a
@@ -88,7 +96,8 @@ def install_onnx(
     # the rows then follow from the sides, but are not known here.
     rect = letterbox == "rect"
     template = _TEMPLATE.read_text("utf-8").replace("$open_size", _OPEN_SIZE if rect else "")
-    config = Template(template).substitute(
+    config = partial(
+        Template(template).substitute,
         provenance=metadata.provenance,
         max_batch_size=max_batch_size,
         input_dims="3, -1, -1" if rect else f"3, {height}, {width}",
@@ -99,15 +108,26 @@ def install_onnx(
         stride=stride,
         letterbox=letterbox,
         head=metadata.head,
-        precision=metadata.precision,
     )
-    text_format.Parse(config, model_config_pb2.ModelConfig())
+    configs = {
+        names.CONFIG_FILE: config(
+            backend="onnxruntime", runtime=_ONNX_RUNTIME, precision=metadata.precision
+        )
+    }
+    if bf16:
+        configs[names.BF16_CONFIG_FILE] = config(
+            backend="openvino", runtime=_OPENVINO_BF16, precision=names.BF16
+        )
+    for text in configs.values():
+        text_format.Parse(text, model_config_pb2.ModelConfig())
     with new_version(repository) as (folder, version):
         shutil.copyfile(weights, version / names.WEIGHTS_FILE)
         (folder / names.LABELS_FILE).write_text(
             "".join(f"{name}\n" for name in metadata.names), "utf-8"
         )
-        (folder / names.CONFIG_FILE).write_text(config, "utf-8")
+        for name, text in configs.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(text, "utf-8")
         _limit_batches(repository, max_batch_size)
     return Installed(version=int(version.name), height=height, width=width, names=metadata.names)
 

@@ -9,12 +9,14 @@ ENSEMBLE = "yolov5_ensemble"
 INPUT = "images"
 OUTPUT = "output0"
 CONFIG_FILE = "config.pbtxt"
+BF16_CONFIG_FILE = "configs/openvino-bf16.pbtxt"  # there where BF16 was seen to keep the mAP
 LABELS_FILE = "labels.txt"
 WEIGHTS_FILE = "model.onnx"
 LETTERBOX_MODES = ("square", "rect", "stretch")  # those that preprocess has
 HEADS = ("full", "reduced")  # those that postprocess reads
 # TensorRT takes INT8 only with signed numbers around zero.
 PRECISIONS = ("fp32", "fp16", "int8", "int8-symmetric")
+BF16 = "bf16"  # not of a file: computed in, from one in FP32
 
 # Keys of an ONNX file's metadata; the first two are those of YOLOv5's own exporter.
 NAMES_KEY = "names"

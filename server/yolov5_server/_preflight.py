@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import shutil
 import socket
 import sys
@@ -22,6 +23,9 @@ STEPS = ("preprocess", NETWORK, "postprocess")
 ENSEMBLE = "yolov5_ensemble"
 MODELS = (*STEPS, ENSEMBLE)
 SHARED_MEMORY = Path("/dev/shm")
+# Configurations of this name stand in for config.pbtxt where the CPU has BF16; `make model` writes
+# one for a network that keeps its mAP so.
+BF16_CONFIGS = "openvino-bf16"
 _BYTES = {model_config_pb2.TYPE_FP32: 4, model_config_pb2.TYPE_FP16: 2}
 
 
@@ -39,9 +43,10 @@ def check_repository(settings: Settings) -> None:
     Raises:
         StartError: what is to be served is not as it should be, or not what was asked for.
     """
+    configs = chosen_configs(settings)
     for model in MODELS:
-        read_config(settings.repository, model)
-    config = read_network_config(settings.repository, plans=settings.triton is not None)
+        read_config(settings.repository, model, configs)
+    config = read_network_config(settings.repository, configs, plans=settings.triton is not None)
     check_precision(config, settings.precision)
     check_shared_memory(config, shutil.disk_usage(SHARED_MEMORY).free)
 
@@ -65,12 +70,37 @@ def port_error(settings: Settings, name: str, error: OSError) -> StartError:
     )
 
 
-def read_config(repository: Path, model: str) -> model_config_pb2.ModelConfig:
+def chosen_configs(settings: Settings) -> str | None:
+    """The name of the configurations that go before config.pbtxt, for the models that have one."""
+    if settings.precision != "auto" or settings.triton is not None:
+        return None
+    fit = _cpu_has_bf16() and not _has_gpu() and importlib.util.find_spec("openvino") is not None
+    return BF16_CONFIGS if fit else None
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether this machine multiplies such numbers itself; OpenVINO imitates it elsewhere."""
+    flags = Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split()
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)
+
+
+def _has_gpu() -> bool:
+    return Path("/dev/nvidiactl").exists()
+
+
+def read_config(
+    repository: Path, model: str, configs: str | None = None
+) -> model_config_pb2.ModelConfig:
     """
+    Args:
+        configs: see `chosen_configs`.
+
     Raises:
         StartError: it is missing or not valid.
     """
-    path = repository / model / "config.pbtxt"
+    path = repository / model / "configs" / f"{configs}.pbtxt"
+    if not path.is_file():
+        path = repository / model / "config.pbtxt"
     config = model_config_pb2.ModelConfig()
     try:
         text_format.Parse(path.read_text("utf-8"), config)
@@ -81,20 +111,23 @@ def read_config(repository: Path, model: str) -> model_config_pb2.ModelConfig:
         ) from None
     except (text_format.ParseError, UnicodeDecodeError) as error:
         fault = "".join(c if c.isprintable() else "?" for c in str(error)).rstrip(".")
-        raise StartError(f"{repository.name}/{model}/config.pbtxt is not valid: {fault}.") from None
+        raise StartError(f"{path.relative_to(repository.parent)} is not valid: {fault}.") from None
     return config
 
 
-def read_network_config(repository: Path, *, plans: bool = False) -> model_config_pb2.ModelConfig:
+def read_network_config(
+    repository: Path, configs: str | None = None, *, plans: bool = False
+) -> model_config_pb2.ModelConfig:
     """The configuration of the served network, whose files are all there.
 
     Args:
+        configs: see `chosen_configs`.
         plans: whether the server can run a TensorRT plan.
 
     Raises:
         StartError: something is missing or cannot be run.
     """
-    config = read_config(repository, NETWORK)
+    config = read_config(repository, NETWORK, configs)
     weights = config.default_model_filename or "model.onnx"
     if not any((version / weights).is_file() for version in (repository / NETWORK).glob("[0-9]*")):
         raise StartError(f"{repository.name}/yolov5 holds no {weights}; `make model` installs one.")
@@ -107,7 +140,7 @@ def read_network_config(repository: Path, *, plans: bool = False) -> model_confi
 
 
 def precision_of(config: model_config_pb2.ModelConfig) -> str:
-    """What the network computes in: fp32, fp16, int8 or int8-symmetric."""
+    """What the network computes in: fp32, fp16, bf16, int8 or int8-symmetric."""
     return config.parameters["precision"].string_value or "fp32"
 
 

@@ -24,7 +24,7 @@ from ._control import DIRECT, ModelControl
 from ._errors import StartError
 from ._health import Health
 from ._log import LogPump
-from ._preflight import NETWORK, precision_of, read_config
+from ._preflight import NETWORK, chosen_configs, precision_of, read_config
 from ._settings import FLAGS, Settings
 from ._swap import Swap
 from ._watch import Fault, Watch
@@ -56,6 +56,7 @@ class Server:
         self._control = ModelControl(settings.url(settings.http_port))
         self._swap: Swap | None = None
         self._watch: Watch | None = None
+        self._configs = chosen_configs(settings)
         self._loading = threading.Lock()
         self._ended = threading.Event()
         self._fault: Fault | None = None
@@ -132,6 +133,7 @@ class Server:
             f"--http-port={s.http_port}",
             f"--grpc-port={s.grpc_port}",
             f"--metrics-port={s.metrics_port}",
+            *([f"--model-config-name={self._configs}"] if self._configs else []),
             *FLAGS.read_text("utf-8").split(),
             # Nobody manages the server from outside.
             f"--http-restricted-api={self._control.restriction}",
@@ -202,8 +204,9 @@ class Server:
 
     @property
     def precision(self) -> str:
-        """What the network that it was started with computes in, in capitals."""
-        return precision_of(read_config(self.settings.repository, NETWORK)).upper()
+        """What the network that it was started with computes in, and by which backend."""
+        config = read_config(self.settings.repository, NETWORK, self._configs)
+        return f"{precision_of(config).upper()}, by {config.backend or config.platform}"
 
     @property
     def _staging(self) -> Path:

@@ -22,7 +22,8 @@ class Settings:
     Attributes:
         host: address to bind to; a numeric one, or `localhost`.
         health_port: 0 for the one after `metrics_port`.
-        precision: `auto` for what is installed; `fp32` to serve nothing else.
+        precision: `auto` for what is installed, in BF16 where that is known to be as good and the
+            CPU has it; `fp32` to serve nothing else.
         repository: the model repository.
         triton: the folder of another Triton than the wheel's, such as a container's
             /opt/tritonserver, with its own backends.

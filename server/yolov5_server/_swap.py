@@ -26,6 +26,7 @@ from ._preflight import (
     NETWORK,
     STEPS,
     check_precision,
+    chosen_configs,
     precision_of,
     read_config,
     read_network_config,
@@ -58,6 +59,7 @@ class Swap:
     ) -> None:
         self._repository = settings.repository
         self._precision = settings.precision
+        self._configs = chosen_configs(settings)
         self._plans = settings.triton is not None
         self._staging = staging
         self._control = control
@@ -95,7 +97,7 @@ class Swap:
 
     def _change_over(self) -> str:
         """Returns what came of it, a sentence; raises where nothing did."""
-        network = read_network_config(self._repository, plans=self._plans)
+        network = read_network_config(self._repository, self._configs, plans=self._plans)
         check_precision(network, self._precision)
         version = max(
             int(path.name)
@@ -122,7 +124,7 @@ class Swap:
         serving = f"Now serving version {version} of the network, {precision_of(network).upper()}"
         try:
             for step in STEPS:
-                config = read_config(self._repository, step)
+                config = read_config(self._repository, step, self._configs)
                 if "network" in config.parameters:
                     # Triton does not load anew what looks as before.
                     config.parameters["network_version"].string_value = str(version)
@@ -146,10 +148,12 @@ class Swap:
             shutil.copytree(
                 self._repository / step, folder, ignore=shutil.ignore_patterns("__pycache__")
             )
-            config = read_config(self._repository, step)
+            config = read_config(self._repository, step, self._configs)
             config.name = name
             if "network" in config.parameters:
                 config.parameters["network"].string_value = incoming[NETWORK]
+            # The only one: another would be taken in its place.
+            shutil.rmtree(folder / "configs", ignore_errors=True)
             (folder / "config.pbtxt").write_text(text_format.MessageToString(config), "utf-8")
 
 

@@ -31,7 +31,7 @@ IMAGES = [path.read_bytes() for path in sorted(PHOTOS.iterdir())]
 def answers(*arguments: str, weights: Path = BUNDLED, folder: Path) -> list[Outputs]:
     """What a server with this network says to the bundled photos."""
     repository = make_repository(folder, weights, *arguments)
-    with running_server(f"--repository={repository}") as server:
+    with running_server(f"--repository={repository}", "--precision=auto") as server:
         return [ask_grpc(server.grpc, [image]) for image in IMAGES]
 
 
@@ -128,7 +128,7 @@ def test_an_export_that_cannot_batch_limits_the_endpoint(
 def test_an_export_that_the_checker_refuses(tmp_path: Path) -> None:
     weights = SHARED / "onnx" / "third_party_yolov5n_fp16_unsorted.onnx"
     repository = make_repository(tmp_path, weights)
-    with running_server(f"--repository={repository}") as server:
+    with running_server(f"--repository={repository}", "--precision=auto") as server:
         bus = ask_grpc(server.grpc, [(SHARED / "photos" / "bus.jpg").read_bytes()])
         assert sorted(bus["det_labels"].ravel()) == [b"bus", b"person", b"person", b"person"]
 

@@ -13,7 +13,7 @@ from support import REPOSITORY, free_ports
 from tritonclient.grpc import model_config_pb2
 
 from yolov5_build._plan import to_plan
-from yolov5_server import Settings, StartError
+from yolov5_server import Settings, StartError, _preflight
 from yolov5_server._backends import assemble_backends, triton_folder
 from yolov5_server._control import ModelControl
 from yolov5_server._log import LogPump
@@ -21,6 +21,7 @@ from yolov5_server._preflight import (
     check_ports,
     check_precision,
     check_shared_memory,
+    chosen_configs,
     python_library_folder,
     read_config,
     read_network_config,
@@ -86,6 +87,25 @@ def test_missing_models_and_weights(tmp_path: Path) -> None:
     (tmp_path / "yolov5" / "config.pbtxt").write_text("name: yolov5")
     with pytest.raises(StartError, match="yolov5/config.pbtxt is not valid"):
         read_network_config(tmp_path)
+
+
+def test_configurations_for_bf16_go_first_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_preflight, "_cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(_preflight, "_has_gpu", lambda: False)
+    assert chosen_configs(Settings()) == "openvino-bf16"
+    assert chosen_configs(Settings(precision="fp32")) is None
+    assert chosen_configs(Settings(triton=tmp_path)) is None
+    monkeypatch.setattr(_preflight, "_has_gpu", lambda: True)
+    assert chosen_configs(Settings()) is None
+    (tmp_path / "yolov5" / "configs").mkdir(parents=True)
+    (tmp_path / "yolov5" / "config.pbtxt").write_text('backend: "onnxruntime"')
+    assert read_config(tmp_path, "yolov5", "openvino-bf16").backend == "onnxruntime"
+    other = tmp_path / "yolov5" / "configs" / "openvino-bf16.pbtxt"
+    other.write_text('backend: "openvino"')
+    assert read_config(tmp_path, "yolov5", "openvino-bf16").backend == "openvino"
+    assert read_config(tmp_path, "yolov5").backend == "onnxruntime"
 
 
 def test_a_precision_that_is_not_installed() -> None:

@@ -1,0 +1,33 @@
+"""Triton glue of the Python-based backend `openvino`.
+
+It stands in for Triton's C++ backend of the same name, which the embedded server does not carry.
+The work is in the module beside, and in those that the backends share.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "shared"))
+from compiled import Network
+from cores import cores_of_instance
+from graph import check_config
+from lanes import widths
+from serving import OnLanes
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        config = json.loads(args["model_config"])
+        folder = Path(args["model_repository"], args["model_version"])
+        network = Network(config, folder / (config.get("default_model_filename") or "model.xml"))
+        check_config(config, network.inputs, network.outputs)
+        cores = cores_of_instance(config)
+        runs = {n: network.run_with(n, max(1, cores // n)) for n in widths(cores)}
+        self.work = OnLanes(config, runs, cores)
+
+    def execute(self, requests):
+        return self.work.execute(requests)
+
+    def finalize(self):
+        self.work.close()

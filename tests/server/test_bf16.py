@@ -1,0 +1,62 @@
+"""What `make serve` takes by itself on a CPU with BF16, beside the reference's numbers."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import PHOTOS, REPOSITORY, Outputs, RunningServer, ask_grpc, running_server
+
+from yolov5_build import __main__ as build
+from yolov5_build._runtimes import cpu_has_bf16
+
+pytestmark = pytest.mark.skipif(not cpu_has_bf16(), reason="needs a CPU with BF16")
+
+IMAGES = [path.read_bytes() for path in sorted(PHOTOS.iterdir())]
+
+
+def assert_alike(found: Outputs, expected: Outputs) -> None:
+    """Each that is sure is there, nearly where it was."""
+    sure = (expected["det_scores"] > 0.3).sum()
+    assert (found["det_scores"] > 0.2).sum() >= sure
+    for box, name in zip(expected["det_boxes"][0, :sure], expected["det_labels"][0]):
+        same = found["det_boxes"][0][found["det_labels"][0] == name]
+        assert np.abs(same - box).max(1).min() < 4
+
+
+@pytest.mark.parametrize("letterbox", ["square", "rect"])
+def test_bf16_is_served_and_finds_the_same(
+    tmp_path: Path, letterbox: str, server: RunningServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repository = tmp_path / "model_repository"
+    shutil.copytree(REPOSITORY, repository, ignore=shutil.ignore_patterns("yolov5"))
+    assert build.main([f"--repository={repository}", f"--letterbox={letterbox}"]) == 0
+    said = capsys.readouterr().out
+    assert "fp32: mAP50 0.8" in said
+    assert "bf16: mAP50 0.8" in said
+    assert "BF16 is served, but for PRECISION=fp32." in said
+    with running_server(f"--repository={repository}", "--precision=auto") as running:
+        assert "Precision: BF16, by openvino." in running.log.read_text()
+        together = ask_grpc(running.grpc, IMAGES)
+        for index, image in enumerate(IMAGES):
+            alone = ask_grpc(running.grpc, [image])
+            assert together["num_dets"][index] == alone["num_dets"][0]
+            if letterbox == "square":
+                assert_alike(alone, ask_grpc(server.grpc, [image]))
+
+
+def test_the_references_numbers_are_by_onnx_runtime(server: RunningServer) -> None:
+    assert "Precision: FP32, by onnxruntime." in server.log.read_text()
+
+
+def test_bf16_that_costs_too_much_is_not_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(build, "ALLOWED_LOSS", -1.0)
+    repository = tmp_path / "model_repository"
+    shutil.copytree(REPOSITORY, repository, ignore=shutil.ignore_patterns("yolov5"))
+    assert build.main([f"--repository={repository}"]) == 0
+    assert "BF16 is not served." in capsys.readouterr().out
+    assert not (repository / "yolov5" / "configs").exists()
