@@ -27,6 +27,8 @@ class Contender:
         service: a module beside this one and its last arguments; None where Triton serves, ()
             where nobody does.
         callers: how many, where it is not for the caller to say.
+        precision: of what Triton serves, as for `make serve`. If it is not "fp32", its answers need
+            not be the others' to the last digit.
     """
 
     name: str
@@ -34,18 +36,25 @@ class Contender:
     way: tuple[str, ...]
     service: tuple[str, ...] | None = None
     callers: int | None = None
+    precision: str = "fp32"
 
 
 CONTENDERS = (
     Contender(
         name="ours",
-        about="the endpoint, over HTTP, as `make serve` starts it",
+        about="the endpoint, over HTTP, as `make serve PRECISION=fp32` starts it",
         way=("http", "HTTP"),
     ),
     Contender(
         name="ours-grpc",
         about="the same over gRPC, by the project's client",
         way=("grpc", "GRPC"),
+    ),
+    Contender(
+        name="default",
+        about="the endpoint, over HTTP, as `make serve` starts it",
+        way=("http", "HTTP"),
+        precision="auto",
     ),
     Contender(
         name="write-up",
@@ -112,7 +121,12 @@ def started(contender: Contender, *, network: Path, repository: Path) -> Iterato
     elif contender.service is None:
         ports = ("http", web), ("grpc", grpc), ("metrics", metrics), ("health", health)
         flags = [f"--{name}-port={port}" for name, port in ports]
-        command = ["yolov5_server", f"--repository={repository}", *flags]
+        command = [
+            "yolov5_server",
+            f"--repository={repository}",
+            f"--precision={contender.precision}",
+        ]
+        command += flags
     else:
         module, *settings = contender.service
         command = [f"yolov5_bench.{module}", str(network), str(web), *settings]

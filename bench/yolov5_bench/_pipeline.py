@@ -17,6 +17,8 @@ from yolov5_build._photos import step_module
 
 CONF_THRES, IOU_THRES, MAX_DET = 0.25, 0.45, 300  # those of preprocess/config.pbtxt
 
+_SURE, _NEAR = 0.35, 8  # a score, and pixels of the photo
+
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
@@ -33,6 +35,14 @@ class Answer:
         box = np.abs(self.boxes - other.boxes).max(initial=0)
         score = np.abs(self.scores - other.scores).max(initial=0)
         return f"box {box:.3f} px, score {score:.4f} off" if box > 0.1 or score > 1e-3 else None
+
+    def misses(self, other: Answer) -> str | None:
+        """What the other is sure of and this one has not; for numbers that may be less exact."""
+        for box, score, index in zip(other.boxes, other.scores, other.classes):
+            near = np.abs(self.boxes - box).max(axis=1, initial=0) < _NEAR
+            if score > _SURE and not (near & (self.classes == index)).any():
+                return f"nothing of class {index} near {box.round(1).tolist()}, score {score:.2f}"
+        return None
 
     def as_dict(self) -> dict[str, Any]:
         return {

@@ -57,6 +57,22 @@ def test_files(tmp_path: Path) -> None:
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_less_exact_answers_must_have_what_is_sure() -> None:
+    boxes = np.array([[10, 20, 30, 40], [50, 60, 70, 80]], np.float32)
+    answer = Answer(boxes=boxes, scores=np.array([0.5, 0.3], np.float32), classes=np.array([1, 1]))
+    assert (
+        replace(answer, boxes=boxes + np.float32(3), scores=answer.scores / 2).misses(answer)
+        is None
+    )
+    only = Answer(boxes=boxes[:1], scores=answer.scores[:1], classes=answer.classes[:1])
+    assert only.misses(answer) is None  # the other is not sure
+    assert "class 1 near [10.0, 20.0, 30.0, 40.0]" in str(
+        replace(answer, classes=np.array([0, 1])).misses(answer)
+    )
+    none = Answer.from_dict({"boxes": [], "scores": [], "classes": []})
+    assert none.misses(answer) is not None
+
+
 def test_another_answer_is_found_out() -> None:
     boxes = np.array([[1, 2, 3, 4]], np.float32)
     answer = Answer(boxes=boxes, scores=np.array([0.5], np.float32), classes=np.array([1]))
