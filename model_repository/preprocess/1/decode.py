@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import contextlib
-import ctypes
 import os
 import re
 from collections.abc import Iterator
@@ -95,7 +93,6 @@ class Decoder:
         os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")  # a damaged file is no event
         import cv2
 
-        _share_one_heap()
         cv2.setNumThreads(1)  # what runs in parallel is the images of a batch
         self._cv2 = cv2
         self._limits = limits
@@ -168,14 +165,3 @@ class Decoder:
             "undecodable",
             "cannot be decoded, as the file is damaged or cut off; allowed: whole files",
         )
-
-
-def _share_one_heap() -> None:
-    """Have all threads take their memory from one heap.
-
-    glibc gives each thread a heap of its own, and among pictures of all sizes those grow for hours:
-    what one thread has freed another cannot use. The number is mallopt's (malloc.h).
-    """
-    m_arena_max = -8
-    with contextlib.suppress(AttributeError):  # another libc
-        ctypes.CDLL(None).mallopt(m_arena_max, 1)

@@ -10,6 +10,7 @@ from time import monotonic, perf_counter
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from decode import Decoder, ImageError
+from heap import settle
 from job import Job
 from line import FullError, Line, Request
 from parameters import ParameterError, parse_parameters
@@ -25,6 +26,7 @@ class TritonPythonModel:
         given = {key: value["string_value"] for key, value in config["parameters"].items()}
         served = read_served_model(Path(args["model_repository"]).parent / network_name(given))
         settings = read_settings(given, served.names, best_class_only=served.best_class_only)
+        settle(tensor_bytes=3 * 4 * served.height * served.width)
         self.names = served.names
         self.parse = partial(
             parse_parameters,

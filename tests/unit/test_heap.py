@@ -1,0 +1,43 @@
+"""What glibc does once `settle` has been called, seen in a process of its own."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PREPROCESS = Path(__file__).parents[2] / "model_repository" / "preprocess" / "1"
+SCRIPT = """
+import ctypes, sys
+from heap import settle
+
+class Info(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in
+        "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]
+
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype = Info
+libc.malloc.restype = ctypes.c_void_p
+settle(tensor_bytes=4 << 20)
+apart = libc.mallinfo2().hblks
+libc.malloc(ctypes.c_size_t(4 << 20))
+print(libc.mallinfo2().hblks - apart)
+libc.malloc(ctypes.c_size_t(5 << 20))
+print(libc.mallinfo2().hblks - apart)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_a_tensor_is_of_the_heap_and_a_larger_picture_apart() -> None:
+    outcome = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        cwd=PREPROCESS,
+        env={"PYTHONPATH": str(PREPROCESS)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert outcome.stdout.split() == ["0", "1"]
