@@ -23,7 +23,7 @@ def metric(server: RunningServer, name: str, *labels: str) -> int:
     return sum(
         int(float(line.rpartition(" ")[2]))
         for line in lines
-        if re.match(rf"{name}{{", line) and all(label in line for label in labels)
+        if re.match(rf"{name}[{{ ]", line) and all(label in line for label in labels)
     )
 
 
@@ -61,11 +61,17 @@ def test_two_hundred_at_once_are_all_right(server: RunningServer) -> None:
 
 
 def test_a_cancelled_call_is_cancelled_on_the_server(server: RunningServer) -> None:
+    received = metric(server, "yolov5_images_total")
+
+    def have_all_arrived() -> bool:
+        return metric(server, "yolov5_images_total") >= received + 40
+
     async def ask() -> None:
         async with AsyncClient(server.grpc, in_flight=40) as client:
-            # Forty are more than the network takes at once: the last wait in its queue.
+            # Forty are more than the network takes at once: the last wait for it.
             calls = [asyncio.ensure_future(client.detect(PHOTO)) for _ in range(40)]
-            await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+            # One that is cancelled while its bytes are still on their way is no request yet.
+            await asyncio.to_thread(wait_until, have_all_arrived, 10)
             calls[-1].cancel()
             results = await asyncio.gather(*calls, return_exceptions=True)
             assert isinstance(results[-1], asyncio.CancelledError)
