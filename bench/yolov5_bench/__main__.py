@@ -13,9 +13,10 @@ from pathlib import Path
 from yolov5_build.__main__ import main as build
 from yolov5_build._photos import EXAMPLES, photos_in
 
-from ._contenders import CONTENDERS
-from ._measure import check, line_up, measure
-from ._report import REFERENCE, plot, step_table, table, write_csv, write_ratios
+from ._contenders import CONTENDERS, Contender
+from ._growth import grow
+from ._measure import accuracy, check, line_up, measure
+from ._report import REFERENCE, accuracy_table, plot, step_table, table, write_csv, write_ratios
 
 _ROOT = Path(__file__).parents[2]
 BUNDLED = _ROOT / "examples" / "bccd" / "best.pt"
@@ -26,17 +27,17 @@ def main(arguments: list[str] | None = None) -> int:
     photos = photos_in(options.photos)[:8] if options.photos.is_dir() else [options.photos]
     wanted = [one for one in CONTENDERS if one.name in options.contenders]
     with tempfile.TemporaryDirectory(prefix="yolov5-bench-") as folder:
-        repository = Path(folder, "model_repository")
-        source = _ROOT / "model_repository"
-        shutil.copytree(source, repository, ignore=shutil.ignore_patterns("yolov5"))
-        data = [f"--data={options.data}"] if options.data else []
-        if build([str(options.weights), *data, f"--repository={repository}"]):
+        repositories = _repositories(options, wanted, Path(folder))
+        if repositories is None:
             return 1
-        network = repository / "yolov5" / "1" / "model.onnx"
+        network = repositories[()] / "yolov5" / "1" / "model.onnx"
+        if options.growth:
+            return grow(options, network, repositories[()], machine())
         samples = []
-        with line_up(wanted, network=network, repository=repository) as entries:
+        with line_up(wanted, network=network, repositories=repositories) as entries:
             check(entries, photos, network)
             print(f"{len(wanted)} contenders give the same answers; measuring.", flush=True)
+            worth = accuracy(entries, options.data) if options.data else {}
             for number in range(options.rounds):
                 for callers in options.callers:
                     samples += measure(
@@ -52,6 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
     text = f"{title}; medians of {options.rounds} rounds of {options.seconds:.0f} s\n\n"
     text += f"{table(samples)}\nMilliseconds for an image in ours, in Triton's statistics"
     text += f" (of preprocess and yolov5 the handing over only):\n\n{step_table(samples)}"
+    if worth:
+        text += f"\nThrough the server, on {options.data.parent.name}/{options.data.name}:\n\n"
+        text += accuracy_table(worth)
     options.output.mkdir(parents=True, exist_ok=True)
     stem = options.output / options.name
     stem.with_suffix(".md").write_text(text)
@@ -62,6 +66,22 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _repositories(
+    options: argparse.Namespace, wanted: list[Contender], folder: Path
+) -> dict[tuple[str, ...], Path] | None:
+    """A model repository for each way in which a contender wants the network; None if one fails."""
+    found: dict[tuple[str, ...], Path] = {}
+    for flags in dict.fromkeys([(), *(one.build for one in wanted)]):
+        repository = folder / f"{len(found)}" / "model_repository"
+        source = _ROOT / "model_repository"
+        shutil.copytree(source, repository, ignore=shutil.ignore_patterns("yolov5"))
+        data = [f"--data={options.data}"] if options.data else []
+        if build([str(options.weights), *data, *flags, f"--repository={repository}"]):
+            return None
+        found[flags] = repository
+    return found
+
+
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="yolov5_bench", description=__doc__)
 
@@ -69,6 +89,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         return [int(one) for one in text.split(",")]
 
     names = [one.name for one in CONTENDERS]
+    usual = [one.name for one in CONTENDERS if not one.build]
 
     def several(text: str) -> list[str]:
         chosen = text.split(",")
@@ -85,7 +106,12 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=5.0, help="for each measurement")
     parser.add_argument("--warm", type=float, default=1.5, help="seconds before each")
-    parser.add_argument("--contenders", type=several, default=names, help=", ".join(names))
+    parser.add_argument("--contenders", type=several, default=usual, help=", ".join(names))
+    parser.add_argument(
+        "--growth",
+        action="store_true",
+        help="ours alone, against callers, sizes of photos and requests, detections, cores",
+    )
     parser.add_argument("--output", type=Path, default=Path("runs/bench"), help="(%(default)s)")
     parser.add_argument("--name", default="bundled", help="of the files that are written")
     return parser.parse_args(arguments)

@@ -29,6 +29,7 @@ class Contender:
         callers: how many, where it is not for the caller to say.
         precision: of what Triton serves, as for `make serve`. If it is not "fp32", its answers need
             not be the others' to the last digit.
+        build: what `make model` is told besides; it gets a repository of its own then.
     """
 
     name: str
@@ -37,6 +38,12 @@ class Contender:
     service: tuple[str, ...] | None = None
     callers: int | None = None
     precision: str = "fp32"
+    build: tuple[str, ...] = ()
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether its answers must be the bare functions' own."""
+        return self.precision == "fp32" and not self.build
 
 
 CONTENDERS = (
@@ -55,6 +62,26 @@ CONTENDERS = (
         about="the endpoint, over HTTP, as `make serve` starts it",
         way=("http", "HTTP"),
         precision="auto",
+    ),
+    Contender(
+        name="rect",
+        about="ours, padded only to the next multiple of the stride",
+        way=("http", "HTTP"),
+        build=("--letterbox=rect",),
+    ),
+    Contender(
+        name="default-rect",
+        about="default, padded only so",
+        way=("http", "HTTP"),
+        precision="auto",
+        build=("--letterbox=rect",),
+    ),
+    Contender(
+        name="int8",
+        about="the endpoint, over HTTP, with a network in INT8, whatever that costs (needs --data)",
+        way=("http", "HTTP"),
+        precision="auto",
+        build=("--int8", "--accept-loss"),
     ),
     Contender(
         name="write-up",
@@ -91,7 +118,12 @@ CONTENDERS = (
 
 @dataclass
 class Running:
-    """A contender that has been started."""
+    """A contender that has been started.
+
+    Attributes:
+        places: what HTTP, GRPC and NETWORK stand for.
+        process: number of the one that serves, with all below it; 0 for none.
+    """
 
     contender: Contender
     way: list[str]
@@ -109,8 +141,15 @@ class Running:
 
 
 @contextmanager
-def started(contender: Contender, *, network: Path, repository: Path) -> Iterator[Running]:
+def started(
+    contender: Contender, *, network: Path, repository: Path, cpus: int = _CPUS
+) -> Iterator[Running]:
     """Start it, wait until it listens, and end it in any case.
+
+    Args:
+        network: ONNX, for those who are no Triton.
+        repository: for Triton.
+        cpus: that it may use.
 
     Raises:
         RuntimeError: it does not start.
@@ -142,7 +181,10 @@ def started(contender: Contender, *, network: Path, repository: Path) -> Iterato
         return
     # A group of its own: LitServe does not end what it has started.
     process = subprocess.Popen(
-        [sys.executable, "-m", *command], stdout=subprocess.DEVNULL, start_new_session=True
+        [sys.executable, "-m", *command],
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cpus]),
     )
     try:
         path = "/v2/models/yolov5_ensemble/ready" if contender.service is None else "/docs"

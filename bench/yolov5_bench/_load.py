@@ -28,9 +28,14 @@ _RAW = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Le
 _JSON = {"Content-Type": "application/json"}
 
 
-def over_http(address: str) -> Ask:
-    """The endpoint, with the image itself as the body."""
-    post = _poster(address, "/v2/models/yolov5_ensemble/infer", _RAW)
+def over_http(address: str, *parameters: str) -> Ask:
+    """The endpoint, with the image itself as the body.
+
+    Args:
+        parameters: for the headers, such as Conf-Thres=0.4.
+    """
+    more = {f"X-Yolo-{name}": value for name, _, value in (p.partition("=") for p in parameters)}
+    post = _poster(address, "/v2/models/yolov5_ensemble/infer", {**_RAW, **more})
 
     def ask(image: bytes) -> tuple[Answer, int]:
         headers, body = post(image)
@@ -68,6 +73,25 @@ def over_grpc(address: str) -> Ask:
             boxes=found.boxes, scores=found.scores, classes=found.classes.astype(np.int64)
         )
         return answer, len(image) + size + sum(4 + len(label) for label in found.labels)
+
+    return ask
+
+
+def in_batches(address: str, size: str) -> Ask:
+    """The endpoint, over gRPC, with an image several times in a request; gives the first answer."""
+    import tritonclient.grpc as triton
+
+    client = triton.InferenceServerClient(address)
+
+    def ask(image: bytes) -> tuple[Answer, int]:
+        tensor = triton.InferInput("image", [int(size), 1], "BYTES")
+        tensor.set_data_from_numpy(np.array([[image]] * int(size), np.object_))
+        result = client.infer("yolov5_ensemble", [tensor])
+        count = result.as_numpy("num_dets")[0, 0]
+        boxes, scores, classes = (
+            result.as_numpy(name)[0, :count] for name in ("det_boxes", "det_scores", "det_classes")
+        )
+        return Answer(boxes=boxes, scores=scores, classes=classes.astype(np.int64)), len(image)
 
     return ask
 
@@ -141,6 +165,7 @@ def make_ask(way: str, *where: str) -> Ask:
     ways: dict[str, Callable[..., Ask]] = {
         "http": over_http,
         "grpc": over_grpc,
+        "batch": in_batches,
         "json": lambda address: over_json(address, wrapped=False),
         "base64": lambda address: over_json(address, wrapped=True),
         "work": with_the_work_in_the_client,

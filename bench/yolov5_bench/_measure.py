@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,21 +76,31 @@ class Generator:
 
 @contextmanager
 def line_up(
-    contenders: Sequence[Contender], *, network: Path, repository: Path
+    contenders: Sequence[Contender],
+    *,
+    network: Path,
+    repositories: Mapping[tuple[str, ...], Path],
 ) -> Iterator[list[tuple[Running, Generator]]]:
-    """All of them started; those that Triton serves in the same precision share one."""
+    """All of them started; those that Triton serves from one repository in one precision share it.
+
+    Args:
+        network: ONNX, for those who are no Triton.
+        repositories: for Triton, by a contender's `build`.
+    """
     with ExitStack() as stack:
-        tritons: dict[str, Running] = {}
+        tritons: dict[tuple[str, ...], Running] = {}
         entries = []
         for contender in contenders:
-            if contender.service is None and contender.precision in tritons:
-                running = tritons[contender.precision].also(contender)
+            served = (contender.precision, *contender.build)
+            if contender.service is None and served in tritons:
+                running = tritons[served].also(contender)
             else:
+                repository = repositories[contender.build]
                 running = stack.enter_context(
                     started(contender, network=network, repository=repository)
                 )
                 if contender.service is None:
-                    tritons[contender.precision] = running
+                    tritons[served] = running
             generator = Generator()
             stack.callback(generator.close)
             entries.append((running, generator))
@@ -110,9 +121,31 @@ def check(
         answers = generator.order(way=running.way, photos=[*map(str, photos)], check=True)
         for photo, answer, right in zip(photos, answers, wanted):
             found = Answer.from_dict(answer)
-            exact = running.contender.precision == "fp32"
+            exact = running.contender.is_exact
             if how := found.differs(right) if exact else found.misses(right):
                 raise RuntimeError(f"{running.contender.name}, {photo.name}: {how}")
+
+
+def accuracy(
+    entries: Sequence[tuple[Running, Generator]], data: Path
+) -> dict[str, tuple[float, float]]:
+    """mAP50 and mAP50-95 on labelled photos, through each Triton that there is, by contender."""
+    found: dict[str, tuple[float, float]] = {}
+    for running, _ in entries:
+        if running.contender.service is not None or running.contender.way[0] != "http":
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            client = Path(sys.executable).with_name("yolov5-client")
+            command = [str(client), "eval", str(data), f"--server={running.places['GRPC']}"]
+            said = subprocess.run(
+                [*command, "--json", f"--project={folder}"],
+                check=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+        figures = json.loads(said.stdout)["all"]
+        found[running.contender.name] = figures["map50"], figures["map50_95"]
+    return found
 
 
 def measure(

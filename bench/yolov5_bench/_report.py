@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from statistics import median
@@ -70,6 +70,17 @@ def step_table(samples: Sequence[Sample]) -> str:
         rows = [s.steps for s in mine if s.callers == callers]
         cells = (f"{median(row[name] for row in rows):.1f}" for name in names)
         lines.append(f"| {callers} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def accuracy_table(worth: Mapping[str, tuple[float, float]]) -> str:
+    """mAP50 and mAP50-95 by contender, as Markdown."""
+    lines = ["| contender | mAP50 | mAP50-95 | against ours |", "|---|---:|---:|---:|"]
+    _, ours = worth[REFERENCE]
+    lines += [
+        f"| {name} | {map50:.4f} | {map50_95:.4f} | {map50_95 - ours:+.4f} |"
+        for name, (map50, map50_95) in worth.items()
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -30,10 +30,16 @@ _OPEN_SIZE = """
 parameters { key: "imgsz" value: { string_value: "$height $width" } }
 parameters { key: "stride" value: { string_value: "$stride" } }
 """
+_NORMALISED = """# RGB 0..1, letterboxed.
+  { name: "images" data_type: TYPE_FP32 dims: [ $dims ] }"""
+_COMPACT = """# RGB 0..1, letterboxed; or the same as 0..255, which is a quarter of the bytes.
+  { name: "images" data_type: TYPE_FP32 dims: [ $dims ] optional: true },
+  { name: "pixels" data_type: TYPE_UINT8 dims: [ $dims ] optional: true },
+  # The first of the five is conf_thres; rows whose objectness is not over it are left out.
+  { name: "nms" data_type: TYPE_FP32 dims: [ 5 ] optional: true }"""
 _ONNX_RUNTIME = """# Another number than 0 is how many threads each image gets.
 parameters { key: "intra_op_thread_count" value: { string_value: "0" } }"""
-_OPENVINO_BF16 = """# In place of config.pbtxt with --model-config-name=openvino-bf16, with which
-# `make serve` starts the server on a CPU that has BF16, unless PRECISION=fp32.
+_OPENVINO_BF16 = """# By the name and value that Triton's own backend has.
 parameters { key: "HINT_BF16" value: { string_value: "YES" } }"""
 
 
@@ -68,7 +74,7 @@ def install_onnx(
         repository: the model repository.
         letterbox: `square`, `rect` or `stretch`.
         imgsz: height and width where the network leaves them open (640 x 640 unless given).
-        bf16: also write the configuration that has OpenVINO compute in BF16.
+        bf16: also write the configuration with which the embedded server computes in BF16.
 
     Raises:
         BuildError: the network cannot do this letterbox mode, a class name cannot be written as a
@@ -96,12 +102,11 @@ def install_onnx(
     # the rows then follow from the sides, but are not known here.
     rect = letterbox == "rect"
     template = _TEMPLATE.read_text("utf-8").replace("$open_size", _OPEN_SIZE if rect else "")
+    dims = "3, -1, -1" if rect else f"3, {height}, {width}"
     config = partial(
         Template(template).substitute,
         provenance=metadata.provenance,
         max_batch_size=max_batch_size,
-        input_dims="3, -1, -1" if rect else f"3, {height}, {width}",
-        output_dims=f"{rows or -1}, {columns}",
         columns_are=_COLUMNS[metadata.head],
         height=height,
         width=width,
@@ -109,13 +114,24 @@ def install_onnx(
         letterbox=letterbox,
         head=metadata.head,
     )
+    compact = partial(
+        config, inputs=Template(_COMPACT).substitute(dims=dims), output_dims=f"-1, {columns}"
+    )
+    by_onnx_runtime = {
+        "backend": "onnxruntime",
+        "runtime": _ONNX_RUNTIME,
+        "precision": metadata.precision,
+    }
     configs = {
         names.CONFIG_FILE: config(
-            backend="onnxruntime", runtime=_ONNX_RUNTIME, precision=metadata.precision
-        )
+            inputs=Template(_NORMALISED).substitute(dims=dims),
+            output_dims=f"{rows or -1}, {columns}",
+            **by_onnx_runtime,
+        ),
+        names.EMBEDDED_CONFIG_FILE: compact(**by_onnx_runtime),
     }
     if bf16:
-        configs[names.BF16_CONFIG_FILE] = config(
+        configs[names.EMBEDDED_BF16_CONFIG_FILE] = compact(
             backend="openvino", runtime=_OPENVINO_BF16, precision=names.BF16
         )
     for text in configs.values():

@@ -9,7 +9,10 @@ ENSEMBLE = "yolov5_ensemble"
 INPUT = "images"
 OUTPUT = "output0"
 CONFIG_FILE = "config.pbtxt"
-BF16_CONFIG_FILE = "configs/openvino-bf16.pbtxt"  # there where BF16 was seen to keep the mAP
+# In place of that one where the embedded server runs the network on a CPU; the second is there
+# where BF16 was seen to keep the mAP.
+EMBEDDED_CONFIG_FILE = "configs/embedded.pbtxt"
+EMBEDDED_BF16_CONFIG_FILE = "configs/embedded-bf16.pbtxt"
 LABELS_FILE = "labels.txt"
 WEIGHTS_FILE = "model.onnx"
 LETTERBOX_MODES = ("square", "rect", "stretch")  # those that preprocess has

@@ -23,9 +23,10 @@ STEPS = ("preprocess", NETWORK, "postprocess")
 ENSEMBLE = "yolov5_ensemble"
 MODELS = (*STEPS, ENSEMBLE)
 SHARED_MEMORY = Path("/dev/shm")
-# Configurations of this name stand in for config.pbtxt where the CPU has BF16; `make model` writes
-# one for a network that keeps its mAP so.
-BF16_CONFIGS = "openvino-bf16"
+# Configurations of the network of these names, which `make model` writes, stand in for its
+# config.pbtxt on a CPU: the second where that has BF16, for a network that keeps its mAP so.
+EMBEDDED_CONFIGS = "embedded"
+EMBEDDED_BF16_CONFIGS = "embedded-bf16"
 _BYTES = {model_config_pb2.TYPE_FP32: 4, model_config_pb2.TYPE_FP16: 2}
 
 
@@ -48,7 +49,10 @@ def check_repository(settings: Settings) -> None:
         read_config(settings.repository, model, configs)
     config = read_network_config(settings.repository, configs, plans=settings.triton is not None)
     check_precision(config, settings.precision)
-    check_shared_memory(config, shutil.disk_usage(SHARED_MEMORY).free)
+    # The other one leaves the number of rows open.
+    check_shared_memory(
+        read_config(settings.repository, NETWORK), shutil.disk_usage(SHARED_MEMORY).free
+    )
 
 
 def check_ports(settings: Settings) -> None:
@@ -72,10 +76,22 @@ def port_error(settings: Settings, name: str, error: OSError) -> StartError:
 
 def chosen_configs(settings: Settings) -> str | None:
     """The name of the configurations that go before config.pbtxt, for the models that have one."""
-    if settings.precision != "auto" or settings.triton is not None:
+    if settings.triton is not None or _has_gpu():
         return None
-    fit = _cpu_has_bf16() and not _has_gpu() and importlib.util.find_spec("openvino") is not None
-    return BF16_CONFIGS if fit else None
+    fit = {EMBEDDED_CONFIGS}
+    if settings.precision == "auto" and _cpu_has_bf16() and importlib.util.find_spec("openvino"):
+        fit.add(EMBEDDED_BF16_CONFIGS)
+    config = read_config(settings.repository, NETWORK)
+    if is_plan(config):
+        return None
+    folder = settings.repository / NETWORK / "configs"
+    there = [name for name in sorted(fit) if (folder / f"{name}.pbtxt").is_file()]
+    return there[-1] if there else None
+
+
+def is_plan(config: model_config_pb2.ModelConfig) -> bool:
+    """Whether it is TensorRT's."""
+    return bool(config.platform == "tensorrt_plan" or config.backend == "tensorrt")
 
 
 def _cpu_has_bf16() -> bool:
@@ -131,7 +147,7 @@ def read_network_config(
     weights = config.default_model_filename or "model.onnx"
     if not any((version / weights).is_file() for version in (repository / NETWORK).glob("[0-9]*")):
         raise StartError(f"{repository.name}/yolov5 holds no {weights}; `make model` installs one.")
-    if not plans and (config.platform == "tensorrt_plan" or config.backend == "tensorrt"):
+    if not plans and is_plan(config):
         raise StartError(
             f"{repository.name}/yolov5 is a TensorRT plan, which the embedded server cannot run;"
             " `make engine ARGS=--undo` goes back to ONNX, a Triton container runs the plan."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import contextlib
 import ctypes
 import os
@@ -20,14 +21,15 @@ from traceback import format_exc
 
 from . import _preflight
 from ._backends import assemble_backends, triton_folder
-from ._control import DIRECT, ModelControl
+from ._control import DIRECT, ControlError, ModelControl
 from ._errors import StartError
 from ._health import Health
 from ._log import LogPump
-from ._preflight import NETWORK, chosen_configs, precision_of, read_config
+from ._preflight import ENSEMBLE, NETWORK, chosen_configs, precision_of, read_config
 from ._settings import FLAGS, Settings
 from ._swap import Swap
 from ._watch import Fault, Watch
+from ._wiring import wired
 
 STOP_SECONDS = 7.0  # until the process group is killed; Ctrl-C promises 10 s in all
 _DRAIN_SECONDS = 5  # that Triton itself gives requests in flight
@@ -56,7 +58,7 @@ class Server:
         self._control = ModelControl(settings.url(settings.http_port))
         self._swap: Swap | None = None
         self._watch: Watch | None = None
-        self._configs = chosen_configs(settings)
+        self._configs: str | None = None
         self._loading = threading.Lock()
         self._ended = threading.Event()
         self._fault: Fault | None = None
@@ -79,6 +81,8 @@ class Server:
         binary = triton / "bin" / "tritonserver"
         if not binary.is_file():
             raise StartError(f"{binary} is not there; --triton names the folder of a Triton.")
+        self._configs = chosen_configs(self.settings)
+        _compile_steps(self.settings.repository)
         self._staging.mkdir()
         self._swap = Swap(
             settings=self.settings,
@@ -160,6 +164,7 @@ class Server:
             if self._process.poll() is not None:
                 raise StartError(f"Triton did not start: {self._log.failure()}.")
             if self._is_ready():
+                self._wire()
                 if not self._control.hide(self._process.pid):
                     self._say("warning: the key of Triton's model control is in the process list.")
                 self._log.release()
@@ -179,6 +184,19 @@ class Server:
             if time.monotonic() - started > _START_SECONDS:
                 raise StartError(f"Triton was not ready after {_START_SECONDS:.0f} s.")
         return False
+
+    def _wire(self) -> None:
+        """Have the endpoint made with the smallest tensors that the network can do with."""
+        repository = self.settings.repository
+        own = read_config(repository, ENSEMBLE)
+        wiring = wired(own, read_config(repository, NETWORK, self._configs))
+        if wiring == own:
+            return
+        try:
+            with self._loading:
+                self._control.load(ENSEMBLE, wiring)
+        except ControlError as error:
+            self._say(f"warning: tensors between the steps are larger than need be: {error}")
 
     def _go_on_with(self, work: Callable[[threading.Event], None]) -> None:
         """What is unforeseen is said, and ends none of those that watch."""
@@ -258,6 +276,15 @@ class Server:
             region.unlink(missing_ok=True)
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _compile_steps(repository: Path) -> None:
+    """Write what the interpreters of the steps would, whatever PYTHONDONTWRITEBYTECODE says.
+
+    A step whose folder has changed since it was loaded is loaded anew together with the ensemble.
+    """
+    for step in _preflight.STEPS:
+        compileall.compile_dir(repository / step, quiet=2)
 
 
 def _environment() -> dict[str, str]:

@@ -32,6 +32,7 @@ from ._preflight import (
     read_network_config,
 )
 from ._settings import Settings
+from ._wiring import wired
 
 _SECONDS = 0.5  # between two looks at the repository
 
@@ -57,9 +58,8 @@ class Swap:
         changed: Callable[[], None],
         say: Callable[[str], None],
     ) -> None:
+        self._settings = settings
         self._repository = settings.repository
-        self._precision = settings.precision
-        self._configs = chosen_configs(settings)
         self._plans = settings.triton is not None
         self._staging = staging
         self._control = control
@@ -97,8 +97,9 @@ class Swap:
 
     def _change_over(self) -> str:
         """Returns what came of it, a sentence; raises where nothing did."""
-        network = read_network_config(self._repository, self._configs, plans=self._plans)
-        check_precision(network, self._precision)
+        configs = chosen_configs(self._settings)
+        network = read_network_config(self._repository, configs, plans=self._plans)
+        check_precision(network, self._settings.precision)
         version = max(
             int(path.name)
             for path in (self._repository / NETWORK).glob("[0-9]*")
@@ -110,12 +111,12 @@ class Swap:
         self._stage(incoming)
         try:
             # All that can fail is tried before anything that is served is touched.
-            for name in incoming.values():
-                self._control.load(name)
+            for step, name in incoming.items():
+                self._control.load(name, self._renamed(step, incoming, configs))
         except ControlError:
             self._unload(incoming)
             raise
-        own = read_config(self._repository, ENSEMBLE)
+        own = wired(read_config(self._repository, ENSEMBLE), network)
         led_over = model_config_pb2.ModelConfig()
         led_over.CopyFrom(own)
         for step in led_over.ensemble_scheduling.step:
@@ -124,7 +125,7 @@ class Swap:
         serving = f"Now serving version {version} of the network, {precision_of(network).upper()}"
         try:
             for step in STEPS:
-                config = read_config(self._repository, step, self._configs)
+                config = read_config(self._repository, step, configs)
                 if "network" in config.parameters:
                     # Triton does not load anew what looks as before.
                     config.parameters["network_version"].string_value = str(version)
@@ -145,16 +146,19 @@ class Swap:
         for step, name in incoming.items():
             folder = self._staging / name
             shutil.rmtree(folder, ignore_errors=True)
-            shutil.copytree(
-                self._repository / step, folder, ignore=shutil.ignore_patterns("__pycache__")
-            )
-            config = read_config(self._repository, step, self._configs)
-            config.name = name
-            if "network" in config.parameters:
-                config.parameters["network"].string_value = incoming[NETWORK]
-            # The only one: another would be taken in its place.
-            shutil.rmtree(folder / "configs", ignore_errors=True)
+            shutil.copytree(self._repository / step, folder)
+            config = self._renamed(step, incoming)
             (folder / "config.pbtxt").write_text(text_format.MessageToString(config), "utf-8")
+
+    def _renamed(
+        self, step: str, incoming: Mapping[str, str], configs: str | None = None
+    ) -> model_config_pb2.ModelConfig:
+        """The step's configuration under its other name."""
+        config = read_config(self._repository, step, configs)
+        config.name = incoming[step]
+        if "network" in config.parameters:
+            config.parameters["network"].string_value = incoming[NETWORK]
+        return config
 
 
 def _incoming(turn: int) -> dict[str, str]:

@@ -59,4 +59,5 @@ def test_bf16_that_costs_too_much_is_not_served(
     shutil.copytree(REPOSITORY, repository, ignore=shutil.ignore_patterns("yolov5"))
     assert build.main([f"--repository={repository}"]) == 0
     assert "BF16 is not served." in capsys.readouterr().out
-    assert not (repository / "yolov5" / "configs").exists()
+    configs = (repository / "yolov5" / "configs").iterdir()
+    assert [path.name for path in configs] == ["embedded.pbtxt"]

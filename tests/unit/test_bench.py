@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from yolov5_bench._growth import Point
+from yolov5_bench._growth import table as growth_table
 from yolov5_bench._measure import Sample
 from yolov5_bench._pipeline import Answer
-from yolov5_bench._report import plot, ratios, step_table, table, write_csv
+from yolov5_bench._report import accuracy_table, plot, ratios, step_table, table, write_csv
 
 SAMPLE = Sample(
     contender="ours",
@@ -81,3 +83,20 @@ def test_another_answer_is_found_out() -> None:
     assert "score 0.0100" in str(replace(answer, scores=answer.scores + 0.01).differs(answer))
     none = Answer.from_dict({"boxes": [], "scores": [], "classes": []})
     assert none.differs(answer) == "0 detections in place of 1"
+
+
+def test_growth_is_a_row_for_each_point_with_the_medians_of_its_rounds() -> None:
+    point = Point(what="cores", value=2, callers=8, rate=40.0, p50=200.0, p99=220.0)
+    points = [point, replace(point, value=1), replace(point, rate=50.0), replace(point, rate=60.0)]
+    assert growth_table(points).splitlines()[2:] == [
+        "| cores | 2 | 8 | 50.0 | 200 | 220 |",
+        "| cores | 1 | 8 | 40.0 | 200 | 220 |",
+    ]
+
+
+def test_accuracy_is_held_against_ours() -> None:
+    lines = accuracy_table({"ours": (0.8, 0.5), "default": (0.81, 0.496)}).splitlines()
+    assert lines[2:] == [
+        "| ours | 0.8000 | 0.5000 | +0.0000 |",
+        "| default | 0.8100 | 0.4960 | -0.0040 |",
+    ]

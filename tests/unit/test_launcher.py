@@ -26,6 +26,7 @@ from yolov5_server._preflight import (
     read_config,
     read_network_config,
 )
+from yolov5_server._wiring import wired
 
 
 @pytest.mark.parametrize(
@@ -89,23 +90,51 @@ def test_missing_models_and_weights(tmp_path: Path) -> None:
         read_network_config(tmp_path)
 
 
-def test_configurations_for_bf16_go_first_where_they_are(
+def test_which_configuration_of_the_network_goes_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_preflight, "_cpu_has_bf16", lambda: True)
     monkeypatch.setattr(_preflight, "_has_gpu", lambda: False)
-    assert chosen_configs(Settings()) == "openvino-bf16"
-    assert chosen_configs(Settings(precision="fp32")) is None
-    assert chosen_configs(Settings(triton=tmp_path)) is None
-    monkeypatch.setattr(_preflight, "_has_gpu", lambda: True)
-    assert chosen_configs(Settings()) is None
-    (tmp_path / "yolov5" / "configs").mkdir(parents=True)
+    configs = tmp_path / "yolov5" / "configs"
+    configs.mkdir(parents=True)
     (tmp_path / "yolov5" / "config.pbtxt").write_text('backend: "onnxruntime"')
-    assert read_config(tmp_path, "yolov5", "openvino-bf16").backend == "onnxruntime"
-    other = tmp_path / "yolov5" / "configs" / "openvino-bf16.pbtxt"
-    other.write_text('backend: "openvino"')
-    assert read_config(tmp_path, "yolov5", "openvino-bf16").backend == "openvino"
+
+    def chosen(**changes: Any) -> str | None:
+        return chosen_configs(Settings(repository=tmp_path, **changes))
+
+    assert chosen() is None
+    (configs / "embedded.pbtxt").write_text('backend: "onnxruntime"')
+    assert chosen() == "embedded"
+    (configs / "embedded-bf16.pbtxt").write_text('backend: "openvino"')
+    assert chosen() == "embedded-bf16"
+    assert chosen(precision="fp32") == "embedded"
+    assert chosen(triton=tmp_path) is None
+    assert read_config(tmp_path, "yolov5", "embedded-bf16").backend == "openvino"
     assert read_config(tmp_path, "yolov5").backend == "onnxruntime"
+    with monkeypatch.context() as patched:
+        patched.setattr(_preflight, "_has_gpu", lambda: True)
+        assert chosen() is None
+    monkeypatch.setattr(_preflight, "_cpu_has_bf16", lambda: False)
+    assert chosen() == "embedded"
+    (tmp_path / "yolov5" / "config.pbtxt").write_text('platform: "tensorrt_plan"')
+    assert chosen() is None
+
+
+def test_the_endpoint_is_wired_for_what_the_network_takes() -> None:
+    own = read_config(REPOSITORY, "yolov5_ensemble")
+    network = read_config(REPOSITORY, "yolov5")
+    assert wired(own, network) == own
+    for name in ("pixels", "nms"):
+        network.input.add(name=name)
+    preprocess, yolov5, postprocess = wired(own, network).ensemble_scheduling.step
+    assert postprocess == own.ensemble_scheduling.step[2]
+    assert dict(yolov5.input_map) == {"pixels": "pixels", "nms": "nms"}
+    assert "images" not in preprocess.output_map
+    assert preprocess.output_map["pixels"] == "pixels"
+    # What is made there is what is taken here.
+    made = set(preprocess.output_map.values())
+    assert set(yolov5.input_map.values()) <= made
+    assert preprocess.output_map["nms"] == "nms"
 
 
 def test_a_precision_that_is_not_installed() -> None:

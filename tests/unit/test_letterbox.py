@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from assemble import Batch
 from letterbox import PAD_VALUE, enlarge, letterbox
-from normalise import HostNormaliser
+from normalise import HostNormaliser, PlaneSplitter
 
 # Height, width; then where the picture lies in 640x640: top, left, height, width; then the exact
 # padding of the way back, which is not the rounded one. Worked out by hand from the formula.
@@ -76,10 +76,12 @@ def test_rect_pads_to_the_next_multiple_of_the_stride(
 def test_canvases_of_two_sizes_become_one_batch() -> None:
     wide, tall = np.full((96, 160, 3), 7, np.uint8), np.full((160, 64, 3), 9, np.uint8)
     placements = [letterbox(picture, 160, 160, "rect")[1] for picture in (wide, tall)]
-    batch = Batch(HostNormaliser(), 2, None)
+    batch = Batch({"images": HostNormaliser(), "pixels": PlaneSplitter()}, 2, None)
     for index, picture in enumerate((wide, tall)):
         batch.put(index, picture)
-    images, moved = batch.finish(placements)
+    tensors, moved = batch.finish(placements)
+    images, pixels = tensors["images"], tensors["pixels"]
+    np.testing.assert_array_equal(pixels.astype(np.float32) / np.float32(255), images)
     assert images.shape == (2, 3, 160, 160)
     grey = np.float32(PAD_VALUE) / np.float32(255)
     assert (images[0, :, 32:128] == np.float32(7) / np.float32(255)).all()
@@ -101,3 +103,14 @@ def test_normalise_swaps_the_channels_and_divides_exactly() -> None:
     normaliser.put(picture, batch, 1)
     expected = picture[..., ::-1].transpose(2, 0, 1).astype(np.float32) / np.float32(255)
     np.testing.assert_array_equal(batch[1], expected)
+
+
+def test_pixels_are_the_same_before_the_division() -> None:
+    picture = np.random.default_rng(1).integers(0, 256, (32, 48, 3), np.uint8)
+    batch = Batch({"pixels": PlaneSplitter()}, 2, (32, 48))
+    for index, canvas in enumerate((picture, np.invert(picture))):
+        batch.put(index, canvas)
+    tensors, _ = batch.finish([])
+    assert [*tensors] == ["pixels"] and tensors["pixels"].dtype == np.uint8
+    np.testing.assert_array_equal(tensors["pixels"][0], picture[..., ::-1].transpose(2, 0, 1))
+    np.testing.assert_array_equal(tensors["pixels"][1], np.invert(tensors["pixels"][0]))

@@ -2,48 +2,73 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from letterbox import Placement, enlarge
-from normalise import DeviceNormaliser, HostNormaliser
+from normalise import DeviceNormaliser, HostNormaliser, PlaneSplitter
 from numpy.typing import NDArray
+
+Normaliser = HostNormaliser | DeviceNormaliser | PlaneSplitter
 
 
 class Batch:
     """Collects the pictures of one request as they arrive, from several threads.
 
     Args:
+        normalisers: what makes a tensor of them, by the tensor's name.
         size: height and width where every canvas has the same; None where they differ (letterbox
             `rect`): then all are padded to the largest height and width among them.
     """
 
     def __init__(
         self,
-        normaliser: HostNormaliser | DeviceNormaliser,
+        normalisers: Mapping[str, Normaliser],
         count: int,
         size: tuple[int, int] | None,
     ) -> None:
-        self._normaliser: Any = normaliser
-        self._images = None if size is None else normaliser.allocate(count, *size)
+        self._normalisers: Mapping[str, Any] = normalisers
+        self._tensors = None if size is None else self._allocate(count, *size)
         self._canvases: list[NDArray[np.uint8]] = [np.empty((0, 0, 3), np.uint8)] * count
 
     def put(self, index: int, canvas: NDArray[np.uint8]) -> None:
         """Add the picture with this number."""
-        if self._images is None:
+        if self._tensors is None:
             self._canvases[index] = canvas
         else:
-            self._normaliser.put(canvas, self._images, index)
+            self._write(canvas, self._tensors, index)
 
-    def finish(self, placements: list[Placement]) -> tuple[NDArray[Any], list[Placement]]:
-        """The batch, to be packed by the normaliser, and where in it each picture lies now."""
-        if self._images is not None:
-            return self._images, placements
+    def finish(
+        self, placements: list[Placement]
+    ) -> tuple[Mapping[str, NDArray[Any]], list[Placement]]:
+        """The batch, by the tensor's name, and where in it each picture lies now."""
+        if self._tensors is not None:
+            return self._tensors, placements
         height, width = (max(canvas.shape[side] for canvas in self._canvases) for side in (0, 1))
-        images = self._normaliser.allocate(len(self._canvases), height, width)
+        tensors = self._allocate(len(self._canvases), height, width)
         moved = []
         for index, (canvas, placement) in enumerate(zip(self._canvases, placements)):
             larger, placement = enlarge(canvas, placement, height, width)
-            self._normaliser.put(larger, images, index)
+            self._write(larger, tensors, index)
             moved.append(placement)
-        return images, moved
+        return tensors, moved
+
+    def pack(self, tensor_type: Any, tensors: Mapping[str, NDArray[Any]]) -> list[Any]:
+        """What `finish` gave, as Triton's tensors."""
+        return [
+            normaliser.pack(tensor_type, name, tensors[name])
+            for name, normaliser in self._normalisers.items()
+        ]
+
+    def _allocate(self, count: int, height: int, width: int) -> Mapping[str, NDArray[Any]]:
+        return {
+            name: normaliser.allocate(count, height, width)
+            for name, normaliser in self._normalisers.items()
+        }
+
+    def _write(
+        self, canvas: NDArray[np.uint8], tensors: Mapping[str, NDArray[Any]], index: int
+    ) -> None:
+        for name, normaliser in self._normalisers.items():
+            normaliser.put(canvas, tensors[name], index)

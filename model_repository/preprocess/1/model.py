@@ -38,7 +38,7 @@ class TritonPythonModel:
         # These import OpenCV, which must not happen before the decoder has set its limit.
         from assemble import Batch
         from letterbox import letterbox
-        from normalise import make_normaliser
+        from normalise import PlaneSplitter, make_normaliser
 
         self.letterbox = partial(
             letterbox,
@@ -50,9 +50,9 @@ class TritonPythonModel:
         gpu = (
             int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None
         )
-        self.normaliser = make_normaliser(gpu)
+        self.normalisers = {"images": make_normaliser(gpu), "pixels": PlaneSplitter()}
         size = None if served.letterbox == "rect" else (served.height, served.width)
-        self.new_batch = partial(Batch, self.normaliser, size=size)
+        self.new_batch = partial(Batch, size=size)
         self.patience = settings.max_wait_seconds
         self.pool = ThreadPoolExecutor(settings.threads)
         self.line = Line(room=settings.max_waiting_images, ahead=settings.max_images_ahead)
@@ -69,6 +69,8 @@ class TritonPythonModel:
         elements = pb_utils.get_input_tensor_by_name(request, "image").as_numpy().reshape(-1)
         self.metrics.receive(len(elements))
         respond = sender_of(request)
+        asked = request.requested_output_names()
+        wanted = {name: how for name, how in self.normalisers.items() if name in asked}
         refuse = partial(self.refuse, respond, len(elements))
         try:
             parameters = self.parse(json.loads(read_parameters(request)))
@@ -79,7 +81,7 @@ class TritonPythonModel:
                 Request(
                     images=len(elements),
                     deadline=monotonic() + patience,
-                    begin=partial(self.begin, elements, parameters, respond),
+                    begin=partial(self.begin, elements, wanted, parameters, respond),
                     late=partial(
                         refuse, "saturated", f"saturated: not begun within {patience:g} s"
                     ),
@@ -90,8 +92,8 @@ class TritonPythonModel:
         except FullError as error:
             refuse("saturated", str(error))
 
-    def begin(self, elements, parameters, respond, ticket):
-        batch = self.new_batch(len(elements))
+    def begin(self, elements, wanted, parameters, respond, ticket):
+        batch = self.new_batch(wanted, len(elements))
 
         def prepare(index):
             return self.prepare(elements[index], batch, index)
@@ -133,12 +135,12 @@ class TritonPythonModel:
         return bool(refusals)
 
     def pack(self, parameters, placements, batch, ticket):
-        images, placements = batch.finish(placements)
+        tensors, placements = batch.finish(placements)
         rows = len(placements)
         class_filter = parameters.class_filter(len(self.names))
         return pb_utils.InferenceResponse(
             [
-                self.normaliser.pack(pb_utils.Tensor, "images", images),
+                *batch.pack(pb_utils.Tensor, tensors),
                 pb_utils.Tensor(
                     "placement", np.array([p.as_row() for p in placements], np.float32)
                 ),

@@ -13,6 +13,7 @@ from pathlib import Path
 import triton_python_backend_utils as pb_utils
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "shared"))
+from compact import without_own_inputs
 from cores import cores_of_instance
 from graph import DATA_TYPES, check_config, dims
 from serving import OnLanes
@@ -57,7 +58,7 @@ class TritonPythonModel:
         open_with = partial(open_session, config, path, kind=kind, device=device)
         if kind == "GPU":
             session = open_with()
-            check_config(config, session.get_inputs(), session.get_outputs())
+            check(config, session)
             # It imports torch, which takes long.
             from on_device import OnDevice
 
@@ -66,7 +67,7 @@ class TritonPythonModel:
         cores = cores_of_instance(config)
         sessions = {n: open_with(threads=n) for n in thread_counts(config, cores)}
         for session in sessions.values():
-            check_config(config, session.get_inputs(), session.get_outputs())
+            check(config, session)
         self.work = on_lanes(config, sessions, cores)
 
     def execute(self, requests):
@@ -74,6 +75,11 @@ class TritonPythonModel:
 
     def finalize(self):
         self.work.close()
+
+
+def check(config, session):
+    outputs = session.get_outputs()
+    check_config(without_own_inputs(config, outputs), session.get_inputs(), outputs)
 
 
 def on_lanes(config, sessions, cores):

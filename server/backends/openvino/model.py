@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "shared"))
+from compact import without_own_inputs
 from compiled import Network
 from cores import cores_of_instance
 from graph import check_config
@@ -21,7 +22,7 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         folder = Path(args["model_repository"], args["model_version"])
         network = Network(config, folder / (config.get("default_model_filename") or "model.xml"))
-        check_config(config, network.inputs, network.outputs)
+        check_config(without_own_inputs(config, network.outputs), network.inputs, network.outputs)
         cores = cores_of_instance(config)
         runs = {n: network.run_with(n, max(1, cores // n)) for n in widths(cores)}
         self.work = OnLanes(config, runs, cores)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from compact import InputError, check_inputs, compact
 from lanes import Lanes, Run
 from numpy.typing import NDArray
 from single import Answer, Tensors
@@ -18,7 +19,7 @@ class OnLanes:
 
     Args:
         config: Triton's, as it hands it to a backend.
-        runs: the network by number of threads, see `Lanes`.
+        runs: the network by number of threads, see `Lanes`; of one image each where it batches.
         cores: of this instance.
     """
 
@@ -26,15 +27,15 @@ class OnLanes:
         self.name = config["name"]
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.batching = config["max_batch_size"] > 0
-        self.lanes = Lanes(runs, cores)
+        self.lanes = Lanes({threads: compact(run) for threads, run in runs.items()}, cores)
 
     def execute(self, requests: Sequence[Any]) -> None:
-        works = [work for request in requests for work in self.answer(request).work()]
+        works = [work for request in requests for work in self.work(request)]
         for waiting, work in zip(reversed(range(len(works))), works):
             self.lanes.start(work, waiting=waiting)
         # Each is answered when it is done, by the thread that did it.
 
-    def answer(self, request: Any) -> Answer:
+    def work(self, request: Any) -> Iterable[Callable[[Run], None]]:
         """What will answer this request, image by image."""
         sender = request.get_response_sender()
 
@@ -45,11 +46,23 @@ class OnLanes:
             except Exception:
                 pb_utils.Logger.log_error(traceback.format_exc())
 
-        tensors = {name: pb_utils.get_input_tensor_by_name(request, name) for name in self.inputs}
-        inputs = {name: on_host(tensor) for name, tensor in tensors.items()}
-        return Answer(inputs, batching=self.batching, respond=respond)
+        inputs = {}
+        for name in self.inputs:
+            tensor = pb_utils.get_input_tensor_by_name(request, name)
+            if tensor is not None:  # one that may be left out, and was
+                inputs[name] = on_host(tensor)
+        try:
+            check_inputs(self.inputs, inputs)
+        except InputError as error:
+            respond(error)
+            return ()
+        return Answer(inputs, batching=self.batching, respond=respond).work()
 
     def response(self, request: Any, outputs: Tensors | Exception) -> Any:
+        if isinstance(outputs, InputError):
+            return pb_utils.InferenceResponse(
+                error=pb_utils.TritonError(str(outputs), pb_utils.TritonError.INVALID_ARG)
+            )
         if isinstance(outputs, Exception):
             pb_utils.Logger.log_error("".join(traceback.format_exception(outputs)))
             message = f"error running model '{self.name}'"

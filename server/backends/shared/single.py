@@ -1,4 +1,7 @@
-"""A request's images one by one, and its answer when the last of them is done."""
+"""A request's images one by one, and its answer when the last of them is done.
+
+Where they give different numbers of rows, all get as many as the largest has, the others zero.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,16 @@ class Answer:
             self._outputs = dict(outputs)
             return
         # Copied, since the next run on this thread may write to the same memory.
-        for name, array in outputs.items():
-            if name not in self._outputs:
-                self._outputs[name] = np.empty((self._images, *array.shape[1:]), array.dtype)
-            self._outputs[name][index] = array[0]
+        for name, (piece, *_) in outputs.items():
+            whole = self._outputs.get(name)
+            if whole is None:
+                whole = np.zeros((self._images, *piece.shape), piece.dtype)
+            elif piece.ndim and len(piece) > whole.shape[1]:
+                shorter = whole
+                whole = np.zeros((self._images, *piece.shape), piece.dtype)
+                whole[:, : shorter.shape[1]] = shorter
+            self._outputs[name] = whole
+            if piece.ndim:
+                whole[index, : len(piece)] = piece
+            else:
+                whole[index] = piece

@@ -1,0 +1,91 @@
+"""Fewer bytes into a detection network and out of it, by two inputs that its graph does not have.
+
+Between two steps Triton copies every tensor three times. The pictures as float32 are four times as
+large as they were, and of the rows that a network answers with nearly all say that nothing is
+there. A configuration may therefore state, beside `images` and `output0`:
+
+- `pixels`, UINT8, in place of `images`: the same as 0..255, divided by 255 here.
+- `nms`, FP32, whose first number is a confidence: rows whose objectness is not over it are left
+  out, as the step after the network would do first of all.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from graph import dims
+from lanes import Run
+from numpy.typing import NDArray
+
+IMAGES, PIXELS, NMS, ROWS = "images", "pixels", "nms", "output0"
+_OBJECTNESS = 4  # the column
+
+
+class InputError(ValueError):
+    """The inputs of a request do not fit each other; one sentence."""
+
+
+def without_own_inputs(config: Mapping[str, Any], outputs: Sequence[Any]) -> Mapping[str, Any]:
+    """The configuration as the graph has to fit it.
+
+    Args:
+        config: Triton's, as it hands it to a backend.
+        outputs: of the graph: objects with `name` and `shape`.
+    """
+    stated = {tensor["name"] for tensor in config["input"]}
+    if IMAGES not in stated or not stated & {PIXELS, NMS}:
+        return config
+    shapes = {output.name: dims(output.shape) for output in outputs}
+
+    def whole(output: Mapping[str, Any]) -> Mapping[str, Any]:
+        """With the number of rows that the graph has, where some may be left out."""
+        if NMS not in stated or output["name"] != ROWS or ROWS not in shapes:
+            return output
+        return {**output, "dims": [shapes[ROWS][1], *output["dims"][1:]]}
+
+    return {
+        **config,
+        "input": [tensor for tensor in config["input"] if tensor["name"] not in (PIXELS, NMS)],
+        "output": [whole(output) for output in config["output"]],
+    }
+
+
+def check_inputs(names: Sequence[str], given: Mapping[str, Any]) -> None:
+    """
+    Args:
+        names: that the configuration states.
+        given: the inputs of a request, by name.
+
+    Raises:
+        InputError: a request must bring one of `images` and `pixels`.
+    """
+    if PIXELS in names and (IMAGES in given) == (PIXELS in given):
+        raise InputError(f"one of the inputs '{IMAGES}' and '{PIXELS}' is needed, and only one")
+
+
+def compact(run: Run) -> Run:
+    """A network that takes these inputs too, for one image at a time."""
+    local = threading.local()
+
+    def images(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """0..1, in memory that the next image on this thread takes again."""
+        if not hasattr(local, "memory") or local.memory.size < pixels.size:
+            local.memory = np.empty(pixels.size, np.float32)
+        out: NDArray[np.float32] = local.memory[: pixels.size].reshape(pixels.shape)
+        return np.divide(pixels, np.float32(255), out=out, dtype=np.float32)
+
+    def run_compact(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        rest = dict(inputs)
+        nms = rest.pop(NMS, None)
+        if PIXELS in rest:
+            rest[IMAGES] = images(rest.pop(PIXELS))
+        outputs = run(rest)
+        if nms is None:
+            return outputs
+        rows = outputs[ROWS][0]
+        return {**outputs, ROWS: rows[rows[:, _OBJECTNESS] > nms[0, 0]][None]}
+
+    return run_compact

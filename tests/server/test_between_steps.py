@@ -1,0 +1,113 @@
+"""What crosses from step to step in the embedded server: pixels and candidates, not floats and all
+rows; and who sends floats to the network gets all rows, as from any other server."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc as grpc
+from numpy.typing import NDArray
+from support import PHOTOS, RunningServer, ask_grpc, assert_same, running_server
+
+from yolov5_build._photos import Pictures
+
+pytestmark = pytest.mark.skipif(
+    Path("/dev/nvidiactl").exists(), reason="where there is a GPU, tensors stay on it"
+)
+
+PATHS = sorted(PHOTOS.iterdir())
+PICTURES = Pictures(640, 640)
+CONF_THRES = 0.3
+
+
+def prepared(count: int) -> NDArray[np.float32]:
+    return np.stack([PICTURES.prepare(path)[0] for path in PATHS[:count]])
+
+
+def rows(server: RunningServer, **arrays: NDArray[Any]) -> NDArray[np.float32]:
+    """What the network by itself answers."""
+    tensors = []
+    for name, array in arrays.items():
+        kind = {"float32": "FP32", "uint8": "UINT8"}[str(array.dtype)]
+        tensors.append(grpc.InferInput(name, [*array.shape], kind))
+        tensors[-1].set_data_from_numpy(array)
+    with grpc.InferenceServerClient(server.grpc) as client:
+        answer: NDArray[np.float32] = client.infer("yolov5", tensors).as_numpy("output0")
+        return answer
+
+
+def thresholds(count: int, conf_thres: float) -> NDArray[np.float32]:
+    return np.array([[conf_thres, 0.45, 300, 0, 0]] * count, np.float32)
+
+
+def test_the_endpoint_is_wired_with_the_small_tensors(server: RunningServer) -> None:
+    with urllib.request.urlopen(f"{server.http}/v2/models/yolov5_ensemble/config") as answer:
+        steps = json.load(answer)["ensemble_scheduling"]["step"]
+    assert steps[1]["input_map"] == {"pixels": "pixels", "nms": "nms"}
+
+
+def test_floats_give_all_rows(server: RunningServer) -> None:
+    images = prepared(2)
+    found = rows(server, images=images)
+    assert found.shape == (2, 25200, 8)
+    pixels = np.rint(images * 255).astype(np.uint8)
+    np.testing.assert_array_equal(rows(server, pixels=pixels), found)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_candidates_are_the_rows_over_the_confidence(server: RunningServer, count: int) -> None:
+    images = prepared(count)
+    whole = rows(server, images=images)
+    found = rows(server, images=images, nms=thresholds(count, CONF_THRES))
+    wanted = [one[one[:, 4] > np.float32(CONF_THRES)] for one in whole]
+    assert found.shape == (count, max(map(len, wanted)), 8)
+    assert len(wanted[0]) > 10
+    for one, candidates in zip(found, wanted):
+        np.testing.assert_array_equal(one[: len(candidates)], candidates)
+        assert not one[len(candidates) :].any()
+
+
+def test_no_candidate_at_all(server: RunningServer) -> None:
+    assert rows(server, images=prepared(2), nms=thresholds(2, 1.0)).shape == (2, 0, 8)
+
+
+def test_one_kind_of_picture_and_only_one(server: RunningServer) -> None:
+    images = prepared(1)
+    given: list[dict[str, NDArray[Any]]] = [
+        {},
+        {"images": images, "pixels": images.astype(np.uint8)},
+    ]
+    for arrays in given:
+        with pytest.raises(grpc.InferenceServerException, match="and only one") as caught:
+            rows(server, **arrays, nms=thresholds(1, 0.5))
+        assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+
+
+def test_it_answers_to_the_last_digit_as_without(
+    tmp_path: Path, bundled_repository: Path, server: RunningServer
+) -> None:
+    """A network that somebody has put there by hand has no configuration but config.pbtxt."""
+    repository = tmp_path / "model_repository"
+    shutil.copytree(bundled_repository, repository)
+    shutil.rmtree(repository / "yolov5" / "configs")
+    images = [path.read_bytes() for path in PATHS]
+    parameters: list[dict[str, Any]] = [
+        {},
+        {"conf_thres": 0.001, "multi_label": True, "iou_thres": 0.6},
+        {"conf_thres": 0, "max_det": 1000, "agnostic_nms": True},
+        {"conf_thres": 1},
+        {"classes": "WBC"},
+    ]
+    with running_server(f"--repository={repository}") as plain:
+        with urllib.request.urlopen(f"{plain.http}/v2/models/yolov5_ensemble/config") as answer:
+            steps = json.load(answer)["ensemble_scheduling"]["step"]
+        assert steps[1]["input_map"] == {"images": "images"}
+        for given in parameters:
+            for batch in ([images[0]], images):
+                assert_same(ask_grpc(server.grpc, batch, given), ask_grpc(plain.grpc, batch, given))
