@@ -51,6 +51,9 @@ class TritonPythonModel:
             self.reporter.report(int(address), int(ticket))
         return [self.respond(request) for request in requests]
 
+    def finalize(self):
+        self.metrics.close()
+
     def respond(self, request):
         try:
             return self.answer(request)
@@ -76,7 +79,7 @@ class TritonPythonModel:
             started = perf_counter()
             found = self.detect(rows, thresholds, allowed, placement)
             detections.append([part.cpu().numpy() for part in found])
-            self.metrics.nms_seconds.observe(perf_counter() - started)
+            self.metrics.time(perf_counter() - started)
             self.metrics.count(detections[-1][2])
         outputs = pack_detections(detections, self.labels)
         outputs["image_size"] = np.array([row[4:6] for row in placements], np.int32)

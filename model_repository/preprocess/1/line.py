@@ -71,7 +71,7 @@ class Line:
         self._thread.start()
 
     def join(self, request: Request) -> None:
-        """Wait for one's turn.
+        """Wait for one's turn; it may come at once, and on the caller's thread.
 
         Raises:
             FullError: too many do already. A request that nobody is before is never too large.
@@ -81,7 +81,11 @@ class Line:
                 raise FullError(f"saturated: no more than {self._room} images may wait")
             self._requests.append(request)
             self._waiting += request.images
-            self._changed.notify()
+            ticket = self._first() if len(self._requests) == 1 else None
+            if ticket is None:
+                self._changed.notify()
+                return
+        request.begin(ticket)
 
     def report(self, ticket: int) -> None:
         """The request with this ticket has left the network behind it, and all before it."""
@@ -117,16 +121,18 @@ class Line:
     def _serve(self) -> None:
         while True:
             with self._changed:
-                late, request = self._late(), self._first()
-                if not late and request is None:
+                late = self._late()
+                request = self._requests[0] if self._requests else None
+                ticket = self._first()
+                if not late and ticket is None:
                     if self._closed:
                         return
                     self._changed.wait(self._patience() if self._requests else None)
                     continue
             for other in late:
                 other.late()
-            if request is not None:
-                self._let_go_of(request)
+            if request is not None and ticket is not None:
+                request.begin(ticket)
 
     def _late(self) -> list[Request]:
         now = monotonic()
@@ -135,19 +141,16 @@ class Line:
             self._take(request)
         return late
 
-    def _first(self) -> Request | None:
+    def _first(self) -> int | None:
+        """The ticket of the first that waits, who waits no longer; None if he has to."""
         if not self._requests or not (self._closed or self._may_go()):
             return None
         request = self._requests[0]
         self._take(request)
-        return request
-
-    def _let_go_of(self, request: Request) -> None:
-        with self._changed:
-            self._ticket += request.images
-            self._begun[self._ticket] = (request.images, monotonic())
-            self._under_way += request.images
-        request.begin(self._ticket)
+        self._ticket += request.images
+        self._begun[self._ticket] = (request.images, monotonic())
+        self._under_way += request.images
+        return self._ticket
 
     def _may_go(self) -> bool:
         if self._under_way < self._ahead:

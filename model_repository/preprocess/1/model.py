@@ -160,6 +160,7 @@ class TritonPythonModel:
         self.line.close()
         self.pool.shutdown()
         self.reports.close()
+        self.metrics.close()
 
 
 def sender_of(request):

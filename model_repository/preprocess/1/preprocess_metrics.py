@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from threading import Lock
 from typing import Any
 
 from decode import REASONS
+from tally import Tally
 
 # Seconds, from small photos to the largest that are allowed.
 _BUCKETS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5]
 
 
 class Metrics:
-    """Counters and histograms.
-
-    One thread at a time: Triton's Python backend (2.51) crashes the server when two of a process
-    touch metrics at once.
+    """Counters and histograms, which may be told something by several threads.
 
     Args:
         pb_utils: Triton's module, which exists only inside the server.
@@ -39,7 +36,7 @@ class Metrics:
             kind=family.COUNTER,
         )
         self._families += [images, rejected]
-        self._lock = Lock()
+        self._tally = Tally(pb_utils.Logger.log_error)
         self._images = images.Metric(labels={})
         self._rejected = {
             reason: rejected.Metric(labels={"reason": reason})
@@ -51,15 +48,15 @@ class Metrics:
         )
 
     def receive(self, images: int) -> None:
-        with self._lock:
-            self._images.increment(images)
+        self._tally.count(self._images, images)
 
     def reject(self, reason: str, images: int) -> None:
-        with self._lock:
-            self._rejected[reason].increment(images)
+        self._tally.count(self._rejected[reason], images)
 
     def time(self, decode: float, letterbox: float) -> None:
         """One image, in seconds."""
-        with self._lock:
-            self._decode_seconds.observe(decode)
-            self._letterbox_seconds.observe(letterbox)
+        self._tally.time(self._decode_seconds, decode)
+        self._tally.time(self._letterbox_seconds, letterbox)
+
+    def close(self) -> None:
+        self._tally.close()

@@ -61,6 +61,12 @@ class Lanes:
             run = self._choose(max(self._crowds))
         self._pool.submit(self._call, work, run)
 
+    @property
+    def crowded(self) -> bool:
+        """Whether the last images were not alone."""
+        with self._lock:
+            return max(self._crowds, default=0) > 1
+
     def _choose(self, images: int) -> Run:
         share = self._cpus // images
         fitting = [run for threads, run in self._runs if threads <= share]

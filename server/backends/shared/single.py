@@ -22,7 +22,8 @@ class Answer:
     Args:
         inputs: of the request.
         batching: whether the first dimension is the batch; else all is one piece.
-        respond: called once, with the outputs by name or with the first exception.
+        respond: called once, with the outputs by name or with the first exception, while the
+            network's own memory still holds them.
     """
 
     def __init__(

@@ -1,0 +1,65 @@
+"""Passes counts and times on to Triton's metrics, where each call waits for the server."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from threading import Condition, Event, Thread
+from typing import Any
+
+_PAUSE = 0.05  # seconds between two deliveries, within which counts are added up
+
+
+class Tally:
+    """Collects from several threads, and delivers from one: two at a time crash Triton's stub.
+
+    Args:
+        say: passes a line on to the log.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._counts: dict[Any, float] = {}
+        self._times: list[tuple[Any, float]] = []
+        self._changed = Condition()
+        self._closed = Event()
+        self._thread = Thread(target=self._run, name="tally", daemon=True)
+        self._thread.start()
+
+    def count(self, metric: Any, amount: float = 1) -> None:
+        """Increment a counter."""
+        with self._changed:
+            self._counts[metric] = self._counts.get(metric, 0) + amount
+            self._changed.notify()
+
+    def time(self, histogram: Any, seconds: float) -> None:
+        """Observe a value."""
+        with self._changed:
+            self._times.append((histogram, seconds))
+            self._changed.notify()
+
+    def close(self) -> None:
+        """End; what is left is not delivered, as the server ends, too."""
+        self._closed.set()
+        with self._changed:
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._closed.wait(_PAUSE):
+            with self._changed:
+                self._changed.wait_for(self._has_work)
+                counts, times = self._counts, self._times
+                self._counts, self._times = {}, []
+            if self._closed.is_set():
+                return
+            try:
+                for metric, amount in counts.items():
+                    metric.increment(amount)
+                for histogram, seconds in times:
+                    histogram.observe(seconds)
+            except Exception:
+                self._say(traceback.format_exc())
+
+    def _has_work(self) -> bool:
+        return bool(self._counts or self._times or self._closed.is_set())

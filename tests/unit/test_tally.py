@@ -1,0 +1,74 @@
+"""Counts and times reach the metrics, and nobody waits for that."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from tally import Tally
+
+
+class Metric:
+    """As Triton's, which must not be touched by two threads at a time."""
+
+    touched = threading.Lock()
+
+    def __init__(self, go: threading.Event) -> None:
+        self.go = go
+        self.calls: list[float] = []
+
+    def increment(self, amount: float) -> None:
+        assert self.touched.acquire(blocking=False)
+        assert self.go.wait(10)
+        self.calls.append(amount)
+        self.touched.release()
+
+    observe = increment
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_counts_are_added_up_and_times_are_not() -> None:
+    go = threading.Event()
+    counter, histogram = Metric(go), Metric(go)
+    tally = Tally(print)
+
+    def work() -> None:
+        for _ in range(100):
+            tally.count(counter, 2)
+            tally.time(histogram, 0.5)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()  # none has waited: nothing is delivered yet
+    go.set()
+    wait_until(lambda: sum(counter.calls) == 800 and len(histogram.calls) == 400)
+    assert len(counter.calls) < 20
+    assert set(histogram.calls) == {0.5}
+    tally.close()
+
+
+def test_a_fault_is_said_and_is_not_the_end() -> None:
+    go = threading.Event()
+    go.set()
+    counter = Metric(go)
+    said: list[str] = []
+    tally = Tally(said.append)
+    tally.count(None)
+    wait_until(lambda: bool(said))
+    assert "increment" in said[0]
+    tally.count(counter)
+    wait_until(lambda: counter.calls == [1])
+    tally.close()
+
+
+def test_it_ends_while_there_is_nothing_to_do() -> None:
+    Tally(print).close()
