@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 import urllib.request
 from typing import Any
 
@@ -161,9 +162,11 @@ def test_metrics_count_images_and_detections(server: RunningServer) -> None:
         "yolov5_letterbox_seconds_count",
         "yolov5_nms_seconds_count",
     )
+    time.sleep(0.5)  # until those of earlier requests are there: nobody waits for the metrics
     before = [value(line) for line in counted]
     ask_grpc(server.grpc, [PHOTO.read_bytes()] * 2)
     assert post_raw(server.http, b"no image").status == 400
+    time.sleep(0.5)
     assert [value(line) - b for line, b in zip(counted, before)] == [3, 2, 1, 2, 2, 2]
 
 

@@ -83,18 +83,19 @@ def test_those_that_come_together_know_of_each_other() -> None:
 def test_what_cannot_begin_is_waited_for() -> None:
     runs = Runs(1, 2)
     lanes = Lanes(runs.by_threads, 2)
-    lanes.start(work)
-    lanes.start(work)
-    third = threading.Thread(target=lanes.start, args=(work,))
-    third.start()
-    third.join(0.2)
-    assert third.is_alive()
+    for _ in range(4):  # two that begin, and the next two
+        lanes.start(work)
+    fifth = threading.Thread(target=lanes.start, args=(work,))
+    fifth.start()
+    fifth.join(0.2)
+    assert fifth.is_alive()
+    assert len(runs.chosen) == 2
     runs.go.release()
-    third.join(10)
-    assert not third.is_alive()
-    runs.go.release(2)
+    fifth.join(10)
+    assert not fifth.is_alive()
+    runs.go.release(4)
     lanes.close()
-    assert len(runs.chosen) == 3
+    assert len(runs.chosen) == 5
 
 
 def test_a_lane_is_free_again_after_a_fault() -> None:

@@ -66,11 +66,6 @@ def check_inputs(names: Sequence[str], given: Mapping[str, Any]) -> None:
         raise InputError(f"one of the inputs '{IMAGES}' and '{PIXELS}' is needed, and only one")
 
 
-def is_own(inputs: Mapping[str, Any]) -> bool:
-    """Whether what a network answers to these is a copy, in memory that it does not use again."""
-    return NMS in inputs
-
-
 def compact(run: Run) -> Run:
     """A network that takes these inputs too, for one image at a time."""
     local = threading.local()

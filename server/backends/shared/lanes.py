@@ -39,7 +39,7 @@ class Lanes:
         self._cpus = cpus
         lanes = max(1, cpus // self._runs[0][0])
         self._pool = ThreadPoolExecutor(lanes, thread_name_prefix="lane")
-        self._free = Semaphore(lanes)
+        self._room = Semaphore(2 * lanes)  # a lane that is free finds the next image there
         self._lock = Lock()
         self._active = 0
         self._crowds: deque[int] = deque(maxlen=_MEMORY)
@@ -47,25 +47,19 @@ class Lanes:
     def start(self, work: Callable[[Run], None], *, waiting: int = 0) -> None:
         """Have `work` called with the network on a lane of its own, once one is free.
 
-        Returns when it has begun, so that what cannot be begun yet stays in Triton's queue.
+        Returns when it has begun or is among the next, so that all others stay in Triton's queue.
 
         Args:
             work: must not raise.
             waiting: how many are to be started directly after this one.
         """
-        self._free.acquire()
+        self._room.acquire()
         with self._lock:
             self._active += 1
             self._crowds.append(self._active + waiting)
             # Of two callers in turn, the one finds the cores free and the other does not.
             run = self._choose(max(self._crowds))
         self._pool.submit(self._call, work, run)
-
-    @property
-    def crowded(self) -> bool:
-        """Whether the last images were not alone."""
-        with self._lock:
-            return max(self._crowds, default=0) > 1
 
     def _choose(self, images: int) -> Run:
         share = self._cpus // images
@@ -78,7 +72,7 @@ class Lanes:
         finally:
             with self._lock:
                 self._active -= 1
-            self._free.release()
+            self._room.release()
 
     def close(self) -> None:
         """Wait until all that was started is done."""

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from compact import InputError, check_inputs, compact, is_own
+from compact import InputError, check_inputs, compact
 from lanes import Lanes, Run
 from numpy.typing import NDArray
 from single import Answer, Tensors
@@ -29,7 +28,6 @@ class OnLanes:
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.batching = config["max_batch_size"] > 0
         self.lanes = Lanes({threads: compact(run) for threads, run in runs.items()}, cores)
-        self.senders = ThreadPoolExecutor(cores, thread_name_prefix="sender")
 
     def execute(self, requests: Sequence[Any]) -> None:
         works = [work for request in requests for work in self.work(request)]
@@ -41,19 +39,12 @@ class OnLanes:
         """What will answer this request, image by image."""
         sender = request.get_response_sender()
 
-        def send(outputs: Tensors | Exception) -> None:
+        def respond(outputs: Tensors | Exception) -> None:
             try:
                 response = self.response(request, outputs)
                 sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
             except Exception:
                 pb_utils.Logger.log_error(traceback.format_exc())
-
-        def respond(outputs: Tensors | Exception) -> None:
-            if is_own(inputs) and self.lanes.crowded:
-                # Sending waits for the server: the next image need not.
-                self.senders.submit(send, outputs)
-            else:
-                send(outputs)
 
         inputs: dict[str, NDArray[Any]] = {}
         for name in self.inputs:
@@ -85,7 +76,6 @@ class OnLanes:
 
     def close(self) -> None:
         self.lanes.close()
-        self.senders.shutdown()
 
 
 def on_host(tensor: Any) -> NDArray[Any]:

@@ -22,8 +22,7 @@ class Answer:
     Args:
         inputs: of the request.
         batching: whether the first dimension is the batch; else all is one piece.
-        respond: called once, with the outputs by name or with the first exception, while the
-            network's own memory still holds them.
+        respond: called once, with the outputs by name or with the first exception.
     """
 
     def __init__(
