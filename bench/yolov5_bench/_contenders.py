@@ -134,6 +134,18 @@ class Running:
     def http(self) -> str:
         return self.places["HTTP"]
 
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Without the image a second with which our launcher looks after a server that is idle."""
+        if self.contender.service is not None:
+            yield
+            return
+        os.kill(self.process, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self.process, signal.SIGCONT)
+
     def also(self, contender: Contender) -> Running:
         """Another way to ask the same server."""
         way = [self.places.get(part, part) for part in contender.way]

@@ -75,7 +75,11 @@ def grow(options: argparse.Namespace, network: Path, repository: Path, machine: 
         points = []
         for number in range(options.rounds):
             for case in cases:
-                points.append(_measure(case, servers[case.cpus].places, generator, options))
+                with ExitStack() as resting:
+                    for cores, server in servers.items():
+                        if cores != case.cpus:
+                            resting.enter_context(server.at_rest())
+                    points.append(_measure(case, servers[case.cpus].places, generator, options))
             print(f"round {number + 1} of {options.rounds}", flush=True)
     text = (
         f"`make serve` as it comes; {options.weights.stem}, photos from {options.photos.name},"

@@ -161,15 +161,20 @@ def measure(
     samples = []
     shift = turn % len(entries)  # so that not always the same one comes after the same other
     for running, generator in [*entries[shift:], *entries[:shift]]:
-        report = generator.order(
-            way=running.way,
-            photos=[*map(str, photos)],
-            callers=running.contender.callers or callers,
-            seconds=seconds,
-            warm=warm,
-            server=running.process,
-            statistics=running.http if running.contender.service is None else "",
-        )
+        with ExitStack() as stack:
+            others = {other.process: other for other, _ in entries}
+            others.pop(running.process, None)
+            for other in others.values():
+                stack.enter_context(other.at_rest())
+            report = generator.order(
+                way=running.way,
+                photos=[*map(str, photos)],
+                callers=running.contender.callers or callers,
+                seconds=seconds,
+                warm=warm,
+                server=running.process,
+                statistics=running.http if running.contender.service is None else "",
+            )
         latencies = np.array([x for caller in report["latencies"] for x in caller]) * 1000
         p50, p95, p99 = np.quantile(latencies, [0.5, 0.95, 0.99]).tolist()
         images = report["images"]
