@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from batch import run_batch
+from bound import bound
 from graph import ConfigError, check_config, dims
+from onnx import TensorProto, helper
 from session import providers, session_options, thread_counts
 
 
@@ -201,3 +206,37 @@ def test_the_one_at_fault_fails_alone() -> None:
     assert not isinstance(good, Exception)
     assert not isinstance(other, Exception)
     assert other["y"].ravel().tolist() == [2, 2]
+
+
+def test_a_run_into_memory_that_is_used_again(tmp_path: Path) -> None:
+    doubled = helper.make_graph(
+        [helper.make_node("Add", ["x", "x"], ["y"])],
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 3])],
+    )
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(doubled, opset_imports=opset, ir_version=8), tmp_path / "m.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    run = bound(session, ["y"])
+    assert run is not None
+    first = run({"x": np.array([[1, 2, 3]], np.float32)})["y"]
+    assert first.tolist() == [[2, 4, 6]]
+    assert run({"x": np.array([[4, 5, 6]], np.float32)})["y"] is first
+    assert first.tolist() == [[8, 10, 12]]
+    with ThreadPoolExecutor(1) as pool:  # has its own
+        other = pool.submit(run, {"x": np.array([[7, 8, 9]], np.float32)}).result()["y"]
+    assert other.tolist() == [[14, 16, 18]]
+    assert first.tolist() == [[8, 10, 12]]
+
+
+def test_memory_of_unknown_size_cannot_be_used_again(tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("NonZero", ["x"], ["y"])],
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3])],
+        [helper.make_tensor_value_info("y", TensorProto.INT64, [2, "found"])],
+    )
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "m.onnx")
+    assert bound(onnxruntime.InferenceSession(tmp_path / "m.onnx"), ["y"]) is None

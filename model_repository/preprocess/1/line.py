@@ -35,7 +35,8 @@ class Request:
     Attributes:
         images: how many it has.
         deadline: of `time.monotonic()`, until which it may wait.
-        begin: called with its ticket when it is its turn; must not raise, nor take long.
+        begin: called with its ticket when it is its turn, on any thread; must not raise, nor take
+            long.
         late: called in place of `begin` when it has waited too long.
     """
 
@@ -65,13 +66,14 @@ class Line:
         self._heard = 0.0  # when the last report came
         self._usual = _FIRST / _USUAL  # seconds from one report to the next
         self._lost = 0  # images since the last report
+        self._asleep = False  # the thread, until somebody waits
         self._closed = False
         self._changed = Condition()
         self._thread = Thread(target=self._serve, name="line", daemon=True)
         self._thread.start()
 
     def join(self, request: Request) -> None:
-        """Wait for one's turn; it may come at once, and on the caller's thread.
+        """Wait for one's turn, which may come at once.
 
         Raises:
             FullError: too many do already. A request that nobody is before is never too large.
@@ -81,11 +83,10 @@ class Line:
                 raise FullError(f"saturated: no more than {self._room} images may wait")
             self._requests.append(request)
             self._waiting += request.images
-            ticket = self._first() if len(self._requests) == 1 else None
-            if ticket is None:
-                self._changed.notify()
-                return
-        request.begin(ticket)
+        self._let_go()
+        with self._changed:
+            if self._requests and self._asleep:
+                self._changed.notify()  # from now on somebody has to look at the time
 
     def report(self, ticket: int) -> None:
         """The request with this ticket has left the network behind it, and all before it."""
@@ -99,17 +100,30 @@ class Line:
             self._heard, self._lost = now, 0
             for begun in passed:
                 self._forget(begun)
+        self._let_go()
 
     def withdraw(self, ticket: int) -> None:
         """The request with this ticket goes no further."""
         with self._changed:
             if ticket in self._begun:
                 self._forget(ticket)
+        self._let_go()
 
     def _forget(self, ticket: int) -> None:
         images, _ = self._begun.pop(ticket)
         self._under_way -= images
-        self._changed.notify()
+
+    def _let_go(self) -> None:
+        """Begin those whose turn it is, on this thread: to wake another takes longer."""
+        while True:
+            with self._changed:
+                if not self._requests or self._requests[0].deadline < monotonic():
+                    return
+                request = self._requests[0]
+                ticket = self._first()
+            if ticket is None:
+                return
+            request.begin(ticket)
 
     def close(self) -> None:
         """Let all that wait go, and end."""
@@ -127,7 +141,9 @@ class Line:
                 if not late and ticket is None:
                     if self._closed:
                         return
-                    self._changed.wait(self._patience() if self._requests else None)
+                    self._asleep = not self._requests
+                    self._changed.wait(None if self._asleep else self._patience())
+                    self._asleep = False
                     continue
             for other in late:
                 other.late()

@@ -13,6 +13,7 @@ from pathlib import Path
 import triton_python_backend_utils as pb_utils
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "shared"))
+from bound import bound
 from compact import without_own_inputs
 from cores import cores_of_instance
 from graph import DATA_TYPES, check_config, dims
@@ -88,7 +89,11 @@ def on_lanes(config, sessions, cores):
     def run(session, inputs):
         return dict(zip(names, session.run(names, inputs)))
 
-    return OnLanes(config, {n: partial(run, session) for n, session in sessions.items()}, cores)
+    def one_by_one(session):
+        return config["max_batch_size"] > 0 and bound(session, names)
+
+    runs = {n: one_by_one(session) or partial(run, session) for n, session in sessions.items()}
+    return OnLanes(config, runs, cores)
 
 
 def weights_path(config, folder):
