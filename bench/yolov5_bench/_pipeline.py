@@ -11,13 +11,14 @@ import numpy as np
 import onnxruntime
 import torch
 from numpy.typing import NDArray
+from torchvision.ops import box_iou
 
 from yolov5_build._metadata import read_metadata
 from yolov5_build._photos import step_module
 
 CONF_THRES, IOU_THRES, MAX_DET = 0.25, 0.45, 300  # those of preprocess/config.pbtxt
 
-_SURE, _NEAR = 0.35, 8  # a score, and pixels of the photo
+_SURE, _ALIKE = 0.5, 0.5  # a score, and an IoU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +39,10 @@ class Answer:
 
     def misses(self, other: Answer) -> str | None:
         """What the other is sure of and this one has not; for numbers that may be less exact."""
-        for box, score, index in zip(other.boxes, other.scores, other.classes):
-            near = np.abs(self.boxes - box).max(axis=1, initial=0) < _NEAR
+        alike = (
+            box_iou(torch.from_numpy(other.boxes), torch.from_numpy(self.boxes)).numpy() > _ALIKE
+        )
+        for box, score, index, near in zip(other.boxes, other.scores, other.classes, alike):
             if score > _SURE and not (near & (self.classes == index)).any():
                 return f"nothing of class {index} near {box.round(1).tolist()}, score {score:.2f}"
         return None

@@ -103,6 +103,27 @@ def write_ratios(samples: Sequence[Sample], path: Path, machine: str) -> None:
     path.write_text(json.dumps({"machine": machine, "ratios": found}, indent=2) + "\n")
 
 
+def fallen(
+    found: Mapping[str, Mapping[str, float]],
+    kept: Mapping[str, Mapping[str, float]],
+    slack: float,
+) -> dict[tuple[str, str], tuple[float, float]]:
+    """Which ratios, by contender and callers, are under `slack` times those that were kept.
+
+    Args:
+        found, kept: as `write_ratios` writes them; what only one of them has does not count.
+
+    Returns:
+        For each of them what it is and what it was.
+    """
+    return {
+        (name, callers): (ratio, kept[name][callers])
+        for name, ratios_of in found.items()
+        for callers, ratio in ratios_of.items()
+        if callers in kept.get(name, {}) and ratio < slack * kept[name][callers]
+    }
+
+
 def plot(samples: Sequence[Sample], path: Path, title: str) -> None:
     """Throughput and p99 against callers."""
     import matplotlib

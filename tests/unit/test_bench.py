@@ -12,7 +12,7 @@ from yolov5_bench._growth import Point
 from yolov5_bench._growth import table as growth_table
 from yolov5_bench._measure import Sample
 from yolov5_bench._pipeline import Answer
-from yolov5_bench._report import accuracy_table, plot, ratios, step_table, table, write_csv
+from yolov5_bench._report import accuracy_table, fallen, plot, ratios, step_table, table, write_csv
 
 SAMPLE = Sample(
     contender="ours",
@@ -61,7 +61,7 @@ def test_files(tmp_path: Path) -> None:
 
 def test_less_exact_answers_must_have_what_is_sure() -> None:
     boxes = np.array([[10, 20, 30, 40], [50, 60, 70, 80]], np.float32)
-    answer = Answer(boxes=boxes, scores=np.array([0.5, 0.3], np.float32), classes=np.array([1, 1]))
+    answer = Answer(boxes=boxes, scores=np.array([0.6, 0.3], np.float32), classes=np.array([1, 1]))
     assert (
         replace(answer, boxes=boxes + np.float32(3), scores=answer.scores / 2).misses(answer)
         is None
@@ -100,3 +100,13 @@ def test_accuracy_is_held_against_ours() -> None:
         "| ours | 0.8000 | 0.5000 | +0.0000 |",
         "| default | 0.8100 | 0.4960 | -0.0040 |",
     ]
+
+
+def test_a_ratio_that_has_fallen_is_found() -> None:
+    kept = {"fastapi": {"1": 0.9, "8": 1.0}, "bare": {"8": 0.9}}
+    assert fallen({"fastapi": {"1": 0.82, "8": 0.91}, "bare": {"8": 0.95}}, kept, 0.9) == {}
+    found = {"fastapi": {"1": 0.8, "8": 0.89}, "other": {"8": 0.1}}
+    assert fallen(found, kept, 0.9) == {
+        ("fastapi", "1"): (0.8, 0.9),
+        ("fastapi", "8"): (0.89, 1.0),
+    }

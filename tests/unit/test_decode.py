@@ -176,3 +176,49 @@ def test_what_is_decoded_at_the_same_time_has_a_limit() -> None:
             assert entered == [4]
         large.result(10)
     assert entered == [4, 5]
+
+
+_RESIZED = cv2.resize(cv2.imread(str(PHOTO)), (901, 600), interpolation=cv2.INTER_CUBIC)
+LARGE = _RESIZED.astype(np.uint8)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4, 8])
+def test_a_jpeg_can_be_decoded_smaller_and_says_how_large_it_is(factor: int) -> None:
+    asked = []
+
+    def reduction(height: int, width: int) -> int:
+        asked.append((height, width))
+        return factor
+
+    picture, size = Decoder(LIMITS).decode_scaled(encode(".jpg", LARGE), reduction)
+    assert asked == [(600, 901)]
+    assert size == (600, 901)
+    assert picture.shape[:2] == (-(-600 // factor), -(-901 // factor))
+    smaller = cv2.resize(LARGE, picture.shape[1::-1], interpolation=cv2.INTER_AREA)
+    assert np.abs(picture.astype(int) - smaller).mean() < 3
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_smaller_picture_is_turned_like_the_whole_one(orientation: int) -> None:
+    decoder = Decoder(LIMITS)
+    data = with_orientation(encode(".jpg", LARGE), orientation)
+    whole = decoder.decode(data)
+    picture, size = decoder.decode_scaled(data, lambda height, width: 4)
+    assert size == whole.shape[:2]
+    smaller = cv2.resize(whole, picture.shape[1::-1], interpolation=cv2.INTER_AREA)
+    assert np.abs(picture.astype(int) - smaller).mean() < 3
+
+
+def test_a_size_that_would_be_in_doubt_is_not_guessed() -> None:
+    nearly = LARGE[:599, :600]  # 300x300 in half the size, whichever way round
+    picture, size = Decoder(LIMITS).decode_scaled(encode(".jpg", nearly), lambda *_: 2)
+    assert picture.shape[:2] == size == (599, 600)
+    square = LARGE[:600, :600]
+    picture, size = Decoder(LIMITS).decode_scaled(encode(".jpg", square), lambda *_: 2)
+    assert (picture.shape[:2], size) == ((300, 300), (600, 600))
+
+
+def test_other_formats_have_no_smaller_size() -> None:
+    small = encode(".png", LARGE[:60, :90])
+    picture, size = Decoder(LIMITS).decode_scaled(small, lambda *_: 8)
+    assert picture.shape[:2] == size == (60, 90)

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 from assemble import Batch
-from letterbox import PAD_VALUE, enlarge, letterbox
+from letterbox import PAD_VALUE, enlarge, letterbox, reduction
 from normalise import HostNormaliser, PlaneSplitter
 
 # Height, width; then where the picture lies in 640x640: top, left, height, width; then the exact
@@ -114,3 +115,39 @@ def test_pixels_are_the_same_before_the_division() -> None:
     assert [*tensors] == ["pixels"] and tensors["pixels"].dtype == np.uint8
     np.testing.assert_array_equal(tensors["pixels"][0], picture[..., ::-1].transpose(2, 0, 1))
     np.testing.assert_array_equal(tensors["pixels"][1], np.invert(tensors["pixels"][0]))
+
+
+@pytest.mark.parametrize(
+    "size, mode, expected",
+    [
+        ((480, 640), "square", 1),
+        ((720, 1280), "square", 2),
+        ((1280, 719), "square", 2),
+        ((719, 1279), "square", 1),
+        ((3000, 4000), "square", 4),
+        ((3000, 4000), "rect", 4),
+        ((3000, 4000), "stretch", 4),
+        ((1279, 4000), "stretch", 1),
+        ((9000, 9000), "square", 8),
+    ],
+)
+def test_how_much_smaller_a_picture_may_be(size: tuple[int, int], mode: str, expected: int) -> None:
+    assert reduction(*size, height=640, width=640, mode=mode) == expected
+
+
+def test_an_input_that_is_not_square_may_get_the_picture_turned() -> None:
+    assert reduction(960, 1280, height=480, width=640) == 2
+    assert reduction(1280, 960, height=480, width=640) == 2
+    assert reduction(959, 1000, height=480, width=640) == 1  # turned it could be half as large
+
+
+@pytest.mark.parametrize("mode", ["square", "rect", "stretch"])
+def test_a_smaller_copy_lies_where_the_picture_would(mode: str) -> None:
+    picture = np.random.default_rng(1).integers(0, 256, (721, 1281, 3), np.uint8)
+    canvas, placement = letterbox(picture, 640, 640, mode)
+    copy = cv2.resize(picture, (641, 361), interpolation=cv2.INTER_AREA).astype(np.uint8)
+    other, same = letterbox(copy, 640, 640, mode, size=(721, 1281))
+    assert same == placement
+    assert other.shape == canvas.shape
+    padding = (canvas == PAD_VALUE).all(2)
+    assert padding.sum() == pytest.approx((other == PAD_VALUE).all(2).sum(), abs=5)

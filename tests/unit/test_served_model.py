@@ -130,6 +130,7 @@ SETTINGS = {
     "max_waiting_images": "7",
     "max_wait_seconds": "9",
     "max_images_ahead": "5",
+    "scaled_decoding": "true",
 }
 
 
@@ -140,6 +141,7 @@ def test_settings() -> None:
     assert settings.max_waiting_images == 7
     assert settings.max_wait_seconds == 9
     assert settings.max_images_ahead == 5
+    assert settings.scaled_decoding is True
     assert settings.defaults.conf_thres == 0.3
     assert settings.defaults.classes == {1}
     assert settings.defaults.iou_thres == 0.45
@@ -175,6 +177,7 @@ def test_a_default_that_is_missing() -> None:
         ({"threads": "-1"}, "setting 'threads' is '-1'"),
         ({"max_waiting_images": "0"}, "setting 'max_waiting_images' is '0'"),
         ({"max_wait_seconds": "0.5"}, "setting 'max_wait_seconds' is '0.5'"),
+        ({"scaled_decoding": "yes"}, "setting 'scaled_decoding' is 'yes'; allowed: true, false"),
         ({"conf_threshold": "0.5"}, "setting 'conf_threshold' is unknown"),
         ({"max_det": "0"}, "max_det is '0'; allowed: a whole number from 1 to 1000"),
     ],

@@ -70,5 +70,15 @@ def test_a_fault_is_said_and_is_not_the_end() -> None:
     tally.close()
 
 
+def test_what_is_left_is_delivered_at_the_end() -> None:
+    go = threading.Event()
+    go.set()
+    counter = Metric(go)
+    tally = Tally(print)
+    tally.count(counter, 3)
+    tally.close()
+    assert counter.calls == [3]
+
+
 def test_it_ends_while_there_is_nothing_to_do() -> None:
     Tally(print).close()

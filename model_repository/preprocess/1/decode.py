@@ -6,14 +6,14 @@ import base64
 import binascii
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Condition
 from typing import cast
 
 import numpy as np
-from headers import read_header
+from headers import Header, read_header
 from numpy.typing import NDArray
 
 FORMATS = "JPEG, PNG, WebP, BMP, TIFF"
@@ -95,16 +95,34 @@ class Decoder:
 
         cv2.setNumThreads(1)  # what runs in parallel is the images of a batch
         self._cv2 = cv2
+        self._flags = {
+            1: cv2.IMREAD_COLOR,
+            2: cv2.IMREAD_REDUCED_COLOR_2,
+            4: cv2.IMREAD_REDUCED_COLOR_4,
+            8: cv2.IMREAD_REDUCED_COLOR_8,
+        }
         self._limits = limits
         # A decoder may need 12 bytes for a pixel: a thread for each of many cores would need more
         # memory than there is.
         self._room = Room(limits.pixels)
 
     def decode(self, element: bytes) -> NDArray[np.uint8]:
+        """`decode_scaled`, in full size: BGR uint8 [H, W, 3]."""
+        return self.decode_scaled(element, in_full)[0]
+
+    def decode_scaled(
+        self, element: bytes, reduction: Callable[[int, int], int]
+    ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
         """Decode one element of the input: an image file, base64 text of one, or its data URI.
 
+        Args:
+            reduction: says for a height and width how many times smaller the picture may be, 1, 2,
+                4 or 8. A JPEG then is, since its decoder leaves out what is not needed; other
+                formats have no such short cut.
+
         Returns:
-            BGR picture as it is displayed (EXIF orientation applied), uint8 [H, W, 3].
+            The BGR picture as it is displayed (EXIF orientation applied), uint8 [h, w, 3], and the
+            height and width that it has in full size.
 
         Raises:
             ImageError: not an image of an allowed format, damaged, or over a limit.
@@ -127,14 +145,19 @@ class Decoder:
                 f"a JPEG of {header.scans} scans; allowed: {SCANS * self._limits.pixels}"
                 " pixels in all scans together",
             )
+        factor = _possible_factor(header, reduction)
         with self._room.taken(header.pixels):
             try:
-                picture = self._cv2.imdecode(np.frombuffer(data, np.uint8), self._cv2.IMREAD_COLOR)
+                picture = self._cv2.imdecode(np.frombuffer(data, np.uint8), self._flags[factor])
             except self._cv2.error:
                 raise self._undecodable() from None
         if picture is None or picture.size == 0:
             raise self._undecodable()
-        return cast("NDArray[np.uint8]", picture)
+        height, width = picture.shape[:2]
+        if factor > 1 and header.sides is not None:
+            upright = (height, width) == _reduced(header.sides, factor)
+            height, width = header.sides if upright else header.sides[::-1]
+        return cast("NDArray[np.uint8]", picture), (height, width)
 
     def _unwrap(self, element: bytes) -> bytes:
         """The file's own bytes, out of base64 where they came as text."""
@@ -165,3 +188,23 @@ class Decoder:
             "undecodable",
             "cannot be decoded, as the file is damaged or cut off; allowed: whole files",
         )
+
+
+def in_full(height: int, width: int) -> int:
+    """For `decode_scaled`: as large as it is."""
+    return 1
+
+
+def _possible_factor(header: Header, reduction: Callable[[int, int], int]) -> int:
+    if header.sides is None:
+        return 1
+    factor = reduction(*header.sides)
+    height, width = _reduced(header.sides, factor)
+    # It must be seen afterwards whether the picture was turned.
+    return factor if height != width or header.sides[0] == header.sides[1] else 1
+
+
+def _reduced(sides: tuple[int, int], factor: int) -> tuple[int, int]:
+    """As the decoder rounds them."""
+    height, width = sides
+    return -(-height // factor), -(-width // factor)

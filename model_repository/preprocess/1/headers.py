@@ -31,10 +31,12 @@ class Header:
     Attributes:
         pixels: of the picture; of a tiled TIFF those of its tiles, which may be larger.
         scans: passes over the picture that a JPEG makes, at most; 1 for other formats.
+        sides: of a JPEG, height and width as it is stored, before it is turned for display.
     """
 
     pixels: int
     scans: int = 1
+    sides: tuple[int, int] | None = None
 
 
 def read_header(data: bytes) -> Header | None:
@@ -63,7 +65,7 @@ def _jpeg(data: bytes) -> Header | None:
         if kind in _JPEG_FRAMES:
             height, width = struct.unpack_from(">HH", data, position + 3)
             # A scan's data cannot hold its marker, so that these are all, and perhaps some more.
-            return Header(width * height, data.count(_JPEG_SCAN))
+            return Header(width * height, data.count(_JPEG_SCAN), (height, width))
         (length,) = struct.unpack_from(">H", data, position)
         position += length
     return None

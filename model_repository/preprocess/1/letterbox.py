@@ -36,16 +36,24 @@ class Placement:
 
 
 def letterbox(
-    picture: NDArray[np.uint8], height: int, width: int, mode: str = "square", stride: int = 32
+    picture: NDArray[np.uint8],
+    height: int,
+    width: int,
+    mode: str = "square",
+    stride: int = 32,
+    *,
+    size: tuple[int, int] | None = None,
 ) -> tuple[NDArray[np.uint8], Placement]:
     """Fit `picture` [h, w, 3] into [height, width, 3].
 
     Args:
+        size: height and width of the picture that this one is a smaller copy of, in whose pixels
+            it is to be placed.
         mode: `square` keeps the picture's proportions and pads to the whole of the input; `rect`
             pads only to the next multiple of `stride`, so that the result may be smaller;
             `stretch` keeps no proportions and pads nothing.
     """
-    h, w = picture.shape[:2]
+    h, w = size or picture.shape[:2]
     if mode == "stretch":
         placement = Placement(
             gain_x=width / w, gain_y=height / h, pad_x=0.0, pad_y=0.0, height=h, width=w
@@ -75,6 +83,20 @@ def letterbox(
         width=w,
     )
     return canvas, placement
+
+
+def reduction(h: int, w: int, *, height: int, width: int, mode: str = "square") -> int:
+    """How many times smaller a picture may arrive at `letterbox` so that it is not enlarged there.
+
+    Args:
+        h, w: of the picture, which may still be turned by a quarter.
+
+    Returns:
+        1, 2, 4 or 8.
+    """
+    widest = min if mode == "stretch" else max
+    fits = min(widest(h / height, w / width), widest(w / height, h / width))
+    return next((factor for factor in (8, 4, 2) if factor <= fits), 1)
 
 
 def enlarge(

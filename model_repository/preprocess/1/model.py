@@ -9,7 +9,7 @@ from time import monotonic, perf_counter
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from decode import Decoder, ImageError
+from decode import Decoder, ImageError, in_full
 from heap import settle
 from job import Job
 from line import FullError, Line, Request
@@ -37,15 +37,14 @@ class TritonPythonModel:
         self.decoder = Decoder(settings.limits)
         # These import OpenCV, which must not happen before the decoder has set its limit.
         from assemble import Batch
-        from letterbox import letterbox
+        from letterbox import letterbox, reduction
         from normalise import PlaneSplitter, make_normaliser
 
-        self.letterbox = partial(
-            letterbox,
-            height=served.height,
-            width=served.width,
-            mode=served.letterbox,
-            stride=served.stride,
+        shape = {"height": served.height, "width": served.width, "mode": served.letterbox}
+        self.letterbox = partial(letterbox, **shape, stride=served.stride)
+        self.decode = partial(
+            self.decoder.decode_scaled,
+            reduction=partial(reduction, **shape) if settings.scaled_decoding else in_full,
         )
         gpu = (
             int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None
@@ -112,9 +111,9 @@ class TritonPythonModel:
 
     def prepare(self, element, batch, index):
         started = perf_counter()
-        picture = self.decoder.decode(element)
+        picture, size = self.decode(element)
         decoded = perf_counter()
-        canvas, placement = self.letterbox(picture)
+        canvas, placement = self.letterbox(picture, size=size)
         batch.put(index, canvas)
         self.metrics.time(decoded - started, perf_counter() - decoded)
         return placement

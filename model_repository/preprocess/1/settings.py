@@ -15,6 +15,7 @@ _OWN = (
     "network_version",
     "max_image_bytes",
     "max_image_pixels",
+    "scaled_decoding",
     "threads",
     "max_waiting_images",
     "max_wait_seconds",
@@ -31,6 +32,8 @@ class Settings:
     """
     Attributes:
         defaults: what a request gets that does not say otherwise.
+        scaled_decoding: whether a JPEG that is much larger than the network's input is decoded in
+            a smaller size.
         threads: images that are decoded at the same time.
         max_waiting_images: that wait to be decoded.
         max_wait_seconds: how long a request may.
@@ -39,6 +42,7 @@ class Settings:
 
     defaults: Parameters
     limits: ImageLimits
+    scaled_decoding: bool
     threads: int
     max_waiting_images: int
     max_wait_seconds: int
@@ -84,12 +88,20 @@ def read_settings(
             # OpenCV's own bound; its sides end at 2**20.
             pixels=_whole(config, "max_image_pixels", 1, 1 << 30),
         ),
+        scaled_decoding=_flag(config, "scaled_decoding"),
         threads=_whole(config, "threads", 0, 1024) or cores,
         max_waiting_images=_whole(config, "max_waiting_images", 1, 1 << 20),
         max_wait_seconds=_whole(config, "max_wait_seconds", 1, 3600),
         # Some that are decoded, some that the network has, and two so that none of them waits.
         max_images_ahead=_whole(config, "max_images_ahead", 0, 1 << 20) or 2 * cores + 2,
     )
+
+
+def _flag(config: Mapping[str, str], name: str) -> bool:
+    text = config.get(name, "")
+    if text not in ("true", "false"):
+        raise SettingsError(f"setting '{name}' is '{text}'; allowed: true, false")
+    return text == "true"
 
 
 def _whole(config: Mapping[str, str], name: str, low: int, high: int) -> int:

@@ -39,20 +39,20 @@ class Tally:
             self._changed.notify()
 
     def close(self) -> None:
-        """End; what is left is not delivered, as the server ends, too."""
+        """Deliver what is left, and end."""
         self._closed.set()
         with self._changed:
             self._changed.notify()
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._closed.wait(_PAUSE):
+        closed = False
+        while not closed:
+            closed = self._closed.wait(_PAUSE)
             with self._changed:
                 self._changed.wait_for(self._has_work)
                 counts, times = self._counts, self._times
                 self._counts, self._times = {}, []
-            if self._closed.is_set():
-                return
             try:
                 for metric, amount in counts.items():
                     metric.increment(amount)
