@@ -225,6 +225,15 @@ def make_repository(folder: Path, weights: Path, *arguments: str) -> Path:
     return repository
 
 
+@dataclass
+class GraphTensor:
+    """An input or output of a graph, as ONNX Runtime describes it."""
+
+    name: str
+    type: str
+    shape: list[Any]
+
+
 def labelled_photos(folder: Path) -> Path:
     """A data set of the bundled photos, with the reference's answers for labels; its YAML."""
     (folder / "images").mkdir()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,17 +9,10 @@ import pytest
 from compact import InputError, check_inputs, compact, without_own_inputs
 from graph import ConfigError, check_config
 from single import Answer, Tensors
+from support import GraphTensor
 
-
-@dataclass
-class Tensor:
-    name: str
-    type: str
-    shape: list[Any]
-
-
-INPUTS = [Tensor("images", "tensor(float)", ["batch", 3, 640, 640])]
-OUTPUTS = [Tensor("output0", "tensor(float)", ["batch", 25200, 8])]
+INPUTS = [GraphTensor("images", "tensor(float)", ["batch", 3, 640, 640])]
+OUTPUTS = [GraphTensor("output0", "tensor(float)", ["batch", 25200, 8])]
 IMAGES = {"name": "images", "data_type": "TYPE_FP32", "dims": [3, 640, 640]}
 PIXELS = {"name": "pixels", "data_type": "TYPE_UINT8", "dims": [3, 640, 640], "optional": True}
 NMS = {"name": "nms", "data_type": "TYPE_FP32", "dims": [5], "optional": True}

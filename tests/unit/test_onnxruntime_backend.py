@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +13,12 @@ from bound import bound
 from graph import ConfigError, check_config, dims
 from onnx import TensorProto, helper
 from session import providers, session_options, thread_counts
+from support import GraphTensor
 
-
-@dataclass
-class Tensor:
-    name: str
-    type: str
-    shape: list[Any]
-
-
-INPUTS = [Tensor("images", "tensor(float)", ["batch", 3, 640, 640])]
+INPUTS = [GraphTensor("images", "tensor(float)", ["batch", 3, 640, 640])]
 OUTPUTS = [
-    Tensor("output0", "tensor(float)", ["batch", 25200, 8]),
-    Tensor("extra", "tensor(int64)", ["batch", None]),
+    GraphTensor("output0", "tensor(float)", ["batch", 25200, 8]),
+    GraphTensor("extra", "tensor(int64)", ["batch", None]),
 ]
 
 
