@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnxruntime
 from graph import dims
-
-Run = Callable[[Mapping[str, Any]], dict[str, Any]]
+from lanes import Run
 
 
 def bound(session: onnxruntime.InferenceSession, names: Sequence[str]) -> Run | None:
