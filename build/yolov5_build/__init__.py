@@ -1,5 +1,6 @@
 """From trained YOLOv5 weights to the served model: read, export, install."""
 
+from ._candidates import export_candidates
 from ._checkpoint import Checkpoint, load_checkpoint
 from ._errors import BuildError
 from ._export import export_onnx
@@ -11,6 +12,7 @@ __all__ = [
     "BuildError",
     "Checkpoint",
     "Installed",
+    "export_candidates",
     "export_onnx",
     "import_onnx",
     "install_onnx",

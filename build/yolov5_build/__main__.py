@@ -10,11 +10,13 @@ import argparse
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from yolov5_client import DataError
 from yolov5_client.evaluation import Split, read_names, read_split
 
 from . import _names as names
+from ._candidates import export_candidates
 from ._checkpoint import Checkpoint, load_checkpoint
 from ._download import fetch_release, is_release_name
 from ._errors import BuildError
@@ -112,7 +114,7 @@ def _install(options: argparse.Namespace) -> Installed:
     imgsz = _imgsz(options.imgsz)
     weights = _find(options.weights)
     with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder, names.WEIGHTS_FILE)
+        made, candidates = Path(folder, names.WEIGHTS_FILE), Path(folder, names.CANDIDATES_FILE)
         if weights.suffix == ".onnx":
             for flag in ("half", "int8", "reduced_head"):
                 if getattr(options, flag):
@@ -130,6 +132,7 @@ def _install(options: argparse.Namespace) -> Installed:
             letterbox=options.letterbox,
             imgsz=imgsz,
             bf16=_bf16_is_as_good(options, made),
+            candidates=candidates if candidates.exists() else None,
         )
 
 
@@ -148,20 +151,21 @@ def _export(
     checkpoint = _checkpoint(weights)
     validation = read_split(options.data, "val", "test") if options.data else None
 
+    form: dict[str, Any] = {
+        "imgsz": imgsz,
+        "dynamic": options.letterbox == "rect",
+        "reduced_head": options.reduced_head,
+    }
+
     def export(name: str, *, half: bool = False) -> Path:
         path = folder / name
-        export_onnx(
-            checkpoint,
-            path,
-            imgsz=imgsz,
-            dynamic=options.letterbox == "rect",
-            half=half,
-            reduced_head=options.reduced_head,
-            provenance=f"From {weights.name}, sha256 {checkpoint.sha256}.",
-        )
+        provenance = f"From {weights.name}, sha256 {checkpoint.sha256}."
+        export_onnx(checkpoint, path, half=half, provenance=provenance, **form)
         return path
 
     made = export(names.WEIGHTS_FILE, half=options.half)
+    if not (options.half or options.int8):
+        export_candidates(checkpoint, folder / names.CANDIDATES_FILE, made, **form)
     if validation is None or not (options.half or options.int8):
         return made
     full = export("fp32.onnx") if options.half else made

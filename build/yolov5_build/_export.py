@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
@@ -18,7 +19,7 @@ from . import _names as names
 from ._checkpoint import Checkpoint
 from ._errors import BuildError
 from ._photos import example_images
-from .layers import Detect, DetectionModel
+from .layers import DetectionModel
 
 OPSET = 17  # old enough to be read widely; run here with ONNX Runtime 1.23 and 1.31
 # Largest difference from the PyTorch network on photos, relative to a value's magnitude or to 1.
@@ -55,28 +56,19 @@ def export_onnx(
     Raises:
         BuildError: `imgsz` does not fit the network, or the export does not answer as it does.
     """
-    height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
-    for side in (height, width):
-        if side <= 0 or side % checkpoint.stride:
-            raise BuildError(
-                f"image size {side} is not a positive multiple of {checkpoint.stride}."
-            )
+    height, width = sides(checkpoint, imgsz)
     images = example_images(height, width)
     axes = {0: "batch", 2: "height", 3: "width"} if dynamic else {0: "batch"}
     network = _half(checkpoint.network) if half else checkpoint.network
-    outputs = {0: "batch", 1: "rows"} if dynamic else {0: "batch"}
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # the tracer's notes about shapes, which are meant static
-        torch.onnx.export(
-            _Answer(network, reduced_head=reduced_head, half=half).eval(),
-            (torch.from_numpy(images[:1]),),
-            str(path),
-            dynamo=False,
-            opset_version=OPSET,
-            input_names=[names.INPUT],
-            output_names=[names.OUTPUT],
-            dynamic_axes={names.INPUT: axes, names.OUTPUT: outputs},
-        )
+    write_onnx(
+        _Answer(network, reduced_head=reduced_head, half=half),
+        {names.INPUT: torch.from_numpy(images[:1])},
+        path,
+        open_sides={
+            names.INPUT: axes,
+            names.OUTPUT: {0: "batch", 1: "rows"} if dynamic else {0: "batch"},
+        },
+    )
     # Two images against the one that was traced, so that a batch baked into the graph shows.
     shape, difference = _compare(checkpoint, path, images, reduced_head=reduced_head)
     if dynamic:  # and another shape than the traced one
@@ -104,6 +96,55 @@ def export_onnx(
     return difference
 
 
+def sides(checkpoint: Checkpoint, imgsz: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width in pixels.
+
+    Raises:
+        BuildError: the network cannot take images of this size.
+    """
+    height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
+    for side in (height, width):
+        if side <= 0 or side % checkpoint.stride:
+            raise BuildError(
+                f"image size {side} is not a positive multiple of {checkpoint.stride}."
+            )
+    return height, width
+
+
+def write_onnx(
+    network: nn.Module,
+    inputs: Mapping[str, Tensor],
+    path: Path,
+    *,
+    open_sides: Mapping[str, Mapping[int, str]],
+) -> None:
+    """Trace a network with one output.
+
+    Args:
+        inputs: by name, in the order of its parameters.
+        open_sides: for an input's or the output's name the dimensions that are not fixed.
+    """
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the tracer's notes about shapes, which are meant static
+        torch.onnx.export(
+            network.eval(),
+            tuple(inputs.values()),
+            str(path),
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=list(inputs),
+            output_names=[names.OUTPUT],
+            dynamic_axes=open_sides,
+        )
+
+
+def best_class(rows: Tensor) -> Tensor:
+    """Rows [..., 5 + C] -> [..., 6]: the box, the best class's score times objectness, its
+    index."""
+    scores, classes = (rows[..., 5:] * rows[..., 4:5]).max(-1, keepdim=True)
+    return torch.cat((rows[..., :4], scores, classes.to(rows.dtype)), -1)
+
+
 class _Answer(nn.Module):
     """The network as it is exported."""
 
@@ -115,10 +156,7 @@ class _Answer(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         rows = cast(Tensor, self.network(images.half() if self.half_inside else images))
-        if not self.reduced_head:
-            return rows
-        scores, classes = (rows[..., 5:] * rows[..., 4:5]).max(2, keepdim=True)
-        return torch.cat((rows[..., :4], scores, classes.to(rows.dtype)), 2)
+        return best_class(rows) if self.reduced_head else rows
 
 
 class _ToFloat(nn.Module):
@@ -129,7 +167,7 @@ class _ToFloat(nn.Module):
 def _half(network: DetectionModel) -> DetectionModel:
     """A copy that computes in FP16 up to the head's convolutions, and decodes in FP32."""
     copied = copy.deepcopy(network)
-    head, original = cast(Detect, copied.model[-1]), cast(Detect, network.model[-1])
+    head, original = copied.head, network.head
     copied.half()
     head.anchors, head.stride = original.anchors, original.stride
     head.m = nn.ModuleList(nn.Sequential(convolution, _ToFloat()) for convolution in head.m)

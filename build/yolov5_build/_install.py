@@ -37,8 +37,24 @@ _COMPACT = """# RGB 0..1, letterboxed; or the same as 0..255, which is a quarter
   { name: "pixels" data_type: TYPE_UINT8 dims: [ $dims ] optional: true },
   # The first of the five is conf_thres; rows whose objectness is not over it are left out.
   { name: "nms" data_type: TYPE_FP32 dims: [ 5 ] optional: true }"""
+_CANDIDATES = """\
+# Who sends pixels and nms is answered by this form of the network, which decodes no more rows.
+parameters { key: "candidates" value: { string_value: "candidates.onnx" } }
+
+"""
 _ONNX_RUNTIME = """# Another number than 0 is how many threads each image gets.
 parameters { key: "intra_op_thread_count" value: { string_value: "0" } }"""
+# What one image is, for the calls before the first; of the thresholds only conf_thres is read.
+_IMAGE = """
+      key: "images"
+      value: { data_type: TYPE_FP32 dims: [ 3, $height, $width ] random_data: true }"""
+_COMPACT_IMAGE = """
+      key: "pixels"
+      value: { data_type: TYPE_UINT8 dims: [ 3, $height, $width ] random_data: true }
+    }
+    inputs {
+      key: "nms"
+      value: { data_type: TYPE_FP32 dims: [ 5 ] zero_data: true }"""
 _OPENVINO_BF16 = """# By the name and value that Triton's own backend has.
 parameters { key: "HINT_BF16" value: { string_value: "YES" } }"""
 
@@ -66,6 +82,7 @@ def install_onnx(
     letterbox: str = "square",
     imgsz: tuple[int, int] | None = None,
     bf16: bool = False,
+    candidates: Path | None = None,
 ) -> Installed:
     """Write config, labels and weights of `yolov5` together, as a new version of what is there.
 
@@ -75,6 +92,7 @@ def install_onnx(
         letterbox: `square`, `rect` or `stretch`.
         imgsz: height and width where the network leaves them open (640 x 640 unless given).
         bf16: also write the configuration with which the embedded server computes in BF16.
+        candidates: from `export_candidates`, for the embedded server as well.
 
     Raises:
         BuildError: the network cannot do this letterbox mode, a class name cannot be written as a
@@ -103,32 +121,35 @@ def install_onnx(
     rect = letterbox == "rect"
     template = _TEMPLATE.read_text("utf-8").replace("$open_size", _OPEN_SIZE if rect else "")
     dims = "3, -1, -1" if rect else f"3, {height}, {width}"
+    sides = {"height": height, "width": width}
     config = partial(
         Template(template).substitute,
         provenance=metadata.provenance,
         max_batch_size=max_batch_size,
         columns_are=_COLUMNS[metadata.head],
-        height=height,
-        width=width,
+        **sides,
         stride=stride,
         letterbox=letterbox,
         head=metadata.head,
     )
     compact = partial(
-        config, inputs=Template(_COMPACT).substitute(dims=dims), output_dims=f"-1, {columns}"
+        config,
+        inputs=Template(_COMPACT).substitute(dims=dims),
+        output_dims=f"-1, {columns}",
+        image=Template(_COMPACT_IMAGE).substitute(sides),
     )
-    by_onnx_runtime = {
-        "backend": "onnxruntime",
-        "runtime": _ONNX_RUNTIME,
-        "precision": metadata.precision,
-    }
+    by_onnx_runtime = {"backend": "onnxruntime", "precision": metadata.precision}
     configs = {
         names.CONFIG_FILE: config(
             inputs=Template(_NORMALISED).substitute(dims=dims),
             output_dims=f"{rows or -1}, {columns}",
+            image=Template(_IMAGE).substitute(sides),
+            runtime=_ONNX_RUNTIME,
             **by_onnx_runtime,
         ),
-        names.EMBEDDED_CONFIG_FILE: compact(**by_onnx_runtime),
+        names.EMBEDDED_CONFIG_FILE: compact(
+            runtime=_CANDIDATES * bool(candidates) + _ONNX_RUNTIME, **by_onnx_runtime
+        ),
     }
     if bf16:
         configs[names.EMBEDDED_BF16_CONFIG_FILE] = compact(
@@ -138,6 +159,8 @@ def install_onnx(
         text_format.Parse(text, model_config_pb2.ModelConfig())
     with new_version(repository) as (folder, version):
         shutil.copyfile(weights, version / names.WEIGHTS_FILE)
+        if candidates:
+            shutil.copyfile(candidates, version / names.CANDIDATES_FILE)
         (folder / names.LABELS_FILE).write_text(
             "".join(f"{name}\n" for name in metadata.names), "utf-8"
         )

@@ -7,6 +7,8 @@ the steps that read it.
 MODEL = "yolov5"
 ENSEMBLE = "yolov5_ensemble"
 INPUT = "images"
+PIXELS = "pixels"  # the same as 0..255
+NMS = "nms"  # conf_thres first
 OUTPUT = "output0"
 CONFIG_FILE = "config.pbtxt"
 # In place of that one where the embedded server runs the network on a CPU; the second is there
@@ -15,6 +17,7 @@ EMBEDDED_CONFIG_FILE = "configs/embedded.pbtxt"
 EMBEDDED_BF16_CONFIG_FILE = "configs/embedded-bf16.pbtxt"
 LABELS_FILE = "labels.txt"
 WEIGHTS_FILE = "model.onnx"
+CANDIDATES_FILE = "candidates.onnx"  # see `_candidates`
 LETTERBOX_MODES = ("square", "rect", "stretch")  # those that preprocess has
 HEADS = ("full", "reduced")  # those that postprocess reads
 # TensorRT takes INT8 only with signed numbers around zero.
@@ -28,3 +31,4 @@ HEAD_KEY = "head"
 PRECISION_KEY = "precision"
 PROVENANCE_KEY = "provenance"
 MAX_BATCH_KEY = "max_batch_size"  # only where it is less than the repository's usual one
+FULL_KEY = "full_sha256"  # of a second form: the file that it is a form of

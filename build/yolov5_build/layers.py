@@ -10,7 +10,7 @@ Shapes are NCHW throughout.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -280,23 +280,52 @@ class Detect(nn.Module):
 
     def forward(self, xs: list[Tensor]) -> Tensor:
         """Feature maps -> [B, N, 5 + nc]: cx, cy, w, h in pixels, objectness, class scores."""
-        return torch.cat([self._decode(level, x) for level, x in enumerate(xs)], 1)
+        return torch.cat([self._rows(level, x) for level, x in enumerate(xs)], 1)
 
-    def _decode(self, level: int, x: Tensor) -> Tensor:
+    def candidates(self, xs: list[Tensor], conf_thres: Tensor) -> Tensor:
+        """Feature maps of one image -> [n, 5 + nc]: those rows whose objectness is over a threshold
+        (no dimensions), in the same order. Only they are decoded."""
+        return torch.cat([self._candidates(level, x, conf_thres) for level, x in enumerate(xs)])
+
+    def _rows(self, level: int, x: Tensor) -> Tensor:
         x = self.m[level](x)
         batch, _, rows, cols = x.shape
         t = x.view(batch, self.na, self.no, rows, cols).permute(0, 1, 3, 4, 2).sigmoid()
-        xy, wh, scores = torch.split(t, [2, 2, self.nc + 1], 4)
-        stride = self.stride[level]
-        anchors = (self.anchors[level] * stride).view(1, self.na, 1, 1, 2)
         y, x_ = torch.meshgrid(
             torch.arange(rows, dtype=t.dtype, device=t.device),
             torch.arange(cols, dtype=t.dtype, device=t.device),
             indexing="ij",
         )
-        grid = torch.stack((x_, y), 2).view(1, 1, rows, cols, 2) - 0.5
-        boxes = torch.cat(((xy * 2 + grid) * stride, (wh * 2) ** 2 * anchors), 4)
-        return torch.cat((boxes, scores), 4).view(batch, -1, self.no)
+        cells = torch.stack((x_, y), 2).view(1, 1, rows, cols, 2)
+        anchors = self._anchors(level).view(1, self.na, 1, 1, 2)
+        return self._decoded(level, t, cells, anchors).view(batch, -1, self.no)
+
+    def _candidates(self, level: int, x: Tensor, conf_thres: Tensor) -> Tensor:
+        x = self.m[level](x)
+        _, _, rows, cols = x.shape
+        objectness = x.view(self.na, self.no, rows * cols)[:, 4].sigmoid()
+        anchor, cell = (objectness > conf_thres).nonzero(as_tuple=True)
+        channels = (anchor * self.no)[:, None] + torch.arange(self.no, device=x.device)
+        # By one index into all values: by three, the exporter has the whole map transposed first.
+        t = x.flatten()[channels * (rows * cols) + cell[:, None]].sigmoid()
+        row = torch.div(cell, cols, rounding_mode="floor")
+        cells = torch.stack((cell - row * cols, row), 1).to(t.dtype)
+        return self._decoded(level, t, cells, self._anchors(level)[anchor])
+
+    def _anchors(self, level: int) -> Tensor:
+        """[na, 2] in pixels."""
+        return self.anchors[level] * self.stride[level]
+
+    def _decoded(self, level: int, t: Tensor, cells: Tensor, anchors: Tensor) -> Tensor:
+        """
+        Args:
+            t: [..., 5 + nc], sigmoids of a convolution's outputs.
+            cells: [..., 2], column and row.
+            anchors: [..., 2] in pixels.
+        """
+        xy, wh, scores = torch.split(t, [2, 2, self.nc + 1], -1)
+        centres = (xy * 2 + (cells - 0.5)) * self.stride[level]
+        return torch.cat((centres, (wh * 2) ** 2 * anchors, scores), -1)
 
 
 class DetectionModel(nn.Module):
@@ -306,19 +335,29 @@ class DetectionModel(nn.Module):
     save: list[int]
     names: list[str] | dict[int, str]
 
+    @property
+    def head(self) -> Detect:
+        return cast(Detect, self.model[-1])
+
     def forward(self, images: Tensor) -> Tensor:
         """RGB images [B, 3, H, W] in 0..1 -> rows [B, N, 5 + nc] in model pixels."""
+        return cast(Tensor, self.head(self.maps(images)))
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """RGB images [B, 3, H, W] in 0..1 -> the feature maps that the head reads."""
         x: Tensor = images
         kept: list[Tensor | None] = []
         save = set(self.save)
-        for layer in self.model:
+
+        def read(source: int) -> Any:
+            return x if source == -1 else kept[source]
+
+        *body, head = self.model
+        for layer in body:
             source = cast("int | list[int]", layer.f)
-            if isinstance(source, int):
-                x = layer(x if source == -1 else kept[source])
-            else:
-                x = layer([x if j == -1 else kept[j] for j in source])
+            x = layer(read(source) if isinstance(source, int) else [read(j) for j in source])
             kept.append(x if layer.i in save else None)
-        return x
+        return [read(j) for j in cast(list[int], head.f)]
 
 
 class Wrapper(nn.Module):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import tritonclient.grpc as grpc
 from numpy.typing import NDArray
@@ -60,11 +61,15 @@ def test_floats_give_all_rows(server: RunningServer) -> None:
     np.testing.assert_array_equal(rows(server, pixels=pixels), found)
 
 
+@pytest.mark.parametrize("kind", ["images", "pixels"])
 @pytest.mark.parametrize("count", [1, 3])
-def test_candidates_are_the_rows_over_the_confidence(server: RunningServer, count: int) -> None:
+def test_candidates_are_the_rows_over_the_confidence(
+    server: RunningServer, count: int, kind: str
+) -> None:
     images = prepared(count)
     whole = rows(server, images=images)
-    found = rows(server, images=images, nms=thresholds(count, CONF_THRES))
+    given = {kind: {"images": images, "pixels": np.rint(images * 255).astype(np.uint8)}[kind]}
+    found = rows(server, nms=thresholds(count, CONF_THRES), **given)
     wanted = [one[one[:, 4] > np.float32(CONF_THRES)] for one in whole]
     assert found.shape == (count, max(map(len, wanted)), 8)
     assert len(wanted[0]) > 10
@@ -87,6 +92,21 @@ def test_one_kind_of_picture_and_only_one(server: RunningServer) -> None:
         with pytest.raises(grpc.InferenceServerException, match="and only one") as caught:
             rows(server, **arrays, nms=thresholds(1, 0.5))
         assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+
+
+def test_weights_that_somebody_has_changed_by_hand_are_served(
+    tmp_path: Path, bundled_repository: Path, server: RunningServer
+) -> None:
+    repository = tmp_path / "model_repository"
+    shutil.copytree(bundled_repository, repository)
+    (weights,) = repository.glob("yolov5/*/model.onnx")
+    model = onnx.load(weights)
+    model.doc_string = "another"
+    onnx.save(model, weights)
+    image = PATHS[0].read_bytes()
+    with running_server(f"--repository={repository}", "--precision=fp32") as other:
+        assert "candidates.onnx was not made from this model.onnx" in other.log.read_text()
+        assert_same(ask_grpc(other.grpc, [image]), ask_grpc(server.grpc, [image]))
 
 
 def test_it_answers_to_the_last_digit_as_without(

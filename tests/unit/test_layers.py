@@ -17,6 +17,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from yolov5_build import (
     BuildError,
     Checkpoint,
+    export_candidates,
     export_onnx,
     load_checkpoint,
     load_safetensors,
@@ -543,10 +545,39 @@ def test_a_layer_computes_what_it_should(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_layer_exports(tmp_path: Path, name: str) -> None:
-    """The export itself compares its answer for two images with PyTorch's."""
+    """The export itself compares its answer for two images with PyTorch's, and the second form's
+    with that."""
     torch.manual_seed(0)
     checkpoint = load(tmp_path / "best.pt", chain(PAIRS[name]()[0]))
     export_onnx(checkpoint, tmp_path / "model.onnx", imgsz=64)
+    export_candidates(checkpoint, tmp_path / "candidates.onnx", tmp_path / "model.onnx", imgsz=64)
+
+
+@pytest.mark.parametrize(
+    "kernel, stride, groups", [(3, 1, 1), (1, 1, 1), ((1, 3), 1, 1), (3, 2, 1), (3, 1, 2)]
+)
+def test_the_second_form_gathers_no_pixels(
+    tmp_path: Path, kernel: int | tuple[int, int], stride: int, groups: int
+) -> None:
+    """A stem of the releases up to v5.0, and an upsampling as old versions of PyTorch saved it."""
+    torch.manual_seed(0)
+    stem = original("models.common.Focus", conv=conv(12, CHANNELS, kernel, stride, groups=groups))
+    doubling = nn.Upsample(scale_factor=2)
+    doubling.recompute_scale_factor = True
+    network = model(
+        (-1, stem),
+        (-1, conv(CHANNELS, CHANNELS, 3, 16 // stride)),
+        (-1, doubling),
+        ([-1], detect([CHANNELS], [16], 2)),
+    )
+    checkpoint = load(tmp_path / "best.pt", network)
+    full, candidates = tmp_path / "model.onnx", tmp_path / "candidates.onnx"
+    export_onnx(checkpoint, full, imgsz=(64, 96))
+    export_candidates(checkpoint, candidates, full, imgsz=(64, 96))
+    graph = onnx.load(candidates).graph
+    first = next(node for node in graph.node if node.op_type == "Conv")
+    weights = next(values for values in graph.initializer if values.name == first.input[1])
+    assert weights.dims[1] == (3 if groups == 1 else 12 // groups)
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -623,7 +654,9 @@ def test_any_number_of_levels(tmp_path: Path, strides: list[int], later: bool) -
                         sides = (2 * t[2:4]) ** 2 * head.anchors[level, a] * stride
                         expected.append(torch.cat([centre, sides, t[4:]]))
     torch.testing.assert_close(found[0], torch.stack(expected), rtol=1e-4, atol=1e-3)
-    export_onnx(checkpoint, tmp_path / "model.onnx", imgsz=max(strides))
+    full = tmp_path / "model.onnx"
+    export_onnx(checkpoint, full, imgsz=max(strides))
+    export_candidates(checkpoint, tmp_path / "candidates.onnx", full, imgsz=max(strides))
 
 
 def test_a_layer_that_is_too_large_is_named_as_such(tmp_path: Path) -> None:

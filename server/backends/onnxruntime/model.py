@@ -7,18 +7,16 @@ and in those that the backends share.
 
 import json
 import sys
-from functools import partial
 from pathlib import Path
 
 import triton_python_backend_utils as pb_utils
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "shared"))
-from bound import bound
-from compact import without_own_inputs
 from cores import cores_of_instance
-from graph import DATA_TYPES, check_config, dims
+from forms import check, open_forms, runner, weights_path
+from graph import DATA_TYPES, dims
 from serving import OnLanes
-from session import open_session, thread_counts
+from session import open_session
 
 DEFAULT_MAX_BATCH_SIZE = 4  # the C++ backend's, where a configuration leaves it open
 
@@ -55,46 +53,22 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         kind, device = args["model_instance_kind"], int(args["model_instance_device_id"])
         folder = Path(args["model_repository"], args["model_version"])
-        path = weights_path(config, folder)
-        open_with = partial(open_session, config, path, kind=kind, device=device)
         if kind == "GPU":
-            session = open_with()
+            path = weights_path(config, folder)
+            session = open_session(config, path, kind=kind, device=device)
             check(config, session)
             # It imports torch, which takes long.
             from on_device import OnDevice
 
-            self.work = OnDevice.of(config, session, device) or on_lanes(config, {1: session}, 1)
+            on_device = OnDevice.of(config, session, device)
+            self.work = on_device or OnLanes(config, {1: runner(config, session)}, 1)
             return
         cores = cores_of_instance(config)
-        sessions = {n: open_with(threads=n) for n in thread_counts(config, cores)}
-        for session in sessions.values():
-            check(config, session)
-        self.work = on_lanes(config, sessions, cores)
+        forms = open_forms(config, folder, cores, warn=pb_utils.Logger.log_warn)
+        self.work = OnLanes(config, forms.full, cores, candidates=forms.candidates)
 
     def execute(self, requests):
         return self.work.execute(requests)
 
     def finalize(self):
         self.work.close()
-
-
-def check(config, session):
-    outputs = session.get_outputs()
-    check_config(without_own_inputs(config, outputs), session.get_inputs(), outputs)
-
-
-def on_lanes(config, sessions, cores):
-    names = [tensor["name"] for tensor in config["output"]]
-
-    def run(session, inputs):
-        return dict(zip(names, session.run(names, inputs)))
-
-    def one_by_one(session):
-        return config["max_batch_size"] > 0 and bound(session, names)
-
-    runs = {n: one_by_one(session) or partial(run, session) for n, session in sessions.items()}
-    return OnLanes(config, runs, cores)
-
-
-def weights_path(config, folder):
-    return folder / (config.get("default_model_filename") or "model.onnx")

@@ -7,6 +7,8 @@ there. A configuration may therefore state, beside `images` and `output0`:
 - `pixels`, UINT8, in place of `images`: the same as 0..255, divided by 255 here.
 - `nms`, FP32, whose first number is a confidence: rows whose objectness is not over it are left
   out, as the step after the network would do first of all.
+
+The network may have a second form of its own for those who bring both, which does less.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from graph import dims
+from graph import check_config, dims
 from lanes import Run
 from numpy.typing import NDArray
 
@@ -66,8 +68,34 @@ def check_inputs(names: Sequence[str], given: Mapping[str, Any]) -> None:
         raise InputError(f"one of the inputs '{IMAGES}' and '{PIXELS}' is needed, and only one")
 
 
-def compact(run: Run) -> Run:
-    """A network that takes these inputs too, for one image at a time."""
+def check_candidates(
+    config: Mapping[str, Any], inputs: Sequence[Any], outputs: Sequence[Any]
+) -> None:
+    """Compare the configuration with the network's second form: `pixels` and `nms` of one image
+    -> those rows of `output0` whose objectness is over the first of `nms`.
+
+    Raises:
+        ConfigError: they do not fit.
+    """
+
+    def of_one_image(tensors: Sequence[Mapping[str, Any]], *names: str) -> list[dict[str, Any]]:
+        return [{**t, "dims": [1, *t["dims"]]} for t in tensors if t["name"] in names]
+
+    stated = {
+        **config,
+        "max_batch_size": 0,
+        "input": of_one_image(config["input"], PIXELS, NMS),
+        "output": of_one_image(config["output"], ROWS),
+    }
+    check_config(stated, inputs, outputs)
+
+
+def compact(run: Run, candidates: Run | None = None) -> Run:
+    """A network that takes these inputs too, for one image at a time.
+
+    Args:
+        candidates: its second form.
+    """
     local = threading.local()
 
     def images(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -78,6 +106,8 @@ def compact(run: Run) -> Run:
         return np.divide(pixels, np.float32(255), out=out, dtype=np.float32)
 
     def run_compact(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        if candidates and PIXELS in inputs and NMS in inputs:
+            return candidates(inputs)
         rest = dict(inputs)
         nms = rest.pop(NMS, None)
         if PIXELS in rest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,22 @@ class OnLanes:
         config: Triton's, as it hands it to a backend.
         runs: the network by number of threads, see `Lanes`; of one image each where it batches.
         cores: of this instance.
+        candidates: the second form of the network by number of threads, where it has one, see
+            `compact`.
     """
 
-    def __init__(self, config: Mapping[str, Any], runs: Mapping[int, Run], cores: int) -> None:
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        runs: Mapping[int, Run],
+        cores: int,
+        *,
+        candidates: Mapping[int, Run] = MappingProxyType({}),
+    ) -> None:
         self.name = config["name"]
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.batching = config["max_batch_size"] > 0
-        self.lanes = Lanes({threads: compact(run) for threads, run in runs.items()}, cores)
+        self.lanes = Lanes({n: compact(run, candidates.get(n)) for n, run in runs.items()}, cores)
 
     def execute(self, requests: Sequence[Any]) -> None:
         works = [work for request in requests for work in self.work(request)]

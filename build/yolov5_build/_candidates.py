@@ -1,0 +1,139 @@
+"""A second form of the network, for the embedded server on a CPU: bytes in, few rows out.
+
+Of the 25,200 rows that a network of 640x640 answers with, nearly all say that nothing is there.
+This form decodes only those whose objectness is over the confidence that is asked for, which is
+what the step after the network would keep. Where a layer can be had with less work, it has that.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from . import _names as names
+from ._checkpoint import Checkpoint
+from ._errors import BuildError
+from ._export import TOLERANCE, best_class, sides, write_onnx
+from ._photos import example_images
+from .layers import DetectionModel, Focus
+
+
+def export_candidates(
+    checkpoint: Checkpoint,
+    path: Path,
+    full: Path,
+    *,
+    imgsz: int | tuple[int, int] = 640,
+    dynamic: bool = False,
+    reduced_head: bool = False,
+) -> float:
+    """Write ONNX: `pixels` [1,3,H,W] UINT8, RGB 0..255, and `nms` [1,5] FP32, of which the first
+    is conf_thres -> `output0` [1,n,5+C] FP32, the rows whose objectness is over that.
+
+    Args:
+        full: what `export_onnx` wrote of it, in FP32.
+        imgsz, dynamic, reduced_head: as for `export_onnx`.
+
+    Returns:
+        The largest relative difference from `full`, on photos.
+
+    Raises:
+        BuildError: it does not answer as `full` does.
+    """
+    images = example_images(*sides(checkpoint, imgsz))
+    pixels = np.rint(images * 255).astype(np.uint8)
+    everything = np.array([[-1, 0, 0, 0, 0]], np.float32)  # no objectness is not over that
+    write_onnx(
+        _Candidates(checkpoint.network, reduced_head=reduced_head),
+        {
+            names.PIXELS: torch.from_numpy(pixels[:1]),
+            names.NMS: torch.tensor([[0.25, 0.0, 0.0, 0.0, 0.0]]),
+        },
+        path,
+        open_sides={
+            names.PIXELS: {2: "height", 3: "width"} if dynamic else {},
+            names.OUTPUT: {1: "rows"},
+        },
+    )
+    model = onnx.load(path)
+    onnx.helper.set_model_props(
+        model, {names.FULL_KEY: hashlib.sha256(full.read_bytes()).hexdigest()}
+    )
+    onnx.save(model, path)
+    session, whole = (
+        onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        for file in (path, full)
+    )
+    columns = 5 if reduced_head else None  # of two classes that are as good, either may be named
+    difference = 0.0
+    for image, bytes_ in zip(images[:, None], pixels[:, None]):
+        (expected,) = whole.run([names.OUTPUT], {names.INPUT: image})
+        (found,) = session.run([names.OUTPUT], {names.PIXELS: bytes_, names.NMS: everything})
+        if found.shape != expected.shape:
+            raise BuildError("the network's form for the CPU answers in another shape.")
+        found, expected = found[..., :columns], expected[..., :columns]
+        difference = max(
+            difference, float((abs(found - expected) / np.maximum(abs(expected), 1)).max())
+        )
+    if not difference <= TOLERANCE:
+        raise BuildError(
+            f"the network's form for the CPU differs from it by {difference:.2g} (allowed"
+            f" {TOLERANCE})."
+        )
+    return difference
+
+
+class _Candidates(nn.Module):
+    """The network as it is exported so."""
+
+    def __init__(self, network: DetectionModel, *, reduced_head: bool) -> None:
+        super().__init__()
+        self.network = _lighter(network)
+        self.reduced_head = reduced_head
+
+    def forward(self, pixels: Tensor, nms: Tensor) -> Tensor:
+        maps = self.network.maps(pixels.float() / 255)
+        rows = self.network.head.candidates(maps, nms[0, 0])
+        return (best_class(rows) if self.reduced_head else rows)[None]
+
+
+def _lighter(network: DetectionModel) -> DetectionModel:
+    """A copy whose layers do the same with less work."""
+    copied = copy.deepcopy(network)
+    for index, layer in enumerate(copied.model):
+        if isinstance(layer, Focus) and (convolution := _over_squares(layer.conv.conv)):
+            layer.conv.conv = convolution
+            copied.model[index] = layer.conv
+            layer.conv.f, layer.conv.i = layer.f, layer.i
+        elif isinstance(layer, nn.Upsample) and layer.scale_factor == 2:
+            # Twice the size by itself, not by working the size out first.
+            layer.recompute_scale_factor = None
+    return copied
+
+
+def _over_squares(gathered: nn.Conv2d) -> nn.Conv2d | None:
+    """The convolution in a `Focus` as one over the picture itself: of twice the size and stride,
+    its weights where the 2x2 squares' pixels are. None where it is of an unusual kind."""
+    if gathered.groups > 1 or gathered.dilation != (1, 1) or isinstance(gathered.padding, str):
+        return None
+    out, channels, *size = gathered.weight.shape
+    squares = gathered.weight.view(out, 2, 2, channels // 4, *size)  # out, column, row, in
+    weight = squares.permute(0, 3, 4, 2, 5, 1).reshape(out, channels // 4, *(2 * n for n in size))
+    new = nn.Conv2d(
+        channels // 4,
+        out,
+        (2 * size[0], 2 * size[1]),
+        (2 * gathered.stride[0], 2 * gathered.stride[1]),
+        (2 * gathered.padding[0], 2 * gathered.padding[1]),
+        bias=False,
+    )
+    new.weight = nn.Parameter(weight)
+    new.bias = gathered.bias
+    return new

@@ -1,0 +1,107 @@
+"""The network's runs on a CPU by number of threads; in a second form too where there is one.
+
+The second form is for those who bring pixels and a confidence, see `compact`: a file of its own
+beside the weights, that `make model` writes and the configuration names as `candidates`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bound import bound
+from compact import ROWS, check_candidates, without_own_inputs
+from graph import check_config
+from lanes import Run
+from onnxruntime import InferenceSession
+from session import open_session, thread_counts
+
+_FULL_KEY = "full_sha256"  # of the weights that a second form is a form of, in its metadata
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forms:
+    """By number of threads, of one image each where the network batches; `candidates` is empty
+    where there is one form only."""
+
+    full: Mapping[int, Run]
+    candidates: Mapping[int, Run]
+
+
+def open_forms(
+    config: Mapping[str, Any], folder: Path, cores: int, *, warn: Callable[[str], None]
+) -> Forms:
+    """
+    Args:
+        config: Triton's, as it hands it to a backend.
+        folder: of the version that is served.
+        cores: of this instance.
+        warn: passes a line on to the log.
+
+    Raises:
+        ConfigError: a file is missing, cannot be read, or does not fit the configuration.
+    """
+    weights = weights_path(config, folder)
+    counts = thread_counts(config, cores)
+    full = {}
+    for threads in counts:
+        session = open_session(config, weights, kind="CPU", device=0, threads=threads)
+        check(config, session)
+        full[threads] = runner(config, session)
+    return Forms(full=full, candidates=_open_candidates(config, weights, counts, warn))
+
+
+def check(config: Mapping[str, Any], session: InferenceSession) -> None:
+    """
+    Raises:
+        ConfigError: the configuration does not fit the network.
+    """
+    outputs = session.get_outputs()
+    check_config(without_own_inputs(config, outputs), session.get_inputs(), outputs)
+
+
+def runner(config: Mapping[str, Any], session: InferenceSession) -> Run:
+    names = [tensor["name"] for tensor in config["output"]]
+    one_by_one = bound(session, names) if config["max_batch_size"] > 0 else None
+    return one_by_one or partial(_run, session, names)
+
+
+def weights_path(config: Mapping[str, Any], folder: Path) -> Path:
+    return folder / (config.get("default_model_filename") or "model.onnx")
+
+
+def _open_candidates(
+    config: Mapping[str, Any],
+    weights: Path,
+    counts: Sequence[int],
+    warn: Callable[[str], None],
+) -> dict[int, Run]:
+    name = config.get("parameters", {}).get("candidates", {}).get("string_value")
+    runs: dict[int, Run] = {}
+    for threads in counts if name else ():
+        path = weights.with_name(name)
+        session = open_session(config, path, kind="CPU", device=0, threads=threads)
+        check_candidates(config, session.get_inputs(), session.get_outputs())
+        if not runs and not _belongs_to(session, weights):
+            warn(
+                f"{name} was not made from this {weights.name}, which runs in its place;"
+                " `make model` writes both."
+            )
+            return {}
+        runs[threads] = partial(_run, session, [ROWS])
+    return runs
+
+
+def _belongs_to(session: InferenceSession, weights: Path) -> bool:
+    made_from = session.get_modelmeta().custom_metadata_map.get(_FULL_KEY)
+    return bool(made_from == hashlib.sha256(weights.read_bytes()).hexdigest())
+
+
+def _run(
+    session: InferenceSession, names: Sequence[str], inputs: Mapping[str, Any]
+) -> dict[str, Any]:
+    return dict(zip(names, session.run(names, inputs)))

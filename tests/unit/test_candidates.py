@@ -1,0 +1,211 @@
+"""The network's second form for the CPU: bytes in, and only the rows that are over a confidence."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from compact import check_candidates, compact
+from forms import open_forms
+from graph import ConfigError
+from numpy.typing import NDArray
+from support import BUNDLED, GraphTensor
+from torch import nn
+
+from yolov5_build import (
+    BuildError,
+    Checkpoint,
+    _candidates,
+    export_candidates,
+    export_onnx,
+    load_checkpoint,
+)
+from yolov5_build import __main__ as command
+from yolov5_build._photos import example_images
+
+Array = NDArray[Any]
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint:
+    return load_checkpoint(BUNDLED)
+
+
+def exported(checkpoint: Checkpoint, folder: Path, **form: Any) -> tuple[Path, Path]:
+    full, candidates = folder / "model.onnx", folder / "candidates.onnx"
+    export_onnx(checkpoint, full, **form)
+    export_candidates(checkpoint, candidates, full, **form)
+    return full, candidates
+
+
+def rows(path: Path, **inputs: Array) -> Array:
+    found: Array = onnxruntime.InferenceSession(path).run(None, inputs)[0]
+    return found
+
+
+def nms(conf_thres: float) -> Array:
+    return np.array([[conf_thres, 0.45, 300, 0, 0]], np.float32)
+
+
+@pytest.mark.parametrize("conf_thres", [0.25, 0.001, 0.0, 1.0])
+def test_they_are_the_rows_over_the_confidence(
+    checkpoint: Checkpoint, tmp_path: Path, conf_thres: float
+) -> None:
+    full, candidates = exported(checkpoint, tmp_path, imgsz=(256, 320))
+    images = example_images(256, 320)[:1]
+    whole = rows(full, images=images)[0]
+    wanted = whole[whole[:, 4] > np.float32(conf_thres)]
+    assert (len(wanted) > 0) == (conf_thres < 1)
+    pixels = np.rint(images * 255).astype(np.uint8)
+    found = rows(candidates, pixels=pixels, nms=nms(conf_thres))
+    np.testing.assert_array_equal(found, wanted[None])
+
+
+def test_of_images_of_any_shape(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    full, candidates = exported(checkpoint, tmp_path, imgsz=128, dynamic=True)
+    images = example_images(96, 160)[:1]
+    whole = rows(full, images=images)[0]
+    pixels = np.rint(images * 255).astype(np.uint8)
+    found = rows(candidates, pixels=pixels, nms=nms(0.01))
+    np.testing.assert_array_equal(found[0], whole[whole[:, 4] > np.float32(0.01)])
+    assert found.shape[1] > 3
+
+
+def test_of_the_best_class_alone(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    full, candidates = exported(checkpoint, tmp_path, imgsz=128, reduced_head=True)
+    images = example_images(128, 128)[:1]
+    whole = rows(full, images=images)[0]
+    found = rows(candidates, pixels=np.rint(images * 255).astype(np.uint8), nms=nms(0.1))[0]
+    # A score is not over a confidence that its objectness is not over.
+    assert {*map(bytes, whole[whole[:, 4] > 0.1])} <= {*map(bytes, found)} <= {*map(bytes, whole)}
+
+
+def test_it_is_held_against_the_network(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    full, candidates = exported(checkpoint, tmp_path, imgsz=64)
+    with pytest.raises(BuildError, match="form for the CPU answers in another shape"):
+        export_candidates(checkpoint, candidates, full, imgsz=64, reduced_head=True)
+    other = load_checkpoint(BUNDLED)
+    other.network.head.anchors *= 1.01
+    with pytest.raises(BuildError, match="form for the CPU differs from it by .*allowed 0.001"):
+        export_candidates(other, candidates, full, imgsz=64)
+
+
+def test_only_networks_in_fp32_have_it(tmp_path: Path) -> None:
+    for flags, there in (((), True), (("--half",), False)):
+        arguments = [str(BUNDLED), "--imgsz=64", f"--repository={tmp_path}", *flags]
+        assert command.main(arguments) == 0
+        (version,) = (tmp_path / "yolov5").glob("[0-9]*")
+        assert (version / "candidates.onnx").exists() == there
+        config = (tmp_path / "yolov5" / "configs" / "embedded.pbtxt").read_text()
+        assert ('"candidates.onnx"' in config) == there
+        assert "candidates" not in (tmp_path / "yolov5" / "config.pbtxt").read_text()
+
+
+# ---------------------------------------------------------------------------------------------
+# In the server's backend
+
+INPUTS = [
+    GraphTensor("pixels", "tensor(uint8)", [1, 3, 64, 64]),
+    GraphTensor("nms", "tensor(float)", [1, 5]),
+]
+OUTPUTS = [GraphTensor("output0", "tensor(float)", [1, "rows", 8])]
+
+
+def config(side: int = 64, columns: int = 8, **changes: Any) -> dict[str, Any]:
+    sides = [3, side, side]
+    return {
+        "name": "m",
+        "max_batch_size": 8,
+        "input": [
+            {"name": "images", "data_type": "TYPE_FP32", "dims": sides, "optional": True},
+            {"name": "pixels", "data_type": "TYPE_UINT8", "dims": sides, "optional": True},
+            {"name": "nms", "data_type": "TYPE_FP32", "dims": [5], "optional": True},
+        ],
+        "output": [{"name": "output0", "data_type": "TYPE_FP32", "dims": [-1, columns]}],
+        "parameters": {"candidates": {"string_value": "candidates.onnx"}},
+        **changes,
+    }
+
+
+def test_the_configuration_must_fit_it() -> None:
+    check_candidates(config(), INPUTS, OUTPUTS)
+    for wrong in (config(96), config(columns=9), config(input=config()["input"][:1])):
+        with pytest.raises(ConfigError):
+            check_candidates(wrong, INPUTS, OUTPUTS)
+
+
+def test_it_is_for_those_who_bring_bytes_and_a_confidence() -> None:
+    asked = []
+
+    def form(name: str) -> Any:
+        def run(inputs: Any) -> Any:
+            asked.append((name, sorted(inputs)))
+            return {"output0": np.zeros((1, 2, 8), np.float32)}
+
+        return run
+
+    network = compact(form("full"), form("candidates"))
+    pixels = np.zeros((1, 3, 8, 8), np.uint8)
+    network({"pixels": pixels, "nms": nms(0.5)})
+    network({"pixels": pixels})
+    network({"images": pixels, "nms": nms(0.5)})
+    assert asked == [
+        ("candidates", ["nms", "pixels"]),
+        ("full", ["images"]),
+        ("full", ["images"]),
+    ]
+
+
+def test_both_forms_for_each_number_of_threads(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    exported(checkpoint, tmp_path, imgsz=64)
+    warnings: list[str] = []
+    forms = open_forms(config(), tmp_path, 4, warn=warnings.append)
+    assert list(forms.full) == list(forms.candidates) == [1, 4]
+    images = example_images(64, 64)[:1]
+    pixels = np.rint(images * 255).astype(np.uint8)
+    whole = forms.full[1]({"images": images})["output0"][0].copy()
+    for run in forms.candidates.values():
+        found = run({"pixels": pixels, "nms": nms(-1)})["output0"][0]
+        np.testing.assert_allclose(found, whole, rtol=1e-5, atol=1e-5)
+    without = config(parameters={})
+    assert not open_forms(without, tmp_path, 4, warn=warnings.append).candidates
+    assert warnings == []
+
+
+def test_one_of_another_network_is_not_used(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Somebody has put another model.onnx there by hand."""
+    full, candidates = exported(checkpoint, tmp_path, imgsz=64)
+    noted = onnxruntime.InferenceSession(candidates).get_modelmeta().custom_metadata_map
+    assert noted == {"full_sha256": hashlib.sha256(full.read_bytes()).hexdigest()}
+    model = onnx.load(full)
+    model.doc_string = "another"
+    onnx.save(model, full)
+    warnings: list[str] = []
+    forms = open_forms(config(), tmp_path, 2, warn=warnings.append)
+    assert list(forms.full) == [1, 2]
+    assert not forms.candidates
+    assert warnings == [
+        "candidates.onnx was not made from this model.onnx, which runs in its place;"
+        " `make model` writes both."
+    ]
+    candidates.unlink()
+    with pytest.raises(ConfigError, match="unable to find 'candidates.onnx' for model 'm'"):
+        open_forms(config(), tmp_path, 2, warn=warnings.append)
+
+
+def test_a_convolution_over_squares() -> None:
+    """Of unusual kinds none is made; the usual one is compared with the network it came from in
+    `test_layers.py`."""
+    usual = nn.Conv2d(12, 4, 3, padding=1)
+    assert _candidates._over_squares(usual) is not None
+    for unusual in (
+        nn.Conv2d(12, 4, 3, padding=1, groups=4),
+        nn.Conv2d(12, 4, 3, dilation=2),
+        nn.Conv2d(12, 4, 3, padding="same"),
+    ):
+        assert _candidates._over_squares(unusual) is None
