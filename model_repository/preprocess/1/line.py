@@ -114,7 +114,8 @@ class Line:
         self._under_way -= images
 
     def _let_go(self) -> None:
-        """Begin those whose turn it is, on this thread: to wake another takes longer."""
+        """Begin those whose turn it is, on the thread that knows of it: to wake another takes
+        longer."""
         while True:
             with self._changed:
                 if not self._requests or self._requests[0].deadline < monotonic():
@@ -136,19 +137,17 @@ class Line:
         while True:
             with self._changed:
                 late = self._late()
-                request = self._requests[0] if self._requests else None
-                ticket = self._first()
-                if not late and ticket is None:
-                    if self._closed:
+            for request in late:
+                request.late()
+            self._let_go()
+            with self._changed:
+                if self._closed:
+                    if not self._requests:
                         return
-                    self._asleep = not self._requests
-                    self._changed.wait(None if self._asleep else self._patience())
-                    self._asleep = False
                     continue
-            for other in late:
-                other.late()
-            if request is not None and ticket is not None:
-                request.begin(ticket)
+                self._asleep = not self._requests
+                self._changed.wait(None if self._asleep else self._patience())
+                self._asleep = False
 
     def _late(self) -> list[Request]:
         now = monotonic()
