@@ -108,7 +108,7 @@ CONTENDERS = (
     ),
     Contender(
         name="bare",
-        about="the same functions without a server, in one process, an image on each core",
+        about="the functions without a server, in one process, model.onnx, an image on each core",
         way=("bare", "NETWORK"),
         service=(),
         callers=_CPUS,

@@ -22,7 +22,7 @@ from ._checkpoint import Checkpoint
 from ._errors import BuildError
 from ._export import TOLERANCE, best_class, sides, write_onnx
 from ._photos import example_images
-from .layers import DetectionModel, Focus
+from .layers import Conv, DetectionModel, Focus
 
 
 def export_candidates(
@@ -108,23 +108,29 @@ def _lighter(network: DetectionModel) -> DetectionModel:
     """A copy whose layers do the same with less work."""
     copied = copy.deepcopy(network)
     for index, layer in enumerate(copied.model):
-        if isinstance(layer, Focus) and (convolution := _over_squares(layer.conv.conv)):
-            layer.conv.conv = convolution
-            copied.model[index] = layer.conv
-            layer.conv.f, layer.conv.i = layer.f, layer.i
+        if isinstance(layer, Focus) and (stem := _without_gathering(layer)):
+            stem.f, stem.i = layer.f, layer.i
+            copied.model[index] = stem
         elif isinstance(layer, nn.Upsample) and layer.scale_factor == 2:
             # Twice the size by itself, not by working the size out first.
             layer.recompute_scale_factor = None
     return copied
 
 
-def _over_squares(gathered: nn.Conv2d) -> nn.Conv2d | None:
-    """The convolution in a `Focus` as one over the picture itself: of twice the size and stride,
-    its weights where the 2x2 squares' pixels are. None where it is of an unusual kind."""
-    if gathered.groups > 1 or gathered.dilation != (1, 1) or isinstance(gathered.padding, str):
+def _without_gathering(focus: Focus) -> Conv | None:
+    """A convolution over the picture itself, of twice the size and stride, its weights where the
+    2x2 squares' pixels are; None where the one over the gathered pixels is of an unusual kind."""
+    stem = focus.conv
+    gathered = stem.conv if isinstance(stem, Conv) else None
+    if (
+        not isinstance(gathered, nn.Conv2d)
+        or gathered.groups > 1
+        or gathered.dilation != (1, 1)
+        or isinstance(gathered.padding, str)
+    ):
         return None
     out, channels, *size = gathered.weight.shape
-    squares = gathered.weight.view(out, 2, 2, channels // 4, *size)  # out, column, row, in
+    squares = gathered.weight.reshape(out, 2, 2, channels // 4, *size)  # out, column, row, in
     weight = squares.permute(0, 3, 4, 2, 5, 1).reshape(out, channels // 4, *(2 * n for n in size))
     new = nn.Conv2d(
         channels // 4,
@@ -136,4 +142,5 @@ def _over_squares(gathered: nn.Conv2d) -> nn.Conv2d | None:
     )
     new.weight = nn.Parameter(weight)
     new.bias = gathered.bias
-    return new
+    stem.conv = new
+    return stem

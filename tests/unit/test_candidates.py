@@ -15,12 +15,10 @@ from forms import open_forms
 from graph import ConfigError
 from numpy.typing import NDArray
 from support import BUNDLED, GraphTensor
-from torch import nn
 
 from yolov5_build import (
     BuildError,
     Checkpoint,
-    _candidates,
     export_candidates,
     export_onnx,
     load_checkpoint,
@@ -196,16 +194,3 @@ def test_one_of_another_network_is_not_used(checkpoint: Checkpoint, tmp_path: Pa
     candidates.unlink()
     with pytest.raises(ConfigError, match="unable to find 'candidates.onnx' for model 'm'"):
         open_forms(config(), tmp_path, 2, warn=warnings.append)
-
-
-def test_a_convolution_over_squares() -> None:
-    """Of unusual kinds none is made; the usual one is compared with the network it came from in
-    `test_layers.py`."""
-    usual = nn.Conv2d(12, 4, 3, padding=1)
-    assert _candidates._over_squares(usual) is not None
-    for unusual in (
-        nn.Conv2d(12, 4, 3, padding=1, groups=4),
-        nn.Conv2d(12, 4, 3, dilation=2),
-        nn.Conv2d(12, 4, 3, padding="same"),
-    ):
-        assert _candidates._over_squares(unusual) is None

@@ -553,6 +553,24 @@ def test_a_layer_exports(tmp_path: Path, name: str) -> None:
     export_candidates(checkpoint, tmp_path / "candidates.onnx", tmp_path / "model.onnx", imgsz=64)
 
 
+def test_a_stem_that_cannot_be_had_without_gathering_stays(tmp_path: Path) -> None:
+    """Dilated; and a layer that is no convolution where one is usual."""
+    torch.manual_seed(0)
+    dilated = conv(12, CHANNELS, 3)
+    dilated.conv = nn.Conv2d(12, CHANNELS, 3, padding=2, dilation=2, bias=False)
+    other = nn.Sequential(conv(12, CHANNELS, 3))
+    for inner in (dilated, other):
+        network = model(
+            (-1, original("models.common.Focus", conv=inner)),
+            (-1, conv(CHANNELS, CHANNELS, 3, 16)),
+            ([-1], detect([CHANNELS], [32], 2)),
+        )
+        checkpoint = load(tmp_path / "best.pt", network)
+        full = tmp_path / "model.onnx"
+        export_onnx(checkpoint, full, imgsz=64)
+        export_candidates(checkpoint, tmp_path / "candidates.onnx", full, imgsz=64)
+
+
 @pytest.mark.parametrize(
     "kernel, stride, groups", [(3, 1, 1), (1, 1, 1), ((1, 3), 1, 1), (3, 2, 1), (3, 1, 2)]
 )
