@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from . import _names as names
 from ._checkpoint import Checkpoint
 from ._errors import BuildError
-from ._export import TOLERANCE, best_class, sides, write_onnx
+from ._export import TOLERANCE, best_class, difference_of, sides, write_onnx
 from ._photos import example_images
 from .layers import Conv, DetectionModel, Focus
 
@@ -71,17 +71,13 @@ def export_candidates(
         onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
         for file in (path, full)
     )
-    columns = 5 if reduced_head else None  # of two classes that are as good, either may be named
     difference = 0.0
     for image, bytes_ in zip(images[:, None], pixels[:, None]):
         (expected,) = whole.run([names.OUTPUT], {names.INPUT: image})
         (found,) = session.run([names.OUTPUT], {names.PIXELS: bytes_, names.NMS: everything})
         if found.shape != expected.shape:
             raise BuildError("the network's form for the CPU answers in another shape.")
-        found, expected = found[..., :columns], expected[..., :columns]
-        difference = max(
-            difference, float((abs(found - expected) / np.maximum(abs(expected), 1)).max())
-        )
+        difference = max(difference, difference_of(found, expected, reduced_head=reduced_head))
     if not difference <= TOLERANCE:
         raise BuildError(
             f"the network's form for the CPU differs from it by {difference:.2g} (allowed"

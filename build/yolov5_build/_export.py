@@ -185,11 +185,16 @@ def _compare(
         expected = network(torch.from_numpy(images)).numpy()
     if answer.shape != expected.shape:
         raise BuildError("the exported model answers in another shape than the checkpoint.")
-    expected_shape = answer.shape
+    return expected.shape, difference_of(answer, expected, reduced_head=reduced_head)
+
+
+def difference_of(
+    answer: NDArray[np.float32], expected: NDArray[np.float32], *, reduced_head: bool
+) -> float:
+    """The largest difference of rows, relative to a value's magnitude or to 1."""
     if reduced_head:  # where two classes are as good as each other, either may be named
         answer, expected = answer[..., :5], expected[..., :5]
-    difference = np.abs(answer - expected) / np.maximum(np.abs(expected), 1)
-    return expected_shape, float(difference.max())
+    return float((np.abs(answer - expected) / np.maximum(np.abs(expected), 1)).max())
 
 
 def _describe(path: Path, shape: tuple[int | None, int], metadata: dict[str, str]) -> None:
