@@ -30,6 +30,8 @@ from numpy.typing import NDArray
 from yolov5_build import load_checkpoint
 from yolov5_build.__main__ import main as build
 from yolov5_client import Detections
+from yolov5_server._backends import assemble_backends, triton_folder
+from yolov5_server._server import _environment
 
 ROOT = Path(__file__).parents[1]
 REPOSITORY = ROOT / "model_repository"
@@ -193,6 +195,60 @@ def running_server(
             server.seen.clear()
 
 
+@contextmanager
+def plain_triton(
+    repository: Path, *arguments: str, complete: bool = False
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The embedded Triton by itself: no launcher, and models that anybody may call; its gRPC."""
+    http, port = free_ports(2)
+    with tempfile.TemporaryDirectory() as folder:
+        process = subprocess.Popen(
+            [
+                str(triton_folder() / "bin" / "tritonserver"),
+                f"--model-repository={repository}",
+                f"--backend-directory={assemble_backends(triton_folder(), Path(folder))}",
+                f"--http-port={http}",
+                f"--grpc-port={port}",
+                "--allow-metrics=false",
+                "--log-info=false",
+                "--exit-timeout-secs=3",
+                *([] if complete else ["--disable-auto-complete-config"]),
+                *arguments,
+            ],
+            env=_environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        try:
+            yield process, f"127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+@contextmanager
+def ready_triton(
+    repository: Path, *arguments: str, complete: bool = False
+) -> Iterator[triton.InferenceServerClient]:
+    """The same once it is ready; a client of it."""
+    with (
+        plain_triton(repository, *arguments, complete=complete) as (process, address),
+        triton.InferenceServerClient(address) as client,
+    ):
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                if client.is_server_ready():
+                    break
+            except triton.InferenceServerException:
+                pass
+            assert process.poll() is None, process.stdout and process.stdout.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        yield client
+
+
 def regions(server: RunningServer) -> int:
     """Of the shared memory of this launcher's servers."""
     return sum(f"_{server.process.pid}_" in name for name in shared_memory())
@@ -328,11 +384,10 @@ def infer(
     client: triton.InferenceServerClient,
     images: Sequence[bytes],
     parameters: Mapping[str, Any] | None = None,
+    model: str = "yolov5_ensemble",
 ) -> Outputs:
     """The same over a connection that several threads may share."""
-    result = client.infer(
-        "yolov5_ensemble", [image_tensor(triton, images)], parameters=dict(parameters or {})
-    )
+    result = client.infer(model, [image_tensor(triton, images)], parameters=dict(parameters or {}))
     return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
 
 
@@ -491,6 +546,19 @@ def compare(answers: Mapping[str, Outputs], wanted: Mapping[str, NDArray[Any]]) 
     return difference
 
 
-def statistics(server: RunningServer, model: str) -> Any:
-    with urllib.request.urlopen(f"{server.http}/v2/models/{model}/stats") as answer:
-        return json.load(answer)["model_stats"][0]
+def executions(server: RunningServer, model: str) -> int:
+    """How often a step was run, with one request or with several at a time."""
+    return _step_count(server, model, "nv_inference_exec_count")
+
+
+def inferences(server: RunningServer, model: str) -> int:
+    """How many images a step has had."""
+    return _step_count(server, model, "nv_inference_count")
+
+
+def _step_count(server: RunningServer, model: str, name: str) -> int:
+    with urllib.request.urlopen(server.metrics) as answer:
+        text = answer.read().decode()
+    start = f'{name}{{model="{model}",namespace="models"'
+    (line,) = (line for line in text.splitlines() if line.startswith(start))
+    return int(line.split()[-1])

@@ -24,8 +24,9 @@ class Contender:
     """
     Attributes:
         way: of asking, see `_load.make_ask`; HTTP, GRPC and NETWORK stand for where it is.
-        service: a module beside this one and its last arguments; None where Triton serves, ()
-            where nobody does.
+        service: a module beside this one and its last arguments, of which GRPC_PORT and REPOSITORY
+            stand for what they say; None where ours serves, () where nobody does.
+        ready_path: what it answers with 200 when it is ready.
         callers: how many, where it is not for the caller to say.
         precision: of what Triton serves, as for `make serve`. If it is not "fp32", its answers need
             not be the others' to the last digit.
@@ -36,6 +37,7 @@ class Contender:
     about: str
     way: tuple[str, ...]
     service: tuple[str, ...] | None = None
+    ready_path: str = "/v2/models/yolov5_ensemble/ready"
     callers: int | None = None
     precision: str = "fp32"
     build: tuple[str, ...] = ()
@@ -85,26 +87,31 @@ CONTENDERS = (
     ),
     Contender(
         name="write-up",
-        about="letterbox and suppression in the client, a float tensor to the same Triton",
+        about="letterbox and suppression in the client, a float tensor to a Triton of the network",
         way=("work", "GRPC", "NETWORK"),
+        service=("_triton", "GRPC_PORT", "REPOSITORY"),
+        ready_path="/v2/models/yolov5/ready",
     ),
     Contender(
         name="fastapi",
         about="FastAPI and ONNX Runtime with their own settings: 40 threads, all cores for each",
         way=("json", "HTTP"),
         service=("_fastapi",),
+        ready_path="/docs",
     ),
     Contender(
         name="fastapi-tuned",
         about="the same, as many images at once as there are cores, one thread for each",
         way=("json", "HTTP"),
         service=("_fastapi", "1", str(_CPUS)),
+        ready_path="/docs",
     ),
     Contender(
         name="litserve",
         about="LitServe, a worker for each core, one thread for each",
         way=("base64", "HTTP"),
         service=("_litserve", str(_CPUS)),
+        ready_path="/docs",
     ),
     Contender(
         name="bare",
@@ -121,7 +128,7 @@ class Running:
     """A contender that has been started.
 
     Attributes:
-        places: what HTTP, GRPC and NETWORK stand for.
+        places: what HTTP, GRPC and NETWORK stand for; METRICS is where ours tells its metrics.
         process: number of the one that serves, with all below it; 0 for none.
     """
 
@@ -180,11 +187,14 @@ def started(
         command += flags
     else:
         module, *settings = contender.service
+        values = {"GRPC_PORT": str(grpc), "REPOSITORY": str(repository)}
+        settings = [values.get(setting, setting) for setting in settings]
         command = [f"yolov5_bench.{module}", str(network), str(web), *settings]
     places = {
         "HTTP": f"127.0.0.1:{web}",
         "GRPC": f"127.0.0.1:{grpc}",
         "NETWORK": str(network),
+        "METRICS": f"127.0.0.1:{metrics}",
     }
     way = [places.get(part, part) for part in contender.way]
     running = Running(contender, way, places)
@@ -199,8 +209,7 @@ def started(
         preexec_fn=lambda: os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cpus]),
     )
     try:
-        path = "/v2/models/yolov5_ensemble/ready" if contender.service is None else "/docs"
-        _wait(process, web, path)
+        _wait(process, web, contender.ready_path)
         running.process = process.pid
         yield running
     finally:

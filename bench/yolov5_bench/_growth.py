@@ -155,7 +155,7 @@ def _measure(
         seconds=options.seconds,
         warm=options.warm,
         server=0,
-        statistics="",
+        metrics="",
     )
     latencies = np.array([x for caller in report["latencies"] for x in caller]) * 1000
     p50, p99 = np.quantile(latencies, [0.5, 0.99]).tolist()

@@ -182,14 +182,14 @@ def drive(
     seconds: float,
     warm: float,
     server: int,
-    statistics: str,
+    metrics: str,
 ) -> dict[str, Any]:
     """Callers that ask again as soon as they are answered.
 
     Args:
         warm: seconds before the measured ones.
         server: number of a process that, with all below it, serves; 0 for none.
-        statistics: `host:port` of a Triton's HTTP; empty for none.
+        metrics: `host:port` of a Triton's metrics; empty for none.
 
     Returns:
         images: answered in the measured time; latencies: in seconds, by caller, of what was asked
@@ -222,9 +222,9 @@ def drive(
     for thread in threads:
         thread.start()
     time.sleep(max(0.0, begin - time.perf_counter()))
-    before = _cpu_below(os.getpid()), _cpu_below(server), _step_times(statistics)
+    before = _cpu_below(os.getpid()), _cpu_below(server), _step_times(metrics)
     time.sleep(max(0.0, end - time.perf_counter()))
-    after = _cpu_below(os.getpid()), _cpu_below(server), _step_times(statistics)
+    after = _cpu_below(os.getpid()), _cpu_below(server), _step_times(metrics)
     for thread in threads:
         thread.join()
     if failures:
@@ -237,26 +237,30 @@ def drive(
         "server_cpu": after[1] - before[1],
         "wire": sum(moved) / max(1, sum(answered)),
         "steps": {
-            name: (after[2][name] - before[2][name]) / images_worked_on / 1e6 for name in after[2]
+            name: (after[2][name] - before[2][name]) / images_worked_on / 1e3 for name in after[2]
         },
     }
 
 
 def _step_times(address: str) -> dict[str, int]:
-    """Nanoseconds since the start, summed over the images, from Triton's statistics."""
+    """Microseconds since the start, summed over the images, from Triton's metrics."""
     if not address:
         return {}
     connection = http.client.HTTPConnection(address, timeout=20)
-    connection.request("GET", "/v2/models/stats")
-    models = {one["name"]: one for one in json.load(connection.getresponse())["model_stats"]}
+    connection.request("GET", "/metrics")
+    lines = connection.getresponse().read().decode().splitlines()
     connection.close()
-    found = {"images": models["yolov5"]["inference_count"]}
+
+    def value(metric: str, model: str) -> int:
+        start = f'nv_inference_{metric}{{model="{model}",namespace="models"'
+        return int(float(next(line for line in lines if line.startswith(start)).split()[-1]))
+
+    found = {"images": value("count", "yolov5")}
     for step in ("preprocess", "yolov5", "postprocess"):
-        one = models[step]["inference_stats"]
-        found[f"{step} queue"] = one["queue"]["ns"]
-        found[f"{step} in"] = one["compute_input"]["ns"]
-        found[f"{step} work"] = one["compute_infer"]["ns"]
-        found[f"{step} out"] = one["compute_output"]["ns"]
+        found[f"{step} queue"] = value("queue_duration_us", step)
+        found[f"{step} in"] = value("compute_input_duration_us", step)
+        found[f"{step} work"] = value("compute_infer_duration_us", step)
+        found[f"{step} out"] = value("compute_output_duration_us", step)
     return found
 
 

@@ -173,7 +173,7 @@ def measure(
                 seconds=seconds,
                 warm=warm,
                 server=running.process,
-                statistics=running.http if running.contender.service is None else "",
+                metrics=running.places["METRICS"] if running.contender.service is None else "",
             )
         latencies = np.array([x for caller in report["latencies"] for x in caller]) * 1000
         p50, p95, p99 = np.quantile(latencies, [0.5, 0.95, 0.99]).tolist()

@@ -1,7 +1,6 @@
 """The endpoint's names, as the server publishes them."""
 
 MODEL = "yolov5_ensemble"
-STEPS = ("preprocess", "yolov5", "postprocess")
 
 IMAGE = "image"  # BYTES [B, 1]
 

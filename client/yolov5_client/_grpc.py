@@ -94,10 +94,7 @@ class GrpcTransport:
             address=self._connection.address,
             version=self._call(ask.get_server_metadata, **options).version,
             ready=self._call(ask.is_server_ready, **options),
-            models={
-                model: self._call(ask.is_model_ready, model, **options)
-                for model in (names.MODEL, *names.STEPS)
-            },
+            models={names.MODEL: self._call(ask.is_model_ready, names.MODEL, **options)},
         )
 
     @staticmethod
@@ -133,10 +130,7 @@ class AsyncGrpcTransport:
             address=self._connection.address,
             version=metadata.version,
             ready=await self._call(ask.is_server_ready, **options),
-            models={
-                model: await self._call(ask.is_model_ready, model, **options)
-                for model in (names.MODEL, *names.STEPS)
-            },
+            models={names.MODEL: await self._call(ask.is_model_ready, names.MODEL, **options)},
         )
 
     @staticmethod

@@ -105,7 +105,7 @@ class HttpTransport:
             address=self._address,
             version=_version(self._send(method="GET", url="/v2", timeout=timeout)),
             ready=ready("/v2/health"),
-            models={model: ready(f"/v2/models/{model}") for model in (names.MODEL, *names.STEPS)},
+            models={names.MODEL: ready(f"/v2/models/{names.MODEL}")},
         )
 
     def _send(self, **request: Any) -> httpx.Response:
@@ -137,9 +137,7 @@ class AsyncHttpTransport:
             address=self._address,
             version=_version(await self._send(method="GET", url="/v2", timeout=timeout)),
             ready=await ready("/v2/health"),
-            models={
-                model: await ready(f"/v2/models/{model}") for model in (names.MODEL, *names.STEPS)
-            },
+            models={names.MODEL: await ready(f"/v2/models/{names.MODEL}")},
         )
 
     async def _send(self, **request: Any) -> httpx.Response:

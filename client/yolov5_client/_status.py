@@ -11,7 +11,7 @@ class ServerStatus:
     Attributes:
         address: as the client was given it.
         version: Triton's.
-        models: the endpoint and its steps, and whether each is ready.
+        models: the endpoint, and whether it is ready.
     """
 
     address: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import urllib.error
 import urllib.request
@@ -15,6 +16,8 @@ from tritonclient.grpc import model_config_pb2
 
 APIS = "model-repository,shared-memory,trace,logging"
 _HEADER = "x-yolov5-launcher"
+# Loading a model by its name loads its double too, which may not be loadable: see _swap.py.
+_OF_DOUBLES = re.compile(r"load failed for model 'closed::[^\n]*\n?")
 _SECONDS = 120  # for a load: torch from a cold, slow disk
 
 
@@ -66,10 +69,11 @@ class ModelControl:
             DIRECT.open(request, timeout=_SECONDS).close()
         except urllib.error.HTTPError as error:
             try:
-                message = json.load(error)["error"]
+                message = _OF_DOUBLES.sub("", json.load(error)["error"])
             except (ValueError, KeyError, TypeError):
                 message = str(error)
-            raise ControlError(message) from None
+            if message:
+                raise ControlError(message.strip()) from None
         except (OSError, HTTPException) as error:
             raise ControlError(str(error)) from None
 

@@ -13,14 +13,14 @@ _NOISE = re.compile(
     r"|CUDA driver version is insufficient|Failed to initialize NVML|DCGM"
     r"|^Signal \(\d+\) received"
     r"|libpng (warning|error):|Corrupt JPEG data|Premature end of JPEG|Invalid SOS parameters"
-    r"|_incoming[01]\b"  # the launcher reports on those itself
+    r"|closed::|models::\w+\.\d+'"  # see _swap.py, which reports on those itself
     r"|extraneous bytes before marker|Unsupported marker type|Bogus |TIFF\w*:|imdecode_?\("
 )
 # What Triton says when a model does not load, around the sentence of the model itself; a Python
 # model's sentence comes with its class before and with the (escaped) traceback behind.
 _FAILED = re.compile(
-    r"failed to load '(?P<model>\w+)' version \d+: \w[\w ]*: (?:\w+(?:Error|Exception): )?"
-    r'(?P<reason>.+?)(?:\\n|"?$)'
+    r"failed to load '(?:[^']*::)?(?P<model>\w+)' version \d+: \w[\w ]*: "
+    r'(?:\w+(?:Error|Exception): )?(?P<reason>.+?)(?:\\n|"?$)'
 )
 
 

@@ -44,7 +44,8 @@ def read_process(pid: int, server: int) -> ModelProcess | None:
     if len(arguments) < 2 or not arguments[0].endswith(_STUB):
         return None
     # REPOSITORY/MODEL/VERSION/FILE
-    model = Path(arguments[1].decode(errors="replace")).parent.parent.name
+    # where a model of another network than the first has a number behind its name.
+    model = Path(arguments[1].decode(errors="replace")).parent.parent.name.partition(".")[0]
     return ModelProcess(pid=pid, model=model, stopped=state in b"Tt")
 
 

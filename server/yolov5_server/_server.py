@@ -26,7 +26,7 @@ from ._errors import StartError
 from ._health import Health
 from ._log import LogPump
 from ._preflight import ENSEMBLE, NETWORK, chosen_configs, precision_of, read_config
-from ._settings import FLAGS, Settings
+from ._settings import CLOSED_STEPS, FLAGS, Settings
 from ._swap import Swap
 from ._watch import Fault, Watch
 from ._wiring import wired
@@ -36,6 +36,9 @@ _DRAIN_SECONDS = 5  # that Triton itself gives requests in flight
 _START_SECONDS = 900.0  # for all models to be ready; a TensorRT engine may be built first
 _SHARED_MEMORY_PREFIX = "yolov5_triton_"
 _PR_SET_PDEATHSIG = 1
+# Folders of the launcher that Triton reads as repositories.
+_MODELS, _CLOSED = "models", "closed"
+_NO_CONFIGS = "none"  # a name of configurations that no model in the repository has
 # A tensor of 5 MB crosses from step to step for every image. Its memory is kept for the next one:
 # as glibc comes, it is given back and filled with zeros anew each time.
 _MALLOC = {
@@ -83,10 +86,12 @@ class Server:
             raise StartError(f"{binary} is not there; --triton names the folder of a Triton.")
         self._configs = chosen_configs(self.settings)
         _compile_steps(self.settings.repository)
-        self._staging.mkdir()
+        self._lay_out()
         self._swap = Swap(
             settings=self.settings,
-            staging=self._staging,
+            models=self._folder / _MODELS,
+            closed=self._folder / _CLOSED,
+            config_name=self._configs or _NO_CONFIGS,
             control=self._control,
             loading=self._loading,
             changed=self._others_now,
@@ -104,6 +109,7 @@ class Server:
         self._process = subprocess.Popen(
             self._command(binary, backends),
             env=environment,
+            cwd=self._folder,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -116,6 +122,17 @@ class Server:
         assert self._process.stdout is not None
         self._log = LogPump(self._process.stdout, verbose=self.settings.verbose)
 
+    def _lay_out(self) -> None:
+        """Make Triton's two repositories: links to the models, and the doubles of the steps.
+
+        The links are what makes room for the steps of another network beside those of the first.
+        """
+        assert self._folder is not None
+        (self._folder / _MODELS).mkdir()
+        for model in _preflight.MODELS:
+            (self._folder / _MODELS / model).symlink_to(self.settings.repository / model)
+        shutil.copytree(CLOSED_STEPS, self._folder / _CLOSED)
+
     def _command(self, binary: Path, backends: Path) -> list[str]:
         s = self.settings
         # Two HTTP libraries, two ways to write IPv6; a wrong one binds to some other address.
@@ -123,8 +140,9 @@ class Server:
         http_address, grpc_address = (f"ipv6:{s.host}", f"[{s.host}]") if ipv6 else (s.host,) * 2
         return [
             str(binary),
-            f"--model-repository={s.repository}",
-            f"--model-repository={self._staging}",
+            # Relative to the working directory: Triton tells callers these names.
+            f"--model-repository={_MODELS}",
+            f"--model-repository={_CLOSED}",
             # Loaded by name, so that the launcher can load another network later. Readiness is
             # then that of the server, not of every model that happens to be loading.
             "--model-control-mode=explicit",
@@ -137,7 +155,7 @@ class Server:
             f"--http-port={s.http_port}",
             f"--grpc-port={s.grpc_port}",
             f"--metrics-port={s.metrics_port}",
-            *([f"--model-config-name={self._configs}"] if self._configs else []),
+            f"--model-config-name={self._configs or _NO_CONFIGS}",
             *FLAGS.read_text("utf-8").split(),
             # Nobody manages the server from outside.
             f"--http-restricted-api={self._control.restriction}",
@@ -225,11 +243,6 @@ class Server:
         """What the network that it was started with computes in, and by which backend."""
         config = read_config(self.settings.repository, NETWORK, self._configs)
         return f"{precision_of(config).upper()}, by {config.backend or config.platform}"
-
-    @property
-    def _staging(self) -> Path:
-        assert self._folder is not None
-        return self._folder / "incoming"
 
     @staticmethod
     def _say(line: str) -> None:

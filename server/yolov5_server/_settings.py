@@ -13,6 +13,7 @@ _ROOT = Path(__file__).parents[2]
 REPOSITORY = _ROOT / "model_repository"
 BACKENDS = _ROOT / "server" / "backends"
 FLAGS = _ROOT / "server" / "tritonserver.flags"  # those that hold in a container as well
+CLOSED_STEPS = _ROOT / "server" / "closed_steps"  # doubles that close the steps to callers
 PRECISIONS = ("auto", "fp32")
 
 

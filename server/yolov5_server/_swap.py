@@ -2,8 +2,9 @@
 
 A request takes hold of all the models on its way when it enters the ensemble, so that replacing the
 ensemble's configuration is what changes over, in one moment. The three steps are therefore first
-loaded under other names, with the new network; the ensemble is led over to those; then the
-steps are loaded anew under their own names, where nobody uses them, and it is led back.
+loaded with the new network under names of their own, `preprocess.2` and so on; then the ensemble is
+led over to those, and the steps before them are unloaded. A step is closed to callers by a double
+of its name in another repository (server/closed_steps), and so are these.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ class Swap:
 
     Args:
         settings: of the server.
-        staging: an empty folder that Triton was given as a second repository.
+        models: the folder that Triton was given as its repository.
+        closed: the repository with the doubles of the steps.
+        config_name: under which Triton looks for a model's configuration before config.pbtxt.
         loading: held by whoever loads models.
         changed: called when the models are others than before, with `loading` held.
         say: passes a line on to the operator.
@@ -52,7 +55,9 @@ class Swap:
         self,
         *,
         settings: Settings,
-        staging: Path,
+        models: Path,
+        closed: Path,
+        config_name: str,
         control: ModelControl,
         loading: threading.Lock,
         changed: Callable[[], None],
@@ -61,13 +66,16 @@ class Swap:
         self._settings = settings
         self._repository = settings.repository
         self._plans = settings.triton is not None
-        self._staging = staging
+        self._models = models
+        self._closed = closed
+        self._config_name = config_name
         self._control = control
         self._loading = loading
         self._changed = changed
         self._say = say
         self._served = self._identity()
-        self._turn = 0
+        self._count = 1  # of the networks that this server was led over to
+        self._steps = {step: step for step in STEPS}  # their names now
 
     def watch(self, stop: threading.Event) -> None:
         """Do so until `stop` is set."""
@@ -105,65 +113,69 @@ class Swap:
             for path in (self._repository / NETWORK).glob("[0-9]*")
             if path.name.isdecimal()
         )
-        # Other names than the last time's, which are still in use if it did not go well.
-        self._turn = 1 - self._turn
-        incoming = _incoming(self._turn)
-        self._stage(incoming)
+        self._count += 1
+        steps = {step: f"{step}.{self._count}" for step in STEPS}
+        self._stage(steps, configs)
         try:
             # All that can fail is tried before anything that is served is touched.
-            for step, name in incoming.items():
-                self._control.load(name, self._renamed(step, incoming, configs))
+            for name in steps.values():
+                self._control.load(name)
+            ensemble = wired(read_config(self._repository, ENSEMBLE), network)
+            for step in ensemble.ensemble_scheduling.step:
+                step.model_name = steps[step.model_name]
+            self._control.load(ENSEMBLE, ensemble)
         except ControlError:
-            self._unload(incoming)
+            self._remove(steps)
             raise
-        own = wired(read_config(self._repository, ENSEMBLE), network)
-        led_over = model_config_pb2.ModelConfig()
-        led_over.CopyFrom(own)
-        for step in led_over.ensemble_scheduling.step:
-            step.model_name = incoming[step.model_name]
-        self._control.load(ENSEMBLE, led_over)
+        before, self._steps = self._steps, steps
         serving = f"Now serving version {version} of the network, {precision_of(network).upper()}"
         try:
-            for step in STEPS:
-                config = read_config(self._repository, step, configs)
-                if "network" in config.parameters:
-                    # Triton does not load anew what looks as before.
-                    config.parameters["network_version"].string_value = str(version)
-                self._control.load(step, config)
-            self._control.load(ENSEMBLE, own)
+            self._remove(before)
         except ControlError as error:
-            return f"{serving}, but as {incoming[NETWORK]} until the next start: {error}"
-        for turn in (0, 1):
-            self._unload(_incoming(turn))
+            return f"{serving}; the one before stays in memory: {error}"
         return f"{serving}."
 
-    def _unload(self, models: Mapping[str, str]) -> None:
-        for name in models.values():
-            self._control.unload(name)
+    def _stage(self, steps: Mapping[str, str], configs: str | None) -> None:
+        """Copy the steps, to be loaded under these names, and give each a double."""
+        for step, name in steps.items():
+            shutil.copytree(
+                self._repository / step,
+                self._models / name,
+                ignore=shutil.ignore_patterns("configs"),
+            )
+            self._write_config(self._models / name / "config.pbtxt", step, steps)
+            # Under the name by which Triton was told to look for such.
+            chosen = self._models / name / "configs" / f"{self._config_name}.pbtxt"
+            self._write_config(chosen, step, steps, configs)
+            # Not made of the endpoint, which Triton would load anew with it. It is made of itself,
+            # and cannot be loaded; that does as well.
+            shutil.copytree(self._closed / step, self._closed / name)
+            double = read_config(self._closed, step)
+            double.name = name
+            double.ensemble_scheduling.step[0].model_name = name
+            write_config(self._closed / name / "config.pbtxt", double)
 
-    def _stage(self, incoming: Mapping[str, str]) -> None:
-        """Copy the steps under their other names; the files are the same."""
-        for step, name in incoming.items():
-            folder = self._staging / name
-            shutil.rmtree(folder, ignore_errors=True)
-            shutil.copytree(self._repository / step, folder)
-            config = self._renamed(step, incoming)
-            (folder / "config.pbtxt").write_text(text_format.MessageToString(config), "utf-8")
-
-    def _renamed(
-        self, step: str, incoming: Mapping[str, str], configs: str | None = None
-    ) -> model_config_pb2.ModelConfig:
-        """The step's configuration under its other name."""
+    def _write_config(
+        self, path: Path, step: str, steps: Mapping[str, str], configs: str | None = None
+    ) -> None:
         config = read_config(self._repository, step, configs)
-        config.name = incoming[step]
+        config.name = steps[step]
         if "network" in config.parameters:
-            config.parameters["network"].string_value = incoming[NETWORK]
-        return config
+            config.parameters["network"].string_value = steps[NETWORK]
+        write_config(path, config)
+
+    def _remove(self, steps: Mapping[str, str]) -> None:
+        """Have Triton forget these; requests that they have already are answered."""
+        for step, name in steps.items():
+            self._control.unload(name)
+            if name != step:
+                shutil.rmtree(self._models / name, ignore_errors=True)
+                shutil.rmtree(self._closed / name, ignore_errors=True)
 
 
-def _incoming(turn: int) -> dict[str, str]:
-    """The steps' other names."""
-    return {step: f"{step}_incoming{turn}" for step in STEPS}
+def write_config(path: Path, config: model_config_pb2.ModelConfig) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text_format.MessageToString(config), "utf-8")
 
 
 @contextmanager

@@ -16,9 +16,9 @@ from support import (
     RunningServer,
     ask_grpc,
     assert_same,
+    executions,
     infer,
     row,
-    statistics,
 )
 
 SIZES = [(480, 640), (333, 500), (500, 333), (97, 640), (1201, 801), (640, 640), (64, 48), (2, 3)]
@@ -90,14 +90,13 @@ def asked(server: RunningServer, images: list[bytes]) -> Iterator[list[tuple[Any
 def test_64_requests_of_20_callers_each_get_their_own(
     server: RunningServer, asked: list[tuple[Any, ...]]
 ) -> None:
-    before = statistics(server, "preprocess")
+    before = executions(server, "preprocess")
     with grpc.InferenceServerClient(server.grpc) as client, ThreadPoolExecutor(20) as pool:
         answers = list(pool.map(lambda request: infer(client, *request[:2]), asked))
     for (_, _, alone), answer in zip(asked, answers):
         assert_same(answer, alone, exact=False)
-    after = statistics(server, "preprocess")
-    executions = after["execution_count"] - before["execution_count"]
-    assert executions < 64, "the requests were not batched, so nothing was put to the test"
+    run = executions(server, "preprocess") - before
+    assert run < 64, "the requests were not batched, so nothing was put to the test"
 
 
 def test_different_photos_are_told_apart(server: RunningServer) -> None:

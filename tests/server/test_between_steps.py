@@ -1,11 +1,12 @@
 """What crosses from step to step in the embedded server: pixels and candidates, not floats and all
-rows; and who sends floats to the network gets all rows, as from any other server."""
+rows; and floats sent to the network give all rows, as on any other server."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,14 @@ import onnx
 import pytest
 import tritonclient.grpc as grpc
 from numpy.typing import NDArray
-from support import PHOTOS, RunningServer, ask_grpc, assert_same, running_server
+from support import (
+    PHOTOS,
+    RunningServer,
+    ask_grpc,
+    assert_same,
+    ready_triton,
+    running_server,
+)
 
 from yolov5_build._photos import Pictures
 
@@ -31,16 +39,23 @@ def prepared(count: int) -> NDArray[np.float32]:
     return np.stack([PICTURES.prepare(path)[0] for path in PATHS[:count]])
 
 
-def rows(server: RunningServer, **arrays: NDArray[Any]) -> NDArray[np.float32]:
+@pytest.fixture(scope="module")
+def network(bundled_repository: Path) -> Iterator[grpc.InferenceServerClient]:
+    """The network by itself, which no caller of the launcher's server can reach."""
+    flags = ["--model-control-mode=explicit", "--load-model=yolov5", "--model-config-name=embedded"]
+    with ready_triton(bundled_repository, *flags) as client:
+        yield client
+
+
+def rows(network: grpc.InferenceServerClient, **arrays: NDArray[Any]) -> NDArray[np.float32]:
     """What the network by itself answers."""
     tensors = []
     for name, array in arrays.items():
         kind = {"float32": "FP32", "uint8": "UINT8"}[str(array.dtype)]
         tensors.append(grpc.InferInput(name, [*array.shape], kind))
         tensors[-1].set_data_from_numpy(array)
-    with grpc.InferenceServerClient(server.grpc) as client:
-        answer: NDArray[np.float32] = client.infer("yolov5", tensors).as_numpy("output0")
-        return answer
+    answer: NDArray[np.float32] = network.infer("yolov5", tensors).as_numpy("output0")
+    return answer
 
 
 def thresholds(count: int, conf_thres: float) -> NDArray[np.float32]:
@@ -53,23 +68,23 @@ def test_the_endpoint_is_wired_with_the_small_tensors(server: RunningServer) -> 
     assert steps[1]["input_map"] == {"pixels": "pixels", "nms": "nms"}
 
 
-def test_floats_give_all_rows(server: RunningServer) -> None:
+def test_floats_give_all_rows(network: grpc.InferenceServerClient) -> None:
     images = prepared(2)
-    found = rows(server, images=images)
+    found = rows(network, images=images)
     assert found.shape == (2, 25200, 8)
     pixels = np.rint(images * 255).astype(np.uint8)
-    np.testing.assert_array_equal(rows(server, pixels=pixels), found)
+    np.testing.assert_array_equal(rows(network, pixels=pixels), found)
 
 
 @pytest.mark.parametrize("kind", ["images", "pixels"])
 @pytest.mark.parametrize("count", [1, 3])
 def test_candidates_are_the_rows_over_the_confidence(
-    server: RunningServer, count: int, kind: str
+    network: grpc.InferenceServerClient, count: int, kind: str
 ) -> None:
     images = prepared(count)
-    whole = rows(server, images=images)
+    whole = rows(network, images=images)
     given = {kind: {"images": images, "pixels": np.rint(images * 255).astype(np.uint8)}[kind]}
-    found = rows(server, nms=thresholds(count, CONF_THRES), **given)
+    found = rows(network, nms=thresholds(count, CONF_THRES), **given)
     wanted = [one[one[:, 4] > np.float32(CONF_THRES)] for one in whole]
     assert found.shape == (count, max(map(len, wanted)), 8)
     assert len(wanted[0]) > 10
@@ -78,11 +93,11 @@ def test_candidates_are_the_rows_over_the_confidence(
         assert not one[len(candidates) :].any()
 
 
-def test_no_candidate_at_all(server: RunningServer) -> None:
-    assert rows(server, images=prepared(2), nms=thresholds(2, 1.0)).shape == (2, 0, 8)
+def test_no_candidate_at_all(network: grpc.InferenceServerClient) -> None:
+    assert rows(network, images=prepared(2), nms=thresholds(2, 1.0)).shape == (2, 0, 8)
 
 
-def test_one_kind_of_picture_and_only_one(server: RunningServer) -> None:
+def test_one_kind_of_picture_and_only_one(network: grpc.InferenceServerClient) -> None:
     images = prepared(1)
     given: list[dict[str, NDArray[Any]]] = [
         {},
@@ -90,7 +105,7 @@ def test_one_kind_of_picture_and_only_one(server: RunningServer) -> None:
     ]
     for arrays in given:
         with pytest.raises(grpc.InferenceServerException, match="and only one") as caught:
-            rows(server, **arrays, nms=thresholds(1, 0.5))
+            rows(network, **arrays, nms=thresholds(1, 0.5))
         assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
 
 

@@ -55,7 +55,7 @@ def test_status(server: RunningServer, capsys: pytest.CaptureFixture[str]) -> No
         status = client.status()
     assert status.ready
     assert status.version.startswith("2.")
-    assert list(status.models) == ["yolov5_ensemble", "preprocess", "yolov5", "postprocess"]
+    assert list(status.models) == ["yolov5_ensemble"]
     assert main(["status", "--server", server.grpc]) == 0
     assert capsys.readouterr().out.startswith(f"{server.grpc}: Triton 2.")
 

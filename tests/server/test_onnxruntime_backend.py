@@ -5,11 +5,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-import tempfile
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +15,7 @@ import pytest
 import tritonclient.grpc as grpc
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
-from support import free_ports
-
-from yolov5_server._backends import assemble_backends, triton_folder
-from yolov5_server._server import _environment
+from support import plain_triton, ready_triton
 
 CONFIG = """
 name: "graph"
@@ -50,55 +43,6 @@ def reciprocal(path: Path, *, batch: str | int = "batch") -> None:
     )
     opset = [helper.make_opsetid("", 17)]
     onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), path)
-
-
-@contextmanager
-def triton(
-    repository: Path, *, complete: bool = False
-) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    http, port = free_ports(2)
-    with tempfile.TemporaryDirectory() as folder:
-        process = subprocess.Popen(
-            [
-                str(triton_folder() / "bin" / "tritonserver"),
-                f"--model-repository={repository}",
-                f"--backend-directory={assemble_backends(triton_folder(), Path(folder))}",
-                f"--http-port={http}",
-                f"--grpc-port={port}",
-                "--allow-metrics=false",
-                "--log-info=false",
-                "--exit-timeout-secs=3",
-                *([] if complete else ["--disable-auto-complete-config"]),
-            ],
-            env=_environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        try:
-            yield process, f"127.0.0.1:{port}"
-        finally:
-            process.terminate()
-            process.wait(20)
-
-
-@contextmanager
-def ready(repository: Path, *, complete: bool = False) -> Iterator[grpc.InferenceServerClient]:
-    with (
-        triton(repository, complete=complete) as (process, address),
-        grpc.InferenceServerClient(address) as client,
-    ):
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                if client.is_server_ready():
-                    break
-            except grpc.InferenceServerException:
-                pass
-            assert process.poll() is None, process.stdout and process.stdout.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        yield client
 
 
 def repository(
@@ -141,7 +85,7 @@ def ask(client: grpc.InferenceServerClient, rows: list[list[float]]) -> NDArray[
 def test_what_does_not_fit_is_not_loaded(
     tmp_path: Path, config: dict[str, Any], sentence: str
 ) -> None:
-    with triton(repository(tmp_path, **config)) as (process, _):
+    with plain_triton(repository(tmp_path, **config)) as (process, _):
         output, _ = process.communicate(timeout=30)
         assert process.returncode != 0
     assert sentence in output
@@ -151,7 +95,7 @@ def test_a_request_that_fails_fails_alone(tmp_path: Path) -> None:
     file = "weights.onnx"
     more = f'default_model_filename: "{file}" instance_group [ {{ count: 1 kind: KIND_CPU }} ]'
     with (
-        ready(repository(tmp_path, file, more=more)) as client,
+        ready_triton(repository(tmp_path, file, more=more)) as client,
         ThreadPoolExecutor(4) as pool,
     ):
         good = [[[0.0, 1.0]], [[2.0, 2.0], [1.0, 0.0]]]
@@ -170,7 +114,7 @@ def test_a_request_that_fails_fails_alone(tmp_path: Path) -> None:
 def test_what_the_configuration_leaves_out_comes_from_the_graph(tmp_path: Path) -> None:
     repository(tmp_path)
     (tmp_path / "graph" / "config.pbtxt").write_text('backend: "onnxruntime"')
-    with ready(tmp_path, complete=True) as client:
+    with ready_triton(tmp_path, complete=True) as client:
         config = client.get_model_config("graph", as_json=True)["config"]
         assert config["max_batch_size"] == 4
         assert config["input"] == [{"name": "x", "data_type": "TYPE_FP32", "dims": ["2"]}]
@@ -178,7 +122,7 @@ def test_what_the_configuration_leaves_out_comes_from_the_graph(tmp_path: Path) 
 
 
 def test_no_process_is_left(tmp_path: Path) -> None:
-    with ready(repository(tmp_path)) as client:
+    with ready_triton(repository(tmp_path)) as client:
         assert ask(client, [[0.0, 0.0]]).tolist() == [[10, 10]]
     children = subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "stub"], capture_output=True)
     assert not children.stdout

@@ -107,13 +107,16 @@ def test_no_request_fails_and_none_meets_two_networks(repository: Path, count: i
         assert last == first
         assert set(answers) == {first, second}
         assert min(answers.values()) > count
-        # What is left is what a fresh start would have loaded.
-        with grpc.InferenceServerClient(server.grpc) as client:
-            assert client.get_model_metadata("yolov5").versions == ["3"]
+        # What is left is one network and its steps, closed to callers as the first ones were.
         deadline = time.monotonic() + SECONDS
-        while server.processes("_incoming"):
+        while len(server.processes("triton_python_backend_stub")) > 3:
             assert time.monotonic() < deadline
             time.sleep(0.1)
+        with grpc.InferenceServerClient(server.grpc) as client:
+            with pytest.raises(grpc.InferenceServerException, match="2 identifiers"):
+                infer(client, [image], model="preprocess.3")
+            with pytest.raises(grpc.InferenceServerException, match="not found"):
+                infer(client, [image], model="preprocess.2")
 
 
 def test_a_network_that_cannot_be_loaded_is_not_taken_over(repository: Path) -> None:
@@ -153,7 +156,7 @@ def test_it_can_be_ended_in_the_middle_of_it(repository: Path) -> None:
     with running_server(f"--repository={repository}") as server:
         install(repository, *SMALL)
         deadline = time.monotonic() + SECONDS
-        while not server.processes("postprocess_incoming"):
+        while not server.processes("postprocess.2"):
             assert time.monotonic() < deadline
             time.sleep(0.02)
         assert server.stop() < 10

@@ -75,7 +75,7 @@ def test_status_over_http(server: RunningServer) -> None:
         status = client.status()
         assert status.ready
         assert status.version.startswith("2.")
-        assert list(status.models) == ["yolov5_ensemble", "preprocess", "yolov5", "postprocess"]
+        assert list(status.models) == ["yolov5_ensemble"]
         assert all(status.models.values())
     assert asyncio.run(ask()) == status
 

@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 from job import Job
 from line import FullError, Line, Request
-from report import Reporter
-from reports import Reports
 
 PATIENCE = 0.25  # seconds, before the first report
 
@@ -172,27 +170,6 @@ def test_at_the_end_all_go() -> None:
         crowd.join(name)
     crowd.line.close()
     assert [crowd.next(0) for _ in range(3)] == [("a", 1), ("b", 2), ("c", 3)]
-
-
-def test_tickets_cross_from_process_to_process() -> None:
-    heard: Queue[int] = Queue()
-    reports = Reports(heard.put)
-    try:
-        Reporter().report(reports.address, 1 << 40)
-        assert heard.get(timeout=10) == 1 << 40
-    finally:
-        reports.close()
-    Reporter().report(reports.address, 1)  # to nobody
-
-
-def test_two_ends_do_not_hear_one_another() -> None:
-    heard: tuple[Queue[int], Queue[int]] = (Queue(), Queue())
-    both = [Reports(queue.put) for queue in heard]
-    Reporter().report(both[1].address, 7)
-    assert heard[1].get(timeout=10) == 7
-    for reports in both:
-        reports.close()
-    assert heard[0].empty()
 
 
 def test_a_job_is_answered_once_with_what_each_image_gave() -> None:

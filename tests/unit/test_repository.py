@@ -90,7 +90,18 @@ def test_the_client_and_the_endpoint_agree() -> None:
     assert [tensor.name for tensor in config.input] == [client_names.IMAGE]
     assert {tensor.name for tensor in config.output} == set(client_names.OUTPUTS)
     steps = [step.model_name for step in config.ensemble_scheduling.step]
-    assert tuple(steps) == client_names.STEPS
+    assert tuple(steps) == MODELS[:3]
+
+
+def test_every_step_has_a_double_that_closes_it() -> None:
+    folder = ROOT / "server" / "closed_steps"
+    assert {path.name for path in folder.iterdir()} == {*MODELS[:3], "README.md"}
+    for model in MODELS[:3]:
+        text = (folder / model / "config.pbtxt").read_text()
+        double = text_format.Parse(text, model_config_pb2.ModelConfig())
+        assert double.name == model
+        assert [step.model_name for step in double.ensemble_scheduling.step] == ["yolov5_ensemble"]
+        assert (folder / model / "1").is_dir()
 
 
 def test_the_build_tool_and_the_ensemble_agree() -> None:

@@ -8,10 +8,10 @@ from time import perf_counter
 import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
+from completion import CompletionSender
 from nms import InputError, Placement, Thresholds, detect
 from pack import pack_detections
 from postprocess_metrics import Metrics
-from report import Reporter
 from served_network import read_served_network
 
 
@@ -25,7 +25,7 @@ class TritonPythonModel:
         self.network = read_served_network(Path(args["model_repository"]).parent / network)
         self.labels = self.network.labels
         self.metrics = Metrics(pb_utils, self.labels)
-        self.reporter = Reporter()
+        self.completions = CompletionSender()
         self.warm_up()
 
     def warm_up(self):
@@ -47,8 +47,8 @@ class TritonPythonModel:
 
     def execute(self, requests):
         for request in requests:
-            address, ticket = pb_utils.get_input_tensor_by_name(request, "ticket").as_numpy()[0]
-            self.reporter.report(int(address), int(ticket))
+            key, ticket = pb_utils.get_input_tensor_by_name(request, "ticket").as_numpy()[0]
+            self.completions.send(int(key), int(ticket))
         return [self.respond(request) for request in requests]
 
     def finalize(self):

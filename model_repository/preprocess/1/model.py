@@ -9,13 +9,13 @@ from time import monotonic, perf_counter
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from completion import CompletionListener
 from decode import Decoder, ImageError, in_full
 from heap import settle
 from job import Job
 from line import FullError, Line, Request
 from parameters import ParameterError, parse_parameters
 from preprocess_metrics import Metrics
-from reports import Reports
 from served_model import read_served_model
 from settings import network_name, read_settings
 
@@ -55,7 +55,7 @@ class TritonPythonModel:
         self.patience = settings.max_wait_seconds
         self.pool = ThreadPoolExecutor(settings.threads)
         self.line = Line(room=settings.max_waiting_images, ahead=settings.max_images_ahead)
-        self.reports = Reports(self.line.report)
+        self.completions = CompletionListener(self.line.report)
         self.metrics = Metrics(pb_utils)
 
     def execute(self, requests):
@@ -145,7 +145,7 @@ class TritonPythonModel:
                 ),
                 pb_utils.Tensor("nms", np.array([parameters.as_row()] * rows, np.float32)),
                 pb_utils.Tensor("class_filter", np.array([class_filter] * rows)),
-                pb_utils.Tensor("ticket", np.array([[self.reports.address, ticket]] * rows)),
+                pb_utils.Tensor("ticket", np.array([[self.completions.key, ticket]] * rows)),
             ]
         )
 
@@ -158,7 +158,7 @@ class TritonPythonModel:
     def finalize(self):
         self.line.close()
         self.pool.shutdown()
-        self.reports.close()
+        self.completions.close()
         self.metrics.close()
 
 

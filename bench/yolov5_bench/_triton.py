@@ -1,0 +1,42 @@
+"""`python -m yolov5_bench._triton NETWORK HTTP_PORT GRPC_PORT REPOSITORY`: the network alone.
+
+A Triton as the write-up has it, whose network callers ask themselves. In ours they cannot.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from yolov5_server._backends import assemble_backends, triton_folder
+from yolov5_server._server import _environment
+
+
+def main() -> None:
+    _, http, grpc, repository = sys.argv[1:]
+    triton = triton_folder()
+    binary = triton / "bin" / "tritonserver"
+    backends = assemble_backends(triton, Path(tempfile.mkdtemp(prefix="yolov5-bench-")))
+    command = [
+        str(binary),
+        f"--model-repository={repository}",
+        f"--backend-directory={backends}",
+        "--model-control-mode=explicit",
+        "--load-model=yolov5",
+        # As `make serve` runs it: it gives all rows to who sends it images.
+        "--model-config-name=embedded",
+        "--disable-auto-complete-config",
+        "--http-address=127.0.0.1",
+        "--grpc-address=127.0.0.1",
+        f"--http-port={http}",
+        f"--grpc-port={grpc}",
+        "--allow-metrics=false",
+        "--log-info=false",
+    ]
+    os.execve(binary, command, _environment())
+
+
+if __name__ == "__main__":
+    main()
