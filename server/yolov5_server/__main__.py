@@ -79,7 +79,7 @@ def _announce(server: Server) -> None:
     if not ipaddress.ip_address(settings.host).is_loopback:
         print(
             f"warning: HOST is {settings.host}: everyone who reaches ports {settings.http_port} and"
-            f" {settings.grpc_port} can use the endpoint and its steps, and"
+            f" {settings.grpc_port} can use the endpoint, and"
             f" {settings.metrics_port} and {settings.health_port} tell them its metrics and health."
             " Triton asks nobody who they are; `make gateway` does, see docs/security.md.",
             file=sys.stderr,
