@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from attacks import ATTACKS
 from numpy.typing import NDArray
 from support import PHOTO, PHOTOS, RAW, SHARED, SHARED_MEMORY, RunningServer, running_server
 
@@ -266,19 +267,40 @@ def test_256_callers_for_two_minutes(own: RunningServer) -> None:
     assert after > 0.9 * before
 
 
-def test_mixed_load_for_long(own: RunningServer) -> None:
-    """Good and bad requests, callers who cancel, and some who hang up in the middle."""
+def test_mixed_load_and_attacks_for_long(own: RunningServer) -> None:
+    """Good and bad requests, callers who cancel, some who hang up in the middle, and attackers.
+
+    Each good answer is the right one, and what is refused is refused as saturated.
+    """
     bad = [*hostile(), b"", b"hello"]
     good = [path.read_bytes() for path in sorted(PHOTOS.iterdir())]
     stop = threading.Event()
     counts = Counter[str]()
 
+    with Client(own.grpc) as client:
+        wanted = {image: client.detect(image) for image in good}
+
     def ask(order: random.Random) -> None:
-        # Triton goes on with what those have asked who hung up, so that its queues may be full.
-        with Client(own.grpc, retry_for=60) as client:
+        with Client(own.grpc) as client:
             while not stop.is_set():
-                client.detect(order.choice(good))
-                counts["good"] += 1
+                image = order.choice(good)
+                try:
+                    found = client.detect(image)
+                except UnavailableError as error:
+                    # Triton goes on with what those have asked who hung up: its queues may be full.
+                    assert "saturated" in str(error)
+                    counts["good, shed"] += 1
+                    time.sleep(0.5)
+                else:
+                    assert same(found, wanted[image]), (found, wanted[image])
+                    counts["good"] += 1
+
+    def attack(order: random.Random) -> None:
+        while not stop.is_set():
+            name = order.choice([*ATTACKS])
+            ATTACKS[name](own)
+            counts["attacks"] += 1
+            time.sleep(order.uniform(0, 1))
 
     def offend(order: random.Random) -> None:
         with Client(own.grpc, retry_for=60) as client:
@@ -332,6 +354,7 @@ def test_mixed_load_for_long(own: RunningServer) -> None:
         *[offend] * 2,
         *[cancel] * 2,
         *[hang_up] * 2,
+        *[attack] * 2,
     ]
     # The warm-up: what the server holds grows with the longest queue of the largest files.
     asyncio.run(storm(own, 60, [], [], [*good, *bad]))
