@@ -83,12 +83,13 @@ $(INSTALLED): requirements.lock pyproject.toml client/pyproject.toml
 	  || { echo "error: Python's venv module is missing; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@echo "Setting up $(VENV), once; most of it is torch with CUDA ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock
+	@# The lock is complete. pip itself would refuse it: OpenCV's metadata ask for NumPy 2 (pyproject.toml).
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement requirements.lock
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable . --editable client
 	@touch $@
 
 $(BENCH): bench/requirements.lock $(INSTALLED)
-	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes --requirement bench/requirements.lock
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement bench/requirements.lock
 	@touch $@
 
 $(NETWORK): | $(INSTALLED)
