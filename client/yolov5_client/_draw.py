@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 from ._detections import Detections
 
 # What it says of an image or a video, beside its return value, stands in our own errors.
-cv2.setLogLevel(0)
+if hasattr(cv2, "setLogLevel"):
+    cv2.setLogLevel(0)
+else:  # since OpenCV 4.13
+    cv2.utils.logging.setLogLevel(0)
 
 Picture = NDArray[np.uint8]
 """[height, width, 3], BGR."""

@@ -29,7 +29,9 @@ def images() -> list[bytes]:
     """Eight photos in eight sizes."""
     encoded = []
     for path, (height, width) in zip(sorted(PHOTOS.iterdir()), SIZES):
-        picture = cv2.resize(cv2.imread(str(path)), (width, height))
+        whole = cv2.imread(str(path))
+        assert whole is not None
+        picture = cv2.resize(whole, (width, height))
         encoded.append(cv2.imencode(".png", picture)[1].tobytes())
     return encoded
 

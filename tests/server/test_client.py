@@ -63,6 +63,7 @@ def test_status(server: RunningServer, capsys: pytest.CaptureFixture[str]) -> No
 def test_exif_orientation_counts_for_the_boxes(server: RunningServer) -> None:
     """A photo stored lying on its side, as cameras do, gets the boxes of the upright one."""
     upright = cv2.imread(str(PHOTO))
+    assert upright is not None
     lying = np.rot90(upright)
     plain = cv2.imencode(".jpg", lying, [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes()
     exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"

@@ -73,6 +73,7 @@ def test_a_reduced_head_answers_alike_and_says_what_it_cannot_do(
 
 def test_rect_answers_requests_of_several_shapes(tmp_path: Path) -> None:
     picture = cv2.imread(str(PHOTO))
+    assert picture is not None
     wide, tall = picture[100:340], picture[:, 200:440]
     encoded = [cv2.imencode(".png", part)[1].tobytes() for part in (wide, tall, picture)]
     repository = make_repository(tmp_path, BUNDLED, "--letterbox=rect")

@@ -559,7 +559,9 @@ def test_a_rotated_photo_is_shown_as_its_boxes_are_meant(page: Page) -> None:
 
 
 def test_a_picture_that_the_browser_cannot_show_still_has_its_boxes(page: Page) -> None:
-    encoded = cv2.imencode(".tiff", cv2.imread(str(PHOTO)))[1]
+    picture = cv2.imread(str(PHOTO))
+    assert picture is not None
+    encoded = cv2.imencode(".tiff", picture)[1]
     drop(page, "photo.tiff", encoded.tobytes())
     assert_as_the_reference(page)
     assert page.is_visible("#unseen")

@@ -38,6 +38,7 @@ def test_lossless_formats(decode: Decode, suffix: str) -> None:
 def test_lossy_formats(decode: Decode, suffix: str) -> None:
     data = encode(suffix)
     expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    assert expected is not None
     np.testing.assert_array_equal(decode(data), expected)
 
 
@@ -79,7 +80,8 @@ def test_exif_orientation_is_applied(
 
 
 def test_base64_with_or_without_its_uri(decode: Decode) -> None:
-    data = encode(".png")
+    data = encode(".png") + bytes(1)
+    assert len(data) % 3
     text = base64.b64encode(data)
     wrapped = base64.encodebytes(data)  # with line breaks
     for element in (
@@ -87,8 +89,37 @@ def test_base64_with_or_without_its_uri(decode: Decode) -> None:
         wrapped,
         b"data:image/png;base64," + text,
         b"DATA:image/x;base64," + text,
+        b"data:image/png;charset=utf-8;base64," + text,
+        b"data:;base64," + text,
+        b"data:;name=x;base64," + text,
+        b'data:image/png;name="a,b;c.png";x=;base64,' + text,
+        b"data:application/octet-stream;base64," + text,
+        b"data:image/png;base64," + text.replace(b"+", b"%2B").replace(b"=", b"%3d"),
+        base64.urlsafe_b64encode(data),
+        base64.urlsafe_b64encode(data).rstrip(b"="),
+        b"data:image/png;base64," + base64.urlsafe_b64encode(data).rstrip(b"="),
     ):
         np.testing.assert_array_equal(decode(element), PICTURE)
+    assert {*b"+/="} <= {*text}
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        b"data:image/png,abc",
+        b"data:base64,iVBORw0KGgo",
+        b"data:image/png;base64",
+        b"data:image/png;x;base64,iVBORw0KGgo",
+        b"data:image/png;" + b"a=b;" * 2000 + b"base64,iVBORw0KGgo",
+        b"data:",
+    ],
+)
+def test_a_data_uri_without_base64_is_refused(decode: Decode, uri: bytes) -> None:
+    with pytest.raises(
+        ImageError, match="a data URI without base64; allowed: data:image"
+    ) as caught:
+        decode(uri)
+    assert caught.value.reason == "undecodable"
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -110,6 +141,8 @@ def png_of(width: int, height: int) -> bytes:
         (b"%PDF-1.4", "format"),
         (base64.b64encode(b"GIF89a" + bytes(20)), "format"),
         (b"data:image/png;base64,$$$", "undecodable"),
+        (b"data:image/png;base64,abcde", "undecodable"),
+        (b"data:;base64,ab=c", "undecodable"),
         (b"\xff\xd8\xff", "undecodable"),
         (PHOTO.read_bytes()[:700], "undecodable"),
         (encode(".png")[:40], "undecodable"),
@@ -178,7 +211,9 @@ def test_what_is_decoded_at_the_same_time_has_a_limit() -> None:
     assert entered == [4, 5]
 
 
-_RESIZED = cv2.resize(cv2.imread(str(PHOTO)), (901, 600), interpolation=cv2.INTER_CUBIC)
+_READ = cv2.imread(str(PHOTO))
+assert _READ is not None
+_RESIZED = cv2.resize(_READ, (901, 600), interpolation=cv2.INTER_CUBIC)
 LARGE = _RESIZED.astype(np.uint8)
 
 

@@ -6,6 +6,7 @@ import base64
 import binascii
 import os
 import re
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,15 +16,31 @@ from typing import cast
 import numpy as np
 from headers import Header, read_header
 from numpy.typing import NDArray
+from png_rows import SPARE, EndlessError, plain_rows
+from still import still
 
 FORMATS = "JPEG, PNG, WebP, BMP, TIFF"
 
 # How the files of the allowed formats begin. OpenCV would take others too, by content as well.
 _SIGNATURES = re.compile(
-    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|BM|II\*\x00|MM\x00\*", re.DOTALL
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|BM|II[*+]\x00|MM\x00[*+]", re.DOTALL
 )
-_DATA_URI = re.compile(rb"data:image/[\w.+-]*;base64,", re.IGNORECASE)
+# As RFC 2397 has it: a type and parameters, which may all be missing. The type is not believed.
+_DATA_URI = re.compile(
+    rb"""data:(?:[\w.+-]+/[\w.+-]+)?(?:;[^;,="]+=(?:"[^"]*"|[^;,"]*))*;base64,""", re.IGNORECASE
+)
+_DATA_URI_LENGTH = 4096  # of what stands before the data, at most
 _WHITE_SPACE = b" \t\r\n"
+# As a URI may write them. (To unquote everything takes 80 bytes of memory for each escape.)
+_ESCAPED = (
+    (b"%2B", b"+"),
+    (b"%2b", b"+"),
+    (b"%2F", b"/"),
+    (b"%2f", b"/"),
+    (b"%3D", b"="),
+    (b"%3d", b"="),
+)
+_FROM_URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
 REASONS = ("empty", "format", "undecodable", "bytes", "pixels", "scans")
@@ -102,7 +119,7 @@ class Decoder:
             8: cv2.IMREAD_REDUCED_COLOR_8,
         }
         self._limits = limits
-        # A decoder may need 12 bytes for a pixel: a thread for each of many cores would need more
+        # A decoder may need 15 bytes for a pixel: a thread for each of many cores would need more
         # memory than there is.
         self._room = Room(limits.pixels)
 
@@ -127,11 +144,32 @@ class Decoder:
         Raises:
             ImageError: not an image of an allowed format, damaged, or over a limit.
         """
-        data = self._unwrap(element)
+        data, header = self._checked(self._unwrap(element))
+        factor = _possible_factor(header, reduction)
+        with self._room.taken(header.pixels):
+            file = _bounded(data) if data.startswith(b"\x89PNG") else data
+            try:
+                picture = self._cv2.imdecode(np.frombuffer(file, np.uint8), self._flags[factor])
+            except self._cv2.error:
+                raise self._undecodable() from None
+        if picture is None or picture.size == 0:
+            raise self._undecodable()
+        height, width = picture.shape[:2]
+        if factor > 1 and header.sides is not None:
+            upright = (height, width) == _reduced(header.sides, factor)
+            height, width = header.sides if upright else header.sides[::-1]
+        return cast("NDArray[np.uint8]", picture), (height, width)
+
+    def _checked(self, data: bytes) -> tuple[bytes, Header]:
+        """What goes to the decoder, and its header; refused where that would cost too much."""
         if len(data) > self._limits.bytes:
             raise self._too_many_bytes()
         if not _SIGNATURES.match(data):
             raise ImageError("format", f"not an image of a supported format; allowed: {FORMATS}")
+        try:
+            data = still(data)
+        except (struct.error, ValueError, OverflowError):
+            raise self._undecodable() from None
         header = read_header(data)
         if header is None:
             raise self._undecodable()
@@ -145,19 +183,7 @@ class Decoder:
                 f"a JPEG of {header.scans} scans; allowed: {SCANS * self._limits.pixels}"
                 " pixels in all scans together",
             )
-        factor = _possible_factor(header, reduction)
-        with self._room.taken(header.pixels):
-            try:
-                picture = self._cv2.imdecode(np.frombuffer(data, np.uint8), self._flags[factor])
-            except self._cv2.error:
-                raise self._undecodable() from None
-        if picture is None or picture.size == 0:
-            raise self._undecodable()
-        height, width = picture.shape[:2]
-        if factor > 1 and header.sides is not None:
-            upright = (height, width) == _reduced(header.sides, factor)
-            height, width = header.sides if upright else header.sides[::-1]
-        return cast("NDArray[np.uint8]", picture), (height, width)
+        return data, header
 
     def _unwrap(self, element: bytes) -> bytes:
         """The file's own bytes, out of base64 where they came as text."""
@@ -169,15 +195,11 @@ class Decoder:
             raise self._too_many_bytes()
         if _SIGNATURES.match(element):
             return element
-        prefix = _DATA_URI.match(element)
-        text = element[prefix.end() :] if prefix else element
+        if element[:5].lower() == b"data:":
+            return _of_uri(element)
         try:
-            return base64.b64decode(text.translate(None, _WHITE_SPACE), validate=True)
+            return _of_base64(element)
         except binascii.Error:
-            if prefix:
-                raise ImageError(
-                    "undecodable", "a data URI whose base64 is damaged; allowed: whole base64"
-                ) from None
             return element
 
     def _too_many_bytes(self) -> ImageError:
@@ -188,6 +210,45 @@ class Decoder:
             "undecodable",
             "cannot be decoded, as the file is damaged or cut off; allowed: whole files",
         )
+
+
+def _bounded(png: bytes) -> bytes | bytearray:
+    """The PNG with no more in it than its picture."""
+    try:
+        return plain_rows(png)
+    except EndlessError:
+        raise ImageError(
+            "undecodable",
+            f"a PNG whose data go on after its picture; allowed: {SPARE} bytes more",
+        ) from None
+
+
+def _of_uri(uri: bytes) -> bytes:
+    prefix = _DATA_URI.match(uri[:_DATA_URI_LENGTH])
+    if prefix is None:
+        raise ImageError(
+            "undecodable", "a data URI without base64; allowed: data:image/...;base64,..."
+        )
+    text = uri[prefix.end() :]
+    if b"%" in text:
+        for escape, character in _ESCAPED:
+            text = text.replace(escape, character)
+    try:
+        return _of_base64(text)
+    except binascii.Error:
+        raise ImageError(
+            "undecodable", "a data URI whose base64 is damaged; allowed: whole base64"
+        ) from None
+
+
+def _of_base64(text: bytes) -> bytes:
+    """Decode base64 in its usual or URL-safe alphabet, with or without padding.
+
+    Raises:
+        binascii.Error: it is something else.
+    """
+    text = text.translate(_FROM_URL_SAFE, _WHITE_SPACE)
+    return base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
 
 
 def in_full(height: int, width: int) -> int:

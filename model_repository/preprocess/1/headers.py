@@ -5,24 +5,29 @@ Each format is read as its decoder reads it, so that no file can be small here a
 
 from __future__ import annotations
 
-import re
 import struct
 from dataclasses import dataclass
 
 import numpy as np
+from containers import JPEG_SCAN, jpeg_segments, png_chunks
+from still import tiff_kind
 
-# What may follow 0xFF in a JPEG, but for the markers that stand alone within and between scans.
-_JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_JPEG_SCAN = b"\xff\xda"
-_JPEG_SEGMENTS = 4096  # before the frame; 64 KiB each, so that no file of a camera has so many
+_SCAN = bytes((0xFF, JPEG_SCAN))
 
-_PNG_CHUNKS = 1 << 17  # in the largest file, so many have 256 bytes each
-
-_TIFF_TYPES = {1: "B", 3: "H", 4: "I"}
+_TIFF_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}
+_TIFF_LONG8 = 16
 _WIDTH, _HEIGHT, _COMPRESSION, _TILE_WIDTH, _TILE_HEIGHT = 256, 257, 259, 322, 323
 _SEGMENTS = ((273, 279), (324, 325))  # offsets and lengths, of strips and of tiles
-_TIFF_JPEG = (6, 7)
+# What decides about memory and work. LibTIFF takes other types for these too, and of those that
+# come twice the first; no real file needs either. BitsPerSample (258) and SampleFormat (339) have a
+# value for each channel.
+_TIFF_SINGLE = frozenset(
+    (_WIDTH, _HEIGHT, _COMPRESSION, 262, 277, 278, 284, _TILE_WIDTH, _TILE_HEIGHT)
+)
+_TIFF_STRICT = _TIFF_SINGLE.union((258, 339), *_SEGMENTS)
+_TIFF_OLD_JPEG, _TIFF_JPEG = 6, 7
+_TIFF_SEVERAL = 4096  # strips or tiles whose JPEG makes several scans; no writer makes one
 
 
 @dataclass(frozen=True)
@@ -51,23 +56,24 @@ def read_header(data: bytes) -> Header | None:
         if data.startswith(b"BM"):
             return _bmp(data)
         return _tiff(data)
-    except struct.error:  # it ends too early
+    except (struct.error, ValueError, OverflowError):  # cut off, or divided as no file is
         return None
 
 
 def _jpeg(data: bytes) -> Header | None:
-    position = 2
-    for _ in range(_JPEG_SEGMENTS):
-        marker = _JPEG_MARKER.search(data, position)
-        if marker is None:
-            return None
-        kind, position = marker[1][0], marker.end()
+    sides = _jpeg_sides(data, 0)
+    if sides is None:
+        return None
+    # A scan's data cannot hold its marker, so that these are all, and perhaps some more.
+    return Header(sides[0] * sides[1], data.count(_SCAN), sides)
+
+
+def _jpeg_sides(data: bytes, start: int) -> tuple[int, int] | None:
+    """Height and width of a JPEG that starts there."""
+    for kind, _, body, _ in jpeg_segments(data, start):
         if kind in _JPEG_FRAMES:
-            height, width = struct.unpack_from(">HH", data, position + 3)
-            # A scan's data cannot hold its marker, so that these are all, and perhaps some more.
-            return Header(width * height, data.count(_JPEG_SCAN), (height, width))
-        (length,) = struct.unpack_from(">H", data, position)
-        position += length
+            height, width = struct.unpack_from(">HH", data, body + 1)
+            return height, width
     return None
 
 
@@ -75,15 +81,9 @@ def _png(data: bytes) -> Header | None:
     if data[12:16] != b"IHDR":
         return None
     width, height = struct.unpack_from(">II", data, 16)
-    position = 8
-    for _ in range(_PNG_CHUNKS):
-        if data[position + 4 : position + 8] in (b"IEND", b""):
-            return Header(width * height)
-        (length,) = struct.unpack_from(">I", data, position)
-        position += 12 + length
-        if position > len(data):  # OpenCV would allocate the whole of it, up to 4 GB
-            return None
-    return None
+    for _ in png_chunks(data):  # all of them must be there
+        pass
+    return Header(width * height)
 
 
 def _webp(data: bytes) -> Header | None:
@@ -107,41 +107,64 @@ def _bmp(data: bytes) -> Header:
 
 
 def _tiff(data: bytes) -> Header | None:
-    order = "<" if data.startswith(b"II") else ">"
-    (directory,) = struct.unpack_from(f"{order}I", data, 4)
-    (count,) = struct.unpack_from(f"{order}H", data, directory)
-    fields: dict[int, tuple[str, int, int]] = {}
-    values: dict[int, int] = {}
-    for entry in range(directory + 2, directory + 2 + 12 * count, 12):
-        tag, kind, length, place = struct.unpack_from(f"{order}HHII", data, entry)
-        letter = _TIFF_TYPES.get(kind)
-        if letter is None:
-            continue
-        size = length * struct.calcsize(letter)
-        fields[tag] = (order + letter, length, entry + 8 if size <= 4 else place)
-        if length == 1:
-            (value,) = struct.unpack_from(order + letter, data, entry + 8)
-            values[tag] = max(value, values.get(tag, 0))  # of a tag that comes twice, the worse
-    if _WIDTH not in values or _HEIGHT not in values:
+    fields = _tiff_fields(data)
+    if fields is None or _WIDTH not in fields or _HEIGHT not in fields:
         return None
+    values = {tag: int(_array(data, *fields[tag])[0]) for tag in _TIFF_SINGLE & fields.keys()}
     width, height = (
         _up_to(values.get(tile, 0), values[side])
         for side, tile in ((_WIDTH, _TILE_WIDTH), (_HEIGHT, _TILE_HEIGHT))
     )
-    scans = _tiff_scans(data, fields) if values.get(_COMPRESSION) in _TIFF_JPEG else 1
-    return None if scans is None else Header(width * height, scans)
+    pixels = width * height
+    compression = values.get(_COMPRESSION)
+    if compression not in (_TIFF_OLD_JPEG, _TIFF_JPEG):
+        return Header(pixels)
+    scans = _tiff_scans(data, fields)
+    if scans is None:
+        return None
+    most, several = scans
+    if compression == _TIFF_JPEG and len(several):
+        pixels = max(pixels, _largest_jpeg(data, several))
+    return Header(pixels, most)
+
+
+def _tiff_fields(data: bytes) -> dict[int, tuple[str, int, int]] | None:
+    """The fields that decide about the size: type, count and place of each; None if in doubt."""
+    order, big = tiff_kind(data)
+    if big and struct.unpack_from(f"{order}HH", data, 4) != (8, 0):
+        return None
+    (directory,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
+    (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, directory)
+    first, each, inside = (directory + 8, 20, 8) if big else (directory + 2, 12, 4)
+    fields: dict[int, tuple[str, int, int]] = {}
+    if count > len(data) // each:
+        return None
+    for entry in range(first, first + each * count, each):
+        tag, kind, length, place = struct.unpack_from(
+            order + ("HHQQ" if big else "HHII"), data, entry
+        )
+        if tag not in _TIFF_STRICT:
+            continue
+        letter = None if kind == _TIFF_LONG8 and not big else _TIFF_TYPES.get(kind)
+        if letter is None or tag in fields or length < 1 or (tag in _TIFF_SINGLE and length > 1):
+            return None
+        size = length * struct.calcsize("=" + letter)
+        fields[tag] = (order + letter, length, entry + each - inside if size <= inside else place)
+    return fields
 
 
 def _up_to(tile: int, side: int) -> int:
     return -(-side // tile) * tile if tile else side
 
 
-def _tiff_scans(data: bytes, fields: dict[int, tuple[str, int, int]]) -> int | None:
-    """The most scans of any JPEG among the strips or tiles."""
+def _tiff_scans(
+    data: bytes, fields: dict[int, tuple[str, int, int]]
+) -> tuple[int, np.ndarray[tuple[int], np.dtype[np.int64]]] | None:
+    """The most scans of any JPEG among the strips or tiles, and where those with several start."""
     everything = np.frombuffer(data, np.uint8)
-    first, second = _JPEG_SCAN
+    first, second = _SCAN
     scans = np.flatnonzero((everything[:-1] == first) & (everything[1:] == second))
-    most = None
+    most, several = 0, np.empty(0, np.int64)
     for offsets_tag, lengths_tag in _SEGMENTS:
         if offsets_tag not in fields or lengths_tag not in fields:
             continue
@@ -150,8 +173,25 @@ def _tiff_scans(data: bytes, fields: dict[int, tuple[str, int, int]]) -> int | N
         starts, lengths = starts[:count], lengths[:count]
         ends = np.where(lengths > 0, starts + lengths, len(data))
         each = np.searchsorted(scans, ends) - np.searchsorted(scans, starts)
-        most = max(most or 1, int(each.max(initial=0)))
-    return most
+        most = max(most, 1, int(each.max(initial=0)))
+        several = np.union1d(several, starts[each > 1])
+    return (most, several) if most else None
+
+
+def _largest_jpeg(data: bytes, starts: np.ndarray[tuple[int], np.dtype[np.int64]]) -> int:
+    """Pixels of the largest JPEG among those that start there.
+
+    It may be larger than its strip, and one of several scans is then read as a whole.
+    """
+    if len(starts) > _TIFF_SEVERAL:
+        raise ValueError
+    largest = 0
+    for start in starts.tolist():
+        sides = _jpeg_sides(data, start)
+        if sides is None:
+            raise ValueError
+        largest = max(largest, sides[0] * sides[1])
+    return largest
 
 
 def _array(

@@ -1,0 +1,80 @@
+"""How the files of each format are divided: segments of a JPEG, chunks of a PNG or WebP.
+
+Each is walked as its decoder walks it. All raise `struct.error` for a file that ends too early, and
+`ValueError` for one that is divided into more parts than any real file.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+
+# What may follow 0xFF in a JPEG, but for the markers that stand alone within and between scans.
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)
+_JPEG_SEGMENTS = 4096  # before the frame; 64 KiB each, so that no file of a camera has so many
+JPEG_SCAN = 0xDA
+_JPEG_LAST = frozenset((0xD8, 0xD9, JPEG_SCAN))  # after these no segment can be told
+
+PNG_SIGNATURE = 8  # bytes
+_PNG_CHUNKS = 1 << 17  # in the largest file, so many have 256 bytes each
+
+RIFF_HEADER = 12  # bytes
+_RIFF_CHUNKS = 4096
+
+# Kind, where it starts, where its data start, where it ends.
+Segment = tuple[int, int, int, int]
+Chunk = tuple[bytes, int, int, int]
+
+
+def jpeg_segments(data: bytes, start: int = 0) -> Iterator[Segment]:
+    """Yield the segments up to the first scan, or to another marker that ends the header.
+
+    Args:
+        start: of the JPEG, where it is a part of the data.
+    """
+    position = start + 2
+    for _ in range(_JPEG_SEGMENTS):
+        marker = _JPEG_MARKER.search(data, position)
+        if marker is None:
+            raise struct.error
+        kind, begin, body = marker[1][0], marker.start(), marker.end()
+        if kind in _JPEG_LAST:
+            return
+        (length,) = struct.unpack_from(">H", data, body)
+        position = body + max(length, 2)
+        yield kind, begin, body + 2, position
+    raise ValueError
+
+
+def png_chunks(data: bytes) -> Iterator[Chunk]:
+    """Yield the chunks up to IEND, or to the end of the file where that is missing."""
+    position = PNG_SIGNATURE
+    for _ in range(_PNG_CHUNKS):
+        if position == len(data):
+            return
+        length, kind = struct.unpack_from(">I4s", data, position)
+        end = position + 12 + length
+        if kind == b"IEND":
+            yield kind, position, position + 8, min(end, len(data))
+            return
+        if end > len(data):  # OpenCV would allocate the whole of it, up to 4 GB
+            raise struct.error
+        yield kind, position, position + 8, end
+        position = end
+    raise ValueError
+
+
+def riff_chunks(data: bytes, start: int, stop: int) -> Iterator[Chunk]:
+    """Yield the chunks between two places; a chunk of odd length is followed by one more byte."""
+    position = start
+    for _ in range(_RIFF_CHUNKS):
+        if stop - position < 8:
+            return
+        kind, length = struct.unpack_from("<4sI", data, position)
+        end = position + 8 + length
+        if end > stop:
+            raise struct.error
+        yield kind, position, position + 8, min(end + length % 2, stop)
+        position = end + length % 2
+    raise ValueError

@@ -1,0 +1,160 @@
+"""Take from an image file what a still picture does not need, before any decoder sees it.
+
+Animations, profiles, texts and thumbnails do not change the picture that OpenCV gives, but each has
+a parser, and several of those had holes. What stays is what changes the answer: the picture itself,
+its palette, and the EXIF data, which say how it is to be turned.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+
+from containers import RIFF_HEADER, Chunk, jpeg_segments, png_chunks, riff_chunks
+
+_APP0, _APP1, _APP14, _APP15, _COMMENT = 0xE0, 0xE1, 0xEE, 0xEF, 0xFE
+# Of the application segments these matter: the first and last for the colours.
+_JPEG_KEPT = ((_APP0, b"JFIF\0"), (_APP1, b"Exif\0\0"), (_APP14, b"Adobe"))
+
+_PNG_ANCILLARY = 0x20  # in the first letter: a decoder may pass the chunk over
+_PNG_KEPT = b"eXIf"
+
+_WEBP_PICTURE = (b"ALPH", b"VP8 ", b"VP8L")
+_WEBP_ANIMATION, _WEBP_ALPHA, _WEBP_EXIF = 0x02, 0x10, 0x08
+_WEBP_FRAME_HEADER = 16
+
+
+def still(data: bytes) -> bytes:
+    """Return the file of one still picture; the same object where nothing has to go.
+
+    Args:
+        data: a file that begins as a JPEG, PNG, WebP, BMP or TIFF does.
+
+    Returns:
+        A file of the same picture: of an animation the first, of a TIFF the first page.
+
+    Raises:
+        struct.error, OverflowError: the file ends too early, or points beyond itself.
+        ValueError: it is not divided as its format is.
+    """
+    if data.startswith(b"\xff\xd8"):
+        return _jpeg(data)
+    if data.startswith(b"\x89PNG"):
+        return _png(data)
+    if data.startswith(b"RIFF"):
+        return _webp(data)
+    if data.startswith((b"II", b"MM")):
+        return _tiff(data)
+    return data
+
+
+def _without(data: bytes, parts: Iterable[tuple[int, int]]) -> bytes:
+    """The data without the parts, each from start to end, in order."""
+    view, kept, position = memoryview(data), [], 0
+    for start, end in parts:
+        if start > position:
+            kept.append(view[position:start])
+        position = end
+    return b"".join([*kept, view[position:]]) if position else data
+
+
+def _jpeg(data: bytes) -> bytes:
+    dropped: list[tuple[int, int]] = []
+    gap = -1  # where the segment ends that was dropped last
+    for kind, start, body, end in jpeg_segments(data):
+        if gap >= 0:  # what lies between segments goes too: the file must begin with a segment
+            dropped.append((gap, start))
+        gap = -1
+        if kind == _COMMENT or (
+            _APP0 <= kind <= _APP15
+            and not any(kind == app and data.startswith(name, body) for app, name in _JPEG_KEPT)
+        ):
+            dropped.append((start, end))
+            gap = end
+    return _without(data, dropped)
+
+
+def _png(data: bytes) -> bytes:
+    return _without(
+        data,
+        (
+            (start, end)
+            for kind, start, _, end in png_chunks(data)
+            if kind[0] & _PNG_ANCILLARY and kind != _PNG_KEPT
+        ),
+    )
+
+
+def _webp(data: bytes) -> bytes:
+    if data[RIFF_HEADER : RIFF_HEADER + 4] != b"VP8X":
+        return data  # of one chunk, and what may follow is not looked at
+    (size,) = struct.unpack_from("<I", data, 4)
+    chunks = [*riff_chunks(data, RIFF_HEADER, min(len(data), 8 + size))]
+    _, _, body, end = chunks[0]
+    if end - body < 10:
+        raise struct.error
+    flags = data[body]
+    kept = [chunk for chunk in chunks[1:] if chunk[0] in _WEBP_PICTURE or chunk[0] == b"EXIF"]
+    if not flags & _WEBP_ANIMATION:
+        if len(kept) + 1 == len(chunks):
+            return data
+        return _riff(_extended(data, chunks[0], 0), [data[start:end] for _, start, _, end in kept])
+    return _first_frame(data, chunks)
+
+
+def _first_frame(data: bytes, chunks: list[Chunk]) -> bytes:
+    """The first frame of an animation; as a still picture, where it is as large as the whole."""
+    frame = next((chunk for chunk in chunks if chunk[0] == b"ANMF"), None)
+    if frame is None:
+        raise ValueError
+    _, _, body, end = frame
+    if end - body < _WEBP_FRAME_HEADER:
+        raise struct.error
+    exif = [data[start:end] for kind, start, _, end in chunks if kind == b"EXIF"]
+    picture = [
+        data[start:end]
+        for kind, start, _, end in riff_chunks(data, body + _WEBP_FRAME_HEADER, end)
+        if kind in _WEBP_PICTURE
+    ]
+    place, sides = data[body : body + 6], data[body + 6 : body + 12]
+    whole = chunks[0][2]
+    if not any(place) and sides == data[whole + 4 : whole + 10]:
+        return _riff(_extended(data, chunks[0], 0), [*picture, *exif])
+    # It lies somewhere on an empty ground, which only the decoder of animations knows to do.
+    control = [data[start:end] for kind, start, _, end in chunks if kind == b"ANIM"]
+    content = data[body : body + _WEBP_FRAME_HEADER] + b"".join(picture)
+    anmf = b"ANMF" + struct.pack("<I", len(content)) + content
+    return _riff(_extended(data, chunks[0], _WEBP_ANIMATION), [*control[:1], anmf, *exif])
+
+
+def _extended(data: bytes, chunk: Chunk, more: int) -> bytes:
+    """The chunk VP8X, which says no longer that there is more than picture and EXIF data."""
+    _, start, body, end = chunk
+    flags = data[body] & (_WEBP_ALPHA | _WEBP_EXIF) | more
+    return data[start:body] + bytes([flags]) + data[body + 1 : end]
+
+
+def _riff(first: bytes, others: list[bytes]) -> bytes:
+    body = b"WEBP" + first + b"".join(others)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def _tiff(data: bytes) -> bytes:
+    """The file with its first page as the only one."""
+    order, big = tiff_kind(data)
+    offset = "Q" if big else "I"
+    (directory,) = struct.unpack_from(order + offset, data, 8 if big else 4)
+    count_kind, entry = ("Q", 20) if big else ("H", 12)
+    (count,) = struct.unpack_from(order + count_kind, data, directory)
+    link = directory + struct.calcsize(order + count_kind) + count * entry
+    following = data[link : link + struct.calcsize(order + offset)]
+    if not any(following):
+        return data
+    return b"".join((data[:link], bytes(len(following)), data[link + len(following) :]))
+
+
+def tiff_kind(data: bytes) -> tuple[str, bool]:
+    """The order of bytes of a TIFF, as `struct` writes it, and whether it is a BigTIFF."""
+    order = "<" if data.startswith(b"II") else ">"
+    (version,) = struct.unpack_from(f"{order}H", data, 2)
+    return order, version == 43

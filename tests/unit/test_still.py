@@ -1,0 +1,307 @@
+"""What reaches the decoder: the still picture and nothing else, in files of every format."""
+
+from __future__ import annotations
+
+import struct
+import time
+import zlib
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+
+import cv2
+import numpy as np
+import pytest
+from decode import Decoder, ImageError, ImageLimits
+from numpy.typing import NDArray
+from png_rows import SPARE, EndlessError, plain_rows
+from still import still
+from support import PHOTO
+
+LIMITS = ImageLimits(bytes=32 << 20, pixels=64_000_000)
+PICTURE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+EXIF = b"MM\0*\0\0\0\x08" + struct.pack(">HHHIHHI", 1, 0x0112, 3, 1, 6, 0, 0)  # on its side
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Decoder:
+    return Decoder(LIMITS)
+
+
+def encode(suffix: str, *options: int) -> bytes:
+    return cv2.imencode(suffix, PICTURE, options)[1].tobytes()
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(*more: bytes, rows: bytes | None = None, after: bytes = b"", interlaced: int = 0) -> bytes:
+    """`PICTURE`, or other rows of its size, with chunks before and after its data."""
+    height, width = PICTURE.shape[:2]
+    if rows is None:
+        rows = b"".join(b"\0" + row.tobytes() for row in PICTURE[..., ::-1])
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, interlaced)
+    parts = (chunk(b"IHDR", header), *more, chunk(b"IDAT", zlib.compress(rows)), after)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IEND", b"")
+
+
+def frame(number: int, width: int, height: int, x: int, y: int) -> bytes:
+    return chunk(b"fcTL", struct.pack(">IIIIIHHBB", number, width, height, x, y, 1, 10, 0, 0))
+
+
+ANIMATION = chunk(b"acTL", struct.pack(">II", 2, 0))
+LAST = frame(1, 30, 20, 0, 0) + chunk(b"fdAT", struct.pack(">I", 2) + zlib.compress(bytes(20 * 91)))
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        frame(0, 30, 20, 0, 0),
+        frame(0, 30, 20, 25, 15),
+        frame(0, 30, 20, 0, 1),
+        frame(0, 9, 9, 9, 9),
+    ],
+    ids=["in place", "beyond both sides", "one row too low", "smaller"],
+)
+def test_of_an_animated_png_the_still_picture_is_answered(decoder: Decoder, first: bytes) -> None:
+    data = png(ANIMATION, first, after=LAST)
+    np.testing.assert_array_equal(decoder.decode(data), PICTURE)
+    assert still(data) == png()
+
+
+def test_an_animated_png_with_an_unknown_filter_is_refused(decoder: Decoder) -> None:
+    data = png(ANIMATION, frame(0, 30, 20, 0, 0), rows=b"\x09" * 20 * 91, after=LAST)
+    with pytest.raises(ImageError, match="cannot be decoded"):
+        decoder.decode(data)
+
+
+def test_texts_and_profiles_of_a_png_are_left_out(decoder: Decoder) -> None:
+    bomb = zlib.compress(bytes(10 << 20))
+    extras = [
+        chunk(b"iCCP", b"x\0\0" + bomb),
+        chunk(b"zTXt", b"x\0\0" + bomb),
+        chunk(b"iTXt", b"x\0\1\0\0\0" + bomb),
+        chunk(b"tEXt", b"x\0y"),
+        chunk(b"gAMA", struct.pack(">I", 22000)),
+        chunk(b"sRGB", b"\0"),
+        chunk(b"tRNS", bytes(6)),
+        chunk(b"zzZz", b"of somebody's own"),
+    ]
+    data = png(*extras, after=b"".join(extras))
+    assert still(data) == png()
+    np.testing.assert_array_equal(decoder.decode(data), PICTURE)
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_png_is_turned_as_its_exif_data_say(decoder: Decoder, behind: bool) -> None:
+    exif = chunk(b"eXIf", EXIF)
+    data = png(after=exif) if behind else png(exif)
+    np.testing.assert_array_equal(decoder.decode(data), np.rot90(PICTURE, -1))
+
+
+def test_what_a_png_must_have_is_not_left_out(decoder: Decoder) -> None:
+    with pytest.raises(ImageError, match="cannot be decoded"):
+        decoder.decode(png(chunk(b"CgBI", bytes(4))))
+
+
+def segment(kind: int, data: bytes) -> bytes:
+    return b"\xff" + bytes([kind]) + struct.pack(">H", len(data) + 2) + data
+
+
+def test_only_three_application_segments_of_a_jpeg_stay(decoder: Decoder) -> None:
+    plain = PHOTO.read_bytes()
+    exif = segment(0xE1, b"Exif\0\0" + EXIF)
+    extras = [segment(kind, b"of somebody's own") for kind in range(0xE0, 0xF0)]
+    extras += [segment(0xFE, b"a comment"), segment(0xE2, b"ICC_PROFILE\0" + bytes(60_000))]
+    data = plain[:2] + extras[0] + exif + b"".join(extras[1:]) + b"noise" + plain[2:]
+    assert still(data) == plain[:2] + exif + plain[2:]
+    expected = np.rot90(decoder.decode(plain), -1)
+    np.testing.assert_array_equal(decoder.decode(data), expected)
+
+
+def riff(*chunks: tuple[bytes, bytes]) -> bytes:
+    body = b"WEBP" + b"".join(
+        kind + struct.pack("<I", len(data)) + data + bytes(len(data) % 2) for kind, data in chunks
+    )
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def extended(flags: int) -> tuple[bytes, bytes]:
+    height, width = PICTURE.shape[:2]
+    return b"VP8X", struct.pack("<IHBHB", flags, width - 1, 0, height - 1, 0)
+
+
+LOSSLESS = (b"VP8L", encode(".webp", cv2.IMWRITE_WEBP_QUALITY, 101)[20:])
+
+
+def animated(x: int, y: int, width: int, height: int, picture: tuple[bytes, bytes]) -> bytes:
+    sides = [number.to_bytes(3, "little") for number in (x // 2, y // 2, width - 1, height - 1, 40)]
+    content = b"".join(sides) + b"\0" + riff(picture)[12:]
+    second = b"".join(sides) + b"\0" + riff(LOSSLESS)[12:]
+    return riff(extended(0x3E), (b"ICCP", b"profile"), (b"ANIM", bytes(6)), (b"ANMF", content),
+                (b"ANMF", second), (b"XMP ", b"<x/>"), (b"EXIF", EXIF))  # fmt: skip
+
+
+def test_of_an_extended_webp_picture_and_exif_data_stay(decoder: Decoder) -> None:
+    data = riff(
+        extended(0x2C), (b"ICCP", b"profile"), LOSSLESS, (b"EXIF", EXIF), (b"XMP ", b"<x/>")
+    )
+    assert still(data) == riff(extended(0x08), LOSSLESS, (b"EXIF", EXIF))
+    np.testing.assert_array_equal(decoder.decode(data), np.rot90(PICTURE, -1))
+
+
+def test_of_an_animated_webp_the_first_frame_is_answered(decoder: Decoder) -> None:
+    data = animated(0, 0, 30, 20, LOSSLESS)
+    assert still(data) == riff(extended(0x18), LOSSLESS, (b"EXIF", EXIF))
+    np.testing.assert_array_equal(decoder.decode(data), np.rot90(PICTURE, -1))
+
+
+def test_a_first_frame_that_is_smaller_lies_where_it_belongs(decoder: Decoder) -> None:
+    part = cv2.imencode(".webp", PICTURE[:8, :10], (cv2.IMWRITE_WEBP_QUALITY, 101))[1].tobytes()
+    data = animated(4, 2, 10, 8, (b"VP8L", part[20:]))
+    assert still(data).count(b"ANMF") == 1
+    expected = np.zeros_like(PICTURE)
+    expected[2:10, 4:14] = PICTURE[:8, :10]
+    np.testing.assert_array_equal(decoder.decode(data), np.rot90(expected, -1))
+
+
+def test_of_a_tiff_of_many_pages_the_first_is_left(decoder: Decoder) -> None:
+    data = cv2.imencodemulti(".tiff", [PICTURE, PICTURE[::-1], PICTURE[:5]])[1].tobytes()
+    assert cv2.imdecodemulti(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[0]
+    left = np.frombuffer(still(data), np.uint8)
+    assert len(cv2.imdecodemulti(left, cv2.IMREAD_COLOR)[1]) == 1
+    np.testing.assert_array_equal(decoder.decode(data), PICTURE)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp", ".tiff"])
+def test_an_ordinary_file_is_not_even_copied(suffix: str) -> None:
+    data = encode(suffix)
+    assert still(data) is data
+
+
+@pytest.mark.parametrize("interlaced", [0, 1])
+@pytest.mark.parametrize("depth, colour", [(1, 0), (8, 0), (8, 2), (4, 3), (16, 4), (16, 6)])
+def test_the_rows_of_a_png_are_as_long_as_its_decoder_reads(
+    interlaced: int, depth: int, colour: int
+) -> None:
+    header = struct.pack(">IIBBBBB", 50, 37, depth, colour, 0, 0, interlaced)
+    palette = chunk(b"PLTE", bytes(range(48))) if colour == 3 else b""
+
+    def of_length(length: int) -> bytes:
+        data = chunk(b"IDAT", zlib.compress(bytes(length))) + chunk(b"IEND", b"")
+        return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + palette + data
+
+    def is_enough(length: int) -> bool:
+        file = np.frombuffer(of_length(length), np.uint8)
+        return cv2.imdecode(file, cv2.IMREAD_COLOR) is not None
+
+    length = bisect_left(range(1 << 15), True, key=is_enough)
+    assert plain_rows(of_length(length - 1)) == of_length(length - 1)
+    for more in (0, SPARE):
+        plain = plain_rows(of_length(length + more))
+        assert length < len(plain) < length + 200
+        assert cv2.imdecode(np.frombuffer(plain, np.uint8), cv2.IMREAD_COLOR) is not None
+    with pytest.raises(EndlessError):
+        plain_rows(of_length(length + SPARE + 1))
+
+
+def test_data_after_the_rows_of_a_png_are_left_out(decoder: Decoder) -> None:
+    rows = b"".join(b"\0" + row.tobytes() for row in PICTURE[..., ::-1])
+    np.testing.assert_array_equal(decoder.decode(png(rows=rows + bytes(SPARE))), PICTURE)
+    with pytest.raises(ImageError, match=f"data go on after its picture; allowed: {SPARE} bytes"):
+        decoder.decode(png(rows=rows + bytes(SPARE + 1)))
+
+
+def cpu_seconds(work: Callable[[], object]) -> float:
+    started = time.process_time()
+    work()
+    return time.process_time() - started
+
+
+def tiff(fields: Sequence[tuple[int, int, bytes]], data: bytes = b"") -> bytes:
+    """Fields are tag, type, value; all of one value."""
+    directory = struct.pack("<H", len(fields)) + b"".join(
+        struct.pack("<HHI", tag, kind, 1) + value.ljust(4, b"\0") for tag, kind, value in fields
+    )
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + directory + bytes(4)
+
+
+def short(value: int) -> bytes:
+    return struct.pack("<H", value)
+
+
+BYTE, SHORT, LONG, RATIONAL, SSHORT, FLOAT = 1, 3, 4, 5, 8, 11
+GREY = [
+    (258, SHORT, short(8)), (259, SHORT, short(1)), (262, SHORT, short(1)), (273, LONG, short(8)),
+    (277, SHORT, short(1)), (278, SHORT, short(8000)), (279, LONG, short(256)),
+]  # fmt: skip
+SMALL = [(256, SHORT, short(16)), (257, SHORT, short(16))]
+LARGE = [(256, SSHORT, short(8000)), (257, SSHORT, short(8000))]
+TILES = [(322, SSHORT, short(8000)), (323, SSHORT, short(8000)), (324, LONG, short(8)),
+         (325, LONG, short(256))]  # fmt: skip
+BOMBS = {
+    "PNG": png(rows=bytes(1 << 27)),
+    "interlaced PNG": png(rows=bytes(1 << 27), interlaced=1),
+    "TIFF of two widths": tiff(LARGE + SMALL + GREY, bytes(256)),
+    "TIFF of signed sides": tiff(LARGE + GREY, bytes(256)),
+    "TIFF of fractions": tiff(
+        [(256, RATIONAL, short(8)), (257, RATIONAL, short(8)), *GREY],
+        struct.pack("<II", 8000, 1) + bytes(256),
+    ),
+    "TIFF of floating point": tiff(
+        [(256, FLOAT, struct.pack("<f", 8000)), (257, FLOAT, struct.pack("<f", 8000)), *GREY],
+        bytes(256),
+    ),
+    "TIFF of signed tiles": tiff(SMALL + GREY[:3] + GREY[4:5] + TILES, bytes(256)),
+    "BigTIFF that points nowhere": b"II+\0\x08\0\0\0" + struct.pack("<Q", 1 << 63),
+    "BigTIFF of countless fields": b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 1 << 60),
+    "data URI of escapes": b"data:image/png;base64," + b"%41" * (10 << 20),
+    "data URI of parameters": b"data:" + b";a=b" * (10 << 20),
+}
+
+
+@pytest.mark.parametrize("data", BOMBS.values(), ids=BOMBS)
+def test_a_bomb_is_refused_at_once(decoder: Decoder, data: bytes) -> None:
+    def refused() -> None:
+        with pytest.raises(ImageError) as caught:
+            decoder.decode(data)
+        assert caught.value.reason in ("undecodable", "pixels")
+
+    assert cpu_seconds(refused) < 1
+
+
+def test_a_tiff_of_a_jpeg_that_is_larger_than_its_strip_is_refused(decoder: Decoder) -> None:
+    large = cv2.imencode(
+        ".jpg", np.zeros((16_000, 1000, 3), np.uint8), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
+    )[1].tobytes()
+    last = large.rindex(b"\xff\xda")
+    large = large[:-2] + large[last:-2] * 80 + large[-2:]
+    depths = struct.pack("<I", 8 + len(large))
+    fields = [
+        (256, SHORT, short(1000)), (257, SHORT, short(16)), (259, SHORT, short(7)),
+        (262, SHORT, short(6)), (273, LONG, short(8)), (277, SHORT, short(3)),
+        (278, SHORT, short(16)), (279, LONG, depths),
+    ]  # fmt: skip
+    with pytest.raises(ImageError, match="scans; allowed"):
+        decoder.decode(tiff(fields, large))
+
+
+Array = NDArray[np.uint8]
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("kind, letter", [(3, "H"), (4, "I"), (16, "Q")])
+def test_bigtiff_is_read(decoder: Decoder, order: str, kind: int, letter: str) -> None:
+    grey: Array = PICTURE[:16, :16, 0].copy()
+    values = {256: 16, 257: 16, 258: 8, 259: 1, 262: 1, 273: 16, 277: 1, 278: 16, 279: 256}
+    directory = struct.pack(f"{order}Q", len(values))
+    for tag, value in values.items():
+        code, field = (kind, letter) if tag in (256, 257, 273, 279) else (3, "H")
+        directory += struct.pack(f"{order}HHQ", tag, code, 1)
+        directory += struct.pack(order + field, value).ljust(8, b"\0")
+    head = b"II+\0" if order == "<" else b"MM\0+"
+    head += struct.pack(f"{order}HHQ", 8, 0, 16 + 256)
+    data = head + grey.tobytes() + directory + bytes(8)
+    np.testing.assert_array_equal(decoder.decode(data), np.dstack([grey] * 3))
+    with pytest.raises(ImageError, match="pixels"):
+        Decoder(ImageLimits(bytes=10_000, pixels=255)).decode(data)
