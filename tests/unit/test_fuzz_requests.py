@@ -135,7 +135,7 @@ def seeds() -> list[bytes]:
         (".tiff", noise, [cv2.IMWRITE_TIFF_COMPRESSION, 5]),
         (".tiff", plain, [cv2.IMWRITE_TIFF_COMPRESSION, 7]),
         (".tiff", deep, [cv2.IMWRITE_TIFF_COMPRESSION, 8]),
-        (".tiff", plain.astype(np.float32), []),
+        (".tiff", plain.astype(np.float32), [cv2.IMWRITE_TIFF_COMPRESSION, 34676]),  # LogLuv
     ]
     return [cv2.imencode(suffix, picture, flags)[1].tobytes() for suffix, picture, flags in kinds]
 
