@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import re
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from typing import Any
 
+import cv2
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from support import ROOT
 
@@ -64,6 +69,95 @@ def test_the_lock_is_of_what_pyproject_names() -> None:
     assert len(requirements) > 20
     for requirement in requirements:
         assert pinned(requirement) in versions[canonicalize_name(requirement.name)], requirement
+
+
+# What the wheels carry, and known holes: in them, and in packages that callers' bytes come to.
+LIBRARIES: dict[str, Any] = json.loads((ROOT / "tests" / "data" / "libraries.json").read_text())
+_WHEEL_HASH = re.compile(r"[-.][0-9a-f]{8}(?=[.-])")
+
+
+def libraries_of_opencv() -> dict[str, str]:
+    """Names and versions, as OpenCV says that it was built with."""
+    found = {"OpenCV": cv2.__version__}
+    for name in LIBRARIES["opencv"].keys() - {"OpenCV"}:
+        line = re.search(rf"^ +{name}: +(.*)$", cv2.getBuildInformation(), re.MULTILINE)
+        if line:
+            (version,) = re.findall(r"0x\d+|\d+\.\d+[\d.]*", line[1])[:1] or [line[1]]
+            found[name] = version
+    return found
+
+
+def carried(wheel: str) -> list[str]:
+    """The shared libraries beside a wheel's own modules, without their hashes."""
+    files = importlib.metadata.distribution(wheel).files or []
+    return sorted(
+        _WHEEL_HASH.sub("", file.name)
+        for file in files
+        if ".so" in file.name and str(file.parent).endswith(".libs")
+    )
+
+
+def holes(versions: dict[str, str]) -> list[dict[str, str]]:
+    """Those that some of these libraries have and that nothing shields from."""
+    return [
+        hole
+        for hole in LIBRARIES["holes"]
+        if hole["library"] in versions
+        and "shield" not in hole
+        and SpecifierSet(hole["affected"]).contains(versions[hole["library"]])
+    ]
+
+
+def test_the_list_of_libraries_names_what_the_wheels_carry() -> None:
+    assert libraries_of_opencv() == LIBRARIES["opencv"]
+    for name, wheel in LIBRARIES["wheels"].items():
+        assert importlib.metadata.version(name) == wheel["version"], name
+        assert carried(name) == wheel["libraries"], name
+
+
+def test_no_library_in_a_wheel_has_a_hole_that_nothing_shields_from() -> None:
+    names = {hole["library"] for hole in LIBRARIES["holes"]} - LIBRARIES["opencv"].keys()
+    packages = {name: importlib.metadata.version(name) for name in names}
+    versions = {name: v for name, v in libraries_of_opencv().items() if "0x" not in v}
+    assert holes({**packages, **versions}) == []
+
+
+def test_the_holes_of_the_first_release_would_be_found() -> None:
+    found = {hole["id"] for hole in holes({"OpenCV": "4.11.0", "PNG": "1.6.44", "TIFF": "4.6.0"})}
+    assert {"CVE-2025-53644", "opencv/opencv#27744", "CVE-2025-9900"} <= found
+    assert holes({"OpenCV": "4.13.0", "PNG": "1.6.56", "TIFF": "4.7.1"}) == []
+
+
+OSV = "https://api.osv.dev/v1/query"
+# As OSV calls the projects. It keeps C libraries by their repositories and tags.
+OSV_PROJECTS = {
+    "OpenCV": ("https://github.com/opencv/opencv", ""),
+    "PNG": ("https://github.com/pnggroup/libpng", "v"),
+    "JPEG": ("https://github.com/libjpeg-turbo/libjpeg-turbo", ""),
+    "TIFF": ("https://gitlab.com/libtiff/libtiff", "v"),
+}
+
+
+@pytest.mark.slow
+def test_no_advisory_for_the_libraries_in_opencv_is_missing_in_the_list() -> None:
+    known = " ".join(hole["id"] for hole in LIBRARIES["holes"])
+    missing = []
+    for library, (project, prefix) in OSV_PROJECTS.items():
+        version = prefix + LIBRARIES["opencv"][library]
+        query = {"version": version, "package": {"name": project, "ecosystem": "GIT"}}
+        request = urllib.request.Request(OSV, json.dumps(query).encode())
+        try:
+            with urllib.request.urlopen(request, timeout=20) as answer:
+                advisories = json.load(answer).get("vulns", [])
+        except urllib.error.HTTPError:
+            raise
+        except OSError as error:
+            pytest.skip(f"no advisories to be had here: {error}")
+        for advisory in advisories:
+            names = {advisory["id"], *advisory.get("aliases", ())}
+            if not any(name in known for name in names):
+                missing.append(f"{library} {version}: {sorted(names)}")
+    assert missing == []
 
 
 @pytest.fixture(scope="module")
