@@ -1,20 +1,34 @@
-"""The data-set YAML and label files that YOLOv5's users have.
+"""The data-set YAML and label files that YOLOv5's users have, read as YOLOv5 v7.0 reads them.
 
-Relative paths in a YAML are relative to its `path`, which is relative to the file itself.
+Relative paths in a YAML are relative to its `path`, which is relative to the file itself, or else
+to the working directory.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import codecs
+import datetime
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
+from . import _yaml
 from ._errors import DataError
 from ._sources import SUFFIXES
+
+# YOLOv5 takes two more, which the server refuses: better said than passed over.
+_PICTURES = SUFFIXES | {".dng", ".pfm"}
+_NAMES_BYTES, _LABELS_BYTES, _LIST_BYTES = 1 << 20, 16 << 20, 64 << 20
+_LABELS_ALLOWED = (
+    "allowed: class, x, y, width, height in a line, the last four as parts of the photo's width and"
+    " height, from 0 to 1; or a class and the points of a polygon"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,26 +39,28 @@ class Split:
         photos: the files.
         labels: for each of them [n, 5]: class, centre x, centre y, width, height, the last four as
             parts of the photo's width and height.
+        notes: sentences about what was left out, or may be meant otherwise.
     """
 
     photos: list[Path]
     labels: list[NDArray[np.float64]]
+    notes: tuple[str, ...] = ()
 
 
 def read_names(path: Path) -> tuple[str, ...]:
     """Class names from a text file, one a line, or from the `names` of a data-set YAML.
 
+    Numbers and booleans of a YAML are taken as Python prints them, as YOLOv5 does.
+
     Raises:
         DataError: it cannot be read, or has no names.
     """
-    if path.suffix in (".yaml", ".yml"):
-        found = _read_yaml(path).get("names")
-        if isinstance(found, dict):
-            found = [found.get(index) for index in range(len(found))]
-        names = found if isinstance(found, list) else []
+    if path.suffix.lower() in (".yaml", ".yml"):
+        names = _names_from_yaml(path, _read_yaml(path).get("names"))
     else:
-        names = [line.strip() for line in _read(path).splitlines()]
-    if not names or not all(isinstance(name, str) and name for name in names):
+        text = _decode(_read(path, _NAMES_BYTES), path)
+        names = [line.strip() for line in text.rstrip().splitlines()]
+    if not names or not all(names):
         raise DataError(f"{path.name} has no class names; allowed: one a line, or a data.yaml.")
     return tuple(names)
 
@@ -52,7 +68,8 @@ def read_names(path: Path) -> tuple[str, ...]:
 def read_split(path: Path, *kinds: str) -> Split:
     """The first of these splits (`train`, `val`, `test`) that a data-set YAML has.
 
-    A photo's labels lie under `labels` where it lies under `images`, and may be absent.
+    A photo's labels lie under `labels` where it lies under `images`, and may be absent. A photo
+    whose labels cannot be used is left out, and a row that stands twice counts once.
 
     Raises:
         DataError: it has none of them, or photos or labels are not what they should be.
@@ -63,56 +80,285 @@ def read_split(path: Path, *kinds: str) -> Split:
     places = [places] if isinstance(places, str) else places
     if not isinstance(places, list) or not all(isinstance(place, str) for place in places):
         raise DataError(f"{path.name} names no photos under {' or '.join(kinds)}.")
-    root = path.parent / str(data.get("path") or "")
-    photos: list[Path] = []
+    notes = _doubts(path, data)
+    root = _root(path, data.get("path"))
+    found: list[_Photo] = []
     for place in places:
-        if (root / place).is_dir():
-            found = sorted(p for p in (root / place).rglob("*") if p.suffix.lower() in SUFFIXES)
-            if not found:
-                raise DataError(f"{path.name} names {place!r}, which holds no pictures.")
-            photos += found
-        elif (root / place).is_file():  # a list of files
-            listed = _read(root / place).splitlines()
-            photos += [(root / place).parent / line for line in listed if line.strip()]
-        else:
-            raise DataError(f"{path.name} names {place!r}, which is not there.")
-    return Split(photos=photos, labels=[_read_labels(photo) for photo in photos])
+        found += _photos(path, root, place, notes)
+    again = len(found) - len({photo.path for photo in found})
+    if again:
+        notes.append(f"{_plural(again, 'photo')} named again, and counted again.")
+    return _with_labels(path, found, notes)
 
 
-def _read_labels(photo: Path) -> NDArray[np.float64]:
-    parts = list(photo.parts)
-    if "images" in parts:
-        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
-    path = Path(*parts[:-1], f"{photo.stem}.txt")
-    if not path.exists():
-        return np.zeros((0, 5))
-    lines = [line.split() for line in _read(path).splitlines() if line.strip()]
+@dataclass(frozen=True)
+class _Photo:
+    """A photo, and the paths under which its labels may be."""
+
+    path: Path
+    seen_as: tuple[Path, ...]
+
+    def labels(self) -> Path | None:
+        for photo in self.seen_as:
+            parts = list(photo.parts)
+            if "images" in parts:
+                parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
+            path = Path(*parts[:-1], f"{photo.stem}.txt")
+            if os.path.isfile(path):  # noqa: PTH113 (False for what is no path at all)
+                return path
+        return None
+
+
+# -- where the photos are --------------------------------------------------------------------
+
+
+def _root(path: Path, given: object) -> Path:
+    if given is not None and not isinstance(given, (str, int, float)):
+        raise DataError(f"{path.name} has a path that is no folder's name.")
+    beside = path.parent / str(given or "")
+    # YOLOv5's own files name folders as they are from its root, where it is called.
+    return Path(str(given)) if given and not _exists(beside) and _exists(str(given)) else beside
+
+
+def _photos(path: Path, root: Path, place: str, notes: list[str]) -> list[_Photo]:
+    """The photos of a folder, or of a text file that lists them, sorted."""
+    there = root / place
+    if not _exists(there) and place.startswith("../"):
+        there = root / place[3:]  # as Roboflow writes it, and YOLOv5 reads it
+    if os.path.isdir(there):  # noqa: PTH112
+        resolved = there.resolve()
+        names = sorted(name for name in _walk(there) if Path(name).suffix.lower() in _PICTURES)
+        found = [_Photo(there / name, (resolved / name, there / name)) for name in names]
+    elif os.path.isfile(there):  # noqa: PTH113
+        found = [*_listed(there, notes)]
+    else:
+        raise DataError(f"{path.name} names {place[:100]!r}, which is not there.")
+    if not found:
+        raise DataError(f"{path.name} names {place[:100]!r}, which holds no pictures.")
+    return found
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    """The files in a folder and below, relative to it, but for hidden ones.
+
+    Links to folders are followed, to each folder once, so that a loop ends.
+    """
+    seen = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        status = os.stat(place)  # noqa: PTH116
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        inside = os.path.relpath(place, folder)
+        for name in files:
+            if not name.startswith("."):
+                yield name if inside == "." else os.path.join(inside, name)  # noqa: PTH118
+
+
+def _listed(file: Path, notes: list[str]) -> Iterator[_Photo]:
+    """The pictures that a text file lists, one a line.
+
+    As YOLOv5 has it, a line that begins with `./` is relative to the file, any other to the working
+    directory; where it is not there, it is looked for beside the file, too.
+    """
+    data = _read(file, _LIST_BYTES)
+    # A path need not be text.
+    text = _decode(data, file) if _is_utf16(data) else os.fsdecode(_without_mark(data))
+    lines = [line.strip() for line in text.splitlines()]
+    others = 0
+    for line in filter(None, lines):
+        if os.path.splitext(line)[1].lower() not in _PICTURES or "\0" in line:  # noqa: PTH122
+            others += 1
+            continue
+        beside = file.parent / line
+        photo = (
+            beside
+            if line.startswith("./") or (not _exists(line) and _exists(beside))
+            else Path(line)
+        )
+        yield _Photo(photo, (photo,))
+    if others:
+        notes.append(f"{_plural(others, 'line')} of {file.name} passed over: no picture.")
+
+
+# -- labels ----------------------------------------------------------------------------------
+
+
+@dataclass
+class _Tally:
+    """What happened to files of labels: how often, and to which first."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+
+    def add(self, kind: str, name: str, number: int = 1) -> None:
+        self.counts[kind] += number
+        self.first.setdefault(kind, name)
+
+    def notes(self) -> Iterator[str]:
+        said = {
+            "out": ("photo", "left out; the first: {first}."),
+            "missing": ("photo", "without a file of labels, taken as photos of nothing."),
+            "twice": ("duplicate row", "of labels left out, the first in {first}."),
+            "mixed": (
+                "file",
+                "of labels with boxes among polygons, the first {first}: there YOLOv5 takes the"
+                " four numbers of a box for two points, and so does this.",
+            ),
+        }
+        for kind, number in self.counts.items():
+            noun, rest = said[kind]
+            yield f"{_plural(number, noun)} {rest.format(first=self.first[kind])}"
+
+
+def _with_labels(path: Path, found: list[_Photo], notes: list[str]) -> Split:
+    tally = _Tally()
+    photos: list[Path] = []
+    labels: list[NDArray[np.float64]] = []
+    for photo in found:
+        file = photo.labels()
+        try:
+            rows = np.zeros((0, 5)) if file is None else _read_labels(file, tally)
+        except DataError as error:
+            tally.add("out", str(error))
+            continue
+        if file is None:
+            tally.add("missing", photo.path.name)
+        photos.append(photo.path)
+        labels.append(rows)
+    if tally.counts["out"] and not any(len(rows) for rows in labels):
+        raise DataError(f"{path.name} has no photo with labels of use: {tally.first['out']}.")
+    return Split(photos=photos, labels=labels, notes=(*notes, *tally.notes()))
+
+
+def _read_labels(path: Path, tally: _Tally) -> NDArray[np.float64]:
+    """Rows [n, 5] of a file.
+
+    Raises:
+        DataError: YOLOv5 would leave out the photo; the message does not end in a full stop.
+    """
+    lines = [line.split() for line in _decode(_read(path, _LABELS_BYTES), path).splitlines()]
+    lines = [line for line in lines if line]
     try:
-        rows = np.array(lines, float).reshape(len(lines), 5)
+        # Whoever has a polygon among boxes has nothing but polygons, for YOLOv5.
+        if any(len(line) > 6 for line in lines):
+            if not all(len(line) > 6 for line in lines):
+                tally.add("mixed", path.name)
+            rows = np.array([_around(np.array(line, float)) for line in lines])
+        else:
+            rows = np.array(lines, float).reshape(len(lines), 5)
     except ValueError:
         rows = np.full((1, 5), np.nan)
     if not np.isfinite(rows).all():
-        raise DataError(
-            f"{path.name} is not a file of labels; allowed: class, x, y, width, height in a line."
+        raise DataError(f"{path.name} is not a file of labels; {_LABELS_ALLOWED}")
+    if (odd := rows[(rows[:, 0] < 0) | (rows[:, 0] % 1 != 0)]).size:
+        raise DataError(f"{path.name} has class {odd[0, 0]:g}; {_LABELS_ALLOWED}")
+    parts = rows[:, 1:].astype(np.float32)  # in which 1.00000001 is 1, as in YOLOv5
+    if (odd := parts[(parts < 0) | (parts > 1)]).size:
+        kind = "as if in pixels" if odd.max() > 2 else "which is out of bounds"
+        raise DataError(f"{path.name} has {odd.max():g}, {kind}; {_LABELS_ALLOWED}")
+    _, first = np.unique(rows.astype(np.float32), axis=0, return_index=True)
+    if len(first) < len(rows):
+        tally.add("twice", path.name, len(rows) - len(first))
+    return rows[np.sort(first)]
+
+
+def _around(row: NDArray[np.float64]) -> tuple[float, ...]:
+    """The class, and the box around the points, of a row of labels."""
+    points = row[1:].reshape(-1, 2)
+    low, high = points.min(0), points.max(0)
+    return (row[0], *((low + high) / 2), *(high - low))
+
+
+# -- class names -----------------------------------------------------------------------------
+
+
+def _names_from_yaml(path: Path, names: object) -> list[str]:
+    if isinstance(names, dict):
+        try:
+            named = {int(index): name for index, name in names.items()}
+        except (TypeError, ValueError):
+            named = {}
+        gaps = [index for index in range(len(named)) if index not in named]
+        if gaps:
+            raise DataError(
+                f"{path.name} has no class names for {gaps[0]}; allowed: one for each index from 0"
+                f" to the last."
+            )
+        names = [named[index] for index in range(len(named))]
+    if not isinstance(names, list):
+        return []
+    scalars = (str, int, float, datetime.date)  # bool is an int
+    return [str(name).strip() if isinstance(name, scalars) else "" for name in names]
+
+
+def _doubts(path: Path, data: dict[str, Any]) -> list[str]:
+    """What YOLOv5 takes without a word, and may be meant otherwise."""
+    notes = []
+    names = data.get("names")
+    listed = [*names.values()] if isinstance(names, dict) else names
+    listed = listed if isinstance(listed, list) else []
+    odd = next((name for name in listed if isinstance(name, (bool, datetime.date))), None)
+    if odd is not None:
+        notes.append(
+            f"a class of {path.name} is called {str(odd)!r}, as YAML reads a word that is not in"
+            " quotes."
         )
-    return rows
+    count = data.get("nc")
+    if listed and isinstance(count, int) and count != len(listed):
+        notes.append(f"{path.name} has nc {count} but {len(listed)} names; the names count.")
+    return notes
+
+
+# -- files -----------------------------------------------------------------------------------
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    raw = _read(path, _yaml.MAX_BYTES)
+    # YOLOv5 drops what is no UTF-8, so that its class names lack it too.
+    utf8 = _without_mark(raw).decode("utf-8", "ignore")
+    text = _decode(raw, path) if _is_utf16(raw) else utf8
     try:
-        data = yaml.safe_load(_read(path))
-    except DataError:
-        raise
-    except Exception:  # PyYAML lets many kinds through, such as a date's that does not exist
+        data = _yaml.load(text)
+    except ValueError:
         data = None
     if not isinstance(data, dict):
         raise DataError(f"{path.name} is not a data-set YAML.")
     return data
 
 
-def _read(path: Path) -> str:
+def _read(path: Path, limit: int) -> bytes:
     try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is no path"
         raise DataError(f"{path.name} cannot be read: {reason}.") from None
+    if len(data) > limit:
+        raise DataError(f"{path.name} is too large; allowed: {limit >> 10} kB.")
+    return data
+
+
+def _is_utf16(data: bytes) -> bool:
+    return data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+
+
+def _without_mark(data: bytes) -> bytes:
+    return data.removeprefix(codecs.BOM_UTF8)
+
+
+def _decode(data: bytes, path: Path) -> str:
+    try:
+        return data.decode("utf-16" if _is_utf16(data) else "utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(f"{path.name} cannot be read: it is no text.") from None
+
+
+def _exists(path: str | Path) -> bool:
+    return os.path.exists(path)  # noqa: PTH110 (False for what is no path at all)
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

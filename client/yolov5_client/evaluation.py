@@ -1,8 +1,8 @@
 """How good detections are, against labels: mAP, precision, recall, confusion.
 
 Needs the extra `eval` (pycocotools, PyYAML). The average precisions are pycocotools', with up to
-`MAX_DET` detections for an image. YOLOv5's own figures differ in the third digit: it interpolates
-between the points of the precision-recall curve, where pycocotools takes steps.
+`MAX_DET` detections for an image. YOLOv5's own figures differ in the third digit; `Evaluation.val`
+has them.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from pycocotools.cocoeval import COCOeval
 
 from ._dataset import Split, read_names, read_split
 from ._errors import DataError
+from ._val_metrics import ValFigures, match, val_figures
 from ._validation import CONF_THRES, IOU_THRES, MAX_DET
 
-__all__ = ["CONF_THRES", "IOU_THRES", "MAX_DET", "Evaluation", "Found", "Split", "evaluate"]
-__all__ += ["read_names", "read_split"]
+__all__ = ["CONF_THRES", "IOU_THRES", "MAX_DET", "Evaluation", "Found", "Split"]
+__all__ += ["ValFigures", "evaluate", "read_names", "read_split"]
 
 # A detection that counts in the confusion matrix, and the overlap that makes it a label's.
 CONFUSION_CONF, CONFUSION_IOU = 0.25, 0.45
@@ -60,6 +61,7 @@ class Evaluation:
         curve: [C, 101] precision at IoU 0.5 for each recall in 0, 0.01, ..., 1.
         confusion: [C + 1, C + 1] detections by their class (row) and that of the label that they
             are on (column), at confidence 0.25 and IoU 0.45; the last of each is background.
+        val: the same detections, measured the way YOLOv5's validation does it.
     """
 
     labels: NDArray[np.int64]
@@ -70,6 +72,7 @@ class Evaluation:
     ap50_95: Floats
     curve: Floats
     confusion: NDArray[np.int64]
+    val: ValFigures
 
     @property
     def map50(self) -> float:
@@ -116,6 +119,7 @@ def evaluate(found: Sequence[Found], split: Split, *, classes: int) -> Evaluatio
         ap50_95=precision.mean((0, 1)),
         curve=precision[0].T,
         confusion=_confusion(found, split.labels, truths, classes),
+        val=_val(found, split.labels, truths, counts),
     )
 
 
@@ -189,6 +193,23 @@ def _precision_recall(result: Any, index: int, labels: int, grid: Floats) -> Flo
     taken = np.searchsorted(-scores[order], -grid, side="right")  # with at least this confidence
     precision = np.where(taken, right[taken] / np.maximum(taken, 1), 1.0)
     return np.stack([precision, right[taken] / labels])
+
+
+def _val(
+    found: Sequence[Found],
+    labels: Sequence[Floats],
+    truths: Sequence[Floats],
+    counts: NDArray[np.int64],
+) -> ValFigures:
+    right, scores, indices = [], [], []
+    for one, rows, boxes in zip(found, labels, truths):
+        order = np.argsort(-np.asarray(one.scores, float), kind="stable")
+        mine = np.asarray(one.classes, np.int64)[order]
+        overlaps = _overlaps(np.asarray(one.boxes, float).reshape(-1, 4)[order], boxes)
+        right.append(match(overlaps, mine[:, None] == rows[None, :, 0]))
+        scores.append(np.asarray(one.scores, float)[order])
+        indices.append(mine)
+    return val_figures(right, scores, indices, counts)
 
 
 def _confusion(

@@ -30,6 +30,43 @@ def split(*images: list[tuple[int, float, float, float, float]]) -> Split:
     return Split(photos=[], labels=labels)
 
 
+def test_area_is_interpolated_as_yolov5_does_it() -> None:
+    """By score: right, wrong, right, of two labels. Precision is 1 up to recall 0.5, then 2/3."""
+    result = evaluate(
+        [
+            found(
+                (10, 10, 50, 50, 0.9, 0),
+                (150, 50, 190, 90, 0.6, 0),
+                (60, 10, 90, 40, 0.5, 0),
+            )
+        ],
+        split([(0, 10, 10, 50, 50), (0, 60, 10, 90, 40)]),
+        classes=1,
+    )
+    # Between the points 0.49 and 0.50 it falls in a line; COCO takes the step. The last point is 0.
+    assert result.ap50[0] == pytest.approx((51 + 50 * 2 / 3) / 101)
+    assert result.val.ap50[0] == pytest.approx(0.49 + 0.01 * 5 / 6 + 0.49 * 2 / 3 + 0.01 / 3)
+
+
+def test_label_goes_to_the_most_confident_of_those_that_overlap_it_most() -> None:
+    """The first detection overlaps the second label more, and so leaves the first to the other."""
+    labels = [(0, 10.0, 10.0, 50.0, 50.0), (0, 10.0, 20.0, 50.0, 60.0)]
+    right = found((10, 16, 50, 56, 0.9, 0), (10, 10, 50, 50, 0.8, 0))
+    assert evaluate([right], split(labels), classes=1).val.recall[0] == pytest.approx(1)
+    # Both overlap the second label most: COCO gives the first label to one of them, YOLOv5 none.
+    both = found((10, 16, 50, 56, 0.9, 0), (10, 18, 50, 58, 0.8, 0))
+    result = evaluate([both], split(labels), classes=1)
+    assert result.map50 == pytest.approx(1)
+    # 1 up to recall 0.5, and from there a line from 1/2 down to 0.
+    assert result.val.ap50[0] == pytest.approx(0.5 + 0.5 / 4, abs=0.003)
+
+
+def test_classes_that_nothing_is_found_of_count_as_zero_for_yolov5_too() -> None:
+    result = evaluate([found()], split([(0, 10, 10, 50, 50)]), classes=2)
+    assert (result.val.ap50[0], result.val.recall[0]) == (0, 0)
+    assert np.isnan(result.val.ap50[1])
+
+
 def test_all_found_exactly() -> None:
     result = evaluate(
         [found((10, 10, 50, 50, 0.9, 0), (60, 10, 90, 40, 0.8, 1))],

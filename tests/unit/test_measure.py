@@ -80,10 +80,13 @@ def test_class_names(tmp_path: Path) -> None:
     assert read_names(yaml) == ("cat", "dog")
     yaml.write_text("names: {1: dog, 0: cat}\n")
     assert read_names(yaml) == ("cat", "dog")
-    for path, text in ((names, ""), (names, "cat\n\ndog"), (yaml, "names: {0: cat, 2: dog}")):
+    for path, text in ((names, ""), (names, "cat\n\ndog"), (yaml, "names: []")):
         path.write_text(text)
         with pytest.raises(DataError, match="has no class names; allowed: one a line"):
             read_names(path)
+    yaml.write_text("names: {0: cat, 2: dog}")
+    with pytest.raises(DataError, match="has no class names for 1; allowed: one for each index"):
+        read_names(yaml)
     with pytest.raises(DataError, match="none.txt cannot be read: No such file"):
         read_names(tmp_path / "none.txt")
 

@@ -6,6 +6,8 @@ import argparse
 import json
 import math
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +19,16 @@ from .._detections import Detections
 from .._errors import DataError, InvalidRequestError
 from .._validation import CONF_THRES, IOU_THRES, MAX_DET
 from . import OK, UsageError, connect, result_flags, result_folder
+from ._report import shown
+from .detect import whole_number
 
 if TYPE_CHECKING:  # needs the extra `eval`, and the other commands do not
-    from ..evaluation import Evaluation, Split
+    from .._val_canvas import Placement
+    from .._val_metrics import ValFigures
+    from ..evaluation import Evaluation, Found, Split
+
+_LEAST_SIDE = 10  # pixels of a photo that YOLOv5 takes
+_LEFT_OUT_SHOWN = 10
 
 
 def add_parser(commands: Any, connection: argparse.ArgumentParser) -> None:
@@ -34,6 +43,17 @@ def add_parser(commands: Any, connection: argparse.ArgumentParser) -> None:
     evaluate.add_argument("--conf-thres", type=float, default=CONF_THRES, help="(%(default)s)")
     evaluate.add_argument("--iou-thres", type=float, default=IOU_THRES, help="(%(default)s)")
     evaluate.add_argument("--max-det", type=int, default=MAX_DET, help="(%(default)s)")
+    evaluate.add_argument(
+        "--as-val",
+        nargs="?",
+        choices=("square", "rect"),
+        const="square",
+        help="prepare photos as YOLOv5's val.py does it, for exported networks (square) or PyTorch"
+        " weights (rect)",
+    )
+    evaluate.add_argument(
+        "--imgsz", type=whole_number, default=640, help="of --as-val (%(default)s)"
+    )
     evaluate.add_argument("--json", action="store_true", help="print JSON in place of a table")
     result_flags(evaluate, "runs/eval")
 
@@ -54,15 +74,24 @@ def run(options: argparse.Namespace) -> int:
         ) from None
     names = evaluation.read_names(options.data)
     split = evaluation.read_split(options.data, *options.split)
+    for note in split.notes:
+        print(f"warning: {shown(note)}", file=sys.stderr)
+    photos = _photos(split, options)
     with connect(options) as client:
-        detections, multi_label = _ask(client, split, options)
+        answers, multi_label = _ask(client, photos, options)
+    kept = [index for index, answer in enumerate(answers) if isinstance(answer, Detections)]
+    detections = [answer for answer in answers if isinstance(answer, Detections)]
+    _say_left_out(split, answers)
     _check_names(detections, names)
-    found = [
-        evaluation.Found(boxes=d.boxes, scores=d.scores, classes=d.classes, size=d.image_size)
-        for d in detections
-    ]
+    split = evaluation.Split(
+        photos=[split.photos[index] for index in kept],
+        labels=[split.labels[index] for index in kept],
+    )
+    found = [photos[index].found(answer) for index, answer in zip(kept, detections)]
     result = evaluation.evaluate(found, split, classes=len(names))
     figures = _figures(result, names, len(split.photos), multi_label)
+    figures["left_out"] = len(answers) - len(kept)
+    figures["as_val"] = options.as_val
     folder = result_folder(options)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
@@ -75,42 +104,140 @@ def run(options: argparse.Namespace) -> int:
     return OK
 
 
+@dataclass
+class _Photo:
+    """A photo to send: as it is, or prepared as `val.py` would."""
+
+    path: Path
+    prepare: Callable[[Path], tuple[bytes, Placement]] | None = None
+    placement: Placement | None = None
+
+    def __call__(self) -> bytes:
+        if self.prepare is None:
+            return self.path.read_bytes()
+        data, self.placement = self.prepare(self.path)
+        return data
+
+    def found(self, answer: Detections) -> Found:
+        from ..evaluation import Found
+
+        boxes, size = answer.boxes, answer.image_size
+        if self.placement:
+            boxes, size = self.placement.to_photo(boxes), self.placement.size
+        return Found(boxes=boxes, scores=answer.scores, classes=answer.classes, size=size)
+
+
+def _photos(split: Split, options: argparse.Namespace) -> list[_Photo]:
+    if options.as_val is None:
+        return [_Photo(photo) for photo in split.photos]
+    try:
+        from .. import _draw, _val_canvas
+    except ImportError:
+        raise UsageError("--as-val needs OpenCV: pip install 'yolov5-client[draw]'") from None
+    canvases = [(options.imgsz, options.imgsz)] * len(split.photos)
+    if options.as_val == "rect":
+        sizes: list[tuple[int, int]] = []
+        for photo in split.photos:
+            try:
+                height, width, _ = _draw.decode(photo.read_bytes()).shape
+                sizes.append((height, width))
+            except (OSError, ValueError):  # said when it is its turn
+                sizes.append((1, 1))
+        canvases = _val_canvas.rectangles(options.imgsz, sizes)
+
+    def prepare(canvas: tuple[int, int]) -> Callable[[Path], tuple[bytes, Placement]]:
+        def prepared(path: Path) -> tuple[bytes, Placement]:
+            try:
+                picture = _draw.decode(path.read_bytes())
+            except ValueError:
+                raise OSError("OpenCV cannot decode it") from None
+            result, placement = _val_canvas.place(picture, options.imgsz, canvas)
+            return _val_canvas.encode(result), placement
+
+        return prepared
+
+    return [_Photo(photo, prepare(canvas)) for photo, canvas in zip(split.photos, canvases)]
+
+
 def _ask(
-    client: Client, split: Split, options: argparse.Namespace
-) -> tuple[list[Detections], bool]:
+    client: Client, photos: Sequence[_Photo], options: argparse.Namespace
+) -> tuple[list[Detections | str], bool]:
+    """The answer for each photo, or a sentence about why it has none."""
     parameters: dict[str, Any] = {
         "conf_thres": options.conf_thres,
         "iou_thres": options.iou_thres,
         "max_det": options.max_det,
-        "multi_label": True,
+        "multi_label": _takes_multi_label(client, photos, options),
     }
-    try:
-        client.detect(split.photos[0], **parameters)
-    except InvalidRequestError as error:
-        if not str(error).startswith("multi_label"):
-            raise
-        print("The model has a reduced head: measured without multi_label.", file=sys.stderr)
-        parameters["multi_label"] = False
-    answers = []
+    answers: list[Detections | str] = []
     # disable=None: silent unless standard error is a terminal.
-    with tqdm(total=len(split.photos), unit="photo", disable=None) as progress:
-        for photo, answer in zip(
-            split.photos, client.detect_stream(split.photos, return_exceptions=True, **parameters)
-        ):
-            if isinstance(answer, InvalidRequestError):
-                raise InvalidRequestError(f"{photo}: {answer}")
-            if isinstance(answer, Exception):
+    with tqdm(total=len(photos), unit="photo", disable=None) as progress:
+        for answer in client.detect_stream(photos, return_exceptions=True, **parameters):
+            if isinstance(answer, Detections) and min(answer.image_size) < _LEAST_SIDE:
+                answers.append(f"has a side of fewer than {_LEAST_SIDE} pixels")
+            elif isinstance(answer, Detections):
+                answers.append(answer)
+            elif (reason := _fault_of_photo(answer)) is not None:
+                answers.append(reason)
+            else:
                 raise answer
-            answers.append(answer)
             progress.update()
     return answers, bool(parameters["multi_label"])
 
 
+def _takes_multi_label(
+    client: Client, photos: Sequence[_Photo], options: argparse.Namespace
+) -> bool:
+    """Whether the model has all scores of a row, as the first photo of use tells."""
+    for photo in photos:
+        try:
+            client.detect(
+                photo,
+                conf_thres=options.conf_thres,
+                iou_thres=options.iou_thres,
+                max_det=options.max_det,
+                multi_label=True,
+            )
+        except (InvalidRequestError, OSError) as error:
+            if str(error).startswith("multi_label"):
+                print(
+                    "The model has a reduced head: measured without multi_label.", file=sys.stderr
+                )
+                return False
+            if _fault_of_photo(error) is None:
+                raise
+        else:
+            return True
+    raise DataError("none of the data set's photos can be used.")
+
+
+def _fault_of_photo(error: Exception) -> str | None:
+    """The sentence about a photo that cannot be used; None where the fault is another's."""
+    if isinstance(error, InvalidRequestError) and str(error).startswith("image "):
+        return str(error).partition(": ")[2].rstrip(".")
+    if isinstance(error, (OSError, ValueError)):
+        return getattr(error, "strerror", None) or str(error)
+    return None
+
+
+def _say_left_out(split: Split, answers: Sequence[Detections | str]) -> None:
+    lost = [(path, one) for path, one in zip(split.photos, answers) if isinstance(one, str)]
+    for path, sentence in lost[:_LEFT_OUT_SHOWN]:
+        print(f"warning: {shown(str(path))}: {sentence}", file=sys.stderr)
+    if lost:
+        count = f"{len(lost)} of {len(answers)}"
+        print(f"warning: {count} photos left out; they cannot be used.", file=sys.stderr)
+
+
 def _check_names(detections: list[Detections], names: tuple[str, ...]) -> None:
-    """A model of other classes would be given figures that mean nothing."""
+    """A model of other classes would be given figures that mean nothing.
+
+    Names that are nothing but their own index say nothing of the classes.
+    """
+    numbers = all(name == str(index) for index, name in enumerate(names))
     for one in detections:
         for index, label in zip(one.classes, one.labels):
-            if index >= len(names) or label != names[index]:
+            if index >= len(names) or (label != names[index] and not numbers):
                 mine = repr(names[index]) if index < len(names) else "none"
                 raise DataError(
                     f"the server's class {index} is {label!r}, the data set's is {mine}."
@@ -127,26 +254,35 @@ def _figures(
             **{k: None if math.isnan(v) else round(float(v), 4) for k, v in zip(keys, values)},
         }
 
-    columns = (result.precision, result.recall, result.ap50, result.ap50_95)
-    return {
-        "photos": photos,
-        "multi_label": multi_label,
-        "confidence": round(result.confidence, 3),
-        "all": row(int(result.labels.sum()), *(float(np.nanmean(c)) for c in columns)),
-        "classes": {
-            name: row(int(result.labels[index]), *(column[index] for column in columns))
-            for index, name in enumerate(names)
-        },
-    }
+    def rows(source: Evaluation | ValFigures) -> dict[str, Any]:
+        columns = (source.precision, source.recall, source.ap50, source.ap50_95)
+        return {
+            "confidence": round(source.confidence, 3),
+            "all": row(int(result.labels.sum()), *(float(np.nanmean(c)) for c in columns)),
+            "classes": {
+                name: row(int(result.labels[index]), *(column[index] for column in columns))
+                for index, name in enumerate(names)
+            },
+        }
+
+    head = {"photos": photos, "multi_label": multi_label}
+    return {**head, **rows(result), "yolov5": rows(result.val)}
 
 
 def _print_table(figures: dict[str, Any]) -> None:
-    print(f"{'Class':>20} {'Labels':>8} {'P':>8} {'R':>8} {'mAP50':>8} {'mAP50-95':>8}")
-    for name, row in (("all", figures["all"]), *figures["classes"].items()):
-        if row["labels"]:
-            values = (row["precision"], row["recall"], row["map50"], row["map50_95"])
-            print(f"{name:>20} {row['labels']:>8} " + " ".join(f"{v:>8.4f}" for v in values))
-    print(f"{figures['photos']} photos; P and R at confidence {figures['confidence']}.")
+    keys = ("precision", "recall", "map50", "map50_95")
+    ways = (figures, figures["yolov5"])
+    print(f"{'':>29} {'COCO (pycocotools)':>35} {'YOLOv5 (val.py)':>36}")
+    print(f"{'Class':>20} {'Labels':>8}" + f" {'P':>8} {'R':>8} {'mAP50':>8} {'mAP50-95':>8} " * 2)
+    for name in (None, *figures["classes"]):
+        rows = [way["all"] if name is None else way["classes"][name] for way in ways]
+        if rows[0]["labels"]:
+            parts = (" ".join(f"{row[key]:>8.4f}" for key in keys) for row in rows)
+            print(
+                f"{'all' if name is None else name:>20} {rows[0]['labels']:>8} " + "  ".join(parts)
+            )
+    at = " and ".join(str(way["confidence"]) for way in ways)
+    print(f"{figures['photos']} photos; P and R at confidence {at}.")
 
 
 def _draw(result: Evaluation, names: tuple[str, ...], folder: Path) -> None:
