@@ -19,6 +19,7 @@ from ._sources import SUFFIXES, safe_name
 if TYPE_CHECKING:
     from ._draw import Picture
 
+_DRAWN = SUFFIXES - {".mpo"}  # OpenCV reads these, but writes none
 CSV_COLUMNS = ("image", "frame", "label", "class", "score", "x1", "y1", "x2", "y2")
 
 
@@ -125,7 +126,7 @@ class Outputs:
     def write_picture(self, stem: str, suffix: str, picture: Picture) -> None:
         from ._draw import write
 
-        write(picture, self._folder / f"{stem}{suffix if suffix in SUFFIXES else '.jpg'}")
+        write(picture, self._folder / f"{stem}{suffix if suffix in _DRAWN else '.jpg'}")
 
     def video_path(self, stem: str) -> Path:
         return self._folder / f"{stem}.mp4"

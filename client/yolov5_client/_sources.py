@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import http.client
+import io
 import os
 import re
 import urllib.error
@@ -91,7 +93,7 @@ def expand(
     A file is taken whatever it is called, for the server to judge. Folders (with those in them)
     and globs give the files with an image's or a video's ending, sorted; a `.txt` holds further
     sources, and so does standard input, which is read as it comes, so that the number is not known
-    (None).
+    (None). A `.streams` holds the addresses of streams.
 
     Args:
         without: a folder that is passed over, since results are written there.
@@ -135,9 +137,11 @@ def safe_name(text: str) -> str:
 
 def _expand(argument: str, avoid: str | None, strict: bool) -> list[Source]:
     found = _find(argument, avoid)
-    if found is None and Path(argument).suffix.lower() == ".txt" and Path(argument).is_file():
+    suffix = Path(argument).suffix.lower()
+    if found is None and suffix in (".txt", ".streams") and Path(argument).is_file():
         with Path(argument).open("rb") as file:
-            return list(_lines(file, avoid))
+            lists = _streams(file) if suffix == ".streams" else _lines(file, avoid)
+            return list(lists)
     if found is None and (Path(argument).exists() or not strict):
         return [_file(argument)]
     if found is None:
@@ -148,11 +152,26 @@ def _expand(argument: str, avoid: str | None, strict: bool) -> list[Source]:
     return found
 
 
-def _lines(file: BinaryIO, avoid: str | None) -> Iterator[Source]:
-    for line in file:
+def _names(file: BinaryIO) -> Iterator[str]:
+    """The lines of a list, but for blank ones, comments, and the mark of an encoding."""
+    first = file.readline()
+    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        text = (first + file.read()).decode("utf-16", "replace")
+        first, file = b"", io.BytesIO(text.encode())
+    for line in chain([first.removeprefix(codecs.BOM_UTF8)], file):
         name = os.fsdecode(line).strip()
-        if not name or name.startswith("#"):
-            continue
+        if name and not name.startswith("#"):
+            yield name
+
+
+def _streams(file: BinaryIO) -> Iterator[Source]:
+    """A video on disk is read whole; all else is followed as it comes, whatever its ending."""
+    for name in _names(file):
+        yield _file(name) if Path(name).is_file() else Source(name, "stream")
+
+
+def _lines(file: BinaryIO, avoid: str | None) -> Iterator[Source]:
+    for name in _names(file):
         # Most lines are this, and need no look at the disk.
         if avoid and os.path.abspath(name).startswith(avoid):  # noqa: PTH100
             continue  # a result of this very run

@@ -19,6 +19,8 @@ os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 _USUAL_RATE = 30.0  # frames/s, where a source does not say
 _REOPEN_AFTER = (1.0, 2.0, 4.0)  # seconds
 _OPEN_TIMEOUT = 10_000  # milliseconds
+_LEAST_RATE = 1.0  # frames/s of what is written, where the source has as many
+_LONGEST_FRAME = 600.0  # seconds; a timestamp may say anything
 
 
 def encode(frame: Picture, quality: int) -> bytes:
@@ -30,8 +32,10 @@ class Video:
     """A file, or a URL of one, read once from its start.
 
     Attributes:
-        rate: frames/s.
+        rate: frames/s, the mean where it varies.
         frames: how many it says it has; 0 if it does not say.
+        seconds: when the newest frame is shown, from the first.
+        length: seconds of what has been read, the newest frame included.
 
     Raises:
         OSError: it cannot be opened.
@@ -41,17 +45,32 @@ class Video:
         self._capture = _open(address)
         self.rate = _rate(self._capture)
         self.frames = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+        self.seconds = self.length = 0.0
+        self._first = 0.0
 
     def read(self, stride: int = 1) -> Iterator[tuple[int, Picture]]:
         """Each frame, or every `stride`th, and its number, from 1."""
         number = 0
         while self._capture.grab():
             number += 1
+            self._take_time(number)
             if (number - 1) % stride == 0:
                 there, frame = self._capture.retrieve()
                 if there:
                     yield number, frame.astype(np.uint8, copy=False)
         self._capture.release()
+
+    def _take_time(self, number: int) -> None:
+        stamp = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+        if number == 1:
+            self._first = stamp if math.isfinite(stamp) else 0.0
+        else:
+            seconds = stamp - self._first
+            # Some sources have no timestamps.
+            if not (math.isfinite(seconds) and seconds > self.seconds):
+                seconds = self.seconds + 1 / self.rate
+            self.seconds = min(seconds, self.seconds + _LONGEST_FRAME)
+        self.length = self.seconds + 1 / self.rate
 
 
 class Live:
@@ -133,27 +152,54 @@ class Live:
 
 
 class Writer:
-    """An MP4 file of pictures that all have the first one's size.
+    """An MP4 file of pictures that all have the first one's size, each shown as long as it should.
+
+    The file has a constant rate: a picture is repeated, or left out, until its successor is due.
+
+    Args:
+        rate: frames/s of the source.
+        stride: that every so many of its frames is written.
 
     Raises:
         OSError: it cannot be written.
     """
 
-    def __init__(self, path: Path, rate: float, first: Picture) -> None:
+    def __init__(self, path: Path, rate: float, first: Picture, *, stride: int = 1) -> None:
         height, width = first.shape[:2]
         code = cv2.VideoWriter.fourcc(*"mp4v")
         self._size = (width, height)
-        self._writer = cv2.VideoWriter(str(path), code, rate, self._size)
+        self._rate = max(rate / stride, min(rate, _LEAST_RATE))
+        self._writer = cv2.VideoWriter(str(path), code, self._rate, self._size)
         if not self._writer.isOpened():
             raise OSError(f"{path} cannot be written as a video")
+        self._written = 0
+        self._pending: Picture | None = None
 
-    def write(self, picture: Picture) -> None:
+    def write(self, picture: Picture, seconds: float) -> None:
+        """
+        Args:
+            seconds: when it is shown, from the start of the source.
+        """
+        self._fill(seconds)
         if picture.shape[1::-1] != self._size:  # OpenCV would leave it out without a word
             picture = cv2.resize(picture, self._size).astype(np.uint8, copy=False)
-        self._writer.write(picture)
+        self._pending = picture
 
-    def close(self) -> None:
+    def close(self, length: float = 0.0) -> None:
+        """
+        Args:
+            length: seconds of the source, for the last picture to be shown to its end.
+        """
+        if self._pending is not None:
+            self._fill(max(length, (self._written + 1) / self._rate))
+            self._pending = None
         self._writer.release()
+
+    def _fill(self, seconds: float) -> None:
+        """Up to this time, with the newest picture."""
+        while self._pending is not None and self._written < round(seconds * self._rate):
+            self._writer.write(self._pending)
+            self._written += 1
 
 
 def _open(address: str) -> cv2.VideoCapture:
@@ -164,6 +210,8 @@ def _open(address: str) -> cv2.VideoCapture:
         capture = cv2.VideoCapture(address, cv2.CAP_FFMPEG, wait)
     if not capture.isOpened():
         raise OSError("cannot be opened as a video")
+    # As it is meant to be shown. OpenCV 4.11 does so only when it is told, newer ones by default.
+    capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
     return capture
 
 

@@ -525,6 +525,24 @@ def test_every_nth_frame(server: RunningServer) -> None:
     assert [line["frame"] for line in journal()] == [1, 9, 17]
 
 
+def test_every_nth_frame_is_shown_n_times_as_long(server: RunningServer) -> None:
+    make_video(Path("clip.avi"), 20, "MJPG")
+    assert detect(server, "clip.avi", "--vid-stride", "4") == 0
+    capture = cv2.VideoCapture("runs/detect/exp/clip.mp4")
+    length = capture.get(cv2.CAP_PROP_FRAME_COUNT) / capture.get(cv2.CAP_PROP_FPS)
+    assert length == pytest.approx(20 / 12, abs=1e-3)
+
+
+def test_picture_with_several_frames_is_answered_by_its_first(server: RunningServer) -> None:
+    """An MPO is one JPEG after the other; it is drawn as a JPEG."""
+    Path("in").mkdir()
+    Path("in", "a.MPO").write_bytes(ONE.read_bytes() + OTHER.read_bytes())
+    assert detect(server, "in") == 0
+    (line,) = journal()
+    assert (line["image"], which(line)) == ("in/a.MPO", 0)
+    assert Path("runs/detect/exp/a.jpg").exists()
+
+
 def test_what_is_no_video_fails_alone(
     server: RunningServer, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -88,6 +88,43 @@ def test_a_list_names_further_sources(tree: Path) -> None:
         [*found][2].read()
 
 
+def test_list_may_begin_with_the_mark_of_its_encoding(tree: Path) -> None:
+    for encoding in ("utf-8-sig", "utf-16"):
+        (tree / "list.txt").write_text("in/a.png\r\nin/b.JPG\r\n", encoding)
+        assert names(["list.txt"]) == ["in/a.png", "in/b.JPG"]
+        assert names(["-"], "in/a.png\n".encode(encoding)) == ["in/a.png"]
+
+
+def test_stereo_pictures_are_pictures(tree: Path) -> None:
+    (tree / "in" / "z.MPO").touch()
+    assert names(["in"])[-1] == "in/z.MPO"
+    assert names(["in/*.MPO"]) == ["in/z.MPO"]
+
+
+def test_list_of_streams(tree: Path) -> None:
+    lines = [
+        "# cameras",
+        "rtsp://host/one",
+        "",
+        "http://host/video",
+        "0",
+        "in/sub/clip.MP4",
+        "x.mp4",
+    ]
+    for name in ("list.streams", "LIST.STREAMS"):
+        (tree / name).write_text("\ufeff" + "\n".join(lines), "utf-8")
+        found, total = expand([name, "in/a.png"], stdin=stdin())
+        assert total == 6
+        assert [(one.name, one.kind) for one in found] == [
+            ("rtsp://host/one", "stream"),
+            ("http://host/video", "stream"),
+            ("0", "stream"),
+            ("in/sub/clip.MP4", "video"),
+            ("x.mp4", "stream"),
+            ("in/a.png", "image"),
+        ]
+
+
 def test_standard_input_is_an_image_or_a_list_read_as_it_comes(tree: Path) -> None:
     photo = PHOTO.read_bytes()
     (image,), total = expand(["-"], stdin=stdin(photo))

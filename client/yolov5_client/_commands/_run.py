@@ -53,18 +53,20 @@ class _Clip:
     Attributes:
         whole: all of its frames have been sent.
         failed: one of them has no answer.
+        length: seconds of what has been read.
     """
 
     def __init__(self, source: Source, rate: float) -> None:
         self.source = source
         self.rate = rate
+        self.length = 0.0
         self.whole = self.failed = False
         self.stem: str | None = None
         self.writer: Writer | None = None
 
     def close(self) -> None:
         if self.writer:
-            self.writer.close()
+            self.writer.close(self.length)
             self.writer = None
 
 
@@ -80,12 +82,14 @@ class _Item:
         frame: int | None = None,
         picture: Picture | None = None,
         clip: _Clip | None = None,
+        seconds: float = 0.0,
     ) -> None:
         self.source = source
         self.place = place
         self.frame = frame
         self.picture = picture
         self.clip = clip
+        self.seconds = seconds  # from the start of the clip
         self._load = load
         self._data: bytes | None = None
         self._sent = 0.0
@@ -232,12 +236,15 @@ class Run:
         self._report.expect((video.frames + stride - 1) // stride - 1)
         number = 0
         for number, picture in video.read(stride):
-            yield self._frame(clip, f"video {place} ({number}{count})", number, picture)
-        clip.whole = True
+            at = f"video {place} ({number}{count})"
+            yield self._frame(clip, at, number, picture, video.seconds)
+        clip.whole, clip.length = True, video.length
         if not number:
             yield _Item(source, place, _failing("has no frames"))
 
-    def _frame(self, clip: _Clip, place: str, number: int, picture: Picture) -> _Item:
+    def _frame(
+        self, clip: _Clip, place: str, number: int, picture: Picture, seconds: float
+    ) -> _Item:
         from .._video import encode
 
         return _Item(
@@ -247,6 +254,7 @@ class Run:
             frame=number,
             picture=picture,
             clip=clip,
+            seconds=seconds,
         )
 
     def _follow(self, client: Client) -> None:
@@ -291,7 +299,8 @@ class Run:
                 for number, picture in live:
                     if stop.is_set():
                         return
-                    item = self._frame(clip, f"stream {place} ({number})", number, picture)
+                    at = f"stream {place} ({number})"
+                    item = self._frame(clip, at, number, picture, (number - 1) / live.rate)
                     try:
                         answer: Answer = client.detect(item, **self._parameters)
                     except (YoloClientError, OSError) as error:
@@ -410,8 +419,9 @@ class Run:
             from .._video import Writer
 
             path = Outputs(self._folder, self._wanted).video_path(self._stem(item))
-            clip.writer = Writer(path, clip.rate, item.picture)
-        clip.writer.write(item.picture)
+            stride = self._options.vid_stride
+            clip.writer = Writer(path, clip.rate, item.picture, stride=stride)
+        clip.writer.write(item.picture, item.seconds)
 
     def _line(self, item: _Item, stem: str | None) -> dict[str, Any]:
         line: dict[str, Any] = {"image": item.source.name}
