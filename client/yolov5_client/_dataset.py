@@ -277,21 +277,28 @@ def _around(row: NDArray[np.float64]) -> tuple[float, ...]:
 
 def _names_from_yaml(path: Path, names: object) -> list[str]:
     if isinstance(names, dict):
-        try:
-            named = {int(index): name for index, name in names.items()}
-        except (TypeError, ValueError):
-            named = {}
+        named = {_index(key): name for key, name in names.items()}
+        if None in named or len(named) < len(names):
+            raise DataError(
+                f"{path.name} has class names under what is no index; allowed: 0, 1 and so on."
+            )
         gaps = [index for index in range(len(named)) if index not in named]
         if gaps:
             raise DataError(
-                f"{path.name} has no class names for {gaps[0]}; allowed: one for each index from 0"
-                f" to the last."
+                f"{path.name} has no class name for {gaps[0]}; allowed: one for each index from 0"
+                " to the last."
             )
         names = [named[index] for index in range(len(named))]
     if not isinstance(names, list):
         return []
     scalars = (str, int, float, datetime.date)  # bool is an int
     return [str(name).strip() if isinstance(name, scalars) else "" for name in names]
+
+
+def _index(key: object) -> int | None:
+    if isinstance(key, str) and key.isdecimal() and len(key) < 10:
+        return int(key)
+    return key if isinstance(key, int) and not isinstance(key, bool) else None
 
 
 def _doubts(path: Path, data: dict[str, Any]) -> list[str]:

@@ -252,6 +252,13 @@ def test_names_that_are_none(tmp_path: Path, text: str) -> None:
         read_names(tmp_path / "data.yaml")
 
 
+@pytest.mark.parametrize("key", [".inf", "0.5", "cat", "null", "'1'", "-1", "9" * 90])
+def test_names_under_what_is_no_index(tmp_path: Path, key: str) -> None:
+    (tmp_path / "data.yaml").write_text(f"names: {{0: a, 1: b, {key}: c}}")
+    with pytest.raises(DataError, match="no class name for 2|what is no index"):
+        read_names(tmp_path / "data.yaml")
+
+
 def test_names_file_with_mark_and_blank_last_lines(tmp_path: Path) -> None:
     for encoding in ("utf-8-sig", "utf-16"):
         (tmp_path / "names.txt").write_text("Platelets\r\nRBC\n\n  \n", encoding)

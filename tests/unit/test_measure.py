@@ -85,7 +85,7 @@ def test_class_names(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="has no class names; allowed: one a line"):
             read_names(path)
     yaml.write_text("names: {0: cat, 2: dog}")
-    with pytest.raises(DataError, match="has no class names for 1; allowed: one for each index"):
+    with pytest.raises(DataError, match="has no class name for 1; allowed: one for each index"):
         read_names(yaml)
     with pytest.raises(DataError, match="none.txt cannot be read: No such file"):
         read_names(tmp_path / "none.txt")

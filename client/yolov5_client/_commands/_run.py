@@ -323,7 +323,7 @@ class Run:
 
         return Live(
             source.name,
-            reopen=source.name.startswith(("rtsp", "rtmp")),
+            reopen=source.name.lower().startswith(("rtsp", "rtmp")),
             stride=self._options.vid_stride,
         )
 
