@@ -35,7 +35,7 @@ class Video:
         rate: frames/s, the mean where it varies.
         frames: how many it says it has; 0 if it does not say.
         seconds: when the newest frame is shown, from the first.
-        length: seconds of what has been read, the newest frame included.
+        length: seconds of the whole, once all has been read.
 
     Raises:
         OSError: it cannot be opened.
@@ -59,6 +59,10 @@ class Video:
                 if there:
                     yield number, frame.astype(np.uint8, copy=False)
         self._capture.release()
+        # The last frame may be longer or shorter than the mean, by which the file knows its length.
+        self.length = number / self.rate
+        if number != self.frames or self.length <= self.seconds:
+            self.length = self.seconds + 1 / self.rate
 
     def _take_time(self, number: int) -> None:
         stamp = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
@@ -70,7 +74,6 @@ class Video:
             if not (math.isfinite(seconds) and seconds > self.seconds):
                 seconds = self.seconds + 1 / self.rate
             self.seconds = min(seconds, self.seconds + _LONGEST_FRAME)
-        self.length = self.seconds + 1 / self.rate
 
 
 class Live:

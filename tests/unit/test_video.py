@@ -44,6 +44,25 @@ def turn(path: Path, matrix: tuple[int, int, int, int]) -> None:
     path.write_bytes(data)
 
 
+def lengthen(path: Path, frames: int) -> None:
+    """Make the frames after these four times as long: two entries in the table of lengths."""
+    data = bytearray(path.read_bytes())
+    place = data.index(b"stts") + 8
+    _, count, ticks = struct.unpack(">III", data[place : place + 12])
+    table = struct.pack(">5I", 2, frames, ticks, count - frames, 4 * ticks)
+    data[place : place + 12] = table
+    factor = (frames + 4 * (count - frames)) / count
+    for tag in (b"stts", b"stbl", b"minf", b"mdia", b"trak", b"moov"):  # the sizes around it
+        start = data.index(tag) - 4
+        (size,) = struct.unpack(">I", data[start : start + 4])
+        data[start : start + 4] = struct.pack(">I", size + 8)
+    for tag, offset in ((b"mvhd", 20), (b"tkhd", 24), (b"mdhd", 20), (b"elst", 12)):
+        start = data.index(tag) + offset
+        (length,) = struct.unpack(">I", data[start : start + 4])
+        data[start : start + 4] = struct.pack(">I", round(length * factor))
+    path.write_bytes(data)
+
+
 def copy(source: Path, target: Path, stride: int = 1) -> None:
     """As `detect` does it, without boxes."""
     video = Video(str(source))
@@ -101,6 +120,18 @@ def test_every_nth_frame_lasts_n_times_as_long(tmp_path: Path, frames: int, stri
 
 
 def test_frames_of_varying_length_keep_their_times(tmp_path: Path) -> None:
+    make_mp4(tmp_path / "in.mp4", 10)
+    lengthen(tmp_path / "in.mp4", 5)
+    copy(tmp_path / "in.mp4", tmp_path / "out.mp4")
+    numbers, each = shown(tmp_path / "out.mp4")
+    starts = np.cumsum([0, *[1 / RATE] * 5, *[4 / RATE] * 5])
+    assert len(numbers) * each == pytest.approx(starts[-1], abs=each / 2)
+    for number in {*numbers}:
+        assert numbers.index(number) * each == pytest.approx(starts[number], abs=each)
+    assert {5, 6, 7, 8, 9} <= {*numbers}, "those that are long enough are there"
+
+
+def test_animation_keeps_its_times(tmp_path: Path) -> None:
     lengths = [0.1] * 5 + [0.4] * 5
     pictures = [Image.fromarray(grey(number)) for number in range(10)]
     pictures[0].save(
@@ -134,5 +165,5 @@ def test_timestamps_that_say_anything_do_not_fill_the_disk(tmp_path: Path) -> No
         video._capture = Clock(stamp)  # type: ignore[assignment]
         video._take_time(number)
         writer.write(grey(number), video.seconds)
-    writer.close(video.length)
+    writer.close()
     assert len(shown(tmp_path / "out.mp4")[0]) <= 1210
