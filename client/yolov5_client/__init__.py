@@ -14,6 +14,7 @@ from ._detections import Detections
 from ._errors import (
     DataError,
     DeniedError,
+    ImageTypeError,
     InvalidRequestError,
     ServerError,
     TimedOutError,
@@ -32,6 +33,7 @@ __all__ = [
     "DeniedError",
     "Detections",
     "Image",
+    "ImageTypeError",
     "InvalidRequestError",
     "ServerError",
     "ServerStatus",

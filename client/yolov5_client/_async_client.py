@@ -17,10 +17,10 @@ from collections.abc import (
     Mapping,
 )
 from types import TracebackType
-from typing import Any, Literal, Protocol, overload
+from typing import Any, Literal, Protocol, cast, overload
 
 from . import _wire
-from ._client import STATUS_TIMEOUT
+from ._client import STATUS_TIMEOUT, http_module
 from ._connection import TLS, Connection, Patience
 from ._detections import Detections
 from ._errors import UnavailableError, YoloClientError
@@ -73,9 +73,7 @@ class AsyncClient:
         # Not before there is an event loop: a connection belongs to the one it was made in.
         if self._opened is None:
             if self._connection.http:
-                from ._http import AsyncHttpTransport
-
-                self._opened = AsyncHttpTransport(self._connection)
+                self._opened = http_module().AsyncHttpTransport(self._connection)
             else:
                 from ._grpc import AsyncGrpcTransport
 
@@ -96,11 +94,13 @@ class AsyncClient:
         **parameters: Any,
     ) -> Detections | list[Detections]:
         """Find objects in one image, or in each of several: see `Client.detect`."""
-        if callable(image) or isinstance(image, (str, bytes, os.PathLike)):
-            return await self._answer(image, parameters)
+        if _wire.is_one_image(image):
+            return await self._answer(cast(AsyncImage, image), parameters)
         results: list[Detections] = []
         try:
-            async for detections in self.detect_stream(image, **parameters):
+            async for detections in self.detect_stream(
+                cast(Iterable[AsyncImage], image), **parameters
+            ):
                 results.append(detections)
         except YoloClientError as error:
             raise _wire.of_the_list(error, len(results) + 1) from error.__cause__
@@ -225,8 +225,12 @@ async def _read(image: AsyncImage) -> bytes:
     if isinstance(image, bytes):
         return image
     if inspect.iscoroutinefunction(image):
-        encoded: bytes = await image()
-        return encoded
-    read = await asyncio.to_thread(_wire.read, image)  # type: ignore[arg-type]
-    # A function that is none of asyncio's may return what is.
-    return await read if inspect.isawaitable(read) else read
+        return _wire.image_bytes(await image(), "a function returned")
+    if isinstance(image, str | os.PathLike):
+        return await asyncio.to_thread(_wire.read, image)
+    if callable(image) or hasattr(image, "read"):
+        data = await asyncio.to_thread(image if callable(image) else image.read)
+        # A function that is none of asyncio's may return what is, and a file may be one of its.
+        data = await data if inspect.isawaitable(data) else data
+        return _wire.image_bytes(data, "a function or a file gave")
+    return _wire.read(image)

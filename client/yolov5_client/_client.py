@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Literal, Protocol, overload
+from typing import Any, Literal, Protocol, cast, overload
 
 from . import _wire
 from ._connection import TLS, Connection, Patience
@@ -21,6 +20,18 @@ from ._wire import Image
 
 STATUS_TIMEOUT = 10.0  # seconds that a server has to say how it is
 _SLOW = 0.02  # seconds for an image: a source that takes longer gets its answers at once
+
+
+def http_module() -> Any:
+    """The module for HTTP, which needs the extra `http`."""
+    try:
+        from . import _http
+    except ImportError as error:
+        if error.name != "httpx":
+            raise
+        sentence = "HTTP needs httpx; pip install 'yolov5-client[http]' brings it."
+        raise ImportError(sentence, name=error.name) from None
+    return _http
 
 
 class _Transport(Protocol):
@@ -42,7 +53,8 @@ class Client:
             `dns:///yolo.internal:8001` (its addresses take turns) or
             `ipv4:10.0.0.1:8001,10.0.0.2:8001`; or `http://host:8000` or `https://host` for HTTP,
             which needs the extra `http`.
-        timeout: seconds for one request, from sending it to having its answer.
+        timeout: seconds for one request, from looking up the server to having the whole answer,
+            however slowly it comes.
         retry_for: seconds for which a request that finds no server, or a saturated one, is tried
             again, with growing pauses; 0 gives up at once.
         in_flight: requests that are under way at the same time, of all threads together; more
@@ -54,8 +66,8 @@ class Client:
             the slowest answer takes, as Triton cuts off who asks too often. None asks never.
 
     Raises:
-        ValueError, OSError: an argument cannot be used.
-        ImportError: the address is HTTP, and httpx is missing.
+        ValueError, OSError: an argument cannot be used, or the proxy that the environment names.
+        ImportError: the address is HTTP, and httpx is missing; or socksio, for a SOCKS proxy.
     """
 
     def __init__(
@@ -80,9 +92,7 @@ class Client:
         )
         self._transport: _Transport
         if self._connection.http:
-            from ._http import HttpTransport
-
-            self._transport = HttpTransport(self._connection)
+            self._transport = http_module().HttpTransport(self._connection)
         else:
             self._transport = GrpcTransport(self._connection)
         self._slots = threading.Semaphore(in_flight)
@@ -101,8 +111,9 @@ class Client:
         """Find objects in one image, or in each of several.
 
         Args:
-            image: the path of a file, its bytes, a function that returns them, or a list of these;
-                JPEG, PNG, WebP, BMP or TIFF.
+            image: the path of a file, a `data:` URI, its bytes (as bytes, bytearray, memoryview or
+                a one-dimensional array of uint8), a file open for reading bytes, a function that
+                returns its bytes, or a list of these; JPEG, PNG, WebP, BMP or TIFF.
             parameters: `conf_thres`, `iou_thres`, `max_det`, `classes` (a list of indices or
                 names, or the string "0,2"), `agnostic_nms`, `multi_label`; what is not given is
                 as the server has it.
@@ -112,14 +123,15 @@ class Client:
 
         Raises:
             OSError: a file cannot be read.
+            ImageTypeError: an image is of no such type.
             InvalidRequestError, UnavailableError, TimedOutError, DeniedError, ServerError: see
                 there; of several images the first that failed is named, and the rest are given up.
         """
-        if callable(image) or isinstance(image, (str, bytes, os.PathLike)):
-            return self._answer(image, parameters)
+        if _wire.is_one_image(image):
+            return self._answer(cast(Image, image), parameters)
         results: list[Detections] = []
         try:
-            results.extend(self.detect_stream(image, **parameters))
+            results.extend(self.detect_stream(cast(Iterable[Image], image), **parameters))
         except YoloClientError as error:
             raise _wire.of_the_list(error, len(results) + 1) from error.__cause__
         return results
@@ -183,7 +195,7 @@ class Client:
 
     def _answer(self, image: Image, parameters: Mapping[str, Any]) -> Detections:
         with self._slots:
-            encoded = _wire.read(image)
+            encoded = _wire.read(image)  # once: a file has no second time
             patience = iter(Patience(self._connection.retry_for))
             while True:
                 try:

@@ -8,7 +8,15 @@ import ssl
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from urllib.parse import urlsplit
+
+from ._proxy import Proxy, proxy_for_grpc, proxy_for_http
+
+LARGEST_ANSWER = 16 << 20  # bytes; 1000 detections take 28 kB and their labels
+
+_LONGEST = 366 * 24 * 3600.0  # seconds: beyond it, clocks and timers overflow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +60,7 @@ class Connection:
     """What `Client` and `AsyncClient` are made with; see there.
 
     Raises:
-        ValueError: a value is out of range.
+        ValueError: a value is out of range, or the environment's proxy cannot be used.
     """
 
     address: str
@@ -64,15 +72,22 @@ class Connection:
     keepalive: float | None
 
     def __post_init__(self) -> None:
-        if self.timeout <= 0:
-            raise ValueError(f"timeout is {self.timeout}; allowed: more than 0 seconds.")
-        if self.retry_for < 0:
-            raise ValueError(f"retry_for is {self.retry_for}; allowed: 0 seconds or more.")
+        # Written so that a NaN is refused, too.
+        if not 0 < self.timeout <= _LONGEST:
+            raise ValueError(
+                f"timeout is {self.timeout}; allowed: more than 0 seconds, at most a year."
+            )
+        if not 0 <= self.retry_for <= _LONGEST:
+            raise ValueError(
+                f"retry_for is {self.retry_for}; allowed: 0 seconds or more, at most a year."
+            )
         if self.in_flight < 1:
             raise ValueError(f"in_flight is {self.in_flight}; allowed: 1 or more.")
-        if self.keepalive is not None and self.keepalive <= 0:
+        # gRPC counts it in milliseconds, in 32 bits.
+        if self.keepalive is not None and not 0 < self.keepalive <= 24 * 3600:
             raise ValueError(
-                f"keepalive is {self.keepalive}; allowed: more than 0 seconds, or None."
+                f"keepalive is {self.keepalive}; allowed: more than 0 seconds, or None;"
+                " at most a day."
             )
         for name, value in self.headers.items():
             if not _HEADER.fullmatch(f"{name}:{value}") or name.lower().endswith("-bin"):
@@ -80,6 +95,9 @@ class Connection:
                 raise ValueError(f"the header {name!r} cannot be sent; allowed: one line of ASCII.")
         if self.address.startswith("http://") and self.tls:
             raise ValueError("tls needs an https:// address.")
+        if self.http:
+            _check_url(self.address)
+        _ = self.proxy
 
     @property
     def encryption(self) -> TLS | None:
@@ -90,6 +108,26 @@ class Connection:
     def http(self) -> bool:
         """Over HTTP, and not gRPC."""
         return self.address.startswith(("http://", "https://"))
+
+    @cached_property
+    def proxy(self) -> Proxy | None:
+        """What the environment wants between here and there; never for a loopback address."""
+        return (proxy_for_http if self.http else proxy_for_grpc)(self.address)
+
+    @property
+    def via(self) -> str:
+        """For the end of an error message, where a proxy may have caused it."""
+        return f" (through {self.proxy})" if self.proxy else ""
+
+
+def _check_url(address: str) -> None:
+    try:
+        url = urlsplit(address)
+        usable = bool(url.hostname) and url.port != 0 and re.fullmatch("[!-~]+", address)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError(f"{address!a} is no address; allowed: one such as http://host:8000.")
 
 
 _HEADER = re.compile(r"[!-9;-~]+:[\t -~]*")

@@ -58,16 +58,41 @@ class Detections:
         Args:
             outputs: the arrays by name, as the contract describes them.
             row: which image of the batch.
+
+        Raises:
+            ValueError: they are not as the contract describes them.
         """
+        images, k = _sizes(outputs)
+        if row >= images:
+            raise ValueError(f"there is no image {row + 1}, of {images}")
         n = int(outputs[names.NUM_DETS][row, 0])
+        if not 0 <= n <= k:
+            raise ValueError(f"{names.NUM_DETS} is {n}, of at most {k}")
         height, width = outputs[names.IMAGE_SIZE][row].tolist()
-        return cls(
-            boxes=outputs[names.DET_BOXES][row, :n],
-            scores=outputs[names.DET_SCORES][row, :n],
-            classes=outputs[names.DET_CLASSES][row, :n],
-            labels=tuple(label.decode() for label in outputs[names.DET_LABELS][row, :n]),
+        boxes = outputs[names.DET_BOXES][row, :n]
+        scores = outputs[names.DET_SCORES][row, :n]
+        classes = outputs[names.DET_CLASSES][row, :n]
+        labels = [_text(label) for label in outputs[names.DET_LABELS][row, :n]]
+        found = cls(
+            boxes=boxes,
+            scores=scores,
+            classes=classes,
+            labels=tuple(labels),
             image_size=(height, width),
         )
+        # All written so that a NaN is refused, too.
+        sides = np.array([width, height, width, height], np.float32)
+        if not ((boxes >= 0) & (boxes <= sides)).all():
+            raise ValueError(f"{names.DET_BOXES} has a box that is not in the image")
+        if not (boxes[:, :2] <= boxes[:, 2:]).all():
+            raise ValueError(f"{names.DET_BOXES} has a box that ends before it begins")
+        if not ((scores >= 0) & (scores <= 1)).all():
+            raise ValueError(f"{names.DET_SCORES} has one that is not from 0 to 1")
+        if not (scores[1:] <= scores[:-1]).all():
+            raise ValueError(f"{names.DET_SCORES} are not in descending order")
+        if not (classes >= 0).all():
+            raise ValueError(f"{names.DET_CLASSES} has a negative index")
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it: the attributes by name, as lists.
@@ -232,6 +257,39 @@ class Detections:
             values = [*box, score] if confidence else box
             lines.append(" ".join([str(index), *(f"{value:.6g}" for value in values)]))
         return lines
+
+
+def _sizes(outputs: Mapping[str, NDArray[Any]]) -> tuple[int, int]:
+    """B and K, where all the arrays have the type and the shape that they should have.
+
+    Raises:
+        ValueError: one does not.
+    """
+    shape = outputs[names.DET_SCORES].shape
+    b, k = shape if len(shape) == 2 else (0, 0)
+    for name, (kind, wanted) in {
+        names.NUM_DETS: (np.int32, (b, 1)),
+        names.DET_BOXES: (np.float32, (b, k, 4)),
+        names.DET_SCORES: (np.float32, (b, k)),
+        names.DET_CLASSES: (np.int32, (b, k)),
+        names.DET_LABELS: (np.object_, (b, k)),
+        names.IMAGE_SIZE: (np.int32, (b, 2)),
+    }.items():
+        array = outputs[name]
+        if array.dtype != kind:
+            raise ValueError(f"{name} is of the type {array.dtype}, expected {np.dtype(kind)}")
+        if array.shape != wanted:
+            raise ValueError(f"{name} has shape {array.shape}, expected {wanted}")
+    return int(b), int(k)
+
+
+def _text(label: object) -> str:
+    if not isinstance(label, bytes):
+        raise ValueError(f"{names.DET_LABELS} has one that is no string of bytes")
+    try:
+        return label.decode()
+    except UnicodeDecodeError:
+        raise ValueError(f"{names.DET_LABELS} has one that is not UTF-8") from None
 
 
 def _is_number(value: object) -> bool:

@@ -4,6 +4,7 @@ YoloClientError
 ├── InvalidRequestError   the server refuses this image or parameter; the same again will fail again
 ├── UnavailableError      no server there, or a saturated one; later it may work
 ├── TimedOutError         no answer within the deadline
+├── ImageTypeError        what was given as an image is nothing that can be sent; a TypeError, too
 ├── DeniedError           the credentials are missing or not accepted
 ├── ServerError           a fault in the server, or an answer that is not one
 └── DataError             a data set to evaluate with is not what it should be
@@ -16,6 +17,10 @@ class YoloClientError(Exception):
 
 class InvalidRequestError(YoloClientError):
     """The server refuses an image or a parameter; the message says which and what is allowed."""
+
+
+class ImageTypeError(YoloClientError, TypeError):
+    """What was given as an image is of a type that cannot be sent; nothing was."""
 
 
 class UnavailableError(YoloClientError):

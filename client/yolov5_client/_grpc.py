@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -11,19 +12,25 @@ from tritonclient.utils import InferenceServerException
 
 from . import _contract as names
 from . import _wire
-from ._connection import Connection
+from ._connection import LARGEST_ANSWER, Connection
+from ._errors import InvalidRequestError, ServerError, TimedOutError
 from ._status import ServerStatus
 
 T = TypeVar("T")
-_LARGEST_MESSAGE = 2**31 - 1  # bytes
+_LARGEST_REQUEST = 2**31 - 1  # bytes
+_NO_MESSAGE = "the answer is no message of Triton's."
 
 
 def _channel(connection: Connection) -> dict[str, Any]:
     """Arguments for either of Triton's clients."""
     # https://github.com/grpc/grpc/blob/master/include/grpc/impl/channel_arg_names.h
     arguments: list[tuple[str, Any]] = [
-        ("grpc.max_send_message_length", _LARGEST_MESSAGE),
-        ("grpc.max_receive_message_length", _LARGEST_MESSAGE),
+        ("grpc.max_send_message_length", _LARGEST_REQUEST),
+        ("grpc.max_receive_message_length", LARGEST_ANSWER),
+        # Only what is not compressed: nothing is unpacked that could be much larger than what came.
+        ("grpc.compression_enabled_algorithms_bitset", 1),
+        # gRPC would ask a loopback address through a proxy too.
+        ("grpc.enable_http_proxy", int(connection.proxy is not None)),
         # Of several addresses every one gets its share; the default sends all to the first.
         ("grpc.lb_policy_name", "round_robin"),
         # A server that comes back is found within seconds; the default waits up to two minutes.
@@ -68,11 +75,42 @@ def _metadata(connection: Connection) -> dict[str, str]:
 
 
 def _outputs(result: triton.InferResult) -> _wire.Outputs:
-    return {name: result.as_numpy(name) for name in names.OUTPUTS}
+    answer = result.get_response()
+    if answer is None:
+        raise ServerError(_NO_MESSAGE)
+    described, contents = answer.outputs, answer.raw_output_contents
+    if len(described) != len(contents):
+        raise ServerError(
+            f"the answer does not follow the contract: it has {len(described)} outputs, and the"
+            f" contents of {len(contents)}."
+        )
+    try:
+        return _wire.tensors(
+            (one.name, one.datatype, [*one.shape], data) for one, data in zip(described, contents)
+        )
+    except ValueError as error:
+        raise ServerError(f"the answer does not follow the contract: {error}.") from error
 
 
-def _error(error: InferenceServerException) -> Exception:
-    return _wire.error_of_grpc(str(error.status()), str(error.message()))
+def _error(error: InferenceServerException, connection: Connection) -> Exception:
+    if error.status() is None:  # Triton's client itself refuses to send it
+        return InvalidRequestError(_wire.one_line(str(error.message())))
+    return _wire.error_of_grpc(str(error.status()), str(error.message()), via=connection.via)
+
+
+class _Budget:
+    """One timeout for several calls."""
+
+    def __init__(self, connection: Connection, seconds: float) -> None:
+        self._deadline = time.monotonic() + seconds
+        self._connection = connection
+
+    def options(self) -> dict[str, Any]:
+        """For the next call."""
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimedOutError(f"no answer within the timeout{self._connection.via}.")
+        return {"client_timeout": left, "headers": _metadata(self._connection)}
 
 
 class GrpcTransport:
@@ -88,21 +126,21 @@ class GrpcTransport:
         )
 
     def status(self, timeout: float) -> ServerStatus:
-        options = {"client_timeout": timeout, "headers": _metadata(self._connection)}
+        budget = _Budget(self._connection, timeout)
         ask = self._triton
+        metadata = self._call(ask.get_server_metadata, **budget.options())
         return ServerStatus(
             address=self._connection.address,
-            version=self._call(ask.get_server_metadata, **options).version,
-            ready=self._call(ask.is_server_ready, **options),
-            models={names.MODEL: self._call(ask.is_model_ready, names.MODEL, **options)},
+            version=_wire.one_line(metadata.version),
+            ready=self._call(ask.is_server_ready, **budget.options()),
+            models={names.MODEL: self._call(ask.is_model_ready, names.MODEL, **budget.options())},
         )
 
-    @staticmethod
-    def _call(function: Callable[..., T], *arguments: Any, **options: Any) -> T:
+    def _call(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
         try:
             return function(*arguments, **options)
         except InferenceServerException as error:
-            raise _error(error) from None
+            raise _error(error, self._connection) from None
 
     def close(self) -> None:
         self._triton.close()
@@ -123,22 +161,26 @@ class AsyncGrpcTransport:
         )
 
     async def status(self, timeout: float) -> ServerStatus:
-        options = {"client_timeout": timeout, "headers": _metadata(self._connection)}
+        budget = _Budget(self._connection, timeout)
         ask = self._triton
-        metadata = await self._call(ask.get_server_metadata, **options)
+        metadata = await self._call(ask.get_server_metadata, **budget.options())
         return ServerStatus(
             address=self._connection.address,
-            version=metadata.version,
-            ready=await self._call(ask.is_server_ready, **options),
-            models={names.MODEL: await self._call(ask.is_model_ready, names.MODEL, **options)},
+            version=_wire.one_line(metadata.version),
+            ready=await self._call(ask.is_server_ready, **budget.options()),
+            models={
+                names.MODEL: await self._call(ask.is_model_ready, names.MODEL, **budget.options())
+            },
         )
 
-    @staticmethod
-    async def _call(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    async def _call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         try:
-            return await function(*arguments, **options)
+            answer = await function(*arguments, **options)
         except InferenceServerException as error:
-            raise _error(error) from None
+            raise _error(error, self._connection) from None
+        if answer is None:  # what gRPC's asyncio side makes of bytes that are no message
+            raise ServerError(_NO_MESSAGE)
+        return answer
 
     async def close(self) -> None:
         await self._triton.close()

@@ -1,47 +1,83 @@
 """Requests over HTTP, for where gRPC does not get through: blocking, and for asyncio.
 
 The body is the image itself, the parameters are headers, as in the contract's curl line.
-The only module that needs httpx (the extra `http`).
+With _deadline.py the only module that needs httpx (the extra `http`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import asyncio
+import importlib.util
+import re
+import ssl
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import httpcore
 import httpx
 
 from . import _contract as names
-from . import _wire
-from ._connection import Connection
-from ._errors import ServerError, TimedOutError, UnavailableError, YoloClientError
+from . import _deadline, _wire
+from ._connection import LARGEST_ANSWER, Connection
+from ._errors import (
+    DeniedError,
+    ServerError,
+    TimedOutError,
+    UnavailableError,
+    YoloClientError,
+)
 from ._status import ServerStatus
 
 T = TypeVar("T")
 _INFER = f"/v2/models/{names.MODEL}/infer"
 _BINARY = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": "0"}
 _LENGTH = "Inference-Header-Content-Length"
+# What httpx says when a connection ends early, as it does when a server is restarted.
+_CUT_OFF = re.compile("Server disconnected|peer closed connection")
+
+
+@dataclass(frozen=True)
+class _Answer:
+    status: int
+    reason: str
+    headers: Mapping[str, str]
+    body: bytes
 
 
 def _options(connection: Connection) -> dict[str, Any]:
     """Arguments for either of httpx's clients."""
-    options: dict[str, Any] = {
+    return {
         "base_url": connection.address.rstrip("/"),
-        "headers": dict(connection.headers),
-        "timeout": connection.timeout,
-        "limits": httpx.Limits(
-            max_connections=connection.in_flight,
-            max_keepalive_connections=connection.in_flight,
-        ),
+        # Nothing is unpacked that could be much larger than what came.
+        "headers": {**connection.headers, "Accept-Encoding": "identity"},
+        "timeout": None,  # there is one for the whole request
+        "trust_env": False,  # its proxies are ours to find, see _proxy.py
     }
+
+
+def _context(connection: Connection) -> ssl.SSLContext | None:
     if tls := connection.encryption:
-        options["verify"] = tls.context()
-    return options
+        return tls.context()
+    if connection.address.startswith("https:"):
+        return httpx.create_ssl_context()  # with what the environment says of authorities
+    return None
 
 
-def _made(kind: Callable[..., T], connection: Connection) -> T:
+def _proxy(connection: Connection) -> httpx.Proxy | None:
+    if connection.proxy is None:
+        return None
+    if connection.proxy.url.startswith("socks") and not importlib.util.find_spec("socksio"):
+        raise ImportError(
+            f"{connection.proxy} speaks SOCKS, which needs socksio: pip install 'httpx[socks]';"
+            " or name the server in NO_PROXY."
+        )
+    return httpx.Proxy(connection.proxy.url)
+
+
+def _made(make: Callable[[], T], connection: Connection) -> T:
     try:
-        return kind(**_options(connection))
+        return make()
     except httpx.InvalidURL as error:
         raise ValueError(f"{connection.address} is no address: {error}.") from None
 
@@ -55,64 +91,119 @@ def _request(image: bytes, parameters: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _outputs(answer: httpx.Response) -> _wire.Outputs:
-    _check(answer)
+class _Receiver:
+    """Collects an answer, unless it is too large."""
+
+    def __init__(self, answer: httpx.Response) -> None:
+        self._answer = answer
+        self._body = bytearray()
+        encoding = answer.headers.get("Content-Encoding", "identity")
+        if encoding != "identity":
+            raise ServerError(f"the answer is encoded as {_wire.one_line(encoding)}, unasked.")
+        declared = answer.headers.get("Content-Length", "0")
+        if declared.isdecimal():
+            self._check(int(declared[:20]))
+
+    @staticmethod
+    def _check(size: int) -> None:
+        if size > LARGEST_ANSWER:
+            raise ServerError(f"the answer is larger than {LARGEST_ANSWER >> 20} MiB.")
+
+    def add(self, chunk: bytes) -> None:
+        self._check(len(self._body) + len(chunk))
+        self._body += chunk
+
+    def answer(self) -> _Answer:
+        answer = self._answer
+        return _Answer(answer.status_code, answer.reason_phrase, answer.headers, bytes(self._body))
+
+
+def _outputs(answer: _Answer) -> _wire.Outputs:
+    length = answer.headers.get(_LENGTH, "")
+    if not re.fullmatch(r"\d{1,9}", length, re.ASCII):
+        raise ServerError(f"the answer is not one of Triton's: it has no valid {_LENGTH}.")
     try:
-        return _wire.outputs_of_http(answer.content, int(answer.headers[_LENGTH]))
-    except (ValueError, KeyError) as error:
-        raise ServerError(f"the answer is not one of Triton's: {error!r}") from error
+        return _wire.outputs_of_http(answer.body, int(length))
+    except ValueError as error:
+        raise ServerError(f"the answer is not one of Triton's: {error}.") from error
 
 
-def _check(answer: httpx.Response) -> httpx.Response:
-    if answer.status_code != 200:
-        raise _wire.error_of_http(answer.status_code, answer.reason_phrase, answer.content)
-    return answer
-
-
-def _version(answer: httpx.Response) -> str:
+def _version(answer: _Answer) -> str:
     try:
-        return str(_check(answer).json()["version"])
-    except (ValueError, KeyError, TypeError, RecursionError):
+        return _wire.version_of_json(answer.body)
+    except ValueError:
         raise ServerError("what answers there is no Triton server.") from None
+
+
+def _check(answer: _Answer, connection: Connection) -> _Answer:
+    if answer.status != 200:
+        raise _wire.error_of_http(answer.status, answer.reason, answer.body, via=connection.via)
+    return answer
 
 
 # What goes wrong on the way. httpx lets through what TLS says in place of an answer, such as that a
 # certificate is missing.
-_FAILURES = (httpx.HTTPError, OSError)
+_FAILURES = (httpx.HTTPError, *_deadline.ERRORS, OSError)
 
 
-def _error(error: Exception) -> YoloClientError:
-    if isinstance(error, httpx.TimeoutException):
-        return TimedOutError("no answer within the timeout.")
-    return UnavailableError(str(error) or type(error).__name__)
+def _error(error: Exception, connection: Connection) -> YoloClientError:
+    via = connection.via
+    if isinstance(error, (httpx.TimeoutException, httpcore.TimeoutException, TimeoutError)):
+        return TimedOutError(f"no answer within the timeout{via}.")
+    reason = _wire.one_line(str(error)) or type(error).__name__
+    if isinstance(error, (httpx.RemoteProtocolError, httpcore.RemoteProtocolError)):
+        if not _CUT_OFF.match(reason):
+            return ServerError(f"what answers there does not speak HTTP: {reason}{via}")
+    elif isinstance(error, (httpx.ProxyError, httpcore.ProxyError)) and reason.startswith("407"):
+        return DeniedError(f"{reason}{via}")
+    return UnavailableError(f"{reason}{via}")
+
+
+_READY = {names.MODEL: f"/v2/models/{names.MODEL}/ready"}
 
 
 class HttpTransport:
     """Blocking; threads may share it."""
 
     def __init__(self, connection: Connection) -> None:
-        self._address = connection.address
-        self._http = _made(httpx.Client, connection)
+        self._connection = connection
+        self._deadline = _deadline.Deadline()
+        transport = _deadline.Transport(
+            self._deadline,
+            connections=connection.in_flight,
+            context=_context(connection),
+            proxy=_proxy(connection),
+        )
+        self._http = _made(
+            lambda: httpx.Client(**_options(connection), transport=transport), connection
+        )
 
     def infer(self, image: bytes, parameters: Mapping[str, Any]) -> _wire.Outputs:
-        return _outputs(self._send(**_request(image, parameters)))
+        request = _request(image, parameters)
+        with self._deadline.within(self._connection.timeout):
+            return _outputs(_check(self._send(**request), self._connection))
 
     def status(self, timeout: float) -> ServerStatus:
         def ready(path: str) -> bool:
-            return self._send(method="GET", url=f"{path}/ready", timeout=timeout).status_code == 200
+            return self._send(method="GET", url=path).status == 200
 
-        return ServerStatus(
-            address=self._address,
-            version=_version(self._send(method="GET", url="/v2", timeout=timeout)),
-            ready=ready("/v2/health"),
-            models={names.MODEL: ready(f"/v2/models/{names.MODEL}")},
-        )
+        with self._deadline.within(timeout):
+            return ServerStatus(
+                address=self._connection.address,
+                version=_version(_check(self._send(method="GET", url="/v2"), self._connection)),
+                ready=ready("/v2/health/ready"),
+                models={model: ready(path) for model, path in _READY.items()},
+            )
 
-    def _send(self, **request: Any) -> httpx.Response:
+    def _send(self, **request: Any) -> _Answer:
         try:
-            return self._http.request(**request)
+            with self._http.stream(**request) as answer:
+                receiver = _Receiver(answer)
+                for chunk in answer.iter_raw():
+                    receiver.add(chunk)
+                return receiver.answer()
         except _FAILURES as error:
-            raise _error(error) from error
+            raise _error(error, self._connection) from error
 
     def close(self) -> None:
         self._http.close()
@@ -122,29 +213,50 @@ class AsyncHttpTransport:
     """The same for asyncio."""
 
     def __init__(self, connection: Connection) -> None:
-        self._address = connection.address
-        self._http = _made(httpx.AsyncClient, connection)
+        self._connection = connection
+        limits = httpx.Limits(
+            max_connections=connection.in_flight, max_keepalive_connections=connection.in_flight
+        )
+        options = {**_options(connection), "limits": limits, "proxy": _proxy(connection)}
+        if context := _context(connection):
+            options["verify"] = context
+        self._http = _made(lambda: httpx.AsyncClient(**options), connection)
 
     async def infer(self, image: bytes, parameters: Mapping[str, Any]) -> _wire.Outputs:
-        return _outputs(await self._send(**_request(image, parameters)))
+        request = _request(image, parameters)
+        answer = await self._within(self._connection.timeout, self._send(**request))
+        return _outputs(_check(answer, self._connection))
 
     async def status(self, timeout: float) -> ServerStatus:
+        return await self._within(timeout, self._status())
+
+    async def _status(self) -> ServerStatus:
         async def ready(path: str) -> bool:
-            answer = await self._send(method="GET", url=f"{path}/ready", timeout=timeout)
-            return answer.status_code == 200
+            return (await self._send(method="GET", url=path)).status == 200
 
         return ServerStatus(
-            address=self._address,
-            version=_version(await self._send(method="GET", url="/v2", timeout=timeout)),
-            ready=await ready("/v2/health"),
-            models={names.MODEL: await ready(f"/v2/models/{names.MODEL}")},
+            address=self._connection.address,
+            version=_version(_check(await self._send(method="GET", url="/v2"), self._connection)),
+            ready=await ready("/v2/health/ready"),
+            models={model: await ready(path) for model, path in _READY.items()},
         )
 
-    async def _send(self, **request: Any) -> httpx.Response:
+    async def _within(self, timeout: float, work: Coroutine[Any, Any, T]) -> T:
+        """However slowly the bytes come, and however many connections it takes."""
         try:
-            return await self._http.request(**request)
+            return await asyncio.wait_for(work, timeout)
+        except asyncio.TimeoutError:  # the builtin one only since Python 3.11
+            raise TimedOutError(f"no answer within the timeout{self._connection.via}.") from None
+
+    async def _send(self, **request: Any) -> _Answer:
+        try:
+            async with self._http.stream(**request) as answer:
+                receiver = _Receiver(answer)
+                async for chunk in answer.aiter_raw():
+                    receiver.add(chunk)
+                return receiver.answer()
         except _FAILURES as error:
-            raise _error(error) from error
+            raise _error(error, self._connection) from error
 
     async def close(self) -> None:
         await self._http.aclose()

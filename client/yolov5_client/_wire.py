@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
+import math
 import os
-import struct
-from collections.abc import Callable, Iterable, Mapping
+import re
+from array import array
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
+from mmap import mmap
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +21,7 @@ from . import _contract as names
 from ._detections import Detections
 from ._errors import (
     DeniedError,
+    ImageTypeError,
     InvalidRequestError,
     ServerError,
     TimedOutError,
@@ -23,9 +29,20 @@ from ._errors import (
     YoloClientError,
 )
 
-Image = str | os.PathLike[str] | bytes | Callable[[], bytes]
-"""One encoded image: the path of a file, its bytes, or a function that returns them, which is
-called when it is the image's turn."""
+T = TypeVar("T")
+Image = (
+    str
+    | os.PathLike[str]
+    | bytes
+    | bytearray
+    | memoryview
+    | NDArray[np.uint8]
+    | BinaryIO
+    | Callable[[], bytes]
+)
+"""One encoded image: the path of a file, a `data:` URI, its bytes (also as a memoryview or a one-
+dimensional array), a file open for reading bytes, or a function that returns its bytes. Files are
+read, and functions called, when it is the image's turn."""
 
 Outputs = Mapping[str, NDArray[Any]]
 
@@ -40,30 +57,95 @@ _GRPC_ERRORS: dict[str, type[YoloClientError]] = {
     "UNAUTHENTICATED": DeniedError,
     "PERMISSION_DENIED": DeniedError,
 }
+# What gRPC's own client says of what came.
+_ANSWER_TOO_LARGE = re.compile("CLIENT: .*larger than max|Decompressed message larger than max")
 _HTTP_ERRORS: dict[int, type[YoloClientError]] = {
     400: InvalidRequestError,
     413: InvalidRequestError,
     415: InvalidRequestError,
     401: DeniedError,
     403: DeniedError,
+    407: DeniedError,
     404: UnavailableError,
     429: UnavailableError,
     502: UnavailableError,
     503: UnavailableError,
     504: TimedOutError,
 }
-_NUMPY = {"INT32": np.int32, "FP32": np.float32}
+_NUMPY = {"INT32": np.dtype("<i4"), "FP32": np.dtype("<f4")}
+
+_DATA_URI = re.compile("data:", re.IGNORECASE)
+_LONGEST_PARAMETER = 4096  # bytes
+_LONGEST_SENTENCE = 2000  # characters
+_NAME = re.compile(r"\w{1,100}", re.ASCII)
+_WHOLE = re.compile(r"\d+", re.ASCII)
+_KINDS = (
+    "allowed: the path of a file, a data: URI, bytes, a file opened with 'rb', or a function that"
+    " returns bytes."
+)
 
 
-def read(image: Image) -> bytes:
+def is_one_image(image: object) -> bool:
+    """Whether it stands for one image, be it of a kind that can be sent, rather than for several.
+
+    Raises:
+        ImageTypeError: it is neither.
+    """
+    if isinstance(image, np.ndarray):
+        return image.dtype.kind not in "OUS"  # else it is a list of paths
+    if isinstance(image, (str, bytes, bytearray, memoryview, os.PathLike, array, mmap)):
+        return True
+    if callable(image) or hasattr(image, "read"):
+        return True
+    if isinstance(image, (Iterable, AsyncIterable)):
+        return False
+    raise ImageTypeError(f"an image is a value of the type {type(image).__name__}; {_KINDS}")
+
+
+def read(image: Any) -> bytes:
     """The image's bytes.
 
     Raises:
         OSError: a file cannot be read.
+        ImageTypeError: it is of no kind that can be sent.
     """
-    if isinstance(image, bytes):
-        return image
-    return image() if callable(image) else read_file(image)
+    if isinstance(image, str) and _DATA_URI.match(image):
+        return image.encode("utf-8", "replace")  # the server reads it, and judges
+    if isinstance(image, (str, os.PathLike)):
+        return read_file(image)
+    if callable(image):
+        return image_bytes(image(), "a function returned")
+    if hasattr(image, "read"):
+        return image_bytes(image.read(), "a file gave")
+    return image_bytes(image, "an image is")
+
+
+def image_bytes(data: Any, what: str) -> bytes:
+    """
+    Args:
+        what: for the message: where it came from.
+
+    Raises:
+        ImageTypeError: it is nothing like bytes.
+    """
+    if isinstance(data, bytes):
+        return data
+    if isinstance(data, str):
+        raise ImageTypeError(f"{what} text, not bytes; a file is to be opened with 'rb'.")
+    try:
+        view = memoryview(data)
+    except (TypeError, ValueError, BufferError):
+        sentence = f"{what} a value of the type {type(data).__name__}; {_KINDS}"
+        raise ImageTypeError(sentence) from None
+    shape = view.shape or ()
+    # OpenCV's imencode gave a column before it gave a row.
+    if view.itemsize != 1 or view.format not in "bBc" or max(shape, default=0) != view.nbytes:
+        size = "x".join(map(str, shape))
+        raise ImageTypeError(
+            f"{what} an array of {size} values, as decoded pixels are; allowed: the encoded image,"
+            " such as of cv2.imencode."
+        )
+    return view.tobytes()
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
@@ -73,24 +155,30 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     """
     try:
         return Path(path).read_bytes()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        # The message of the error itself holds all of it.
+        text = os.fspath(path)
+        raise OSError(
+            errno.ENAMETOOLONG,
+            f"a path has {len(text)} characters, beginning with {text[:20]!r}; base64 text is to be"
+            " given as bytes",
+        ) from None
     except ValueError as error:
         raise OSError(f"{error}: {path!r}") from None
 
 
 def parameters_for_grpc(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers of Python's own, and a list of classes as text."""
-    wire = {}
-    for name, value in parameters.items():
-        if name == "classes" and not isinstance(value, str):
-            if not isinstance(value, Iterable):
-                raise InvalidRequestError(f"classes is {value!r}; allowed: a list, or text.")
-            value = ",".join(str(item) for item in value)
-        elif value is None:
-            raise InvalidRequestError(f"{name} is None; leave it out for what the server has.")
-        elif isinstance(value, np.generic):
-            value = value.item()
-        wire[name] = value
-    return wire
+    """Numbers of Python's own; a list of classes, and thresholds by class, as text.
+
+    Raises:
+        InvalidRequestError: one cannot be sent.
+    """
+    return {
+        _checked_name(name): _checked(name, _wire_form(name, value, printable=False))
+        for name, value in parameters.items()
+    }
 
 
 def headers_for_http(parameters: Mapping[str, Any]) -> dict[str, str]:
@@ -100,12 +188,131 @@ def headers_for_http(parameters: Mapping[str, Any]) -> dict[str, str]:
         InvalidRequestError: a value cannot stand in a header.
     """
     headers = {}
-    for name, value in parameters_for_grpc(parameters).items():
+    for name, value in parameters.items():
+        value = _checked(name, _wire_form(_checked_name(name), value, printable=True))
         text = str(value).lower() if isinstance(value, bool) else str(value)
         if not (text.isascii() and text.isprintable()):
             raise InvalidRequestError(f"{name} has letters that only gRPC can send.")
-        headers[f"X-Yolo-{name.replace('_', '-').title()}"] = text
+        headers[f"X-Yolo-{name.replace('_', '-').title()}"] = _checked(name, text)
     return headers
+
+
+def _checked_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise InvalidRequestError(f"parameter {name[:60]!a} is unknown.")
+    return name
+
+
+def _checked(name: str, value: T) -> T:
+    if isinstance(value, str):
+        if (size := len(value.encode("utf-8", "replace"))) > _LONGEST_PARAMETER:
+            raise InvalidRequestError(
+                f"{name} is {size} bytes long; allowed: at most {_LONGEST_PARAMETER}."
+            )
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise InvalidRequestError(f"{name} is a number of more than 64 bits.")
+    return value
+
+
+def _wire_form(name: str, value: Any, *, printable: bool) -> bool | int | float | str:
+    """
+    Args:
+        printable: text must be printable ASCII, as in a header.
+    """
+    if name == "classes" and not isinstance(value, (str, np.generic)):
+        if not isinstance(value, Iterable) or isinstance(value, (bytes, Mapping)):
+            raise InvalidRequestError(f"classes is {_short(value)}; allowed: a list, or text.")
+        return _class_list([_class(item) for item in value], printable)
+    if name == "class_conf_thres" and isinstance(value, Mapping):
+        return _class_thresholds(value, printable)
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, str):
+        return _class_text(name, value) if printable and not _plain(value) else value
+    if value is None:
+        raise InvalidRequestError(f"{name} is None; leave it out for what the server has.")
+    if not isinstance(value, (bool, int, float)):
+        raise InvalidRequestError(f"{name} is {_short(value)}; allowed: a number, text or a bool.")
+    return value
+
+
+def _class(item: Any) -> int | str:
+    """A class by its index, or by its name; text of digits is an index, as on a command line."""
+    if isinstance(item, np.generic):
+        item = item.item()
+    if isinstance(item, str):
+        # Python itself refuses thousands of digits.
+        return int(item) if _WHOLE.fullmatch(item) and len(item) < 10 else item
+    if not isinstance(item, int) or isinstance(item, bool):
+        raise InvalidRequestError(
+            f"classes has {_short(item)}; allowed: indices, and names of classes as text."
+        )
+    return item
+
+
+def _class_list(classes: Sequence[int | str], printable: bool) -> str:
+    """`0,2,bus`, which every server reads, or JSON where a name would not survive in that."""
+    if any(_needs_json(name, printable) for name in classes if isinstance(name, str)):
+        return json.dumps([*classes])
+    return ",".join(map(str, classes))
+
+
+def _class_thresholds(thresholds: Mapping[Any, Any], printable: bool) -> str:
+    """`bus:0.6,0:0.3`, or JSON."""
+    pairs = {str(_class(item)): value for item, value in thresholds.items()}
+    for item, value in pairs.items():
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            raise InvalidRequestError(
+                f"class_conf_thres has {_short(value)} for {_short(item)}; allowed: a number."
+            )
+    if any(":" in name or _needs_json(name, printable) for name in pairs):
+        return json.dumps(pairs)
+    return ",".join(f"{name}:{value}" for name, value in pairs.items())
+
+
+def _class_text(name: str, text: str) -> str:
+    """Text that no header can hold as it is, in JSON's ASCII, where it names classes."""
+    if text.lstrip()[:1] in ("[", "{"):
+        try:
+            return json.dumps(json.loads(text))
+        except (ValueError, RecursionError):
+            raise InvalidRequestError(f"{name} begins as JSON does, and is none.") from None
+    if name != "classes":
+        return text
+    return json.dumps([_class(item.strip()) for item in text.split(",")])
+
+
+def _needs_json(name: str, printable: bool) -> bool:
+    plain = name and name == name.strip() and "," not in name and not name.startswith("[")
+    return not plain or (printable and not _plain(name))
+
+
+def _plain(text: str) -> bool:
+    return text.isascii() and text.isprintable()
+
+
+def _short(value: object) -> str:
+    text = ascii(value)
+    return text if len(text) <= 60 else f"{text[:56]}..."
+
+
+def one_line(text: str) -> str:
+    """Somebody else's text, for a message: on one line, printable, not endless."""
+    text = " ".join(text[: 2 * _LONGEST_SENTENCE].split())
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return text if len(text) <= _LONGEST_SENTENCE else f"{text[: _LONGEST_SENTENCE - 3]}..."
+
+
+def version_of_json(body: bytes) -> str:
+    """Triton's version, of what it says of itself.
+
+    Raises:
+        ValueError: it is nothing of the kind.
+    """
+    try:
+        return one_line(str(json.loads(body)["version"]))
+    except (KeyError, TypeError, RecursionError) as error:
+        raise ValueError(repr(error)) from None
 
 
 def outputs_of_http(body: bytes, json_length: int) -> dict[str, NDArray[Any]]:
@@ -114,66 +321,116 @@ def outputs_of_http(body: bytes, json_length: int) -> dict[str, NDArray[Any]]:
     Raises:
         ValueError: it is not one.
     """
+    if not 0 <= json_length <= len(body):
+        raise ValueError(f"of its {len(body)} bytes, {json_length} are said to be JSON")
     try:
-        return _tensors(body, json_length)
-    except (KeyError, TypeError, OverflowError, RecursionError, struct.error) as error:
-        raise ValueError(repr(error)) from error
+        described = json.loads(body[:json_length])["outputs"]
+        sizes = [output["parameters"]["binary_data_size"] for output in described]
+        parts = [(one["name"], one["datatype"], one["shape"]) for one in described]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ValueError("its JSON does not describe outputs in the binary form") from None
+    if not all(type(size) is int and 0 <= size <= len(body) for size in sizes):
+        raise ValueError("the size of an output is not a number of bytes in it")
+    if json_length + sum(sizes) != len(body):
+        raise ValueError(
+            f"{sum(sizes)} bytes of outputs are described, and {len(body) - json_length} came"
+        )
+    starts = itertools.accumulate(sizes, initial=json_length)
+    return tensors(
+        (*part, body[start : start + size]) for part, start, size in zip(parts, starts, sizes)
+    )
 
 
-def _tensors(body: bytes, json_length: int) -> dict[str, NDArray[Any]]:
+def tensors(described: Iterable[tuple[Any, Any, Any, bytes]]) -> dict[str, NDArray[Any]]:
+    """The contract's outputs among these: name, type, shape, and the bytes as they travel.
+
+    Raises:
+        ValueError: one is there twice, or its parts do not fit each other.
+    """
     outputs: dict[str, NDArray[Any]] = {}
-    start = json_length
-    for output in json.loads(body[:json_length])["outputs"]:
-        size = output["parameters"]["binary_data_size"]
-        data = body[start : start + size]
-        start += size
-        array: NDArray[Any]
-        if output["datatype"] == "BYTES":
-            array = np.array([*_strings(data)], np.object_)
-        else:
-            array = np.frombuffer(data, _NUMPY[output["datatype"]])
-        outputs[output["name"]] = array.reshape(output["shape"])
+    for name, datatype, shape, data in described:
+        if name not in names.OUTPUTS:
+            continue  # of a later version
+        if name in outputs:
+            raise ValueError(f"{name} is there twice")
+        outputs[name] = _tensor(name, datatype, shape, data)
     return outputs
 
 
-def _strings(data: bytes) -> list[bytes]:
-    strings, start = [], 0
+def _tensor(name: str, datatype: Any, shape: Any, data: bytes) -> NDArray[Any]:
+    if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 2**31 for n in shape):
+        raise ValueError(f"{name} has no shape")
+    count = math.prod(shape)
+    values: NDArray[Any] | None = None
+    if datatype == "BYTES":
+        strings = [*itertools.islice(_strings(name, data), min(count, len(data)) + 1)]
+        if len(strings) == count:
+            values = np.empty(count, np.object_)
+            values[:] = strings
+    elif isinstance(datatype, str) and datatype in _NUMPY:
+        if len(data) == count * _NUMPY[datatype].itemsize:
+            values = np.frombuffer(data, _NUMPY[datatype])
+    else:
+        raise ValueError(f"{name} is of the type {_short(datatype)}")
+    if values is None:
+        raise ValueError(f"{name} has {len(data)} bytes, which do not make {_short(shape)} values")
+    return values.reshape(shape)
+
+
+def _strings(name: str, data: bytes) -> Iterator[bytes]:
+    start = 0
     while start < len(data):
-        (size,) = struct.unpack_from("<I", data, start)
-        strings.append(data[start + 4 : start + 4 + size])
-        start += 4 + size
-    return strings
+        end = start + 4 + int.from_bytes(data[start : start + 4], "little")
+        if start + 4 > len(data) or end > len(data):
+            raise ValueError(f"{name} has a string that is longer than its bytes")
+        yield data[start + 4 : end]
+        start = end
 
 
 def detections(outputs: Outputs) -> Detections:
     """The only image's.
 
     Raises:
-        ServerError: an output is missing, or they do not fit each other.
+        ServerError: an output is missing, or they are not as the contract says.
     """
     missing = [name for name in names.OUTPUTS if outputs.get(name) is None]
     if missing:
         raise ServerError(f"the answer has no output {missing[0]!r}.")
     try:
-        return Detections.from_outputs(outputs)
-    # Of another type or shape than the contract's.
-    except (ValueError, IndexError, TypeError, AttributeError, OverflowError) as error:
-        raise ServerError(f"the answer does not follow the contract: {error}") from error
+        found = Detections.from_outputs(outputs)
+    except ValueError as error:
+        raise ServerError(f"the answer does not follow the contract: {error}.") from error
+    if (images := len(outputs[names.NUM_DETS])) != 1:
+        raise ServerError(f"the answer is for {images} images; one was sent.")
+    return found
 
 
-def error_of_grpc(status: str, message: str) -> YoloClientError:
-    """What a gRPC status such as `StatusCode.UNAVAILABLE` means to a caller."""
-    kind = _GRPC_ERRORS.get(status.removeprefix("StatusCode."), ServerError)
-    return kind(message.removeprefix(_PREFIX))
+def error_of_grpc(status: str, message: str, *, via: str = "") -> YoloClientError:
+    """What a gRPC status such as `StatusCode.UNAVAILABLE` means to a caller.
+
+    Args:
+        via: to be added to what a proxy may have caused.
+    """
+    status = status.removeprefix("StatusCode.")
+    kind = _GRPC_ERRORS.get(status, ServerError)
+    sentence = one_line(message.removeprefix(_PREFIX)) or f"the server answers with {status}."
+    if status == "RESOURCE_EXHAUSTED" and _ANSWER_TOO_LARGE.search(message):
+        return ServerError(f"the answer is larger than this client takes: {sentence}")
+    return kind(sentence + via * (kind in (UnavailableError, TimedOutError)))
 
 
-def error_of_http(status: int, reason: str, body: bytes) -> YoloClientError:
-    """What an HTTP status other than 200 means; Triton and our gateway explain it in JSON."""
+def error_of_http(status: int, reason: str, body: bytes, *, via: str = "") -> YoloClientError:
+    """What an HTTP status other than 200 means; Triton and our gateway explain it in JSON.
+
+    Args:
+        via: to be added to what a proxy may have caused.
+    """
+    kind = _HTTP_ERRORS.get(status, ServerError)
     try:
-        message = str(json.loads(body)["error"])
+        sentence = one_line(str(json.loads(body)["error"]).removeprefix(_PREFIX))
     except (ValueError, KeyError, TypeError, RecursionError):
-        message = f"HTTP {status} {reason}"
-    return _HTTP_ERRORS.get(status, ServerError)(message.removeprefix(_PREFIX))
+        return kind(one_line(f"HTTP {status} {reason}") + via)
+    return kind(sentence or f"HTTP {status}")
 
 
 def of_the_list(error: YoloClientError, number: int) -> YoloClientError:

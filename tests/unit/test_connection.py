@@ -36,6 +36,11 @@ from yolov5_client._wire import (
         ({"timeout": 0}, "timeout is 0; allowed: more than 0 seconds"),
         ({"retry_for": -1}, "retry_for is -1; allowed: 0 seconds or more"),
         ({"in_flight": 0}, "in_flight is 0; allowed: 1 or more"),
+        ({"timeout": float("nan")}, "timeout is nan; allowed: more than 0 seconds, at most a year"),
+        ({"timeout": float("inf")}, "timeout is inf; allowed"),
+        ({"retry_for": float("nan")}, "retry_for is nan; allowed: 0 seconds or more"),
+        ({"keepalive": 1e9}, "keepalive is 1000000000.0; allowed"),
+        ({"address": "http://"}, "'http://' is no address"),
         ({"keepalive": 0}, "keepalive is 0; allowed: more than 0 seconds, or None"),
         ({"address": "http://there", "tls": True}, "tls needs an https:// address"),
     ],
@@ -83,9 +88,69 @@ def test_parameters_as_headers() -> None:
         "X-Yolo-Classes": "0,bus",
         "X-Yolo-Multi-Label": "true",
     }
-    for text in ("Löwe", "a\r\nX-Evil: 1"):
-        with pytest.raises(InvalidRequestError, match="classes has letters"):
-            headers_for_http({"classes": text})
+    with pytest.raises(InvalidRequestError, match="conf_thres has letters"):
+        headers_for_http({"conf_thres": "0.5\r\nX-Evil: 1"})
+
+
+CLASSES = [
+    # given, by gRPC, by HTTP where it differs
+    ([0, "bus"], "0,bus", None),
+    (["0", np.int64(2)], "0,2", None),
+    (("traffic light",), "traffic light", None),
+    (["a,b", 2], '["a,b", 2]', None),
+    (["a,b", "2"], '["a,b", 2]', None),
+    ([" outer "], '[" outer "]', None),
+    (["[x"], '["[x"]', None),
+    ([""], '[""]', None),
+    (['say "hi"'], 'say "hi"', None),
+    (["Löwe", 1], "Löwe,1", '["L\\u00f6we", 1]'),
+    (["two\nlines"], "two\nlines", '["two\\nlines"]'),
+    ("0,2", "0,2", None),
+    ("Löwe, 2", "Löwe, 2", '["L\\u00f6we", 2]'),
+    ('["Löwe", "2"]', '["Löwe", "2"]', '["L\\u00f6we", "2"]'),
+    ("a\r\nX-Evil: 1", "a\r\nX-Evil: 1", '["a\\r\\nX-Evil: 1"]'),
+]
+
+
+@pytest.mark.parametrize(("given", "text", "header"), CLASSES)
+def test_classes_keep_their_structure_on_the_way(given: Any, text: str, header: str | None) -> None:
+    """The form that every server reads where it suffices, else JSON, in headers in ASCII."""
+    assert parameters_for_grpc({"classes": given}) == {"classes": text}
+    assert headers_for_http({"classes": given}) == {"X-Yolo-Classes": header or text}
+
+
+def test_thresholds_by_class_keep_their_structure() -> None:
+    for given, text in (
+        ({"bus": 0.5, 2: 0.25}, "bus:0.5,2:0.25"),
+        ({"a,b": 0.5}, '{"a,b": 0.5}'),
+        ({"a:b": 0.5}, '{"a:b": 0.5}'),
+    ):
+        assert parameters_for_grpc({"class_conf_thres": given}) == {"class_conf_thres": text}
+    headers = headers_for_http({"class_conf_thres": {"Löwe": 0.5}})
+    assert headers == {"X-Yolo-Class-Conf-Thres": '{"L\\u00f6we": 0.5}'}
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"classes": 2}, "classes is 2; allowed: a list, or text"),
+        ({"classes": b"RBC"}, "classes is b'RBC'; allowed: a list, or text"),
+        ({"classes": [1.5]}, "classes has 1.5; allowed: indices, and names"),
+        ({"classes": [True]}, "classes has True; allowed"),
+        ({"classes": [None]}, "classes has None; allowed"),
+        ({"classes": ["x" * 5000]}, "classes is 5000 bytes long; allowed: at most 4096"),
+        ({"classes": "ö" * 2500}, "allowed: at most 4096"),
+        ({"max_det": 2**70}, "max_det is a number of more than 64 bits"),
+        ({"max_det": None}, "max_det is None; leave it out"),
+        ({"max_det": [1]}, r"max_det is \[1\]; allowed: a number, text or a bool"),
+        ({"a\r\nb": 1}, "parameter 'a.*' is unknown"),
+    ],
+)
+def test_a_parameter_that_cannot_be_sent_is_named(given: dict[str, Any], sentence: str) -> None:
+    for send in (parameters_for_grpc, headers_for_http):
+        with pytest.raises(InvalidRequestError, match=sentence) as caught:
+            send(given)
+        assert len(str(caught.value)) < 200
 
 
 def test_statuses_by_what_a_caller_can_do_about_them() -> None:

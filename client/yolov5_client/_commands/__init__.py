@@ -74,10 +74,8 @@ def connect(options: argparse.Namespace, *, retry_for: float = 0.0, in_flight: i
             headers=read_headers(options.header),
             tls=tls,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise UsageError(str(error)) from None
-    except ImportError:
-        raise UsageError("HTTP needs httpx; pip install 'yolov5-client[http]' brings it.") from None
 
 
 def read_headers(given: list[str]) -> dict[str, str]:
