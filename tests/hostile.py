@@ -164,14 +164,26 @@ def grpc_server(
 
 
 @contextmanager
-def http_recorder() -> Iterator[tuple[str, list[bytes]]]:
-    """Answers every image as the contract says; its address, and the bodies that came."""
+def http_recorder(*labels: str) -> Iterator[tuple[str, list[bytes]]]:
+    """Answers every image as the contract says; its address, and the bodies that came.
+
+    Args:
+        labels: of the two detections.
+    """
     received: list[bytes] = []
+    answer = tensors()
+    if labels:
+        answer["det_labels"].data = strings(*(label.encode() for label in labels))
 
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
         def do_POST(self) -> None:
             received.append(self.rfile.read(int(self.headers["Content-Length"])))
-            self.wfile.write(over_http([*tensors().values()]))
+            self.wfile.write(over_http([*answer.values()]))
+
+        def do_GET(self) -> None:
+            self.wfile.write(http(b'{"version": "2.0"}'))
 
         def log_message(self, *_: Any) -> None:
             """Not."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -22,10 +24,22 @@ from ._errors import DataError, InvalidRequestError, YoloClientError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    _prepare_streams()
+    try:
+        return _main(arguments)
+    finally:
+        _flush()
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = options.run
     try:
-        return run(options)
+        status = run(options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever read the output has enough
+        return INTERRUPTED
     except (UsageError, DataError, InvalidRequestError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE
@@ -34,6 +48,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return NO_SERVER
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _prepare_streams() -> None:
+    """Standard streams that take any text, also where the shell closed them (`<&-`, `>&-`)."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # Lives as long as the process, as the stream would.
+            stream = open(os.devnull, mode, encoding="utf-8")  # noqa: PTH123, SIM115
+            setattr(sys, name, stream)
+    for stream in (sys.stdout, sys.stderr):
+        # Labels and paths may be in any script, and the locale's encoding may lack it.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _flush() -> None:
+    """As Python does when it ends, but without a word where nobody reads any more."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -132,7 +132,8 @@ def head_is_image(head: bytes) -> bool:
 def safe_name(text: str) -> str:
     """A file name for what a server or a URL calls so; it leads out of no folder."""
     name = re.sub(r"[^\w .()+-]", "_", text)[:60].strip(" .")  # 60 of any letters are < 255 bytes
-    return name or "_"
+    # On disk in UTF-8, also where the locale would have another encoding.
+    return os.fsdecode((name or "_").encode())
 
 
 def _expand(argument: str, avoid: str | None, strict: bool) -> list[Source]:

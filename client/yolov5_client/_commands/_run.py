@@ -465,10 +465,18 @@ def _sentence(error: OSError) -> str:
     return error.strerror or str(error)
 
 
+def class_list(words: list[str]) -> list[str]:
+    """`--classes`: each word is one class, whatever it holds, but `0,2` is two indices."""
+    numbers = re.compile(r"\d+(,\d+)+", re.ASCII)
+    return [
+        item for word in words for item in (word.split(",") if numbers.fullmatch(word) else [word])
+    ]
+
+
 def _parameters(options: argparse.Namespace) -> dict[str, Any]:
     given = {
         name: getattr(options, name)
         for name in ("conf_thres", "iou_thres", "max_det", "agnostic_nms", "multi_label")
     }
-    given["classes"] = ",".join(options.classes) if options.classes else None
+    given["classes"] = class_list(options.classes) if options.classes else None
     return {name: value for name, value in given.items() if value is not None}
