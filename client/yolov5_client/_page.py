@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -26,6 +27,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from . import _contract as names
+from ._connection import LARGEST_ANSWER
+from ._proxy import Proxy, proxy_for_http
 
 INFER = f"/v2/models/{names.MODEL}/infer"
 MAX_BODY = 32 << 20  # bytes
@@ -76,11 +79,25 @@ class Upstream:
                 f"--server is {self.address!r}; allowed: the http:// or https:// address of"
                 " Triton's HTTP side, such as http://127.0.0.1:8000."
             )
-        if self.timeout <= 0:
+        if not self.timeout > 0:
             raise ValueError(f"--timeout is {self.timeout}; allowed: more than 0 seconds.")
+        if self.proxy and not self.proxy.url.startswith("http://"):
+            raise ValueError(
+                f"{self.proxy} cannot be used for the page; allowed: one that begins with http://,"
+                " or the server in NO_PROXY."
+            )
         for name, value in self.headers.items():
             if not _HEADER.fullmatch(f"{name}:{value}"):
                 raise ValueError(f"--header {name!a} has characters that no header may have.")
+
+    @cached_property
+    def proxy(self) -> Proxy | None:
+        """What the environment wants between here and there."""
+        return proxy_for_http(self.address)
+
+    @property
+    def via(self) -> str:
+        return f" (through {self.proxy})" if self.proxy else ""
 
     def infer(self, image: bytes, parameters: list[tuple[str, str]]) -> Answer:
         """Ask for the detections in one image.
@@ -91,10 +108,11 @@ class Upstream:
         Raises:
             RefusedError: there is no answer.
         """
-        connection = self._connection()
+        connection, prefix, extra = self._connection()
         try:
-            connection.putrequest("POST", urlsplit(self.address).path.rstrip("/") + INFER)
+            connection.putrequest("POST", prefix + urlsplit(self.address).path.rstrip("/") + INFER)
             for name, value in (
+                *extra.items(),
                 *self.headers.items(),
                 *parameters,
                 ("Content-Type", _BINARY),
@@ -106,32 +124,51 @@ class Upstream:
             answer = connection.getresponse()
             wanted = ("Content-Type", _LENGTH)
             headers = {name: text for name in wanted if (text := answer.headers[name]) is not None}
-            return Answer(answer.status, headers, answer.read())
+            body = answer.read(LARGEST_ANSWER + 1)
+            if len(body) > LARGEST_ANSWER:
+                raise RefusedError(
+                    HTTPStatus.BAD_GATEWAY,
+                    f"the answer of {self.address} is larger than {LARGEST_ANSWER >> 20} MiB",
+                )
+            return Answer(answer.status, headers, body)
         except TimeoutError:
             raise RefusedError(
                 HTTPStatus.GATEWAY_TIMEOUT,
-                f"the server {self.address} did not answer within {self.timeout:g} s",
+                f"the server {self.address} did not answer within {self.timeout:g} s{self.via}",
             ) from None
         except http.client.HTTPException:
             raise RefusedError(
-                HTTPStatus.BAD_GATEWAY, f"what answers at {self.address} is not Triton's HTTP side"
+                HTTPStatus.BAD_GATEWAY,
+                f"what answers at {self.address} is not Triton's HTTP side{self.via}",
             ) from None
         except OSError as error:
             raise RefusedError(
                 HTTPStatus.BAD_GATEWAY,
-                f"the server {self.address} cannot be reached: {error.strerror or error}",
+                f"the server {self.address} cannot be reached: {error.strerror or error}{self.via}",
             ) from None
         finally:
             connection.close()
 
-    def _connection(self) -> http.client.HTTPConnection:
+    def _connection(self) -> tuple[http.client.HTTPConnection, str, dict[str, str]]:
+        """What to ask, what to put before the path, and headers for a proxy."""
         url = urlsplit(self.address)
         assert url.hostname is not None
-        if url.scheme == "https":
-            return http.client.HTTPSConnection(
-                url.hostname, url.port, timeout=self.timeout, context=ssl.create_default_context()
-            )
-        return http.client.HTTPConnection(url.hostname, url.port, timeout=self.timeout)
+        host, port, secure = url.hostname, url.port, url.scheme == "https"
+        prefix, extra = "", {}
+        if proxy := self.proxy:
+            hop = urlsplit(proxy.url)
+            extra = proxy.authorization
+            host, port = hop.hostname or "", hop.port or 80
+            if not secure:
+                prefix = f"http://{url.netloc}"
+        if not secure:
+            return http.client.HTTPConnection(host, port, timeout=self.timeout), prefix, extra
+        connection = http.client.HTTPSConnection(
+            host, port, timeout=self.timeout, context=ssl.create_default_context()
+        )
+        if proxy:
+            connection.set_tunnel(url.hostname, url.port or 443, headers=extra)
+        return connection, "", {}
 
 
 def _is_http(address: str) -> bool:

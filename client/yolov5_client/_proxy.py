@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import os
 import re
+import urllib.request
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 _HTTP_SCHEMES = ("http", "https", "socks5", "socks5h")
 
@@ -27,6 +29,13 @@ class Proxy:
         parts = urlsplit(self.url)
         host = parts.netloc.rpartition("@")[2]
         return f"the proxy {parts.scheme}://{host} that {self.variable} names"
+
+    @property
+    def authorization(self) -> dict[str, str]:
+        """The header for a user and a password in the URL."""
+        user, at, _ = urlsplit(self.url).netloc.rpartition("@")
+        encoded = base64.b64encode(unquote(user).encode()).decode()
+        return {"Proxy-Authorization": f"Basic {encoded}"} if at else {}
 
 
 def proxy_for_http(address: str) -> Proxy | None:
@@ -54,6 +63,13 @@ def proxy_for_grpc(target: str) -> Proxy | None:
         return None
     found = next(filter(None, map(_named, ("grpc_proxy", "https_proxy", "http_proxy"))), None)
     return found if found and urlsplit(found.url).scheme == "http" else None
+
+
+def opener_for(url: str) -> urllib.request.OpenerDirector:
+    """For a download: with the environment's proxies, but none for a loopback address."""
+    loopback = is_loopback(urlsplit(url).hostname or "")
+    handlers = [urllib.request.ProxyHandler({})] if loopback else []
+    return urllib.request.build_opener(*handlers)
 
 
 def is_loopback(host: str) -> bool:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 from urllib.parse import unquote, urlsplit
 
+from ._proxy import opener_for
 from ._wire import read_file
 
 SUFFIXES = frozenset({".bmp", ".jpe", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"})
@@ -239,7 +240,7 @@ def _scheme(argument: str) -> str | None:
 def _download(url: str) -> bytes:
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "yolov5-client"})
-        with urllib.request.urlopen(request, timeout=_DOWNLOAD_TIMEOUT) as answer:
+        with opener_for(url).open(request, timeout=_DOWNLOAD_TIMEOUT) as answer:
             data: bytes = answer.read(_DOWNLOAD_LIMIT + 1)
     except urllib.error.HTTPError as error:
         raise OSError(f"cannot be downloaded: HTTP {error.code} {error.reason}") from None
