@@ -16,8 +16,10 @@ import socket
 import socketserver
 import ssl
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from http import HTTPStatus
@@ -62,7 +64,7 @@ class Upstream:
 
     Attributes:
         address: http://HOST:PORT or https://HOST:PORT, perhaps with a path in front of /v2.
-        timeout: seconds that each step of a request may take.
+        timeout: seconds that a request may take.
         headers: sent with every request.
 
     Raises:
@@ -79,8 +81,10 @@ class Upstream:
                 f"--server is {self.address!r}; allowed: the http:// or https:// address of"
                 " Triton's HTTP side, such as http://127.0.0.1:8000."
             )
-        if not self.timeout > 0:
-            raise ValueError(f"--timeout is {self.timeout}; allowed: more than 0 seconds.")
+        if not 0 < self.timeout <= 366 * 24 * 3600:
+            raise ValueError(
+                f"--timeout is {self.timeout}; allowed: more than 0 seconds, at most a year."
+            )
         if self.proxy and not self.proxy.url.startswith("http://"):
             raise ValueError(
                 f"{self.proxy} cannot be used for the page; allowed: one that begins with http://,"
@@ -109,28 +113,22 @@ class Upstream:
             RefusedError: there is no answer.
         """
         connection, prefix, extra = self._connection()
+        headers = [
+            *extra.items(),
+            *self.headers.items(),
+            *parameters,
+            ("Content-Type", _BINARY),
+            (_LENGTH, "0"),
+            ("Content-Length", str(len(image))),
+        ]
         try:
-            connection.putrequest("POST", prefix + urlsplit(self.address).path.rstrip("/") + INFER)
-            for name, value in (
-                *extra.items(),
-                *self.headers.items(),
-                *parameters,
-                ("Content-Type", _BINARY),
-                (_LENGTH, "0"),
-                ("Content-Length", str(len(image))),
-            ):
-                connection.putheader(name, value)
-            connection.endheaders(image)
-            answer = connection.getresponse()
-            wanted = ("Content-Type", _LENGTH)
-            headers = {name: text for name in wanted if (text := answer.headers[name]) is not None}
-            body = answer.read(LARGEST_ANSWER + 1)
-            if len(body) > LARGEST_ANSWER:
-                raise RefusedError(
-                    HTTPStatus.BAD_GATEWAY,
-                    f"the answer of {self.address} is larger than {LARGEST_ANSWER >> 20} MiB",
-                )
-            return Answer(answer.status, headers, body)
+            with _cut_off(connection, self.timeout):
+                path = urlsplit(self.address).path.rstrip("/") + INFER
+                connection.putrequest("POST", prefix + path)
+                for name, value in headers:
+                    connection.putheader(name, value)
+                connection.endheaders(image)
+                return self._read(connection.getresponse())
         except TimeoutError:
             raise RefusedError(
                 HTTPStatus.GATEWAY_TIMEOUT,
@@ -148,6 +146,17 @@ class Upstream:
             ) from None
         finally:
             connection.close()
+
+    def _read(self, answer: http.client.HTTPResponse) -> Answer:
+        wanted = ("Content-Type", _LENGTH)
+        headers = {name: text for name in wanted if (text := answer.headers[name]) is not None}
+        body = answer.read(LARGEST_ANSWER + 1)
+        if len(body) > LARGEST_ANSWER:
+            raise RefusedError(
+                HTTPStatus.BAD_GATEWAY,
+                f"the answer of {self.address} is larger than {LARGEST_ANSWER >> 20} MiB",
+            )
+        return Answer(answer.status, headers, body)
 
     def _connection(self) -> tuple[http.client.HTTPConnection, str, dict[str, str]]:
         """What to ask, what to put before the path, and headers for a proxy."""
@@ -169,6 +178,37 @@ class Upstream:
         if proxy:
             connection.set_tunnel(url.hostname, url.port or 443, headers=extra)
         return connection, "", {}
+
+
+@contextmanager
+def _cut_off(connection: http.client.HTTPConnection, seconds: float) -> Iterator[None]:
+    """End the connection when the time is over: a socket's own timeout begins anew with each byte.
+
+    Raises:
+        TimeoutError: it was.
+    """
+    late = threading.Event()
+
+    def cut() -> None:
+        late.set()
+        with suppress(OSError):
+            if connection.sock:
+                # Of the socket itself; TLS has a shutdown of its own, which waits for the peer.
+                socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
+
+    timer = threading.Timer(seconds, cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except (OSError, http.client.HTTPException):
+        if late.is_set():
+            raise TimeoutError from None
+        raise
+    finally:
+        timer.cancel()
+    if late.is_set():
+        raise TimeoutError
 
 
 def _is_http(address: str) -> bool:

@@ -13,6 +13,8 @@ import pytest
 from hostile import http_recorder
 from support import PHOTO
 
+from yolov5_client._commands._run import class_list
+
 LABELS = ("Größe ≥ 5", "猫")
 LOCALES = {
     "c": {"LC_ALL": "C"},
@@ -91,3 +93,9 @@ def test_standard_streams_may_be_closed_or_unread(
     assert b"Traceback" not in done.stderr
     assert b"Exception ignored" not in done.stderr
     assert status is None or done.returncode == status, done.stderr
+
+
+def test_each_word_after_classes_is_one_class() -> None:
+    assert class_list(["0,2", "a,b", "traffic light", "3", " x"]) == [
+        *("0", "2", "a,b", "traffic light", "3", " x"),
+    ]

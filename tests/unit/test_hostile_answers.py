@@ -36,6 +36,7 @@ from yolov5_client import (
     UnavailableError,
     YoloClientError,
 )
+from yolov5_client._page import RefusedError, Upstream
 
 PICTURE = b"any bytes: nobody looks at them"
 
@@ -328,3 +329,17 @@ def test_what_a_server_says_of_an_error_is_one_printable_line(asking: Asking) ->
             with pytest.raises((ServerError, UnavailableError, DeniedError)) as caught:
                 asking(address)
             assert_sentence(caught.value)
+
+
+def test_the_page_does_not_wait_for_a_server_that_dribbles_nor_take_an_endless_answer() -> None:
+    for data in (b"HTTP/1.1 200 OK\r\nX: y", http(b"", {"Content-Length": 1000})):
+        with tcp_server(dribble(data)) as address:
+            started = time.monotonic()
+            with pytest.raises(RefusedError, match="did not answer within 0.5 s"):
+                Upstream(address=f"http://{address}", timeout=0.5).infer(b"x", [])
+            assert time.monotonic() - started < 2
+    with (
+        http_server(http(bytes(17 << 20))) as address,
+        pytest.raises(RefusedError, match="is larger than 16 MiB"),
+    ):
+        Upstream(address=address).infer(b"x", [])
