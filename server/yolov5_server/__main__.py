@@ -10,14 +10,18 @@ import threading
 from pathlib import Path
 
 from . import Server, Settings, StartError
+from ._console import STDOUT, flush, log
 from ._parent import stop_with_make
 from ._settings import PRECISIONS, REPOSITORY
+from ._startup import end_in_time, open_standard_streams, raise_descriptor_limit
 from ._supervise import supervise
 
 EXAMPLE = "examples/bccd/photos/BloodImage_00007.jpg"
 
 
 def main(arguments: list[str] | None = None) -> int:
+    open_standard_streams()
+    raise_descriptor_limit()
     stop, hurry = threading.Event(), threading.Event()
 
     def on_signal(number: int, frame: object) -> None:
@@ -25,13 +29,18 @@ def main(arguments: list[str] | None = None) -> int:
 
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+        signal.signal(signal.SIGHUP, on_signal)  # the terminal was closed
+    end_in_time(stop)
     try:
         settings = _settings(arguments)
         stop_with_make(stop)
         supervise(settings, stop, hurry, _announce)
     except StartError as error:
-        print(f"error: {error}", file=sys.stderr)
+        log(f"error: {error}")
         return 1
+    finally:
+        flush()
     return 0
 
 
@@ -63,7 +72,7 @@ def _announce(server: Server) -> None:
     settings = server.settings
     http, grpc = settings.url(settings.http_port), settings.url(settings.grpc_port)
     address = "" if settings.grpc_port == Settings().grpc_port else f" SERVER={grpc}"
-    print(
+    log(
         f"Ready: HTTP on {http}, gRPC on {grpc},"
         f" metrics on {settings.url(settings.metrics_port)}/metrics,"
         f" health on {settings.url(settings.health_port)}/ready."
@@ -74,16 +83,14 @@ def _announce(server: Server) -> None:
         " -H 'Content-Type: application/octet-stream' -H 'Inference-Header-Content-Length: 0'"
         f" --data-binary @{EXAMPLE} --output answer.bin\n"
         "Ctrl-C ends it.",
-        flush=True,
+        descriptor=STDOUT,
     )
     if not ipaddress.ip_address(settings.host).is_loopback:
-        print(
+        log(
             f"warning: HOST is {settings.host}: everyone who reaches ports {settings.http_port} and"
             f" {settings.grpc_port} can use the endpoint, and"
             f" {settings.metrics_port} and {settings.health_port} tell them its metrics and health."
-            " Triton asks nobody who they are; `make gateway` does, see docs/security.md.",
-            file=sys.stderr,
-            flush=True,
+            " Triton asks nobody who they are; `make gateway` does, see docs/security.md."
         )
 
 

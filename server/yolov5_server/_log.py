@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
-import sys
+import select
 import threading
+import time
+from collections import deque
+from collections.abc import Callable
 from typing import IO
+
+from ._console import log as console_log
+from ._repeats import RepeatLimiter
 
 # Said on every machine without a GPU, or about every damaged image a caller sends.
 _NOISE = re.compile(
@@ -23,32 +30,85 @@ _FAILED = re.compile(
     r'(?:\w+(?:Error|Exception): )?(?P<reason>.+?)(?:\\n|"?$)'
 )
 
+_HEADER = re.compile(r"[IWEF]\d{4} [\d:.]+ \d+ (?P<place>[\w.]+:\d+)\]")
+_LONGEST_LINE = 8192  # bytes; the rest of a longer one counts as the next
+_MOST_HELD = 500  # lines before the server is ready; the last ones say why it is not
+
 
 class LogPump:
     """Reads the server's output to its end and passes on what matters.
 
     Until the server is ready, lines are held back: if it fails to start, one sentence of them
-    says why, and the rest is the same in Triton's many words.
+    says why, and the rest is the same in Triton's many words. A line that is repeated is counted:
+    whatever callers do, there are few lines a second, and little memory is taken.
+
+    Args:
+        stream: a file or pipe, which is read by its descriptor.
+        log: takes each line that is passed on, without its end; must not block.
+        verbose: pass on all lines, also before the server is ready.
     """
 
-    def __init__(self, stream: IO[str], *, verbose: bool) -> None:
+    def __init__(
+        self, stream: IO[bytes], *, verbose: bool, log: Callable[[str], None] = console_log
+    ) -> None:
         self._stream = stream
         self._verbose = verbose
-        self._held: list[str] | None = None if verbose else []
+        self._log = log
+        self._held: deque[str] | None = None if verbose else deque(maxlen=_MOST_HELD)
         self._lock = threading.Lock()
         self._failure: str | None = None
+        self._repeats = RepeatLimiter()
+        self._last: tuple[bytes, str | None, str] = (b"", None, "")
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        for line in self._stream:
-            if not line.strip() or (not self._verbose and _NOISE.search(line)):
-                continue
-            if failed := _FAILED.search(line):
+        descriptor = self._stream.fileno()
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        rest = b""
+        while True:
+            due = self._repeats.next_due()
+            wait = None if due is None else max(0.0, due - time.monotonic()) * 1000 + 1
+            if poll.poll(wait):
+                chunk = os.read(descriptor, 1 << 16)
+                if not chunk:
+                    break
+                *lines, rest = (rest + chunk).split(b"\n")
+                while len(rest) > _LONGEST_LINE:
+                    lines.append(rest[:_LONGEST_LINE])
+                    rest = rest[_LONGEST_LINE:]
+                for line in lines:
+                    self._take(line)
+            self._pass_on(self._repeats.due(time.monotonic()))
+        self._take(rest)
+        self._pass_on(self._repeats.rest())
+
+    def _take(self, data: bytes) -> None:
+        if data != self._last[0]:
+            text = _printable(data[:_LONGEST_LINE].decode(errors="replace").rstrip())
+            self._last = (data, self._kind(text), text)
+            if failed := _FAILED.search(text):
                 self._failure = f"it could not load {failed['model']}: {failed['reason']}"
-            with self._lock:
+        _, kind, text = self._last
+        if kind is not None and (line := self._repeats.take(kind, text, time.monotonic())):
+            self._pass_on([line])
+
+    def _kind(self, text: str) -> str | None:
+        """Lines of one kind are alike to an operator. None for a line that does not matter."""
+        if not text or (not self._verbose and _NOISE.search(text)):
+            return None
+        header = _HEADER.match(text)
+        if self._verbose:  # only what is the same but for its time
+            return text[header.end() :] if header else text
+        # A place in Triton's source: what stands behind it, callers may have written.
+        return header["place"] if header else re.sub(r"\d+", "0", text)
+
+    def _pass_on(self, lines: list[str]) -> None:
+        with self._lock:
+            for line in lines:
                 if self._held is None:
-                    _show(line)
+                    self._log(line)
                 else:
                     self._held.append(line)
 
@@ -56,20 +116,23 @@ class LogPump:
         """Show what was held back, and from now on each line as it comes."""
         with self._lock:
             for line in self._held or ():
-                _show(line)
+                self._log(line)
             self._held = None
 
     def failure(self) -> str:
         """Why the server, which has ended, did not start; where that is unclear, all it said."""
-        self.close()
+        self._thread.join(timeout=1)
         if self._failure is None:
             self.release()
         return self._failure or "its own messages above say why"
 
     def close(self) -> None:
         """Wait for the last lines of a server that has ended."""
-        self._thread.join(timeout=1)
+        self._thread.join(timeout=0.5)
 
 
-def _show(line: str) -> None:
-    print(line, end="", file=sys.stderr, flush=True)
+def _printable(text: str) -> str:
+    """The text without what would move the cursor of a terminal: callers may have written it."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\t" else "?" for c in text)

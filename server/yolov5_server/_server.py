@@ -21,6 +21,7 @@ from traceback import format_exc
 
 from . import _preflight
 from ._backends import assemble_backends, triton_folder
+from ._console import log
 from ._control import DIRECT, ControlError, ModelControl
 from ._errors import StartError
 from ._health import Health
@@ -55,7 +56,7 @@ class Server:
     def __init__(self, settings: Settings, health: Health) -> None:
         self.settings = settings
         self._health = health
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._log: LogPump | None = None
         self._folder: Path | None = None
         self._control = ModelControl(settings.url(settings.http_port))
@@ -113,8 +114,6 @@ class Server:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
             # A group of its own: Ctrl-C reaches this process alone, and stragglers can be found.
             start_new_session=True,
             preexec_fn=in_child,
@@ -246,7 +245,7 @@ class Server:
 
     @staticmethod
     def _say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+        log(line)
 
     def _is_ready(self) -> bool:
         base = f"http://{self.settings.url(self.settings.http_port)}/v2"

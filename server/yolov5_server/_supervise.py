@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable
 
 from . import _preflight
+from ._console import log
 from ._errors import StartError
 from ._health import Health, HealthServer
 from ._server import Server
@@ -80,4 +80,4 @@ def supervise(
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    log(line)

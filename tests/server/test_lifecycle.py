@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,8 +21,11 @@ from support import (
     RunningServer,
     ask_grpc,
     free_ports,
+    post_raw,
+    ready,
     running_server,
     shared_memory,
+    wait_until,
 )
 
 STOP_SECONDS = 10
@@ -202,3 +209,77 @@ def test_changed_defaults_are_served(bundled_repository: Path, tmp_path: Path) -
     config.write_text(config.read_text().replace('"0.25"', '"0.5"'))
     with running_server(f"--repository={changed}") as server:
         assert ask_grpc(server.grpc, [PHOTO.read_bytes()])["num_dets"].item() == 5
+
+
+@contextmanager
+def connections(port: int, count: int) -> Iterator[list[socket.socket]]:
+    """Connections that send nothing."""
+    held = [socket.create_connection(("127.0.0.1", port), 5) for _ in range(count)]
+    try:
+        yield held
+    finally:
+        for one in held:
+            one.close()
+
+
+def limited(soft: int, hard: int, own: str) -> list[str]:
+    """A command that starts the launcher with these limits on descriptors."""
+    script = f"""ulimit -Sn {soft}; ulimit -Hn {hard}; export "$@"
+exec "$0" -m yolov5_server "{own}" --precision=fp32 --http-port="$HTTP_PORT" \\
+  --grpc-port="$GRPC_PORT" --metrics-port="$METRICS_PORT" --health-port="$HEALTH_PORT"
+"""
+    return ["sh", "-c", script, sys.executable]
+
+
+def test_idle_connections_beyond_the_soft_limit_harm_nobody(own: str) -> None:
+    with running_server(command=limited(256, 4096, own)) as server:
+        said = len(server.log.read_text())
+        with connections(server.ports[0], 320):
+            reply = post_raw(server.http, PHOTO.read_bytes())
+            assert reply.status == 200
+            assert "open files" not in server.log.read_text()[said:]
+            assert server.stop() < STOP_SECONDS
+        assert server.process.returncode == 0
+
+
+def test_out_of_descriptors_writes_little_and_ends_in_time(own: str) -> None:
+    with running_server(command=limited(256, 256, own)) as server:
+        with connections(server.ports[0], 320):
+            time.sleep(3)
+            assert "Too many open files (repeated" in server.log.read_text()
+            assert server.log.stat().st_size < 5000
+            memory = Path("/proc", str(server.process.pid), "statm").read_text().split()[1]
+            assert int(memory) * resource.getpagesize() < 150 << 20
+            assert server.stop() < STOP_SECONDS
+        assert_gone(server)
+
+
+def test_a_log_that_is_lost_does_not_end_the_service(own: str) -> None:
+    ports = free_ports(4)
+    names = ("http-port", "grpc-port", "metrics-port", "health-port")
+    flags = [f"--{name}={port}" for name, port in zip(names, ports)]
+    command = [sys.executable, "-m", "yolov5_server", own, "--precision=fp32", *flags]
+    with Path("/dev/full").open("wb") as full:  # the errors go to a full disk
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=full,
+            text=True,
+            start_new_session=True,
+        )
+    server = RunningServer(process, ports, Path(os.devnull))
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("Ready:")
+        process.stdout.close()  # as `| head` does
+        for victim in server.processes("bin/tritonserver"):
+            os.kill(victim, signal.SIGKILL)
+        wait_until(lambda: not ready(server)[0], 20)
+        wait_until(lambda: ready(server)[0], 60)
+        assert ask_grpc(server.grpc, [PHOTO.read_bytes()])["num_dets"].item() == 11
+    finally:
+        seconds = server.stop()
+    assert seconds < STOP_SECONDS
+    assert process.returncode == 0
+    assert_gone(server)

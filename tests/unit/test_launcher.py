@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import socket
 import subprocess
 import sys
@@ -16,7 +15,6 @@ from yolov5_build._plan import to_plan
 from yolov5_server import Settings, StartError, _preflight
 from yolov5_server._backends import assemble_backends, triton_folder
 from yolov5_server._control import ModelControl
-from yolov5_server._log import LogPump
 from yolov5_server._preflight import (
     check_ports,
     check_precision,
@@ -205,32 +203,3 @@ def test_the_backend_directory(tmp_path: Path) -> None:
     assert not (tmp_path / "python" / "libtriton_python.so").is_symlink()
     assert (tmp_path / "python" / "triton_python_backend_stub").resolve().is_file()
     assert (tmp_path / "onnxruntime" / "model.py").is_file()
-
-
-FAILED = (
-    "E1122 17:36:22.6 8834 model_lifecycle.cc:642] \"failed to load 'yolov5' version 1: Internal: "
-    'ConfigError: the dims differ\\n\\nAt:\\n  /x/graph.py(96): _check\\n"\n'
-)
-NOISE = 'W1122 17:19:07.7 5315 pinned_memory_manager.cc:273] "Unable to ..., pinned memory pool"\n'
-WARNING = 'W1122 17:19:07.7 5315 x.cc:1] "disk full"\n'
-
-
-def test_a_failed_start_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    pump = LogPump(io.StringIO(NOISE + WARNING + FAILED), verbose=False)
-    assert pump.failure() == "it could not load yolov5: the dims differ"
-    assert capsys.readouterr().err == ""
-
-
-def test_an_unknown_failure_shows_all_that_was_said(capsys: pytest.CaptureFixture[str]) -> None:
-    pump = LogPump(io.StringIO(NOISE + WARNING), verbose=False)
-    assert pump.failure() == "its own messages above say why"
-    assert capsys.readouterr().err == WARNING
-
-
-def test_a_ready_server_is_quiet_but_for_what_matters(capsys: pytest.CaptureFixture[str]) -> None:
-    pump = LogPump(io.StringIO(NOISE + WARNING), verbose=False)
-    pump.close()
-    pump.release()
-    assert capsys.readouterr().err == WARNING
-    LogPump(io.StringIO(NOISE), verbose=True).close()
-    assert capsys.readouterr().err == NOISE

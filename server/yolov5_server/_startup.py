@@ -1,0 +1,73 @@
+"""What the launcher's own process needs before it does anything, and a bound on how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+# A limit of a thousand million descriptors, as some container engines set it, makes programs slow
+# that close or count all that there could be.
+_MOST_DESCRIPTORS = 1 << 20
+_KILL_SECONDS = 8.0  # after a signal: whatever still runs is killed
+_EXIT_SECONDS = 9.5  # after a signal: the process ends, whatever it waits for
+
+
+def open_standard_streams() -> None:
+    """Open the null device in place of a closed standard stream.
+
+    Otherwise the next file or socket gets its number, and the log is written there.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+        if getattr(sys, name) is None:
+            stream = open(number, "r" if number == 0 else "w", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
+
+
+def raise_descriptor_limit() -> None:
+    """Allow this process and Triton, which inherits it, as many descriptors as may be had.
+
+    Each connection takes one. Triton waits for them with epoll, which has no limit of its own.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def end_in_time(should_exit: threading.Event) -> None:
+    """Bound the time from `should_exit` to the end of this process, whatever it waits for."""
+    threading.Thread(target=_end_in_time, args=(should_exit,), name="end", daemon=True).start()
+
+
+def _end_in_time(should_exit: threading.Event) -> None:
+    should_exit.wait()
+    started = time.monotonic()
+    time.sleep(_KILL_SECONDS)
+    for child in _children():
+        with contextlib.suppress(OSError):
+            os.killpg(child, signal.SIGKILL)  # Triton leads a group of its own
+    time.sleep(max(0.0, started + _EXIT_SECONDS - time.monotonic()))
+    os._exit(1)
+
+
+def _children() -> list[int]:
+    listed = Path("/proc/self/task").glob("*/children")
+    found = []
+    for path in listed:
+        with contextlib.suppress(OSError):
+            found += [int(child) for child in path.read_text().split()]
+    return found
