@@ -6,15 +6,18 @@ Triton's own health goes on saying ready when a model's process is dead: no answ
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import socket
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from http.client import HTTPException
+from http.client import HTTPException, LineTooLong
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from io import BufferedIOBase
+from typing import Any, cast
 
 from ._control import DIRECT
 from ._preflight import ENSEMBLE, read_config
@@ -29,6 +32,9 @@ _FRESH = 1.0  # seconds that a finding holds
 _PATIENCE = 2.0  # seconds for an image of one pixel, at the least
 _FIRST_PATIENCE = 20.0  # the same for the first one of a server
 _PROBERS = 64  # connections at the same time
+_SILENCE = 2.0  # seconds that a connection may send nothing
+_HEAD_SECONDS = 5.0  # for the whole head of a request
+_HEAD_BYTES = 16 << 10
 _HOPELESS = 60.0  # seconds without health after which whoever watches the launcher should end it
 
 
@@ -191,40 +197,114 @@ class HealthServer(ThreadingHTTPServer):
     GET /ready: 200 if an image would be answered, else 503 with the reason. GET /live: 200 unless
     there is no hope left. GET /metrics: what the launcher has had to do, for Prometheus.
 
+    A connection that has not sent its request makes room for a newer one, and does not last long.
+
     Raises:
         OSError: it cannot listen there.
     """
 
     daemon_threads = True
     block_on_close = False
+    request_queue_size = 2 * _PROBERS
 
     def __init__(self, settings: Settings, health: Health) -> None:
         self.address_family = settings.family
         self.health = health
-        self._room = threading.BoundedSemaphore(_PROBERS)
+        self._connections = threading.Condition()
+        self._open = 0
+        self._reading: dict[socket.socket, float] = {}  # since when, the oldest first
         super().__init__((settings.host, settings.health_port), _Handler)
         threading.Thread(target=self.serve_forever, name="health", daemon=True).start()
 
+    def get_request(self) -> tuple[socket.socket, Any]:
+        try:
+            return super().get_request()
+        except OSError:
+            time.sleep(0.1)  # no descriptor is free; asking again at once would take a core
+            raise
+
     def process_request(self, request: Any, client_address: Any) -> None:
         """In a thread, while there are not too many: they hold the launcher's own descriptors."""
-        if self._room.acquire(blocking=False):
+        with self._connections:
+            if self._open >= _PROBERS:
+                self._hang_up(older_than=0.0, most=1)
+                self._connections.wait_for(lambda: self._open < _PROBERS, timeout=0.5)
+            if self._open >= _PROBERS:
+                self.shutdown_request(request)
+                return
+            self._open += 1
+            self._reading[request] = time.monotonic()
+        try:
             super().process_request(request, client_address)
-        else:
+        except RuntimeError:  # no thread can be started
+            self._closed(request)
             self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._room.release()
+            self._closed(request)
+
+    def _closed(self, request: socket.socket) -> None:
+        with self._connections:
+            self._reading.pop(request, None)
+            self._open -= 1
+            self._connections.notify_all()
+
+    def head_is_read(self, request: socket.socket) -> None:
+        """Its answer is under way now: it is closed after that, and not before."""
+        with self._connections:
+            self._reading.pop(request, None)
+
+    def service_actions(self) -> None:
+        """Called by the standard library twice a second, and after each connection."""
+        with self._connections:
+            self._hang_up(older_than=_HEAD_SECONDS, most=_PROBERS)
+
+    def _hang_up(self, *, older_than: float, most: int) -> None:
+        """End connections that have sent no request; the caller holds `_connections`."""
+        now = time.monotonic()
+        for request, since in list(self._reading.items())[:most]:
+            if now - since >= older_than:
+                del self._reading[request]
+                with contextlib.suppress(OSError):
+                    request.shutdown(socket.SHUT_RDWR)  # its thread reads an end, and closes it
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A prober that hangs up is no fault of ours."""
 
 
+class _Head:
+    """The stream of a request, of which so many bytes are read and no more."""
+
+    def __init__(self, stream: BufferedIOBase) -> None:
+        self._stream = stream
+        self._left = _HEAD_BYTES
+
+    def readline(self, size: int) -> bytes:
+        line = self._stream.readline(min(size, self._left + 1))
+        self._left -= len(line)
+        if self._left < 0:
+            raise LineTooLong("head")
+        return line
+
+    def close(self) -> None:
+        self._stream.close()
+
+
 class _Handler(BaseHTTPRequestHandler):
     server: HealthServer
-    timeout = 10
+    timeout = _SILENCE
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile = cast(BufferedIOBase, _Head(self.rfile))
+
+    def parse_request(self) -> bool:
+        found = super().parse_request()
+        self.server.head_is_read(self.connection)
+        return found
 
     def do_GET(self) -> None:
         health = self.server.health

@@ -1,0 +1,93 @@
+"""Probes are answered whatever else is connected to the health port. No Triton is needed."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from support import free_ports
+
+from yolov5_server import Settings
+from yolov5_server._health import Health, HealthServer
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    ports = free_ports(2)
+    settings = Settings(http_port=ports[0], health_port=ports[1])
+    server = HealthServer(settings, Health(settings))
+    yield ports[1]
+    server.shutdown()
+    server.server_close()
+
+
+def probe(port: int, path: str = "/ready", head: str = "") -> str:
+    """The status line of an answer; empty if there is none."""
+    with socket.create_connection(("127.0.0.1", port), 5) as connection:
+        connection.settimeout(5)
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: probe\r\n{head}\r\n".encode())
+        answer = b""
+        while data := connection.recv(4096):
+            answer += data
+    return answer.partition(b"\r\n")[0].decode()
+
+
+def test_silent_connections_do_not_keep_probes_out(port: int) -> None:
+    silent = [socket.create_connection(("127.0.0.1", port), 5) for _ in range(80)]
+    try:
+        answers = [probe(port) for _ in range(20)]
+        assert answers == ["HTTP/1.0 503 Service Unavailable"] * 20
+        assert probe(port, "/live") == "HTTP/1.0 200 OK"
+        assert threading.active_count() < 80
+    finally:
+        for one in silent:
+            one.close()
+
+
+def test_a_connection_that_stays_silent_is_closed_soon(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), 5) as silent:
+        silent.settimeout(6)
+        started = time.monotonic()
+        assert silent.recv(1) == b""
+        assert time.monotonic() - started < 5
+
+
+def test_a_head_that_dribbles_in_is_bounded_in_all(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), 5) as slow:
+        slow.sendall(b"GET /ready HTTP/1.1\r\n")
+        started = time.monotonic()
+        with pytest.raises(OSError):
+            while time.monotonic() - started < 8:
+                slow.sendall(b"X-A: b\r\n")
+                time.sleep(0.3)
+        assert time.monotonic() - started < 7
+
+
+def test_a_head_is_bounded_in_size(port: int) -> None:
+    assert probe(port, head=f"X-A: {'b' * 8000}\r\n").startswith("HTTP/1.0 503")
+    assert probe(port, head="X-A: b\r\n" * 90).startswith("HTTP/1.0 503")
+    large = f"X-A: {'b' * 10_000}\r\n" * 2
+    assert probe(port, head=large).startswith("HTTP/1.0 431")
+    assert probe(port, path="/" + "a" * 20_000) == ""
+
+
+def test_hostile_bytes_are_refused_by_a_status(port: int) -> None:
+    for data in (
+        b"\0" * 100 + b"\r\n\r\n",
+        b"POST /ready HTTP/1.1\r\n\r\n",
+        b"\r\n",
+        b"\xff" * 70_000,
+    ):
+        with socket.create_connection(("127.0.0.1", port), 5) as connection:
+            connection.settimeout(5)
+            connection.sendall(data)
+            connection.shutdown(socket.SHUT_WR)
+            try:
+                answer = connection.recv(4096)
+            except ConnectionResetError:
+                answer = b""
+            assert b"Traceback" not in answer
+    assert probe(port).startswith("HTTP/1.0 503")
