@@ -206,7 +206,7 @@ def plain_triton(
             [
                 str(triton_folder() / "bin" / "tritonserver"),
                 f"--model-repository={repository}",
-                f"--backend-directory={assemble_backends(triton_folder(), Path(folder))}",
+                f"--backend-directory={assemble_backends(triton_folder(), Path(folder, "backends"))}",
                 f"--http-port={http}",
                 f"--grpc-port={port}",
                 "--allow-metrics=false",
@@ -215,7 +215,7 @@ def plain_triton(
                 *([] if complete else ["--disable-auto-complete-config"]),
                 *arguments,
             ],
-            env=_environment(),
+            env=_environment(Path(folder)),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -18,7 +18,8 @@ def main() -> None:
     _, http, grpc, repository = sys.argv[1:]
     triton = triton_folder()
     binary = triton / "bin" / "tritonserver"
-    backends = assemble_backends(triton, Path(tempfile.mkdtemp(prefix="yolov5-bench-")))
+    folder = Path(tempfile.mkdtemp(prefix="yolov5-bench-"))
+    backends = assemble_backends(triton, folder / "backends")
     command = [
         str(binary),
         f"--model-repository={repository}",
@@ -35,7 +36,7 @@ def main() -> None:
         "--allow-metrics=false",
         "--log-info=false",
     ]
-    os.execve(binary, command, _environment())
+    os.execve(binary, command, _environment(folder))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,9 @@ _FAILED = re.compile(
     r'(?:\w+(?:Error|Exception): )?(?P<reason>.+?)(?:\\n|"?$)'
 )
 
+# What a shell or the loader says where the process of a model cannot be started; Triton, which does
+# not see that, waits for many minutes.
+_NO_STUB = re.compile(r"triton_python_backend_stub\S*: (?P<reason>.+)$")
 _HEADER = re.compile(r"[IWEF]\d{4} [\d:.]+ \d+ (?P<place>[\w.]+:\d+)\]")
 _LONGEST_LINE = 8192  # bytes; the rest of a longer one counts as the next
 _MOST_HELD = 500  # lines before the server is ready; the last ones say why it is not
@@ -41,6 +44,9 @@ class LogPump:
     Until the server is ready, lines are held back: if it fails to start, one sentence of them
     says why, and the rest is the same in Triton's many words. A line that is repeated is counted:
     whatever callers do, there are few lines a second, and little memory is taken.
+
+    Attributes:
+        no_models: why no Python model can be started; empty unless that was said.
 
     Args:
         stream: a file or pipe, which is read by its descriptor.
@@ -57,6 +63,7 @@ class LogPump:
         self._held: deque[str] | None = None if verbose else deque(maxlen=_MOST_HELD)
         self._lock = threading.Lock()
         self._failure: str | None = None
+        self.no_models = ""
         self._repeats = RepeatLimiter()
         self._last: tuple[bytes, str | None, str] = (b"", None, "")
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
@@ -90,6 +97,8 @@ class LogPump:
             self._last = (data, self._kind(text), text)
             if failed := _FAILED.search(text):
                 self._failure = f"it could not load {failed['model']}: {failed['reason']}"
+            if not _HEADER.match(text) and (found := _NO_STUB.search(text)):
+                self.no_models = found["reason"]
         _, kind, text = self._last
         if kind is not None and (line := self._repeats.take(kind, text, time.monotonic())):
             self._pass_on([line])

@@ -194,20 +194,23 @@ def _values(dims: Sequence[int], largest: list[int]) -> int:
     return prod(abs(side) for side in dims)
 
 
-def python_library_folder() -> str | None:
-    """Where Triton's Python stub finds the shared library of this interpreter.
+def python_library() -> Path | None:
+    """The shared library of this interpreter, which Triton's Python stub needs.
 
     Returns:
-        A folder for its search path, or None where the system's own search finds it.
+        The file, or None where the system's own search finds it.
 
     Raises:
         StartError: this Python has no shared library.
     """
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     library = f"libpython{version}.so.1.0"
-    folder = sysconfig.get_config_var("LIBDIR")
-    if folder and Path(folder, library).exists():
-        return str(folder)
+    # An interpreter that was moved after it was built, such as one of uv, may name a folder that
+    # is not there.
+    folders = [sysconfig.get_config_var("LIBDIR"), Path(sys.base_prefix, "lib")]
+    for folder in filter(None, folders):
+        if (found := Path(folder, library)).exists():
+            return found
     try:
         ctypes.CDLL(library)
     except OSError:

@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from ._control import DIRECT, ControlError, ModelControl
 from ._errors import StartError
 from ._health import Health
 from ._log import LogPump
+from ._paths import make_folder, plain
 from ._preflight import ENSEMBLE, NETWORK, chosen_configs, precision_of, read_config
 from ._settings import CLOSED_STEPS, FLAGS, Settings
 from ._swap import Swap
@@ -75,12 +75,13 @@ class Server:
             StartError: something is missing or in the way.
         """
         _remove_stale_shared_memory()
-        self._folder = Path(tempfile.mkdtemp(prefix="yolov5-triton-"))
+        self._folder = make_folder()
         triton = self.settings.triton
         if triton is None:
             triton = triton_folder()
             backends = assemble_backends(triton, self._folder / "backends")
         else:
+            triton = plain(triton.absolute(), self._folder, "triton")
             backends = triton / "backends"
         binary = triton / "bin" / "tritonserver"
         if not binary.is_file():
@@ -98,7 +99,7 @@ class Server:
             changed=self._others_now,
             say=self._say,
         )
-        environment = _environment()
+        environment = _environment(self._folder)
         parent = os.getpid()
 
         def in_child() -> None:
@@ -180,6 +181,8 @@ class Server:
         while not stop.wait(0.1):
             if self._process.poll() is not None:
                 raise StartError(f"Triton did not start: {self._log.failure()}.")
+            if self._log.no_models:
+                raise StartError(f"Triton cannot start its models: {self._log.no_models}.")
             if self._is_ready():
                 self._wire()
                 if not self._control.hide(self._process.pid):
@@ -299,24 +302,36 @@ def _compile_steps(repository: Path) -> None:
         compileall.compile_dir(repository / step, quiet=2)
 
 
-def _environment() -> dict[str, str]:
-    """The server's environment: this interpreter for the models, and none of its user's habits."""
+def _environment(links: Path) -> dict[str, str]:
+    """The server's environment: this interpreter for the models, and none of its user's habits.
+
+    Args:
+        links: a folder for links to what lies elsewhere.
+    """
     environment = {
         name: value
         for name, value in os.environ.items()
         if name not in ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP")
     }
+    interpreter = Path(sys.executable)
     # Triton's Python stub takes the environment whose `python3` comes first.
     environment["PATH"] = os.pathsep.join(
-        (str(Path(sys.executable).parent), environment.get("PATH", os.defpath))
+        (
+            f"{plain(interpreter.parents[1], links, 'python')}/bin",
+            environment.get("PATH", os.defpath),
+        )
     )
     environment["PYTHONDONTWRITEBYTECODE"] = "1"  # the model repository stays as it is
     environment["PYTHONNOUSERSITE"] = "1"
     for name, value in _MALLOC.items():
         environment.setdefault(name, value)
-    if folder := _preflight.python_library_folder():
+    if library := _preflight.python_library():
+        # Alone: conda, for one, has a C++ library beside it, which Triton must not take.
+        (links / "lib").mkdir()
+        (links / "lib" / library.name).symlink_to(library)
         known = environment.get("LD_LIBRARY_PATH")
-        environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, (folder, known)))
+        folders = filter(None, (str(links / "lib"), known))
+        environment["LD_LIBRARY_PATH"] = os.pathsep.join(folders)
     return environment
 
 

@@ -12,15 +12,16 @@ from support import REPOSITORY, free_ports
 from tritonclient.grpc import model_config_pb2
 
 from yolov5_build._plan import to_plan
-from yolov5_server import Settings, StartError, _preflight
+from yolov5_server import Settings, StartError, _paths, _preflight
 from yolov5_server._backends import assemble_backends, triton_folder
 from yolov5_server._control import ModelControl
+from yolov5_server._paths import is_plain, make_folder, plain
 from yolov5_server._preflight import (
     check_ports,
     check_precision,
     check_shared_memory,
     chosen_configs,
-    python_library_folder,
+    python_library,
     read_config,
     read_network_config,
 )
@@ -182,8 +183,20 @@ def test_room_in_shared_memory(bundled_repository: Path) -> None:
 
 
 def test_this_python_has_its_library() -> None:
-    folder = python_library_folder()
-    assert folder is None or list(Path(folder).glob("libpython3.*.so.1.0"))
+    found = python_library()
+    assert found is None or (found.is_file() and found.name.startswith("libpython3."))
+
+
+def test_a_python_that_was_moved_has_its_library(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    library = tmp_path / "lib" / f"libpython{version}.so.1.0"
+    library.parent.mkdir()
+    library.touch()
+    monkeypatch.setattr("sysconfig.get_config_var", lambda name: "/install/lib")
+    monkeypatch.setattr("sys.base_prefix", str(tmp_path))
+    assert python_library() == library
 
 
 def test_a_python_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,11 +204,12 @@ def test_a_python_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(name)
 
     monkeypatch.setattr("sysconfig.get_config_var", lambda name: "/nowhere")
+    monkeypatch.setattr("sys.base_prefix", "/nowhere")
     monkeypatch.setattr("ctypes.CDLL", no_library)
     with pytest.raises(
         StartError, match=r"libpython3.*.so.1.0 is not installed, .*: apt install lib"
     ):
-        python_library_folder()
+        python_library()
 
 
 def test_the_backend_directory(tmp_path: Path) -> None:
@@ -203,3 +217,30 @@ def test_the_backend_directory(tmp_path: Path) -> None:
     assert not (tmp_path / "python" / "libtriton_python.so").is_symlink()
     assert (tmp_path / "python" / "triton_python_backend_stub").resolve().is_file()
     assert (tmp_path / "onnxruntime" / "model.py").is_file()
+
+
+@pytest.mark.parametrize("name", ["a b", "é", "$(id)", "a;b", "a'b", 'a"b', "a:b", "a\nb", "a%`b"])
+def test_a_path_that_a_shell_would_misread_is_reached_by_a_plain_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    odd = tmp_path / name
+    odd.mkdir()
+    (odd / "file").touch()
+    assert plain(tmp_path, tmp_path, "link") == tmp_path
+    link = plain(odd, tmp_path, "link")
+    assert is_plain(link)
+    assert (link / "file").is_file()
+    monkeypatch.setattr("tempfile.tempdir", str(odd))
+    folder = make_folder()
+    try:
+        assert is_plain(folder)
+        assert not folder.is_relative_to(odd)
+    finally:
+        folder.rmdir()
+
+
+def test_no_temporary_folder_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/a b")
+    monkeypatch.setattr(_paths, "_FOLDERS", ("/nowhere",))
+    with pytest.raises(StartError, match=r"^There is no temporary folder: TMPDIR must name one"):
+        make_folder()
