@@ -1,19 +1,24 @@
 # `make help` lists the targets, from the comments that begin with ##.
 
-PYTHON ?= python3
+# Set on the command line of make, not by the environment: conda, for one, exports a HOST.
+PYTHON :=
 
-HOST ?= 127.0.0.1
-HTTP_PORT ?= 8000
-GRPC_PORT ?= 8001
-METRICS_PORT ?= 8002
-HEALTH_PORT ?=
-PRECISION ?= auto
-GATEWAY_PORT ?= 8443
+HOST := 127.0.0.1
+HTTP_PORT := 8000
+GRPC_PORT := 8001
+METRICS_PORT := 8002
+HEALTH_PORT :=
+PRECISION := auto
+GATEWAY_PORT := 8443
 
-SERVER ?= 127.0.0.1:8001
-SOURCE ?= examples/bccd/photos
-DATA ?= data.yaml
-ARGS ?=
+SERVER := 127.0.0.1:8001
+SOURCE := examples/bccd/photos
+WEIGHTS :=
+DATA := data.yaml
+ARGS :=
+
+# A variable's value as one word for the shell, whatever is in it.
+quote = '$(subst ','\'',$(value $(1)))'
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -29,28 +34,28 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: $(INSTALLED) $(NETWORK) ## Start Triton in the foreground (HOST, HTTP_PORT, GRPC_PORT, METRICS_PORT, HEALTH_PORT, PRECISION)
-	@$(PY) -m yolov5_server --host $(HOST) --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT) $(if $(HEALTH_PORT),--health-port $(HEALTH_PORT)) --precision $(PRECISION) $(ARGS)
+	@$(PY) -m yolov5_server --host $(call quote,HOST) --http-port $(call quote,HTTP_PORT) --grpc-port $(call quote,GRPC_PORT) --metrics-port $(call quote,METRICS_PORT) $(if $(HEALTH_PORT),--health-port $(call quote,HEALTH_PORT)) --precision $(call quote,PRECISION) $(ARGS)
 
 gateway: $(INSTALLED) $(NETWORK) ## Triton behind nginx with TLS and API keys, on one port (HOST, GATEWAY_PORT, ...)
-	@$(PY) deploy/gateway/run.py --host $(HOST) --port $(GATEWAY_PORT) --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT) $(if $(HEALTH_PORT),--health-port $(HEALTH_PORT)) --precision $(PRECISION) $(ARGS)
+	@$(PY) deploy/gateway/run.py --host $(call quote,HOST) --port $(call quote,GATEWAY_PORT) --http-port $(call quote,HTTP_PORT) --grpc-port $(call quote,GRPC_PORT) --metrics-port $(call quote,METRICS_PORT) $(if $(HEALTH_PORT),--health-port $(call quote,HEALTH_PORT)) --precision $(call quote,PRECISION) $(ARGS)
 
 test: lint $(NETWORK) ## Lint, types, unit tests, and tests against a real server (ARGS for pytest)
 	$(PY) -m pytest -m 'not slow' $(ARGS)
 
 detect: $(INSTALLED) ## Find objects in SOURCE: files, folders, videos, URLs (SERVER, ARGS='--conf-thres 0.4')
-	@$(VENV)/bin/yolov5-client detect $(SOURCE) --server $(SERVER) $(ARGS)
+	@$(VENV)/bin/yolov5-client detect $(call quote,SOURCE) --server $(call quote,SERVER) $(ARGS)
 
 page: $(INSTALLED) ## A page to try images on, beside a running server (HTTP_PORT; ARGS=--port=8080)
-	@$(VENV)/bin/yolov5-client page --server http://127.0.0.1:$(HTTP_PORT) $(ARGS)
+	@$(VENV)/bin/yolov5-client page --server http://127.0.0.1:$(call quote,HTTP_PORT) $(ARGS)
 
 model: $(INSTALLED) ## Serve your own network: WEIGHTS=best.pt, .onnx or yolov5s; without it the bundled one again
-	@$(PY) -m yolov5_build $(if $(WEIGHTS),"$(WEIGHTS)") $(ARGS)
+	@$(PY) -m yolov5_build $(if $(WEIGHTS),$(call quote,WEIGHTS)) $(ARGS)
 
 engine: $(INSTALLED) $(NETWORK) ## Build a TensorRT plan of the network (needs an NVIDIA GPU; ARGS=--undo goes back)
 	@$(PY) -m yolov5_build.engine $(ARGS)
 
 eval: $(INSTALLED) ## mAP of the running server on a labelled data set: DATA=data.yaml (SERVER, ARGS)
-	@$(VENV)/bin/yolov5-client eval "$(DATA)" --server $(SERVER) $(ARGS)
+	@$(VENV)/bin/yolov5-client eval $(call quote,DATA) --server $(call quote,SERVER) $(ARGS)
 
 bench: $(BENCH) $(NETWORK) ## Against FastAPI, LitServe and a client that does the work (ARGS; half an hour)
 	@$(PY) -m yolov5_bench $(ARGS)
@@ -71,18 +76,16 @@ lock: ## Resolve pyproject.toml anew into requirements.lock (needs uv)
 	  --no-header --upgrade pyproject.toml --output-file requirements.lock
 	uv pip compile --quiet --universal --python-version 3.11 --constraint requirements.lock --generate-hashes \
 	  --no-header --upgrade bench/requirements.txt --output-file bench/requirements.lock
+	echo uv | uv --no-config pip compile --quiet --python-version 3.10 --generate-hashes \
+	  --no-header --no-annotate --upgrade - --output-file build/uv-requirements.txt
 
 clean: ## Remove the environment, caches and results; the installed network stays
-	rm -rf $(VENV) runs .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .uv runs .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): requirements.lock pyproject.toml client/pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
-	  || { echo "error: Python 3.10, 3.11 or 3.12 is needed; name one with PYTHON=python3.11" >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip' \
-	  || { echo "error: Python's venv module is missing; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
-	@echo "Setting up $(VENV), once; most of it is torch with CUDA ..."
-	@$(PYTHON) -m venv $(VENV)
+	@python="$$(sh build/python.sh $(call quote,PYTHON))" && \
+	  echo "Setting up $(VENV), once; most of it is torch with CUDA ..." && "$$python" -m venv $(VENV)
 	@# The lock is complete. pip itself would refuse it: OpenCV's metadata ask for NumPy 2 (pyproject.toml).
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement requirements.lock
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable . --editable client
