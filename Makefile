@@ -42,7 +42,7 @@ gateway: $(INSTALLED) $(NETWORK) ## Triton behind nginx with TLS and API keys, o
 test: lint $(NETWORK) ## Lint, types, unit tests, and tests against a real server (ARGS for pytest)
 	$(PY) -m pytest -m 'not slow' $(ARGS)
 
-detect: $(INSTALLED) ## Find objects in SOURCE: files, folders, videos, URLs (SERVER, ARGS='--conf-thres 0.4')
+detect: $(INSTALLED) ## Find objects in SOURCE, a file, folder, 'glob*', video or URL (SERVER; ARGS: flags, further ones)
 	@$(VENV)/bin/yolov5-client detect $(call quote,SOURCE) --server $(call quote,SERVER) $(ARGS)
 
 page: $(INSTALLED) ## A page to try images on, beside a running server (HTTP_PORT; ARGS=--port=8080)

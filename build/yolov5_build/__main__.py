@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from yolov5_client import DataError
+from yolov5_client._streams import prepare_streams
 from yolov5_client.evaluation import Split, read_names, read_split
 
 from . import _names as names
@@ -37,6 +38,7 @@ ALLOWED_LOSS = 0.005  # of mAP50-95
 
 
 def main(arguments: list[str] | None = None) -> int:
+    prepare_streams()
     options = _parser().parse_args(arguments)
     try:
         if options.save:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -20,11 +19,12 @@ from ._commands import (
     status,
 )
 from ._errors import DataError, InvalidRequestError, YoloClientError
+from ._streams import prepare_streams
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    _prepare_streams()
+    prepare_streams()
     try:
         return _main(arguments)
     finally:
@@ -48,19 +48,6 @@ def _main(arguments: Sequence[str] | None) -> int:
         return NO_SERVER
     except KeyboardInterrupt:
         return INTERRUPTED
-
-
-def _prepare_streams() -> None:
-    """Standard streams that take any text, also where the shell closed them (`<&-`, `>&-`)."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            # Lives as long as the process, as the stream would.
-            stream = open(os.devnull, mode, encoding="utf-8")  # noqa: PTH123, SIM115
-            setattr(sys, name, stream)
-    for stream in (sys.stdout, sys.stderr):
-        # Labels and paths may be in any script, and the locale's encoding may lack it.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def _flush() -> None:
