@@ -48,20 +48,30 @@ def raise_descriptor_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def end_in_time(should_exit: threading.Event) -> None:
-    """Bound the time from `should_exit` to the end of this process, whatever it waits for."""
-    threading.Thread(target=_end_in_time, args=(should_exit,), name="end", daemon=True).start()
+def end_in_time(
+    should_exit: threading.Event,
+    *,
+    kill_seconds: float = _KILL_SECONDS,
+    exit_seconds: float = _EXIT_SECONDS,
+) -> None:
+    """Bound the time from `should_exit` to the end of this process, whatever it waits for.
 
+    Args:
+        kill_seconds: until child processes are killed, each with its group.
+        exit_seconds: until this process ends, with status 1.
+    """
 
-def _end_in_time(should_exit: threading.Event) -> None:
-    should_exit.wait()
-    started = time.monotonic()
-    time.sleep(_KILL_SECONDS)
-    for child in _children():
-        with contextlib.suppress(OSError):
-            os.killpg(child, signal.SIGKILL)  # Triton leads a group of its own
-    time.sleep(max(0.0, started + _EXIT_SECONDS - time.monotonic()))
-    os._exit(1)
+    def end() -> None:
+        should_exit.wait()
+        started = time.monotonic()
+        time.sleep(kill_seconds)
+        for child in _children():
+            with contextlib.suppress(OSError):
+                os.killpg(child, signal.SIGKILL)  # Triton leads a group of its own
+        time.sleep(max(0.0, started + exit_seconds - time.monotonic()))
+        os._exit(1)
+
+    threading.Thread(target=end, name="end", daemon=True).start()
 
 
 def _children() -> list[int]:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -254,20 +254,37 @@ def test_out_of_descriptors_writes_little_and_ends_in_time(own: str) -> None:
         assert_gone(server)
 
 
-def test_a_log_that_is_lost_does_not_end_the_service(own: str) -> None:
+def full_disk() -> int:
+    return os.open("/dev/full", os.O_WRONLY)
+
+
+def full_pipe() -> int:
+    """The end for writing of one that nobody reads."""
+    _, writer = os.pipe()  # the other end stays open until the tests end
+    os.set_blocking(writer, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writer, bytes(4096))
+    os.set_blocking(writer, True)
+    return writer
+
+
+@pytest.mark.parametrize("open_log", [full_disk, full_pipe])
+def test_a_log_that_is_lost_does_not_end_the_service(own: str, open_log: Callable[[], int]) -> None:
     ports = free_ports(4)
     names = ("http-port", "grpc-port", "metrics-port", "health-port")
     flags = [f"--{name}={port}" for name, port in zip(names, ports)]
     command = [sys.executable, "-m", "yolov5_server", own, "--precision=fp32", *flags]
-    with Path("/dev/full").open("wb") as full:  # the errors go to a full disk
-        process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=full,
-            text=True,
-            start_new_session=True,
-        )
+    errors = open_log()
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        text=True,
+        start_new_session=True,
+    )
+    os.close(errors)
     server = RunningServer(process, ports, Path(os.devnull))
     try:
         assert process.stdout is not None

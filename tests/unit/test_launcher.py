@@ -244,3 +244,31 @@ def test_no_temporary_folder_is_one_sentence(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(_paths, "_FOLDERS", ("/nowhere",))
     with pytest.raises(StartError, match=r"^There is no temporary folder: TMPDIR must name one"):
         make_folder()
+
+
+def test_a_launcher_that_waits_for_ever_ends_in_time_with_its_children() -> None:
+    code = """
+import subprocess, sys, threading
+from yolov5_server._startup import end_in_time
+child = subprocess.Popen(["sleep", "60"], start_new_session=True)
+print(child.pid, flush=True)
+should_exit = threading.Event()
+end_in_time(should_exit, kill_seconds=0.2, exit_seconds=0.5)
+should_exit.set()
+threading.Event().wait()
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+    assert found.returncode == 1
+    assert not Path("/proc", found.stdout.decode().strip(), "exe").exists()
+
+
+def test_the_soft_limit_on_descriptors_is_raised() -> None:
+    code = """
+import resource
+from yolov5_server._startup import raise_descriptor_limit
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 512))
+raise_descriptor_limit()
+print(*resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+    assert found.stdout == b"512 512\n"
