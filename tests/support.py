@@ -202,11 +202,12 @@ def plain_triton(
     """The embedded Triton by itself: no launcher, and models that anybody may call; its gRPC."""
     http, port = free_ports(2)
     with tempfile.TemporaryDirectory() as folder:
+        backends = assemble_backends(triton_folder(), Path(folder, "backends"))
         process = subprocess.Popen(
             [
                 str(triton_folder() / "bin" / "tritonserver"),
                 f"--model-repository={repository}",
-                f"--backend-directory={assemble_backends(triton_folder(), Path(folder, "backends"))}",
+                f"--backend-directory={backends}",
                 f"--http-port={http}",
                 f"--grpc-port={port}",
                 "--allow-metrics=false",

@@ -36,7 +36,7 @@ def _channel(connection: Connection) -> dict[str, Any]:
         # A server that comes back is found within seconds; the default waits up to two minutes.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 1000),
-        ("grpc.max_reconnect_backoff_ms", 1000),
+        ("grpc.max_reconnect_backoff_ms", 250),
         # Else clients of one process that name the same address share one connection.
         ("grpc.use_local_subchannel_pool", 1),
     ]

@@ -19,6 +19,7 @@ _HEADER = "x-yolov5-launcher"
 # Loading a model by its name loads its double too, which may not be loadable: see _swap.py.
 _OF_DOUBLES = re.compile(r"load failed for model 'closed::[^\n]*\n?")
 _SECONDS = 120  # for a load: torch from a cold, slow disk
+_ANSWER_SECONDS = 5  # for all else
 
 
 class ControlError(Exception):
@@ -32,7 +33,8 @@ class ModelControl:
     """
 
     def __init__(self, address: str) -> None:
-        self._base = f"http://{address}/v2/repository/models"
+        self._address = f"http://{address}/v2"
+        self._base = f"{self._address}/repository/models"
         self._key = secrets.token_hex(32)
 
     @property
@@ -59,22 +61,51 @@ class ModelControl:
         """Unload a model; requests that it has already are answered."""
         self._post(f"{model}/unload", {})
 
+    def steps(self, ensemble: str) -> list[str]:
+        """The models that this ensemble leads a request through now.
+
+        Raises:
+            ControlError: Triton does not say.
+        """
+        config = self._ask(f"{self._address}/models/{ensemble}/config", None, _ANSWER_SECONDS)
+        try:
+            return [step["model_name"] for step in config["ensemble_scheduling"]["step"]]
+        except (KeyError, TypeError):
+            raise ControlError(f"{ensemble} is not served") from None
+
+    def version(self, model: str) -> int:
+        """The version of this model that is served now.
+
+        Raises:
+            ControlError: none is, or Triton does not say.
+        """
+        index = self._ask(f"{self._address}/repository/index", {"ready": True}, _ANSWER_SECONDS)
+        versions = [int(one.get("version", 0)) for one in index if one["name"] == model]
+        if not versions:
+            raise ControlError(f"{model} is not served")
+        return max(versions)
+
     def _post(self, path: str, body: dict[str, Any]) -> None:
+        self._ask(f"{self._base}/{path}", body, _SECONDS)
+
+    def _ask(self, url: str, body: dict[str, Any] | None, seconds: float) -> Any:
         request = urllib.request.Request(
-            f"{self._base}/{path}",
-            json.dumps(body).encode(),
+            url,
+            None if body is None else json.dumps(body).encode(),
             {"Content-Type": "application/json", _HEADER: self._key},
         )
         try:
-            DIRECT.open(request, timeout=_SECONDS).close()
+            with DIRECT.open(request, timeout=seconds) as answer:
+                return json.loads(answer.read() or "null")
         except urllib.error.HTTPError as error:
             try:
                 message = _OF_DOUBLES.sub("", json.load(error)["error"])
             except (ValueError, KeyError, TypeError):
                 message = str(error)
-            if message:
-                raise ControlError(message.strip()) from None
-        except (OSError, HTTPException) as error:
+            if not message.strip():
+                return None
+            raise ControlError(message.strip()) from None
+        except (OSError, HTTPException, ValueError) as error:
             raise ControlError(str(error)) from None
 
     def hide(self, pid: int) -> bool:

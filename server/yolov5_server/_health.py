@@ -8,15 +8,18 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import re
 import socket
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections import Counter
+from collections.abc import Callable
 from http.client import HTTPException, LineTooLong
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BufferedIOBase
+from math import ceil
 from typing import Any, cast
 
 from ._control import DIRECT
@@ -28,6 +31,9 @@ _PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
 )
 SATURATED = "the server is saturated"
+LATE = "the endpoint does not answer an image in time"
+BUSY_REASONS = (SATURATED, LATE)  # of a server that has too much to do, and of one that hangs
+_DECODED = re.compile(r"^yolov5_decode_seconds_count(?:{.*?})? ([0-9.e+]+)$", re.MULTILINE)
 _FRESH = 1.0  # seconds that a finding holds
 _PATIENCE = 2.0  # seconds for an image of one pixel, at the least
 _FIRST_PATIENCE = 20.0  # the same for the first one of a server
@@ -68,38 +74,60 @@ class Statistics:
 class Health:
     """What is known of the service, for the launcher and for probes. Threads may share it."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._base = f"http://{settings.url(settings.http_port)}/v2"
+        self._metrics = f"http://{settings.url(settings.metrics_port)}/metrics"
         self._batch = read_config(settings.repository, ENSEMBLE).max_batch_size
         self._lock = threading.Lock()
         self._asking = threading.Lock()
         self._told: str | None = "it is starting"  # by the launcher
+        self._restart_at = float("-inf")  # when a pause before the next start ends
         self._found: str | None = None  # by asking
         self._looked = float("-inf")
-        self._bad_since: float | None = time.monotonic()
+        self._bad_since: float | None = self._clock()
         self._answered = 0
-        self._progress = time.monotonic()  # when an image was last known to be answered
+        self._decoded = 0.0
+        self._progress = self._clock()  # when an image was last known to be answered
         self._patience = _PATIENCE
         self.restarts: Counter[tuple[str, str]] = Counter()
         self.canaries: Counter[str] = Counter()
 
-    def down(self, reason: str) -> None:
-        """Say so until `up`, whatever the endpoint seems to do."""
+    def down(self, reason: str, *, pause: float = 0.0) -> None:
+        """Say so until `up`, whatever the endpoint seems to do.
+
+        Args:
+            reason: a sentence.
+            pause: seconds until the next start.
+        """
         with self._lock:
             self._told = reason
-            self._bad_since = self._bad_since or time.monotonic()
+            self._restart_at = self._clock() + pause
+            self._bad_since = self._bad_since or self._clock()
 
     def up(self) -> None:
         with self._lock:
             self._told = self._found = self._bad_since = None
             self._looked = float("-inf")
-            self._answered, self._progress = 0, time.monotonic()
+            self._answered, self._progress = 0, self._clock()
 
     @property
     def hopeless(self) -> bool:
         """It has been bad for longer than the launcher should take to heal it."""
         with self._lock:
-            return self._bad_since is not None and time.monotonic() - self._bad_since > _HOPELESS
+            if self._bad_since is None:
+                return False
+            # A pause is the launcher's own doing: whoever ended it then would only add to the wait.
+            return self._clock() - max(self._bad_since, self._restart_at) > _HOPELESS
+
+    @property
+    def pause(self) -> float:
+        """Seconds until the next start, while one is put off; else 0."""
+        with self._lock:
+            return self._remaining_pause()
+
+    def _remaining_pause(self) -> float:
+        return 0.0 if self._told is None else max(0.0, self._restart_at - self._clock())
 
     def check(self) -> str | None:
         """Why an image would not be answered now; None where it would be.
@@ -110,8 +138,10 @@ class Health:
         with self._asking:
             with self._lock:
                 if self._told is not None:
+                    if pause := self._remaining_pause():
+                        return f"{self._told} Starting Triton again in {ceil(pause)} s."
                     return self._told
-                if time.monotonic() - self._looked < _FRESH:
+                if self._clock() - self._looked < _FRESH:
                     return self._found
             return self._look()
 
@@ -119,18 +149,27 @@ class Health:
         """Why the server should be given up; one that is merely saturated should not."""
         with self._asking:
             with self._lock:
-                fresh = time.monotonic() - self._looked < _FRESH
+                fresh = self._clock() - self._looked < _FRESH
                 if self._told is not None or (fresh and self._found is None):
                     return None
             reason = self._look()
-        if reason == SATURATED and time.monotonic() - self._progress < 2 * self._patience:
+        if reason == SATURATED and self._clock() - self._progress < 2 * self._patience:
             return None
         return reason
+
+    def progress(self) -> float:
+        """Images that were decoded or answered so far, as far as Triton tells."""
+        with (
+            contextlib.suppress(OSError, HTTPException),
+            DIRECT.open(self._metrics, timeout=1) as answer,
+        ):
+            self._decoded = sum(map(float, _DECODED.findall(answer.read().decode())))
+        return self._answered + self._decoded
 
     def _look(self) -> str | None:
         """Ask, and remember what was found; with `_asking` held."""
         found = self._ask()
-        now = time.monotonic()
+        now = self._clock()
         with self._lock:
             self._found, self._looked = found, now
             if found is None:
@@ -185,10 +224,18 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, urllib.error.HTTPError):
         if error.code == 503:
             return SATURATED
-        return f"the endpoint answers an image with HTTP {error.code}"
+        return f"the endpoint answers an image with HTTP {error.code}{_message(error)}"
     if isinstance(error, TimeoutError) or isinstance(getattr(error, "reason", None), TimeoutError):
-        return "the endpoint does not answer an image in time"
+        return LATE
     return "Triton does not answer"
+
+
+def _message(error: urllib.error.HTTPError) -> str:
+    """What Triton says of it, in brackets; it is what every caller is told."""
+    try:
+        return f" ({json.loads(error.read(1000))['error']})"
+    except (OSError, HTTPException, ValueError, KeyError, TypeError):
+        return ""
 
 
 class HealthServer(ThreadingHTTPServer):
@@ -346,6 +393,9 @@ def _metrics(health: Health) -> str:
             f'yolov5_restarts_total{{what="{what}",reason="{reason}"}} {count}'
             for (what, reason), count in sorted(health.restarts.items())
         ),
+        "# HELP yolov5_restart_pause_seconds Until the next start, while the launcher puts it off.",
+        "# TYPE yolov5_restart_pause_seconds gauge",
+        f"yolov5_restart_pause_seconds {health.pause:.1f}",
         "# HELP yolov5_canaries_total Images of one pixel that the launcher has sent.",
         "# TYPE yolov5_canaries_total counter",
         *(

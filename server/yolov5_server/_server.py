@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from http.client import HTTPException
 from pathlib import Path
 from traceback import format_exc
@@ -23,7 +23,9 @@ from ._backends import assemble_backends, triton_folder
 from ._console import log
 from ._control import DIRECT, ControlError, ModelControl
 from ._errors import StartError
+from ._guard import GroupGuard
 from ._health import Health
+from ._loading import StartingProcesses
 from ._log import LogPump
 from ._paths import make_folder, plain
 from ._preflight import ENSEMBLE, NETWORK, chosen_configs, precision_of, read_config
@@ -34,6 +36,7 @@ from ._wiring import wired
 
 STOP_SECONDS = 7.0  # until the process group is killed; Ctrl-C promises 10 s in all
 _DRAIN_SECONDS = 5  # that Triton itself gives requests in flight
+_READY_LOOK = 0.05  # seconds between two looks at a server that starts
 _START_SECONDS = 900.0  # for all models to be ready; a TensorRT engine may be built first
 _SHARED_MEMORY_PREFIX = "yolov5_triton_"
 _PR_SET_PDEATHSIG = 1
@@ -62,6 +65,8 @@ class Server:
         self._control = ModelControl(settings.url(settings.http_port))
         self._swap: Swap | None = None
         self._watch: Watch | None = None
+        self._guard: GroupGuard | None = None
+        self._starting: StartingProcesses | None = None
         self._configs: str | None = None
         self._loading = threading.Lock()
         self._ended = threading.Event()
@@ -96,7 +101,8 @@ class Server:
             config_name=self._configs or _NO_CONFIGS,
             control=self._control,
             loading=self._loading,
-            changed=self._others_now,
+            expect=self._expect,
+            abandon=self._abandon_load,
             say=self._say,
         )
         environment = _environment(self._folder)
@@ -121,6 +127,11 @@ class Server:
         )
         assert self._process.stdout is not None
         self._log = LogPump(self._process.stdout, verbose=self.settings.verbose)
+        # The network's backend may be one in C++ in a container, which needs no process.
+        steps = [s for s in _preflight.STEPS if not self.settings.triton or s != NETWORK]
+        self._starting = StartingProcesses(self._process.pid, steps)
+        self._guard = GroupGuard(self._process.pid, int(STOP_SECONDS))
+        self._swap.server = self._process.pid
 
     def _lay_out(self) -> None:
         """Make Triton's two repositories: links to the models, and the doubles of the steps.
@@ -177,8 +188,9 @@ class Server:
             StartError: Triton ended instead, or does neither.
         """
         assert self._process is not None and self._log is not None and self._swap is not None
+        assert self._starting is not None
         started = time.monotonic()
-        while not stop.wait(0.1):
+        while not stop.wait(_READY_LOOK):
             if self._process.poll() is not None:
                 raise StartError(f"Triton did not start: {self._log.failure()}.")
             if self._log.no_models:
@@ -194,6 +206,7 @@ class Server:
                     health=self._health,
                     abandon=self._abandon,
                 )
+                self._watch.expect(_preflight.STEPS)
                 for work in (
                     self._swap.watch,
                     self._watch.watch_processes,
@@ -201,6 +214,8 @@ class Server:
                 ):
                     threading.Thread(target=self._go_on_with, args=(work,), daemon=True).start()
                 return True
+            if self._starting.are_stuck():
+                raise StartError("A model's process has ended while Triton was starting.")
             if time.monotonic() - started > _START_SECONDS:
                 raise StartError(f"Triton was not ready after {_START_SECONDS:.0f} s.")
         return False
@@ -228,9 +243,12 @@ class Server:
                 self._ended.wait(1)
         return None
 
-    def _others_now(self) -> None:
+    def _expect(self, models: Collection[str] | None) -> None:
         if self._watch is not None:
-            self._watch.others_now()
+            self._watch.expect(models)
+
+    def _abandon_load(self, sentence: str) -> None:
+        self._abandon(Fault(what=_preflight.NETWORK, reason="load", sentence=sentence))
 
     def _abandon(self, fault: Fault) -> None:
         """End it, by force: it would not answer whom it has."""
@@ -245,6 +263,14 @@ class Server:
         """What the network that it was started with computes in, and by which backend."""
         config = read_config(self.settings.repository, NETWORK, self._configs)
         return f"{precision_of(config).upper()}, by {config.backend or config.platform}"
+
+    @property
+    def version(self) -> int | None:
+        """Of the network that is served; None where Triton does not say."""
+        try:
+            return self._control.version(_preflight.NETWORK)
+        except ControlError:
+            return None
 
     @staticmethod
     def _say(line: str) -> None:
@@ -281,6 +307,8 @@ class Server:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+            if self._guard is not None:
+                self._guard.close()
             # As a container's first process, this one inherits those.
             with contextlib.suppress(ChildProcessError):
                 while os.waitpid(-self._process.pid, 0)[0]:

@@ -1,4 +1,4 @@
-"""One server after the other, until somebody ends them or it is hopeless."""
+"""One server after the other, until somebody ends them."""
 
 from __future__ import annotations
 
@@ -7,16 +7,13 @@ import time
 from collections.abc import Callable
 
 from . import _preflight
+from ._backoff import Backoff
 from ._console import log
 from ._errors import StartError
 from ._health import Health, HealthServer
 from ._server import Server
 from ._settings import Settings
 from ._watch import Fault
-
-_STEADY = 7.0  # seconds that a server has to be ready for earlier ends to be forgotten
-_ATTEMPTS = 5  # servers in a row that do not
-_LONGEST_PAUSE = 8.0  # seconds
 
 
 def supervise(
@@ -27,12 +24,14 @@ def supervise(
 ) -> None:
     """Keep a server running until `stop` is set.
 
+    One that was ready once is brought back for ever, with a pause that grows while it keeps ending.
+
     Args:
         hurry: ends it without waiting for requests under way.
         announce: called when the first one is ready.
 
     Raises:
-        StartError: the first one does not start, or the last one has ended too soon once too often.
+        StartError: the first one does not start.
     """
     _preflight.check(settings)
     health = Health(settings)
@@ -40,44 +39,78 @@ def supervise(
         probes = HealthServer(settings, health)
     except OSError as error:
         raise _preflight.port_error(settings, "HEALTH_PORT", error) from None
-    ends, first, fell = 0, True, 0.0
     try:
-        while not stop.is_set():
-            server = Server(settings, health)
-            ready = float("inf")
-            try:
-                if not first:
-                    _preflight.check_repository(settings)
-                server.start()
-                if not server.wait_ready(stop):
-                    return
-                ready = time.monotonic()
-                health.up()
-                if first:
-                    announce(server)
-                else:
-                    _say(f"Triton is back after {ready - fell:.1f} s.")
-                first = False
-                if (fault := server.wait(stop)) is None:
-                    return
-            except (StartError, OSError, RuntimeError) as error:
-                if first or stop.is_set():
-                    raise StartError(str(error)) from error
-                fault = Fault(what="tritonserver", reason="start", sentence=str(error))
-            finally:
-                fell = time.monotonic()
-                server.close(hurry)
-            ends = 0 if fell - ready > _STEADY else ends + 1
-            health.down(fault.sentence)
-            if ends > _ATTEMPTS:
-                raise StartError(f"{fault.sentence} That was {ends} times in a row.")
-            health.restarts[fault.what, fault.reason] += 1
-            _say(f"{fault.sentence} Starting Triton again.")
-            stop.wait(0.0 if ends <= 1 else min(2.0 ** (ends - 2), _LONGEST_PAUSE))
+        _Supervisor(settings, health, announce).run(stop, hurry)
     finally:
         probes.shutdown()
         probes.server_close()
 
 
-def _say(line: str) -> None:
-    log(line)
+class _Supervisor:
+    def __init__(
+        self, settings: Settings, health: Health, announce: Callable[[Server], None]
+    ) -> None:
+        self._settings = settings
+        self._health = health
+        self._announce = announce
+        self._backoff = Backoff()
+        self._down_since: float | None = None  # None until the first one has been ready
+        self._uptime = 0.0  # of the last one
+
+    def run(self, stop: threading.Event, hurry: threading.Event) -> None:
+        while (fault := self._run_server(stop, hurry)) is not None:
+            pause = self._backoff.next_pause(self._uptime)
+            self._health.restarts[fault.what, fault.reason] += 1
+            self._health.down(fault.sentence, pause=pause)
+            when = f" in {pause:g} s" if pause else ""
+            log(f"{fault.sentence} Starting Triton again{when}.")
+            if stop.wait(pause):
+                return
+
+    def _run_server(self, stop: threading.Event, hurry: threading.Event) -> Fault | None:
+        """Run one server to its end.
+
+        Returns:
+            Why it ended or did not start; None where `stop` was set.
+
+        Raises:
+            StartError: it did not start, and none has before.
+        """
+        server = Server(self._settings, self._health)
+        ready_at: float | None = None
+        try:
+            if self._down_since is not None:
+                _preflight.check_repository(self._settings)
+            server.start()
+            if not server.wait_ready(stop):
+                return None
+            ready_at = time.monotonic()
+            self._health.up()
+            if self._down_since is None:
+                self._announce(server)
+            else:
+                log(f"Triton is back after {ready_at - self._down_since:.1f} s.{_serving(server)}")
+            if (fault := server.wait(stop)) is not None:
+                self._health.down(fault.sentence)
+            return fault
+        except Exception as error:
+            if stop.is_set():
+                return None
+            if self._down_since is None and ready_at is None:
+                if isinstance(error, (StartError, OSError, RuntimeError)):
+                    raise StartError(str(error)) from error
+                raise
+            sentence = f"{str(error).rstrip('.') or type(error).__name__}."
+            return Fault(what="tritonserver", reason="start", sentence=sentence)
+        finally:
+            now = time.monotonic()
+            self._uptime = 0.0 if ready_at is None else now - ready_at
+            if ready_at is not None:
+                self._down_since = now
+            server.close(hurry)
+
+
+def _serving(server: Server) -> str:
+    """Another network may have been installed since the server before this one was started."""
+    version = server.version
+    return f" It serves version {version} of the network." if version else ""

@@ -13,8 +13,8 @@ import fcntl
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from google.protobuf import text_format
@@ -22,6 +22,7 @@ from tritonclient.grpc import model_config_pb2
 
 from ._control import ControlError, ModelControl
 from ._errors import StartError
+from ._loading import LoadStuckError, load
 from ._preflight import (
     ENSEMBLE,
     NETWORK,
@@ -47,9 +48,12 @@ class Swap:
         closed: the repository with the doubles of the steps.
         config_name: under which Triton looks for a model's configuration before config.pbtxt.
         loading: held by whoever loads models.
-        changed: called when the models are others than before, with `loading` held.
+        expect: told which models answer from now on, or None for as long as that is open.
+        abandon: ends the server, for the reason given: it cannot load anything any more.
         say: passes a line on to the operator.
     """
+
+    server: int  # Triton's process number, to be set before `watch`
 
     def __init__(
         self,
@@ -60,7 +64,8 @@ class Swap:
         config_name: str,
         control: ModelControl,
         loading: threading.Lock,
-        changed: Callable[[], None],
+        expect: Callable[[Collection[str] | None], None],
+        abandon: Callable[[str], None],
         say: Callable[[str], None],
     ) -> None:
         self._settings = settings
@@ -71,10 +76,11 @@ class Swap:
         self._config_name = config_name
         self._control = control
         self._loading = loading
-        self._changed = changed
+        self._expect = expect
+        self._abandon = abandon
         self._say = say
         self._served = self._identity()
-        self._count = 1  # of the networks that this server was led over to
+        self._count = 1  # of the networks that were to be taken over, and the first
         self._steps = {step: step for step in STEPS}  # their names now
 
     def watch(self, stop: threading.Event) -> None:
@@ -82,18 +88,43 @@ class Swap:
         while not stop.wait(_SECONDS):
             if self._identity() in (None, self._served):
                 continue
-            try:
-                # Whoever installs a network takes the same lock: none is replaced while it loads.
-                with self._loading, _locked(self._repository):
-                    self._served = self._identity()
-                    try:
-                        report = self._change_over()
-                    finally:
-                        self._changed()
-            except (ControlError, StartError, OSError) as error:
-                report = f"The new network is not taken over, the old one is served: {error}"
-            if not stop.is_set():  # else it failed because the server was ended
+            # Whoever installs a network takes the same lock: none is replaced while it loads.
+            with self._loading, _locked(self._repository):
+                self._served = self._identity()
+                report = self._take_over()
+            if report and not stop.is_set():  # else it failed because the server was ended
                 self._say(report)
+
+    def _take_over(self) -> str | None:
+        """Change over to the installed network, or stay with the old one.
+
+        Returns:
+            What is served now, a sentence; None where that is for the next server to say.
+        """
+        self._count += 1
+        steps = {step: f"{step}.{self._count}" for step in STEPS}
+        error: Exception | None = None
+        try:
+            self._change_over(steps)
+        except LoadStuckError as stuck:
+            self._abandon(f"Another network was not taken over: {stuck}.")
+            return None
+        except (ControlError, StartError, OSError) as raised:
+            error = raised
+        try:
+            served = self._control.steps(ENSEMBLE)
+            is_new = steps[NETWORK] in served
+            version = self._control.version(steps[NETWORK] if is_new else self._steps[NETWORK])
+        except ControlError:
+            return None  # Triton has ended, or hangs
+        self._expect(served)
+        if not is_new:
+            self._remove(steps)
+            return f"The new network is not taken over, the old one is served: {error}"
+        self._remove(self._steps)
+        self._steps = steps
+        config = read_config(self._repository, NETWORK, chosen_configs(self._settings))
+        return f"Now serving version {version} of the network, {precision_of(config).upper()}."
 
     def _identity(self) -> tuple[int, int] | None:
         """Changes with every installation, which puts another folder in the place of the old."""
@@ -103,37 +134,30 @@ class Swap:
             return None
         return status.st_ino, status.st_ctime_ns
 
-    def _change_over(self) -> str:
-        """Returns what came of it, a sentence; raises where nothing did."""
+    def _change_over(self, steps: Mapping[str, str]) -> None:
+        """
+        Args:
+            steps: the names of the steps with the new network.
+
+        Raises:
+            LoadStuckError: Triton waits for ever.
+            ControlError, StartError, OSError: the rest was not done; all that is served is whole.
+        """
         configs = chosen_configs(self._settings)
         network = read_network_config(self._repository, configs, plans=self._plans)
         check_precision(network, self._settings.precision)
-        version = max(
-            int(path.name)
-            for path in (self._repository / NETWORK).glob("[0-9]*")
-            if path.name.isdecimal()
-        )
-        self._count += 1
-        steps = {step: f"{step}.{self._count}" for step in STEPS}
         self._stage(steps, configs)
-        try:
-            # All that can fail is tried before anything that is served is touched.
-            for name in steps.values():
-                self._control.load(name)
-            ensemble = wired(read_config(self._repository, ENSEMBLE), network)
-            for step in ensemble.ensemble_scheduling.step:
-                step.model_name = steps[step.model_name]
-            self._control.load(ENSEMBLE, ensemble)
-        except ControlError:
-            self._remove(steps)
-            raise
-        before, self._steps = self._steps, steps
-        serving = f"Now serving version {version} of the network, {precision_of(network).upper()}"
-        try:
-            self._remove(before)
-        except ControlError as error:
-            return f"{serving}; the one before stays in memory: {error}"
-        return f"{serving}."
+        # All that can fail is tried before anything that is served is touched.
+        for step, name in steps.items():
+            # The network's backend may be one in C++ there, which needs no process.
+            has_process = not (self._plans and step == NETWORK)
+            load(self._control.load, name, server=self.server, has_process=has_process)
+        ensemble = wired(read_config(self._repository, ENSEMBLE), network)
+        for one in ensemble.ensemble_scheduling.step:
+            one.model_name = steps[one.model_name]
+        # Change over, in one moment: the processes of before may end from now on.
+        self._expect(None)
+        self._control.load(ENSEMBLE, ensemble)
 
     def _stage(self, steps: Mapping[str, str], configs: str | None) -> None:
         """Copy the steps, to be loaded under these names, and give each a double."""
@@ -167,7 +191,8 @@ class Swap:
     def _remove(self, steps: Mapping[str, str]) -> None:
         """Have Triton forget these; requests that they have already are answered."""
         for step, name in steps.items():
-            self._control.unload(name)
+            with suppress(ControlError):  # it stays in memory
+                self._control.unload(name)
             if name != step:
                 shutil.rmtree(self._models / name, ignore_errors=True)
                 shutil.rmtree(self._closed / name, ignore_errors=True)

@@ -8,20 +8,28 @@ load, and Triton has been seen to fall over a lock that the dead process held.
 
 from __future__ import annotations
 
+import os
+import select
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 
-from ._health import Health
-from ._preflight import STEPS
-from ._processes import ModelProcess, is_alive, model_processes, read_process
+from ._hang import HangDetector
+from ._health import BUSY_REASONS, Health
+from ._processes import (
+    ModelProcess,
+    cpu_seconds,
+    is_alive,
+    is_stopped,
+    model_processes,
+    read_process,
+)
 
 _LOOK = 0.2  # seconds between two looks at the processes
 _STOPPED = 1.0  # seconds that a process may be stopped: a debugger does that, too
 _CANARY = 1.0  # seconds between two looks at the endpoint
-_SETTLING = 10.0  # seconds after a change of networks, when only the endpoint tells
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,69 +66,102 @@ class Watch:
         self._loading = loading
         self._health = health
         self._abandon = abandon
-        self._known: dict[int, ModelProcess] = {}
-        self._wanted: Counter[str] = Counter()
-        self._settled = float("-inf")  # when all processes are of the network that is served
+        self._lock = threading.Lock()  # of what follows
+        self._expected: dict[int, ModelProcess] = {}
+        self._last: dict[int, ModelProcess] = {}  # before it was open
+        self._earlier: set[tuple[int, int]] = set()  # keys of all processes seen up to then
         self._stopped: dict[int, float] = {}  # since when
+
+    def expect(self, models: Collection[str] | None) -> None:
+        """Name the models that answer from now on; their latest processes have to stay.
+
+        Those of before end in their own time, when the last of their requests is answered, and
+        nothing follows from that.
+
+        Args:
+            models: None for as long as it is open which ones they are: no end counts then.
+        """
+        with self._lock:
+            self._last = self._expected or self._last
+            self._expected = {}
+            if models is None:
+                return
+            there = model_processes(self._server)
+            last = {process.key for process in self._last.values()}
+            for model in models:
+                own = [process for process in there.values() if process.model == model]
+                fresh = [process for process in own if process.key not in self._earlier]
+                # Triton does not load anew what looks as before.
+                kept = [process for process in own if process.key in last]
+                youngest = sorted(own, key=lambda process: process.started)[-1:]
+                self._expected |= {p.pid: p for p in fresh or kept or youngest}
+            self._earlier = {process.key for process in there.values()}
 
     def watch_processes(self, stop: threading.Event) -> None:
         """Look at them until `stop` is set, or the server has been abandoned."""
-        with self._loading:
-            self._take_stock()
-        while not stop.wait(_LOOK):
-            if not self._loading.acquire(blocking=False):
-                continue  # another network is being taken over
-            try:
+        while not stop.is_set() and is_alive(self._server):  # `Server.wait` reports its end
+            with self._lock:
                 fault = self._dead_or_stopped()
-            finally:
-                self._loading.release()
-            if fault and not stop.is_set():
-                self._abandon(fault)
+                expected = list(self._expected)
+            if fault:
+                if not stop.is_set():
+                    self._abandon(fault)
                 return
+            _wait_for_an_end(expected, _LOOK)
 
     def watch_endpoint(self, stop: threading.Event) -> None:
         """Ask it until `stop` is set, or the server has been abandoned."""
-        failing = False
-        # One failure may be chance, such as a machine that was suspended.
-        while not stop.wait(_LOOK if failing else _CANARY):
+        detector = HangDetector()
+        while not stop.wait(_LOOK if detector.is_failing else _CANARY):
             reason = self._health.hangs()
-            if reason and failing and not stop.is_set():
-                sentence = f"Triton hangs: {reason}."
+            if reason is None or self._loading.locked():  # another network is being taken over
+                detector.reset()
+                continue
+            verdict = detector.judge(
+                reason,
+                may_be_busy=reason in BUSY_REASONS,
+                now=time.monotonic(),
+                cpu=cpu_seconds(self._server),
+                progress=self._health.progress(),
+            )
+            if verdict and not stop.is_set():
+                sentence = f"Triton hangs: {verdict}."
                 self._abandon(Fault(what="tritonserver", reason="hung", sentence=sentence))
                 return
-            failing = reason is not None
-
-    def others_now(self) -> None:
-        """Another network was taken over; the old one's processes end in their own time."""
-        self._settled = time.monotonic() + _SETTLING
-        self._take_stock()
-
-    def _take_stock(self) -> None:
-        """The processes that there are now are those that there should be. With `loading` held."""
-        self._known = model_processes(self._server)
-        self._wanted = Counter(process.model for process in self._known.values())
 
     def _dead_or_stopped(self) -> Fault | None:
-        if time.monotonic() < self._settled:
-            self._take_stock()
-        if not is_alive(self._server):
-            return None  # and so they are, too; the launcher sees to that
-        now = {pid: read_process(pid, self._server) for pid in self._known}
-        for pid, process in now.items():
-            if process is None or not process.stopped:
-                self._stopped.pop(pid, None)
-            elif time.monotonic() - self._stopped.setdefault(pid, time.monotonic()) > _STOPPED:
-                sentence = f"{process.model}: its process {pid} is stopped."
-                return Fault(what=process.model, reason="stopped", sentence=sentence)
-        gone = [pid for pid, process in now.items() if process is None]
-        if not gone:
-            return None
-        there = model_processes(self._server)
-        counts = Counter(process.model for process in there.values())
-        for pid in gone:
-            model = self._known[pid].model
-            if model in STEPS and counts[model] < self._wanted[model]:
-                sentence = f"{model}: its process {pid} has died."
-                return Fault(what=model, reason="died", sentence=sentence)
-        self._known = there  # others have taken their place: another network was taken over
+        if self._is_stopped_for_long(self._server, is_stopped(self._server)):
+            sentence = f"tritonserver: its process {self._server} is stopped."
+            return Fault(what="tritonserver", reason="stopped", sentence=sentence)
+        for pid, expected in self._expected.items():
+            now = read_process(pid, self._server)
+            if now is None or now.key != expected.key:
+                if not is_alive(self._server):
+                    return None  # they end with it
+                sentence = f"{expected.model}: its process {pid} has died."
+                return Fault(what=expected.step, reason="died", sentence=sentence)
+            if self._is_stopped_for_long(pid, now.stopped):
+                sentence = f"{expected.model}: its process {pid} is stopped."
+                return Fault(what=expected.step, reason="stopped", sentence=sentence)
         return None
+
+    def _is_stopped_for_long(self, pid: int, stopped: bool) -> bool:
+        if not stopped:
+            self._stopped.pop(pid, None)
+            return False
+        return time.monotonic() - self._stopped.setdefault(pid, time.monotonic()) > _STOPPED
+
+
+def _wait_for_an_end(pids: Collection[int], seconds: float) -> None:
+    """Return as soon as one of them has ended, and after so many seconds at the latest."""
+    descriptors: list[int] = []
+    poll = select.poll()
+    try:
+        for pid in pids:
+            with suppress(OSError):  # it has gone, or this kernel knows no such descriptors
+                descriptors.append(os.pidfd_open(pid))
+                poll.register(descriptors[-1], select.POLLIN)
+        poll.poll(seconds * 1000)
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)

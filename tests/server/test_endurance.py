@@ -1,4 +1,7 @@
-"""Hours in minutes, in figures: `pytest -m slow -s tests/server/test_endurance.py`."""
+"""Hours in minutes, in figures: `pytest -m slow -s tests/server/test_endurance.py`.
+
+KILLS says how often each kind of failure is repeated, such as KILLS=40.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +25,7 @@ from yolov5_client import Client, YoloClientError
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
-ROUNDS = 10
+ROUNDS = int(os.environ.get("KILLS", "10"))  # of each kind
 CALLERS = 8
 STEPS = ("preprocess", "yolov5", "postprocess")
 CGROUP = Path("/sys/fs/cgroup/memory/yolov5-endurance")
@@ -122,7 +125,7 @@ def test_back_each_time(own: RunningServer, case: str) -> None:
         pytest.skip("no writable memory cgroup here")
     said = len(own.log.read_text())
     allowed = 10.0 if "STOP" in case else 5.0
-    seen, back, lost = [], [], Counter[str]()
+    seen, up_again, back, lost = [], [], [], Counter[str]()
     with load(own) as steady:
         for _ in range(ROUNDS):
             wait_until(lambda: ready(own)[0], 30)
@@ -136,6 +139,7 @@ def test_back_each_time(own: RunningServer, case: str) -> None:
             up = time.monotonic()
             wait_until(lambda moment=up: len(steady.good_since(moment)) > 0, 30)  # type: ignore[misc]
             seen.append(down - started)
+            up_again.append(up - started)
             back.append(min(call.ended for call in steady.good_since(up)) - started)
             wait_until(lambda: len(steady.good_since(time.monotonic() - 1)) > 8, 30)
             for call in steady.calls:
@@ -150,10 +154,34 @@ def test_back_each_time(own: RunningServer, case: str) -> None:
                 10,
             )
             assert regions(own) <= shared
-    print(
-        f"\n{case}: seen after {max(seen):.2f} s at most, back after"
-        f" {statistics.median(back):.2f} s (median), {max(back):.2f} s (most);"
-        f" lost: {dict(lost)}"
-    )
+    print(f"\n{case}, {ROUNDS} times; lost: {dict(lost)}")
+    for what, times in (("seen", seen), ("ready again", up_again), ("answering again", back)):
+        print(
+            f"  {what} after {statistics.median(times):.2f} s (median), {max(times):.2f} s (worst)"
+        )
     print(own.log.read_text()[said:])
     assert max(back) < allowed
+
+
+def test_forty_kills_two_seconds_apart(bundled_repository: Path) -> None:
+    """Whatever runs then is killed, in turn; a minute after the last one all is well."""
+    targets = ("bin/tritonserver", *(f"/{step}/1/" for step in STEPS))
+    with running_server(f"--repository={bundled_repository}") as server:
+        hit = 0
+        for number in range(40):
+            for pid in server.processes(targets[number % len(targets)]):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    hit += 1
+            time.sleep(2)
+        assert server.process.poll() is None
+        last = time.monotonic()
+        wait_until(lambda: ready(server)[0], 60)
+        back = time.monotonic() - last
+        with Client(server.grpc, timeout=5) as client:
+            assert len(client.detect(PHOTO)) == 11
+        print(f"\n40 kills, {hit} of a process that was there: back {back:.1f} s after the last")
+        print(server.log.read_text())
+        time.sleep(max(0.0, 60 - back))
+        assert ready(server) == (True, "")
+        assert server.stop() < 10

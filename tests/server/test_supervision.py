@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import threading
 import time
@@ -14,8 +15,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
-from support import PHOTO, RunningServer, free_ports, ready, regions, running_server, wait_until
+from support import (
+    PHOTO,
+    RunningServer,
+    ask_grpc,
+    free_ports,
+    ready,
+    regions,
+    running_server,
+    wait_until,
+)
 
 from yolov5_client import Client, YoloClientError
 from yolov5_client._cli import main
@@ -109,7 +121,7 @@ def test_a_model_process_that_fails(
     ("number", "sentence"),
     [
         (signal.SIGKILL, r"Triton ended by itself \(exit status -9\)\."),
-        (signal.SIGSTOP, r"Triton hangs: .*\."),
+        (signal.SIGSTOP, r"tritonserver: its process \d+ is stopped\."),
     ],
 )
 def test_a_server_that_fails(own: RunningServer, number: signal.Signals, sentence: str) -> None:
@@ -129,18 +141,76 @@ def assert_back(server: RunningServer, good: Callable[[], int]) -> None:
     wait_until(lambda: good() > answered + 8, BACK_SECONDS)
 
 
-def test_it_gives_up_a_server_that_will_not_live(bundled_repository: Path) -> None:
+@pytest.mark.slow
+def test_a_busy_server_is_not_taken_for_a_hung_one(server: RunningServer) -> None:
+    """Eight pictures of 64 megapixels are all that one request may bring."""
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (800, 800, 3), np.uint8).repeat(10, 0).repeat(10, 1)
+    jpeg = cv2.imencode(".jpg", picture)[1].tobytes()
+    said = len(server.log.read_text())
+    started = time.monotonic()
+    for _ in range(3):
+        outputs = ask_grpc(server.grpc, [jpeg] * 8)
+        assert (outputs["image_size"] == 8000).all()
+    print(f"\n24 pictures of 64 megapixels in {time.monotonic() - started:.0f} s")
+    assert "Starting Triton again" not in server.log.read_text()[said:]
+    wait_until(lambda: ready(server)[0], 20)
+
+
+def metrics(server: RunningServer) -> str:
+    with urllib.request.urlopen(f"{server.health}/metrics") as answer:
+        return str(answer.read().decode())
+
+
+def kill_whatever_starts(server: RunningServer, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, server.log.read_text()
+        for pid in server.processes("bin/tritonserver"):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def test_a_server_that_will_not_live_is_started_after_growing_pauses(
+    bundled_repository: Path,
+) -> None:
     with running_server(f"--repository={bundled_repository}") as server:
-        deadline = time.monotonic() + 150
-        while server.process.poll() is None and time.monotonic() < deadline:
-            for pid in server.processes("bin/tritonserver"):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.02)
-        assert server.process.returncode == 1
-        assert server.log.read_text().splitlines()[-1].endswith(" times in a row.")
-        server.seen.clear()
+        kill_whatever_starts(server, lambda: "again in 8 s." in server.log.read_text())
+        assert server.process.poll() is None
+        log = server.log.read_text()
+        assert re.findall(r"Starting Triton again(.*)\.\n", log) == [
+            "",
+            "",
+            *(f" in {pause} s" for pause in ("0.5", "1", "2", "4", "8")),
+        ]
+        well, reason = ready(server)
+        assert not well
+        assert re.search(r"\. Starting Triton again in [5-8] s\.$", reason)
+        counted = re.findall(r'yolov5_restarts_total{what="tritonserver".*} (\d+)', metrics(server))
+        assert sum(map(int, counted)) == 7
+        assert re.search(r"yolov5_restart_pause_seconds [4-8]\.", metrics(server))
+        assert server.stop() < 10
+        assert server.process.returncode == 0
         wait_until(lambda: server.leftovers() == [], 5)
+
+
+def test_a_repository_that_breaks_later_is_named_until_it_is_whole(
+    bundled_repository: Path, tmp_path: Path
+) -> None:
+    repository = Path(shutil.copytree(bundled_repository, tmp_path / "model_repository"))
+    with running_server(f"--repository={repository}") as server:
+        config = repository / "postprocess" / "config.pbtxt"
+        config.rename(tmp_path / "aside")
+        os.kill(server.processes("bin/tritonserver")[0], signal.SIGKILL)
+        sentence = "model_repository/postprocess/config.pbtxt is missing"
+        wait_until(lambda: sentence in ready(server)[1], 20)
+        (tmp_path / "aside").rename(config)
+        wait_until(lambda: ready(server)[0], BACK_SECONDS)
+        log = server.log.read_text()
+        assert f"{sentence}; `git checkout" in log
+        assert re.search(r"Triton is back after \d+\.\d s\.", log)
+        assert 'yolov5_restarts_total{what="tritonserver",reason="start"}' in metrics(server)
 
 
 def test_a_health_port_in_use_is_named(bundled_repository: Path) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import re
 import shutil
+import signal
 import threading
 import time
 import urllib.request
@@ -22,13 +26,17 @@ from support import (
     infer,
     make_repository,
     post_raw,
+    ready,
     running_server,
+    wait_until,
 )
 
 from yolov5_build.__main__ import main as build
 
 SECONDS = 60  # for one change-over, on two cores that are busy
+SWAPS = int(os.environ.get("SWAPS", "20"))
 SQUARE, SMALL = ["--imgsz=640"], ["--imgsz=320", "--reduced-head"]
+FULL = ["--imgsz=320"]
 EVERYTHING = {"conf_thres": 0.01}
 
 
@@ -136,6 +144,127 @@ def test_a_network_that_cannot_be_loaded_is_not_taken_over(repository: Path) -> 
         assert failures == []
         after = ask_grpc(server.grpc, [PHOTO.read_bytes()])
         assert fingerprint(after) != fingerprint(before)
+
+
+def install_version(repository: Path, network: Path, version: int) -> None:
+    """Put a prepared network in the place of the served one, as `make model` does it."""
+    new = Path(shutil.copytree(network, repository.parent / f"new-{version}"))
+    (old_version,) = new.glob("[0-9]*")
+    old_version.rename(new / str(version))
+    old = repository.parent / f"old-{version}"
+    with locked(repository):
+        (repository / "yolov5").rename(old)
+        new.rename(repository / "yolov5")
+    shutil.rmtree(old)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_locked(folder: Path) -> bool:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def kill_while_it_loads(server: RunningServer, model: str, delay: float) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not (found := server.processes(f"/{model}.2/")):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    time.sleep(delay)
+    for pid in found:
+        os.kill(pid, signal.SIGKILL)
+
+
+def served_version(server: RunningServer) -> str:
+    """Of the network that has had another image after one more request."""
+
+    def images() -> dict[str, str]:
+        with urllib.request.urlopen(server.metrics, timeout=5) as answer:
+            text = answer.read().decode()
+        line = r'nv_inference_count{model="yolov5[.0-9]*",namespace="models",version="(.*)"} (.*)'
+        return dict(re.findall(line, text))
+
+    before = images()
+    ask_grpc(server.grpc, [PHOTO.read_bytes()])
+    (version,) = (version for version, count in images().items() if count != before.get(version))
+    return version
+
+
+@pytest.mark.parametrize("model", ["yolov5", "postprocess"])
+def test_a_network_whose_process_is_killed_while_it_loads_is_not_taken_over(
+    repository: Path, model: str
+) -> None:
+    with running_server(f"--repository={repository}") as server:
+        before = ask_grpc(server.grpc, [PHOTO.read_bytes()])
+        with callers(server, 2) as (_, failures):
+            install(repository, *FULL)
+            kill_while_it_loads(server, model, delay=1.0)
+            wait_until(lambda: not is_locked(repository), 30)
+            wait_for(server, "The new network is not taken over, the old one is served:")
+        assert failures == []
+        assert fingerprint(ask_grpc(server.grpc, [PHOTO.read_bytes()])) == fingerprint(before)
+        assert served_version(server) == "1"
+        assert ready(server) == (True, "")
+
+
+def test_a_process_killed_before_triton_knows_it_does_not_hold_the_lock(repository: Path) -> None:
+    """Triton waits for it for ever, and is started anew."""
+    with running_server(f"--repository={repository}") as server:
+        install(repository, *FULL)
+        kill_while_it_loads(server, "postprocess", delay=0.0)
+        wait_until(lambda: not is_locked(repository), 30)
+        wait_until(lambda: "Triton is back after" in server.log.read_text(), SECONDS)
+        log = server.log.read_text()
+        assert "Another network was not taken over: a process of postprocess.2 " in log
+        assert f"It serves version {served_version(server)} of the network." in log
+        assert ready(server) == (True, "")
+
+
+def test_a_launcher_that_is_killed_while_triton_waits_leaves_nothing(repository: Path) -> None:
+    with running_server(f"--repository={repository}") as server:
+        install(repository, *FULL)
+        kill_while_it_loads(server, "postprocess", delay=0.0)
+        time.sleep(1)
+        server.stop(signal.SIGKILL)
+        wait_until(lambda: not [left for left in server.leftovers() if "/dev/" not in left], 10)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(4 * 3600)
+def test_many_changes_of_networks_under_load(repository: Path, tmp_path: Path) -> None:
+    """SWAPS says how many. None of them ends the server, and no request fails."""
+    (tmp_path / "small").mkdir()
+    small = make_repository(tmp_path / "small", BUNDLED, *FULL) / "yolov5"
+    square = Path(shutil.copytree(repository / "yolov5", tmp_path / "square"))
+    with (
+        running_server(f"--repository={repository}") as server,
+        callers(server, 8) as (answers, failures),
+    ):
+        for number in range(SWAPS):
+            version = number + 2
+            install_version(repository, square if number % 2 else small, version)
+            wait_for(server, f"Now serving version {version} of the network, FP32.")
+            assert failures == [], server.log.read_text()
+        time.sleep(15)  # the last processes of before end
+        log = server.log.read_text()
+    print(f"\n{SWAPS} changes of networks, {sum(answers.values())} answers, {len(failures)} failed")
+    assert failures == []
+    assert "Starting Triton again" not in log
+    assert len(answers) == 2
 
 
 def test_nobody_else_can_load_a_model(repository: Path) -> None:

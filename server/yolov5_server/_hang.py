@@ -1,0 +1,56 @@
+"""Tells a server that hangs from one that is busy."""
+
+from __future__ import annotations
+
+BUSY_SECONDS = 60.0  # that a server may compute without finishing anything
+_BUSY_SHARE = 0.1  # of a core; a server that waits for ever uses none
+
+
+class HangDetector:
+    """Judges a server by the images of one pixel that it does not answer.
+
+    One failure may be chance, such as a machine that was suspended. A server that does not answer
+    in time but computes is busy: with eight pictures of 64 megapixels, say. That is taken for work
+    until it has neither decoded nor answered an image for a minute: an endless loop computes, too.
+    """
+
+    def __init__(self) -> None:
+        self._failed_at: float | None = None  # the last look, if it found a failure
+        self._cpu = 0.0
+        self._progress = 0.0
+        self._progress_at = 0.0
+
+    @property
+    def is_failing(self) -> bool:
+        return self._failed_at is not None
+
+    def reset(self) -> None:
+        """Forget what was seen: the last image was answered, or nothing can be said now."""
+        self._failed_at = None
+
+    def judge(
+        self, reason: str, *, may_be_busy: bool, now: float, cpu: float, progress: float
+    ) -> str | None:
+        """Take note of an image that was not answered.
+
+        Args:
+            reason: why it was not.
+            may_be_busy: whether a server that has too much to do could fail like that.
+            now: seconds.
+            cpu: seconds of CPU time that the server has used so far.
+            progress: images that it has decoded or answered so far.
+
+        Returns:
+            Why the server should be given up; None where it should not.
+        """
+        last, used = self._failed_at, cpu - self._cpu
+        if last is None or progress != self._progress:
+            self._progress_at = now
+        self._failed_at, self._cpu, self._progress = now, cpu, progress
+        if last is None:
+            return None
+        if not may_be_busy or used < _BUSY_SHARE * (now - last):
+            return reason
+        if now - self._progress_at > BUSY_SECONDS:
+            return f"{reason}, and nothing was finished for {BUSY_SECONDS:.0f} s"
+        return None

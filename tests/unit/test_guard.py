@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+_LAUNCHER = """
+import subprocess, sys, time
+from yolov5_server._guard import GroupGuard
+# Its own group, and deaf to all that can be ignored.
+child = subprocess.Popen(["sh", "-c", "trap '' TERM; sleep 60 & sleep 60"], start_new_session=True)
+guard = GroupGuard(child.pid, 1)
+print(child.pid, guard._process.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def _wait(condition: Callable[[], bool], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_killed_launcher_takes_the_group_with_it() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", _LAUNCHER], stdout=subprocess.PIPE, text=True
+    ) as launcher:
+        assert launcher.stdout is not None
+        child, guard = map(int, launcher.stdout.readline().split())
+        os.kill(child, signal.SIGSTOP)
+        os.kill(launcher.pid, signal.SIGKILL)
+        _wait(lambda: not _is_alive(child) and not _is_alive(guard))
+
+
+def test_a_guard_that_is_called_off_ends_nobody() -> None:
+    from yolov5_server._guard import GroupGuard
+
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as process:
+        guard = GroupGuard(process.pid, 0)
+        guard.close()
+        time.sleep(0.2)
+        assert process.poll() is None
+        process.kill()

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pytest
+
+from yolov5_server._hang import BUSY_SECONDS, HangDetector
+
+LATE = "the endpoint does not answer an image in time"
+
+
+class Server:
+    """What a server does in the two seconds that pass between two looks at it."""
+
+    def __init__(self, *, share: float, images: float = 0.0, may_be_busy: bool = True) -> None:
+        self.detector = HangDetector()
+        self.share, self.images, self.may_be_busy = share, images, may_be_busy
+        self.now, self.cpu, self.finished = 0.0, 100.0, 0.0
+
+    def look(self) -> str | None:
+        self.now += 2.0
+        self.cpu += 2.0 * self.share
+        self.finished += 2.0 * self.images
+        return self.detector.judge(
+            LATE,
+            may_be_busy=self.may_be_busy,
+            now=self.now,
+            cpu=self.cpu,
+            progress=self.finished,
+        )
+
+    def given_up_after(self, most: float = 1000.0) -> float | None:
+        while self.now < most:
+            if self.look():
+                return self.now
+        return None
+
+
+def test_one_failure_is_no_reason() -> None:
+    server = Server(share=0.0)
+    assert server.look() is None
+    server.detector.reset()
+    assert server.look() is None
+    assert server.detector.is_failing
+
+
+def test_a_server_that_computes_nothing_hangs() -> None:
+    assert Server(share=0.0).given_up_after() == 4.0
+    assert Server(share=0.02).given_up_after() == 4.0
+
+
+def test_a_server_that_fails_at_once_is_not_busy() -> None:
+    assert Server(share=1.9, may_be_busy=False).given_up_after() == 4.0
+
+
+def test_a_busy_server_has_a_minute() -> None:
+    server = Server(share=0.5)
+    after = server.given_up_after()
+    assert after is not None and BUSY_SECONDS < after <= BUSY_SECONDS + 6
+
+
+def test_a_busy_server_that_decodes_is_never_given_up() -> None:
+    assert Server(share=1.5, images=0.2).given_up_after() is None
+
+
+@pytest.mark.parametrize("images", [0.0, 1.0])
+def test_a_busy_server_that_stops_computing_hangs(images: float) -> None:
+    server = Server(share=1.0, images=images)
+    for _ in range(5):
+        assert server.look() is None
+    server.share = 0.0
+    assert server.look() == LATE

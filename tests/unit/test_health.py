@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import pytest
+
+from yolov5_server import Settings
+from yolov5_server._health import Health, _metrics
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def health(clock: Clock) -> Health:
+    return Health(Settings(), clock)
+
+
+def test_readiness_names_the_reason_and_the_pause_that_is_left(
+    health: Health, clock: Clock
+) -> None:
+    assert health.check() == "it is starting"
+    health.down("Triton ended by itself (exit status -9).", pause=8)
+    clock.now += 3.5
+    assert health.check() == (
+        "Triton ended by itself (exit status -9). Starting Triton again in 5 s."
+    )
+    assert "\nyolov5_restart_pause_seconds 4.5\n" in _metrics(health)
+    clock.now += 4.5
+    assert health.check() == "Triton ended by itself (exit status -9)."
+    assert "\nyolov5_restart_pause_seconds 0.0\n" in _metrics(health)
+
+
+def test_a_launcher_that_only_waits_is_not_hopeless(health: Health, clock: Clock) -> None:
+    for _ in range(10):
+        health.down("Triton ended by itself (exit status -9).", pause=30)
+        clock.now += 35
+        assert not health.hopeless
+    clock.now += 60
+    assert health.hopeless
+    health.up()
+    assert not health.hopeless

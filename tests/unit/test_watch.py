@@ -1,0 +1,209 @@
+"""Processes that look like a Triton's, with the test in Triton's place."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from yolov5_server import Settings
+from yolov5_server import _loading as loading
+from yolov5_server._control import ControlError
+from yolov5_server._health import Health
+from yolov5_server._loading import LoadStuckError, StartingProcesses
+from yolov5_server._processes import cpu_seconds, model_processes
+from yolov5_server._watch import Fault, Watch
+
+Start = Callable[[str], "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts a process of a model."""
+    processes = []
+
+    def now(model: str) -> subprocess.Popen[bytes]:
+        script = tmp_path / model / "1" / "model.py"
+        script.parent.mkdir(parents=True, exist_ok=True)
+        script.write_text("import time\ntime.sleep(60)")
+        stub = "/backends/python/triton_python_backend_stub"
+        process = subprocess.Popen([stub, str(script)], executable=sys.executable)
+        processes.append(process)
+        while process.pid not in model_processes(os.getpid()):
+            assert process.poll() is None
+        return process
+
+    yield now
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def watch() -> Iterator[tuple[Watch, list[Fault]]]:
+    """One that looks at the processes, and what it has found."""
+    found: list[Fault] = []
+    stop = threading.Event()
+    one = Watch(
+        server=os.getpid(),
+        loading=threading.Lock(),
+        health=Health(Settings()),
+        abandon=found.append,
+    )
+    thread = threading.Thread(target=one.watch_processes, args=(stop,))
+    thread.start()
+    yield one, found
+    stop.set()
+    thread.join()
+
+
+def wait_for(found: list[Fault], seconds: float = 5.0) -> Fault:
+    deadline = time.monotonic() + seconds
+    while not found:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return found[0]
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+
+
+def test_the_end_of_an_expected_process_is_seen(
+    start: Start, watch: tuple[Watch, list[Fault]]
+) -> None:
+    one, found = watch
+    process = start("postprocess")
+    one.expect(["postprocess"])
+    time.sleep(0.3)
+    end(process)
+    fault = wait_for(found)
+    assert (fault.what, fault.reason) == ("postprocess", "died")
+    assert fault.sentence == f"postprocess: its process {process.pid} has died."
+
+
+def test_a_process_that_stays_stopped_is_seen(
+    start: Start, watch: tuple[Watch, list[Fault]]
+) -> None:
+    one, found = watch
+    process = start("yolov5.2")
+    one.expect(["yolov5.2"])
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(0.5)
+    assert not found
+    fault = wait_for(found)
+    assert (fault.what, fault.reason) == ("yolov5", "stopped")
+
+
+def test_processes_of_an_earlier_network_may_end_whenever_they_like(
+    start: Start, watch: tuple[Watch, list[Fault]]
+) -> None:
+    one, found = watch
+    first = start("yolov5")
+    one.expect(["yolov5"])
+    incoming = start("yolov5.2")
+    one.expect(None)
+    one.expect(["yolov5.2"])
+    second = start("yolov5")
+    one.expect(None)
+    one.expect(["yolov5"])
+    for process in (incoming, first):
+        end(process)
+        time.sleep(0.5)
+        assert not found
+    end(second)
+    assert wait_for(found).sentence == f"yolov5: its process {second.pid} has died."
+
+
+def test_the_old_network_still_counts_when_the_new_one_was_not_taken_over(
+    start: Start, watch: tuple[Watch, list[Fault]]
+) -> None:
+    one, found = watch
+    old = start("yolov5")
+    one.expect(["yolov5"])
+    failed = start("yolov5.2")
+    one.expect(None)
+    one.expect(["yolov5"])
+    end(failed)
+    time.sleep(0.3)
+    assert not found
+    end(old)
+    assert wait_for(found).sentence == f"yolov5: its process {old.pid} has died."
+
+
+def test_no_end_counts_while_it_is_open_which_network_answers(
+    start: Start, watch: tuple[Watch, list[Fault]]
+) -> None:
+    one, found = watch
+    process = start("yolov5")
+    one.expect(["yolov5"])
+    one.expect(None)
+    end(process)
+    time.sleep(0.5)
+    assert not found
+
+
+def test_a_load_whose_process_has_ended_is_given_up(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "_GONE_SECONDS", 0.3)
+    release = threading.Event()
+
+    def waits_for_ever(*_: object) -> None:
+        process = start("yolov5.2")
+        time.sleep(0.4)
+        end(process)
+        release.wait(60)
+
+    with pytest.raises(LoadStuckError, match="a process of yolov5.2 has ended while it"):
+        loading.load(waits_for_ever, "yolov5.2", server=os.getpid(), has_process=True)
+    release.set()
+
+
+def test_a_load_that_fails_says_why() -> None:
+    def fails(*_: object) -> None:
+        raise ControlError("no such file")
+
+    with pytest.raises(ControlError, match="no such file"):
+        loading.load(fails, "yolov5", server=os.getpid(), has_process=True)
+
+
+def test_a_process_that_stays_stopped_while_it_loads_is_ended(start: Start) -> None:
+    now = [0.0]
+    processes = StartingProcesses(os.getpid(), ["preprocess"], clock=lambda: now[0])
+    process = start("preprocess")
+    process.send_signal(signal.SIGSTOP)
+    while not processes.are_stuck():
+        now[0] += 1.0
+        assert now[0] < 30
+        time.sleep(0.05)
+    assert process.wait(5) == -signal.SIGKILL
+
+
+def test_a_process_that_ended_before_anybody_looked_is_missed(start: Start) -> None:
+    now = [0.0]
+    models = ["preprocess", "postprocess"]
+    processes = StartingProcesses(os.getpid(), models, clock=lambda: now[0])
+    start("preprocess")
+    assert not processes.are_stuck()
+    now[0] += 19.0
+    assert not processes.are_stuck()
+    now[0] += 2.0
+    assert processes.are_stuck()
+    start("postprocess")
+    assert not processes.are_stuck()
+
+
+def test_cpu_time_of_the_model_processes_counts(start: Start) -> None:
+    before = cpu_seconds(os.getpid())
+    start("yolov5")
+    sum(range(3_000_000))
+    assert cpu_seconds(os.getpid()) > before
