@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from suppression import suppress
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 MAX_CANDIDATES = 30_000  # as many, the best ones, enter the suppression
 
@@ -96,11 +96,8 @@ def detect(
     """
     candidates = _best_candidates if best_class_only else _candidates
     boxes, scores, classes = candidates(rows, thresholds, class_filter)
-    if len(scores) > MAX_CANDIDATES:
-        best = scores.topk(MAX_CANDIDATES).indices
-        boxes, scores, classes = boxes[best], scores[best], classes[best]
-    groups = torch.zeros_like(classes) if thresholds.agnostic_nms else classes
-    kept = batched_nms(boxes, scores, groups, thresholds.iou_thres)[: thresholds.max_det]
+    groups = None if thresholds.agnostic_nms else classes
+    kept = suppress(boxes, scores, groups, thresholds.iou_thres, thresholds.max_det)
     return _to_picture(boxes[kept], placement), scores[kept], classes[kept]
 
 
@@ -110,15 +107,15 @@ def _candidates(
     rows = rows[rows[:, 4] > thresholds.conf_thres].float()
     all_scores = rows[:, 5:] * rows[:, 4:5]
     if thresholds.multi_label:
-        index, classes = (all_scores > thresholds.conf_thres).nonzero(as_tuple=True)
+        wanted = (all_scores > thresholds.conf_thres) & class_filter
+        index, classes = _best(wanted, all_scores).nonzero(as_tuple=True)
         scores = all_scores[index, classes]
-        wanted = class_filter[classes]
-        index, scores, classes = index[wanted], scores[wanted], classes[wanted]
     else:
         scores, classes = all_scores.max(1)
-        index = ((scores > thresholds.conf_thres) & class_filter[classes]).nonzero().squeeze(1)
+        wanted = (scores > thresholds.conf_thres) & class_filter[classes]
+        index = _best(wanted, scores).nonzero().squeeze(1)
         scores, classes = scores[index], classes[index]
-    return _corners(rows[index]), scores, classes
+    return _corners(rows[:, :4][index]), scores, classes
 
 
 def _best_candidates(
@@ -127,11 +124,27 @@ def _best_candidates(
     if thresholds.multi_label:
         raise InputError("multi_label is true, but the rows hold the best class alone")
     rows = rows[rows[:, 4] > thresholds.conf_thres].float()
-    classes = rows[:, 5].long()
+    scores, classes = rows[:, 4], rows[:, 5].long()
     if len(classes) and not 0 <= classes.min() <= classes.max() < len(class_filter):
         raise InputError(f"a row's class is none of the {len(class_filter)} there are")
-    rows, classes = rows[class_filter[classes]], classes[class_filter[classes]]
-    return _corners(rows), rows[:, 4], classes
+    index = _best(class_filter[classes], scores).nonzero().squeeze(1)
+    return _corners(rows[index]), scores[index], classes[index]
+
+
+def _best(wanted: Tensor, scores: Tensor) -> Tensor:
+    """`wanted`, of the same shape as `scores`, without all but its best `MAX_CANDIDATES`.
+
+    Of equal scores the first are taken. The candidates themselves are never listed: there may be
+    millions, for each of which a row of the network would be copied.
+    """
+    surplus = int(wanted.count_nonzero()) - MAX_CANDIDATES
+    if surplus <= 0:
+        return wanted
+    lowest = scores[wanted].kthvalue(surplus + 1).values
+    ties = (wanted & (scores == lowest)).flatten().nonzero().squeeze(1)
+    best = wanted & (scores > lowest)
+    best.view(-1)[ties[: MAX_CANDIDATES - int(best.count_nonzero())]] = True
+    return best
 
 
 def _corners(rows: Tensor) -> Tensor:

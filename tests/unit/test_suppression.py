@@ -1,0 +1,205 @@
+"""Against torchvision.ops.batched_nms, to the bit; and what it costs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import run
+from time import thread_time
+
+import numpy as np
+import pytest
+import torch
+import torchvision_ops
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nms import MAX_CANDIDATES, Placement, Thresholds, detect
+from suppression import suppress
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+POSTPROCESS = Path(torchvision_ops.__file__).parent
+
+
+def scattered(count: int, generator: torch.Generator) -> Tensor:
+    boxes = torch.rand((count, 4), generator=generator) * 200
+    boxes[:, 2:] = boxes[:, :2] + boxes[:, 2:] / 2
+    return boxes
+
+
+def whole_numbers(count: int, generator: torch.Generator) -> Tensor:
+    """Many IoUs that are exactly a half, a third, a quarter, or 0 / 0."""
+    boxes = torch.randint(0, 6, (count, 4), generator=generator).float()
+    boxes[:, 2:] += boxes[:, :2]
+    return boxes
+
+
+def inside_out(count: int, generator: torch.Generator) -> Tensor:
+    return torch.randn((count, 4), generator=generator) * 50
+
+
+def not_finite(count: int, generator: torch.Generator) -> Tensor:
+    boxes = scattered(count, generator)
+    odd = torch.tensor([torch.nan, torch.inf, -torch.inf, 3e38])
+    where = torch.rand((count, 4), generator=generator) < 0.1
+    boxes[where] = odd[torch.randint(0, 4, (int(where.sum()),), generator=generator)]
+    return boxes
+
+
+def reference(boxes: Tensor, scores: Tensor, groups: Tensor, iou: float, max_det: int) -> Tensor:
+    """Torchvision's answer; equal scores, which it puts in any order, in that of the candidates."""
+    kept = batched_nms(boxes, scores, groups, iou).sort().values
+    return kept[scores[kept].sort(descending=True, stable=True).indices][:max_det]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    make=st.sampled_from([scattered, whole_numbers, inside_out, not_finite]),
+    count=st.one_of(st.integers(0, 30), st.integers(990, 1600), st.integers(1600, 4000)),
+    group_count=st.sampled_from([1, 3, 80]),
+    score_steps=st.sampled_from([5, 1 << 24]),
+    iou=st.one_of(
+        st.sampled_from([0.0, 0.1, 0.25, 1 / 3, 0.45, 0.5, 0.9, 1.0]),
+        st.floats(0, 1, width=32),
+        st.floats(0, 1),
+    ),
+    max_det=st.sampled_from([1, 2, 300, 1000]),
+    seed=st.integers(0, 2**32),
+)
+def test_result_is_that_of_torchvision(
+    make: Callable[[int, torch.Generator], Tensor],
+    count: int,
+    group_count: int,
+    score_steps: int,
+    iou: float,
+    max_det: int,
+    seed: int,
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    boxes = make(count, generator)
+    scores = (torch.rand(count, generator=generator) * score_steps).ceil() / score_steps
+    groups = torch.randint(0, group_count, (count,), generator=generator)
+    if make is not_finite and count <= 1000 and group_count > 1:
+        groups *= 0  # the offset of a class would be infinite for all
+    wanted = reference(boxes, scores, groups, iou, max_det)
+    assert torch.equal(suppress(boxes, scores, groups, iou, max_det), wanted)
+    if group_count == 1:
+        assert torch.equal(suppress(boxes, scores, None, iou, max_det), wanted)
+
+
+def test_result_is_that_of_torchvision_for_as_many_candidates_as_there_may_be() -> None:
+    generator = torch.Generator().manual_seed(0)
+    boxes = scattered(MAX_CANDIDATES, generator) * 3
+    scores = torch.rand(MAX_CANDIDATES, generator=generator)
+    groups = torch.randint(0, 80, (MAX_CANDIDATES,), generator=generator)
+    for iou in (0.2, 0.6):
+        wanted = reference(boxes, scores, groups, iou, 1000)
+        assert torch.equal(suppress(boxes, scores, groups, iou, 1000), wanted)
+
+
+def crowded(rows: Tensor) -> None:
+    rows[:, :4] = torch.rand((len(rows), 4), generator=torch.Generator().manual_seed(1)) * 8 + 300
+
+
+def disjoint(rows: Tensor) -> None:
+    index = torch.arange(len(rows))
+    rows[:, :4] = torch.stack((index % 160 * 4.0, index // 160 * 4.0, *[index * 0 + 3.0] * 2), 1)
+
+
+def suppressed_by_the_last(rows: Tensor) -> None:
+    """999 boxes that suppress nothing, and one after them that suppresses all others."""
+    disjoint(rows)
+    rows[999:, :4] = torch.tensor([5000.0, 5000.0, 10.0, 10.0])
+    rows[:1000, 4:] = 1
+    rows[:1000, 6:] = 0
+
+
+def scattered_rows(rows: Tensor) -> None:
+    rows[:, :4] *= torch.tensor([640, 640, 64, 64])
+
+
+@pytest.mark.parametrize(
+    "arrange", [scattered_rows, crowded, disjoint, suppressed_by_the_last], ids=lambda f: f.__name__
+)
+@pytest.mark.parametrize("iou_thres", [0.0, 0.45, 1.0])
+@pytest.mark.parametrize("agnostic_nms", [0, 1])
+def test_the_heaviest_allowed_parameters_cost_less_than_a_third_of_a_second(
+    arrange: Callable[[Tensor], None], iou_thres: float, agnostic_nms: int
+) -> None:
+    rows = torch.rand((25_200, 85), generator=torch.Generator().manual_seed(0))
+    arrange(rows)
+    thresholds = Thresholds.from_row([0, iou_thres, 1000, agnostic_nms, 1])
+    placement = Placement.from_row([1, 1, 0, 0, 9999, 9999])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the server
+    try:
+        times = []
+        for _ in range(3):
+            started = thread_time()
+            detect(rows, thresholds, torch.ones(80, dtype=torch.bool), placement)
+            times.append(thread_time() - started)
+    finally:
+        torch.set_num_threads(threads)
+    assert min(times) < 0.3
+
+
+def test_operators_load_without_the_package_of_torchvision() -> None:
+    code = (
+        "import sys; import suppression, nms;"
+        "print([name for name in sys.modules if name.startswith(('torchvision', 'torch._dynamo'))])"
+    )
+    found = run(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": str(POSTPROCESS)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert found.stdout.strip() == "['torchvision_ops']"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "_C.so",
+        "_C.cpython-310-x86_64-linux-gnu.so",
+        "_C.abi3.so",
+        "_C_stable.so",
+        "_C_stable.abi3.so",
+    ],
+)
+def test_library_is_found_in_the_layouts_of_torchvision(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "torchvision"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise AssertionError('imported')")
+    for file in (name, "image.so", "image_stable.so"):
+        (package / file).touch()
+    monkeypatch.delitem(sys.modules, "torchvision")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert torchvision_ops._libraries() == [package / name]
+
+
+def test_package_is_imported_when_its_library_is_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torchvision_ops, "_libraries", lambda: [tmp_path / "_C.so"])
+    torchvision_ops.load_operators()
+    one = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
+    assert torch.ops.torchvision.nms(one, one[0, 2:3], 0.5).tolist() == [0]
+
+
+def test_candidates_beyond_the_limit_are_the_worst_and_of_equal_ones_the_last() -> None:
+    rows = torch.zeros((500, 85))
+    rows[:, :4] = torch.tensor([100.0, 100.0, 9.0, 9.0])
+    rows[:, 4] = 1
+    rows[:, 5:] = 0.5  # 40,000 candidates of the same score ...
+    rows[-1, 5:] = 0.6  # ... and 80 that are better
+    placement = Placement.from_row([1, 1, 0, 0, 9999, 9999])
+    thresholds = Thresholds.from_row([0.25, 1, 1000, 0, 1])
+    _, scores, classes = detect(rows, thresholds, torch.ones(80, dtype=torch.bool), placement)
+    assert scores[:80].tolist() == [np.float32(0.6)] * 80
+    assert classes[80:240].tolist() == [*range(80)] * 2
