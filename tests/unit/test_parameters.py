@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import json
 import string
 from dataclasses import replace
+from time import thread_time
 from typing import Any
 
 import pytest
-from parameters import NAMES, ParameterError, Parameters, parse_parameters
+from parameters import NAMES, ParameterError, Parameters, parse_parameters, read_text
 
 LABELS = ("person", "bus", "fire hydrant")
 
@@ -69,7 +71,19 @@ def test_what_is_allowed(given: dict[str, Any], expected: dict[str, Any]) -> Non
         ({"conf_thres": None}, "conf_thres is None;"),
         ({"max_det": 1.0}, "max_det is 1.0; allowed: a whole number from 1 to 1000"),
         ({"max_det": "1e2"}, "max_det is '1e2';"),
-        ({"max_det": "9" * 5000}, "max_det is '99999"),
+        ({"max_det": "9" * 4000}, "max_det is '99999"),
+        ({"max_det": "9" * 4097}, "max_det is too long; allowed: at most 4096 bytes"),
+        ({"classes": "0," * 2048 + "0"}, "classes is too long; allowed: at most 4096 bytes"),
+        ({"X-Yolo-Classes": "ä" * 2049}, "classes is too long; allowed: at most 4096 bytes"),
+        ({"classes": "[" * 4096}, "classes is '[[["),
+        ({"classes": "[]"}, "classes is '[]'; allowed where it begins with '[': a JSON list"),
+        ({"classes": "[0"}, "classes is '[0'; allowed where it begins with '[': a JSON list"),
+        ({"classes": "[3]"}, "classes names 3; allowed: indices from 0 to 2 or class names"),
+        ({"classes": "[-1]"}, "classes names -1;"),
+        ({"classes": "[1.0]"}, "classes names 1.0;"),
+        ({"classes": "[true]"}, "classes names True;"),
+        ({"classes": "[[0]]"}, "classes names [0];"),
+        ({"classes": '["bus "]'}, "classes names 'bus ';"),
         ({"classes": 0}, "classes is 0; allowed: a string of indices or names"),
         ({"classes": ""}, "classes names ''; allowed: indices from 0 to 2 or class names"),
         ({"classes": "3"}, "classes names '3';"),
@@ -102,6 +116,53 @@ def test_tritons_own_parameters_are_let_through() -> None:
         "triton_final_response",
     ):
         assert parse({name: 1}) == DEFAULTS
+
+
+ODD = ("a,b", " blank ", "1", '"q" \\ {x}:', "Katze 猫", "dog", "dog", "[x]", "")
+
+
+@pytest.mark.parametrize(
+    "classes, expected",
+    [
+        ('["a,b", 2]', {0, 2}),
+        (' ["a,b"]', {0}),
+        ('[" blank "]', {1}),
+        ("[1]", {1}),  # a number is an index
+        ('["1"]', {2}),  # a string is a name
+        ('["7"]', {7}),  # or an index, if there is no such name
+        ("1", {1}),  # without JSON it is an index first
+        (json.dumps([ODD[3]]), {3}),
+        ('["Katze \\u732b"]', {4}),  # ASCII, as for a header
+        ("Katze 猫", {4}),
+        ('["Katze 猫", "dog", 0, 0]', {0, 4, 5, 6}),
+        ("dog", {5, 6}),
+        ('["[x]", ""]', {7, 8}),
+    ],
+)
+@pytest.mark.parametrize("key", ["classes", "X-Yolo-Classes"])
+def test_classes_of_any_name_can_be_chosen(key: str, classes: str, expected: set[int]) -> None:
+    assert parse_parameters({key: classes}, ODD, DEFAULTS).classes == expected
+
+
+def test_parameters_too_long_to_be_read_are_refused_at_once() -> None:
+    assert read_text('{"max_det": 7}') == {"max_det": 7}
+    for name in ("classes", "triton_x", "x" * 100):
+        text = json.dumps({name: "0," * 20_000_000})
+        started = thread_time()
+        with pytest.raises(ParameterError, match="characters long; allowed: 4096 bytes for each"):
+            read_text(text)
+        assert thread_time() - started < 0.1
+
+
+def test_the_longest_parameters_are_read_quickly() -> None:
+    names = [f"class {index}" for index in range(1000)]
+    given = {
+        "classes": ",".join(["class 999"] * 409),
+        **{f"triton_{index}": "x" * 4096 for index in range(60)},
+    }
+    started = thread_time()
+    assert parse_parameters(read_text(json.dumps(given)), names, DEFAULTS).classes == {999}
+    assert thread_time() - started < 0.1
 
 
 def test_rows_of_the_tensors() -> None:

@@ -14,7 +14,7 @@ from decode import Decoder, ImageError, in_full
 from heap import settle
 from job import Job
 from line import FullError, Line, Request
-from parameters import ParameterError, parse_parameters
+from parameters import ParameterError, parse_parameters, read_text
 from preprocess_metrics import Metrics
 from served_model import read_served_model
 from settings import network_name, read_settings
@@ -72,7 +72,7 @@ class TritonPythonModel:
         wanted = {name: how for name, how in self.normalisers.items() if name in asked}
         refuse = partial(self.refuse, respond, len(elements))
         try:
-            parameters = self.parse(json.loads(read_parameters(request)))
+            parameters = self.parse(read_parameters(request))
             patience = self.patience
             if request.timeout():  # microseconds
                 patience = min(patience, request.timeout() / 1e6)
@@ -173,9 +173,9 @@ def sender_of(request):
 
 
 def read_parameters(request):
-    """The JSON that Triton makes of them; it takes over a header's bytes as they are."""
+    """By name. Triton makes JSON of them, and takes over a header's bytes as they are."""
     try:
-        return request.parameters() or "{}"
+        return read_text(request.parameters() or "{}")
     except UnicodeDecodeError:
         raise ParameterError("a parameter is no text; allowed: UTF-8") from None
 

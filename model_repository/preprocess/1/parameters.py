@@ -2,10 +2,13 @@
 
 A parameter comes under its own name (`conf_thres`) or, with a raw HTTP body, as a header
 (`X-Yolo-Conf-Thres: 0.4`), then always as text and in any letter case.
+
+All are read on the one thread that takes requests in, so none may be long.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +25,10 @@ _RESERVED = re.compile(
 _HEADER = re.compile(r"x-yolo-", re.IGNORECASE)
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
 _WHOLE = re.compile(r"\d+", re.ASCII)
+
+MAX_BYTES = 4096  # of one parameter, in UTF-8
+# Of all parameters as JSON: longer than those that exist can be, with every character escaped.
+_MAX_TEXT = 256 * 1024
 
 
 class ParameterError(ValueError):
@@ -56,6 +63,20 @@ class Parameters:
     def class_filter(self, count: int) -> list[bool]:
         """One flag for each of the model's `count` classes: may it be reported?"""
         return [not self.classes or index in self.classes for index in range(count)]
+
+
+def read_text(text: str) -> dict[str, object]:
+    """Read the JSON object in which Triton hands over the parameters of a request.
+
+    Raises:
+        ParameterError: it is too long to be worth reading.
+    """
+    if len(text) > _MAX_TEXT:
+        raise ParameterError(
+            f"the parameters are {len(text)} characters long; allowed: {MAX_BYTES} bytes for each"
+        )
+    given: dict[str, object] = json.loads(text)
+    return given
 
 
 def parse_parameters(
@@ -118,6 +139,8 @@ def _read(given: Mapping[str, object], names: Sequence[str]) -> dict[str, Any]:
             )
         if name in values:
             raise ParameterError(f"parameter '{name}' is given twice; allowed: once")
+        if isinstance(value, str) and len(value.encode("utf-8", "replace")) > MAX_BYTES:
+            raise ParameterError(f"{name} is too long; allowed: at most {MAX_BYTES} bytes")
         values[name] = reader(name, value, names)
     return values
 
@@ -169,19 +192,54 @@ def _classes(name: str, value: object, names: Sequence[str]) -> frozenset[int]:
         raise ParameterError(
             f"{name} is {_quoted(value)}; allowed: a string of indices or names, such as '0,2'"
         )
-    indices = {label: index for index, label in enumerate(names)}
-    chosen = set()
-    for item in (part.strip() for part in value.split(",")):
-        if _WHOLE.fullmatch(item) and len(item) < 10 and int(item) < len(names):
-            chosen.add(int(item))
-        elif item in indices:
-            chosen.add(indices[item])
-        else:
+    if value.lstrip().startswith("["):
+        items, find = _json_list(name, value), _json_class
+    else:
+        items, find = [item.strip() for item in value.split(",")], _text_class
+    named: dict[str, set[int]] = {}  # several classes may have the same name
+    for index, label in enumerate(names):
+        named.setdefault(label, set()).add(index)
+    chosen: set[int] = set()
+    for item in items:
+        indices = find(item, named, len(names))
+        if not indices:
             raise ParameterError(
                 f"{name} names {_quoted(item)}; allowed: indices from 0 to {len(names) - 1} or"
-                f" class names such as '{names[0]}', separated by commas"
+                f" class names such as {_quoted(names[0])}, separated by commas or as a JSON list"
             )
+        chosen |= indices
     return frozenset(chosen)
+
+
+def _json_list(name: str, value: str) -> list[object]:
+    """The form for names that hold commas, or begin or end with a blank."""
+    try:
+        items = json.loads(value)
+    except (ValueError, RecursionError):
+        items = None
+    if not isinstance(items, list) or not items:
+        raise ParameterError(
+            f"{name} is {_quoted(value)}; allowed where it begins with '[': a JSON list of indices"
+            " and names, such as '[\"a,b\", 2]'"
+        )
+    return items
+
+
+def _json_class(item: Any, named: Mapping[str, set[int]], count: int) -> set[int]:
+    """A number is an index. A string is a name, or an index if no class has that name."""
+    if isinstance(item, str):
+        return named.get(item) or _indexed(item, count)
+    return {item} if type(item) is int and 0 <= item < count else set()
+
+
+def _text_class(item: Any, named: Mapping[str, set[int]], count: int) -> set[int]:
+    """Digits are an index, or a name if there is no such index."""
+    return _indexed(item, count) or named.get(item, set())
+
+
+def _indexed(item: str, count: int) -> set[int]:
+    is_index = _WHOLE.fullmatch(item) and len(item) < 10 and int(item) < count
+    return {int(item)} if is_index else set()
 
 
 _READERS: dict[str, Callable[[str, object, Sequence[str]], object]] = {
