@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from decode import REASONS, Decoder, ImageError, ImageLimits, Room
 from numpy.typing import NDArray
-from support import PHOTO
+from support import PHOTO, wait_until
 
 LIMITS = ImageLimits(bytes=200_000, pixels=1_000_000)
 PICTURE = np.random.default_rng(0).integers(0, 256, (7, 11, 3), np.uint8)
@@ -194,7 +194,7 @@ def test_an_ordinary_progressive_jpeg_may_be_as_large_as_any(decode: Decode) -> 
     assert decode(progressive(np.zeros((1000, 1000, 3), np.uint8))).shape == (1000, 1000, 3)
 
 
-def test_what_is_decoded_at_the_same_time_has_a_limit() -> None:
+def test_pixels_decoded_at_the_same_time_are_limited_first_come_first_served() -> None:
     room = Room(10)
     entered = []
 
@@ -202,13 +202,18 @@ def test_what_is_decoded_at_the_same_time_has_a_limit() -> None:
         with room.taken(amount):
             entered.append(amount)
 
-    with ThreadPoolExecutor(2) as pool:
-        with room.taken(6):
-            large = pool.submit(enter, 5)
-            pool.submit(enter, 4).result(10)
-            assert entered == [4]
-        large.result(10)
-    assert entered == [4, 5]
+    with ThreadPoolExecutor(4) as pool:
+        with room.taken(4):
+            pool.submit(enter, 6).result(10)  # fits in beside the first
+            large = pool.submit(enter, 10)
+            wait_until(lambda: len(room._waiting) == 1, 10)
+            small = [pool.submit(enter, amount) for amount in (1, 2)]
+            wait_until(lambda: len(room._waiting) == 3, 10)
+            assert entered == [6]  # they would fit in, but came later
+        for future in (large, *small):
+            future.result(10)
+    assert entered[:2] == [6, 10]
+    assert sorted(entered[2:]) == [1, 2]
 
 
 _READ = cv2.imread(str(PHOTO))

@@ -99,17 +99,92 @@ def test_a_report_of_what_has_not_begun_changes_nothing(crowd: Crowd, ticket: in
 
 
 def test_one_more_than_may_wait_is_refused() -> None:
-    crowd = Crowd(room=3, ahead=2)
-    crowd.join("a", 2)
-    assert crowd.next() == ("a", 2)
-    crowd.join("b", 2)
+    crowd = Crowd(room=3, ahead=1)
+    crowd.join("a")
+    assert crowd.next() == ("a", 1)
+    for name in "bcd":
+        crowd.join(name)
     with pytest.raises(FullError, match=r"saturated: no more than 3 images may wait$"):
-        crowd.join("c", 2)
-    crowd.join("d")
-    crowd.line.report(2)
-    assert crowd.next() == ("b", 4)
-    crowd.join("e", 2)
+        crowd.join("e")
+    crowd.line.report(1)
+    assert crowd.next() == ("b", 2)
+    crowd.join("e")
     crowd.line.close()
+
+
+def fill(crowd: Crowd, images: int) -> int:
+    """How many requests of so many images may wait at the same time."""
+    for count in range(100):
+        try:
+            crowd.join(f"{images}", images)
+        except FullError:
+            return count
+    raise AssertionError("no limit")
+
+
+@pytest.fixture
+def busy() -> Iterator[Crowd]:
+    """All that comes has to wait."""
+    crowd = Crowd(room=64, ahead=1)
+    crowd.line._usual = 60  # no report is missed
+    crowd.join("first", 1)
+    assert crowd.next() == ("first", 1)
+    yield crowd
+    crowd.line.close()
+
+
+def test_requests_with_several_images_leave_a_quarter_of_the_queue_to_single_images(
+    busy: Crowd,
+) -> None:
+    assert fill(busy, 8) == 6
+    with pytest.raises(FullError, match=r"no more than 48 images may wait in requests with sev"):
+        busy.join("x", 8)
+    assert fill(busy, 1) == 16
+
+
+def test_single_images_that_fill_the_queue_do_not_shut_out_requests_with_several(
+    busy: Crowd,
+) -> None:
+    assert fill(busy, 1) == 64
+    assert fill(busy, 8) == 2
+
+
+def admitted(crowd: Crowd, count: int) -> list[str]:
+    names = []
+    for _ in range(count):
+        name, ticket = crowd.next()
+        names.append(name)
+        crowd.line.report(ticket)
+    return names
+
+
+def test_single_image_passes_the_batches_of_others(busy: Crowd) -> None:
+    for name in "abcdef":
+        busy.join(name, 8)
+    busy.join("single")
+    busy.line.report(1)
+    assert admitted(busy, 7) == ["single", *"abcdef"]
+
+
+def test_batch_is_passed_by_no_more_than_a_queue_of_single_images(busy: Crowd) -> None:
+    """However many callers come again and again, each as soon as it is answered."""
+    busy.join("batch", 8)
+    for _ in range(20):
+        busy.join("single")
+    busy.line.report(1)
+    names = []
+    while "batch" not in names:
+        names += admitted(busy, 1)
+        busy.join("single")
+    assert 50 <= len(names) <= 64 + 20
+    admitted(busy, 20 + 1)
+
+
+def test_requests_of_one_size_are_admitted_in_order_of_arrival(busy: Crowd) -> None:
+    for name in "abcdef":
+        busy.join(name, 3)
+    busy.line.report(1)
+    assert admitted(busy, 6) == [*"abcdef"]
 
 
 def test_a_request_of_more_images_than_may_wait_is_taken_when_none_do(crowd: Crowd) -> None:

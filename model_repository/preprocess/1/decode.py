@@ -7,6 +7,7 @@ import binascii
 import os
 import re
 import struct
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -74,7 +75,9 @@ class ImageLimits:
 
 
 class Room:
-    """Lets threads in for as long as what they bring fits in.
+    """Lets threads in for as long as what they bring fits in, first come, first served.
+
+    A thread that brings much would otherwise wait for as long as others keep coming with little.
 
     Args:
         size: of the room; no thread may bring more.
@@ -82,14 +85,19 @@ class Room:
 
     def __init__(self, size: int) -> None:
         self._free = size
+        self._waiting: deque[object] = deque()  # one of its own for each thread
         self._changed = Condition()
 
     @contextmanager
     def taken(self, amount: int) -> Iterator[None]:
-        """Wait until so much of the room is free, and take it."""
+        """Wait until so much of the room is free and no earlier thread waits, and take it."""
+        turn = object()
         with self._changed:
-            self._changed.wait_for(lambda: amount <= self._free)
+            self._waiting.append(turn)
+            self._changed.wait_for(lambda: self._waiting[0] is turn and amount <= self._free)
+            self._waiting.popleft()
             self._free -= amount
+            self._changed.notify_all()  # the next one may fit in as well
         try:
             yield
         finally:

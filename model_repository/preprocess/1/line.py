@@ -4,6 +4,13 @@ Triton's own queue limits are not used. With them its dynamic batcher forgets a 
 while the model is busy with another, until the next one comes or half a second has passed
 (https://github.com/triton-inference-server/core, `PriorityQueue::SupportPrefetching`).
 
+Nothing that Triton hands over tells one caller from another, so the queue is fair by the size of
+requests. They are admitted in order of arrival, except that a request of n images lets others pass
+until (n - 1) eighths of the queue's capacity have been admitted after its arrival. So callers with
+batches do not keep callers with single images waiting, nor the other way round. For the same reason
+neither kind can fill the queue: a quarter of it is kept for single images, and requests with
+several may go a quarter beyond it.
+
 Nothing tells this first step how many images the later ones still hold, which bounds their memory.
 So every request takes a ticket along, and the last step reports it. Some never get there: Triton
 drops a request between two steps when its caller has gone, and tells nobody. What began before a
@@ -13,7 +20,7 @@ one usually takes, all that are on their way are taken for lost.
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import insort
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Condition, Thread
@@ -22,6 +29,8 @@ from time import monotonic
 # How long a report is waited for: until there has been one, at least, and at most.
 _FIRST, _LEAST, _MOST = 0.25, 0.05, 1.0  # seconds
 _USUAL = 4  # times what it usually takes
+_LARGEST = 8  # images of a request, Triton's max_batch_size
+_RESERVE = 4  # the part of the queue that is kept for each kind of request, as a divisor
 _DOWN = 4  # times as many images lost in a row as may wait: then the network is down
 
 
@@ -49,15 +58,19 @@ class Request:
 class Line:
     """
     Args:
-        room: images that may wait.
+        room: images that may wait; see above for requests with several.
         ahead: images that may be on their way at the same time.
     """
 
     def __init__(self, *, room: int, ahead: int) -> None:
         self._room = room
         self._ahead = ahead
-        self._requests: deque[Request] = deque()
+        self._reserve = room // _RESERVE
+        # In the order in which they are admitted: turn, number of arrival, request.
+        self._requests: list[tuple[int, int, Request]] = []
+        self._arrived = 0  # requests
         self._waiting = 0  # images
+        self._waiting_in_batches = 0  # of these, images of requests with several
         self._ticket = 0  # of the last that began: the images that have begun until then
         self._begun: dict[
             int, tuple[int, float]
@@ -79,14 +92,32 @@ class Line:
             FullError: too many do already. A request that nobody is before is never too large.
         """
         with self._changed:
-            if self._waiting and self._waiting + request.images > self._room:
-                raise FullError(f"saturated: no more than {self._room} images may wait")
-            self._requests.append(request)
-            self._waiting += request.images
+            self._check_room(request.images)
+            self._arrived += 1
+            turn = self._ticket + (request.images - 1) * self._room // _LARGEST
+            insort(self._requests, (turn, self._arrived, request))
+            self._count(request, 1)
         self._let_go()
         with self._changed:
             if self._requests and self._asleep:
                 self._changed.notify()  # from now on somebody has to look at the time
+
+    def _check_room(self, images: int) -> None:
+        batches = self._waiting_in_batches + images
+        if not self._waiting or (images > 1 and batches <= self._reserve):
+            return
+        if self._waiting + images > self._room:
+            raise FullError(f"saturated: no more than {self._room} images may wait")
+        if images > 1 and batches > self._room - self._reserve:
+            raise FullError(
+                f"saturated: no more than {self._room - self._reserve} images may wait in requests"
+                " with several"
+            )
+
+    def _count(self, request: Request, sign: int) -> None:
+        self._waiting += sign * request.images
+        if request.images > 1:
+            self._waiting_in_batches += sign * request.images
 
     def report(self, ticket: int) -> None:
         """The request with this ticket has left the network behind it, and all before it."""
@@ -118,9 +149,9 @@ class Line:
         longer."""
         while True:
             with self._changed:
-                if not self._requests or self._requests[0].deadline < monotonic():
+                if not self._requests or self._requests[0][-1].deadline < monotonic():
                     return
-                request = self._requests[0]
+                *_, request = self._requests[0]
                 ticket = self._first()
             if ticket is None:
                 return
@@ -151,17 +182,17 @@ class Line:
 
     def _late(self) -> list[Request]:
         now = monotonic()
-        late = [request for request in self._requests if request.deadline < now]
-        for request in late:
-            self._take(request)
-        return late
+        late = [waiting for waiting in self._requests if waiting[-1].deadline < now]
+        for waiting in late:
+            self._take(waiting)
+        return [request for *_, request in late]
 
     def _first(self) -> int | None:
         """The ticket of the first that waits, who waits no longer; None if he has to."""
         if not self._requests or not (self._closed or self._may_go()):
             return None
-        request = self._requests[0]
-        self._take(request)
+        *_, request = self._requests[0]
+        self._take(self._requests[0])
         self._ticket += request.images
         self._begun[self._ticket] = (request.images, monotonic())
         self._under_way += request.images
@@ -183,6 +214,6 @@ class Line:
             return _MOST
         return min(_MOST, max(_LEAST, _USUAL * self._usual))
 
-    def _take(self, request: Request) -> None:
-        self._requests.remove(request)
-        self._waiting -= request.images
+    def _take(self, waiting: tuple[int, int, Request]) -> None:
+        self._requests.remove(waiting)
+        self._count(waiting[-1], -1)
