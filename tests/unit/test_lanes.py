@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cores import available_cpus, cores_of_instance
+from cores import cores_of_instance
+from cpu_count import available_cpus
 from lanes import Lanes, Run, widths
 from single import Answer, Tensors
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from cpu_count import available_cpus
 from decode import ImageLimits
 from parameters import NAMES, Parameters, read_defaults
 
@@ -76,7 +76,7 @@ def read_settings(
     unknown = set(config) - {*NAMES, *_OWN}
     if unknown:
         raise SettingsError(f"setting '{min(unknown)}' is unknown")
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cpus()
     return Settings(
         defaults=read_defaults(
             {name: config[name] for name in NAMES if name in config},
