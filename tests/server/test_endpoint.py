@@ -114,6 +114,24 @@ def test_headers_are_parameters_in_any_letter_case(server: RunningServer) -> Non
     assert expected["det_labels"].tolist() == [[b"RBC", b"RBC"]]
 
 
+def test_classes_may_be_a_json_list_on_every_way(server: RunningServer) -> None:
+    image = PHOTO.read_bytes()
+    expected = ask_grpc(server.grpc, [image], {"classes": "RBC,0"})
+    listed = '["\\u0052BC", 0]'
+    assert_same(expected, ask_grpc(server.grpc, [image], {"classes": listed}))
+    assert_same(expected, parse_binary(post_raw(server.http, image, {"X-Yolo-Classes": listed})))
+    text = base64.b64encode(image).decode()
+    assert_same(expected, ask_generate(server, text, classes=listed))
+
+
+def test_header_may_hold_utf_8(server: RunningServer) -> None:
+    """There is no such class, but the answer shows that the name arrived whole."""
+    as_bytes = "Katze 猫".encode().decode("latin-1")  # http.client sends Latin-1
+    reply = post_raw(server.http, PHOTO.read_bytes(), {"X-Yolo-Classes": as_bytes})
+    assert reply.status == 400
+    assert "classes names 'Katze \\u732b'; allowed: indices from 0 to 2" in reply.json()["error"]
+
+
 def test_parameters_choose_the_detections(server: RunningServer) -> None:
     image = PHOTO.read_bytes()
     everything = ask_grpc(server.grpc, [image])

@@ -26,6 +26,7 @@ from support import (
     post,
     post_raw,
 )
+from tritonclient.utils import InferenceServerException
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -228,3 +229,13 @@ def test_hostile_files_are_answered_or_refused(server: RunningServer) -> None:
             assert "image 1 of 1: " in reply.json()["error"]
     print(outcomes)
     assert_same(ask_grpc(server.grpc, [PHOTO_BYTES]), ask_grpc(server.grpc, [PHOTO_BYTES]))
+
+
+def test_long_parameters_are_refused_at_once(server: RunningServer) -> None:
+    for classes in ("0," * 2100, "0," * 2_000_000):
+        with pytest.raises(InferenceServerException) as caught:
+            ask_grpc(server.grpc, [PHOTO_BYTES], {"classes": classes})
+        assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+        assert "allowed: at most 4096 bytes" in caught.value.message() or (
+            "allowed: 4096 bytes for each" in caught.value.message()
+        )

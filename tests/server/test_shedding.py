@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,10 +20,12 @@ from support import (
     ask_grpc,
     assert_same,
     image_tensor,
+    infer,
     inferences,
     post_raw,
     wait_until,
 )
+from tritonclient.utils import InferenceServerException
 
 PHOTO_BYTES = PHOTO.read_bytes()
 
@@ -161,3 +165,32 @@ def test_the_network_does_not_work_for_those_who_have_gone(
     assert {call.error.status() for call in refused} == {"StatusCode.CANCELLED"}
     ask_grpc(server.grpc, [PHOTO_BYTES])  # after all of them
     assert inferences(server, "yolov5") - before < 40
+
+
+def test_single_caller_gets_a_fair_share_beside_twelve_callers_with_batches(
+    server: RunningServer,
+) -> None:
+    """Each asks again as soon as there is an answer; until 36 batches have been answered."""
+    answered, refused = Counter[int](), Counter[int]()
+    over = threading.Event()
+
+    def ask_again_and_again(images: int) -> None:
+        with grpc.InferenceServerClient(server.grpc) as client:
+            while not over.is_set():
+                try:
+                    infer(client, [PHOTO_BYTES] * images)
+                except InferenceServerException as error:
+                    assert "saturated: " in error.message()
+                    refused[images] += 1
+                    time.sleep(0.05)
+                else:
+                    answered[images] += 1
+                    if answered[8] >= 36:
+                        over.set()
+
+    with ThreadPoolExecutor(13) as pool:
+        callers = [pool.submit(ask_again_and_again, images) for images in (*[8] * 12, 1)]
+        for caller in callers:
+            caller.result(240)
+    assert refused[1] == 0
+    assert answered[1] >= answered.total() / 13

@@ -239,6 +239,17 @@ def test_when_all_get_lost_they_go_slowly() -> None:
     crowd.line.close()
 
 
+def test_slow_network_is_not_taken_for_one_that_loses_requests(crowd: Crowd) -> None:
+    crowd.line._usual = 2.0  # seconds from one report to the next
+    crowd.join("a", 2)
+    assert crowd.next() == ("a", 2)
+    crowd.join("b")
+    with pytest.raises(Empty):
+        crowd.next(1.5)
+    crowd.line.report(2)
+    assert crowd.next() == ("b", 3)
+
+
 def test_at_the_end_all_go() -> None:
     crowd = Crowd(room=9, ahead=1)
     for name in "abc":

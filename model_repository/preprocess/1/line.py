@@ -26,8 +26,10 @@ from dataclasses import dataclass
 from threading import Condition, Thread
 from time import monotonic
 
-# How long a report is waited for: until there has been one, at least, and at most.
-_FIRST, _LEAST, _MOST = 0.25, 0.05, 1.0  # seconds
+# How long a report is waited for: until there has been one, at least, and at most. A batch of 8 takes
+# seconds on a slow machine: one taken for lost too early lets others in, out of turn.
+_FIRST, _LEAST, _MOST = 0.25, 0.05, 10.0  # seconds
+_WHEN_DOWN = 1.0  # and at least, while the network is down
 _USUAL = 4  # times what it usually takes
 _LARGEST = 8  # images of a request, Triton's max_batch_size
 _RESERVE = 4  # the part of the queue that is kept for each kind of request, as a divisor
@@ -210,9 +212,8 @@ class Line:
         return True
 
     def _patience(self) -> float:
-        if self._lost >= _DOWN * self._room:
-            return _MOST
-        return min(_MOST, max(_LEAST, _USUAL * self._usual))
+        least = _WHEN_DOWN if self._lost >= _DOWN * self._room else _LEAST
+        return min(_MOST, max(least, _USUAL * self._usual))
 
     def _take(self, waiting: tuple[int, int, Request]) -> None:
         self._requests.remove(waiting)
