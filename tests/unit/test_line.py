@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from queue import Empty, Queue
@@ -11,7 +12,7 @@ import pytest
 from job import Job
 from line import FullError, Line, Request
 
-PATIENCE = 0.25  # seconds, before the first report
+PATIENCE = 1.0  # seconds, before the first report
 
 
 class Crowd:
@@ -36,7 +37,7 @@ class Crowd:
 
     def assert_quiet(self) -> None:
         with pytest.raises(Empty):
-            self.events.get(timeout=PATIENCE / 5)
+            self.events.get(timeout=0.05)
 
 
 @pytest.fixture
@@ -248,6 +249,21 @@ def test_slow_network_is_not_taken_for_one_that_loses_requests(crowd: Crowd) -> 
         crowd.next(1.5)
     crowd.line.report(2)
     assert crowd.next() == ("b", 3)
+
+
+def test_slow_requests_taken_for_lost_give_the_next_ones_more_time(crowd: Crowd) -> None:
+    crowd.line._usual = 0.05  # seconds: far less than what they take now
+    for ticket, name in ((2, "a"), (4, "b"), (6, "c")):
+        crowd.join(name, 2)
+        assert crowd.next() == (name, ticket)
+    time.sleep(0.5)
+    crowd.line.report(2)  # a comes after all
+    assert crowd.line._usual > 0.4
+    crowd.join("d")
+    with pytest.raises(Empty):
+        crowd.next(1)
+    crowd.line.report(6)
+    assert crowd.next() == ("d", 7)
 
 
 def test_at_the_end_all_go() -> None:

@@ -26,12 +26,13 @@ from dataclasses import dataclass
 from threading import Condition, Thread
 from time import monotonic
 
-# How long a report is waited for: until there has been one, at least, and at most. A batch of 8 takes
-# seconds on a slow machine: one taken for lost too early lets others in, out of turn.
-_FIRST, _LEAST, _MOST = 0.25, 0.05, 10.0  # seconds
+# How long a report is waited for: until there has been one, at least, and at most. A batch of 8
+# takes seconds on a slow machine: one taken for lost too early lets others in, out of turn.
+_FIRST, _LEAST, _MOST = 1.0, 0.05, 10.0  # seconds
 _WHEN_DOWN = 1.0  # and at least, while the network is down
 _USUAL = 4  # times what it usually takes
 _LARGEST = 8  # images of a request, Triton's max_batch_size
+_REMEMBERED = 1000  # requests taken for lost
 _RESERVE = 4  # the part of the queue that is kept for each kind of request, as a divisor
 _DOWN = 4  # times as many images lost in a row as may wait: then the network is down
 
@@ -77,6 +78,7 @@ class Line:
         self._begun: dict[
             int, tuple[int, float]
         ] = {}  # on their way, by ticket: images, since when
+        self._missing: dict[int, float] = {}  # taken for lost, by ticket: since when under way
         self._under_way = 0  # images
         self._heard = 0.0  # when the last report came
         self._usual = _FIRST / _USUAL  # seconds from one report to the next
@@ -124,12 +126,19 @@ class Line:
     def report(self, ticket: int) -> None:
         """The request with this ticket has left the network behind it, and all before it."""
         with self._changed:
-            passed = [begun for begun in self._begun if begun <= ticket <= self._ticket]
-            if not passed:
+            if ticket > self._ticket:
+                return
+            passed = [begun for begun in self._begun if begun <= ticket]
+            # If it was taken for lost, it was slow: the next ones are given more time.
+            slow = self._missing.get(ticket)
+            for missing in [missing for missing in self._missing if missing <= ticket]:
+                del self._missing[missing]
+            if not passed and slow is None:
                 return
             now = monotonic()
-            since = max(self._heard, self._begun[passed[0]][1])
-            self._usual += 0.2 * (now - since - self._usual)
+            since = self._begun[passed[0]][1] if slow is None else slow
+            taken = now - max(self._heard, since)
+            self._usual = self._usual + 0.2 * (taken - self._usual) if slow is None else taken
             self._heard, self._lost = now, 0
             for begun in passed:
                 self._forget(begun)
@@ -207,6 +216,9 @@ class Line:
         if monotonic() - max(self._heard, last) < self._patience():
             return False
         self._lost += self._under_way
+        self._missing.update((ticket, since) for ticket, (_, since) in self._begun.items())
+        for ticket in [*self._missing][:-_REMEMBERED]:
+            del self._missing[ticket]
         self._begun.clear()
         self._under_way = 0
         return True
