@@ -6,6 +6,7 @@ import base64
 import json
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -130,6 +131,21 @@ def test_header_may_hold_utf_8(server: RunningServer) -> None:
     reply = post_raw(server.http, PHOTO.read_bytes(), {"X-Yolo-Classes": as_bytes})
     assert reply.status == 400
     assert "classes names 'Katze \\u732b'; allowed: indices from 0 to 2" in reply.json()["error"]
+
+
+def test_requests_of_all_thresholds_that_come_together_get_their_own_answers(
+    server: RunningServer,
+) -> None:
+    """The step answers those with a high conf_thres first."""
+    heavy: dict[str, Any] = {"conf_thres": 0, "iou_thres": 1, "max_det": 1000}
+    given = [heavy, {}, {"conf_thres": 0.5}, {**heavy, "multi_label": True, "agnostic_nms": True}]
+    image = PHOTO.read_bytes()
+    expected = [ask_grpc(server.grpc, [image], parameters) for parameters in given]
+    with ThreadPoolExecutor(8) as pool:
+        answers = [*pool.map(lambda one: ask_grpc(server.grpc, [image], one), given * 4)]
+    for answer, wanted in zip(answers, expected * 4):
+        assert answer["num_dets"].tolist() == wanted["num_dets"].tolist()
+        np.testing.assert_allclose(answer["det_scores"], wanted["det_scores"], atol=1e-3)
 
 
 def test_parameters_choose_the_detections(server: RunningServer) -> None:
