@@ -19,9 +19,9 @@ from yolov5_client import Client
 
 answers = []
 for address in sys.argv[2:]:
-    with Client(address) as client:
+    with Client(address) as client, open(sys.argv[1], "rb") as photo:
         answers.append(client.detect(sys.argv[1], conf_thres=0.5, classes=["RBC", 2]).to_dict())
-        answers += [found.to_dict() for found in client.detect_stream([open(sys.argv[1], "rb")])]
+        answers += [found.to_dict() for found in client.detect_stream([photo])]
 print(json.dumps([sys.version_info[:2], int(numpy.__version__.split(".")[0]), answers]))
 """
 
