@@ -41,7 +41,14 @@ def folder() -> Iterator[Path]:
 def owned() -> set[Path]:
     """The user's files, wherever it might have made some."""
     places = [ROOT, Path("/tmp"), Path("/var/tmp"), Path("/run"), Path("/home"), SHARED_MEMORY]
-    command = ["find", *map(str, filter(Path.exists, places)), "-uid", str(USER), "-print0"]
+    command = [
+        "find",
+        *map(str, filter(Path.exists, places)),
+        "-xdev",
+        "-uid",
+        str(USER),
+        "-print0",
+    ]
     # Files come and go meanwhile, and find complains about those.
     found = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
     return {Path(os.fsdecode(name)) for name in found.split(b"\0") if name}
