@@ -7,16 +7,18 @@ import fcntl
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ._errors import BuildError
 from ._names import MODEL
+from ._staging import abandoned, staging_folder
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_STAGING = f".{MODEL}-"
+_OLD = "old"
 
 
 def version_folder(model: Path) -> Path | None:
@@ -39,12 +41,13 @@ def new_version(repository: Path) -> Iterator[tuple[Path, Path]]:
         BuildError: the repository cannot be written to.
     """
     served = repository / MODEL
-    newest = version_folder(served)
-    number = int(newest.name) + 1 if newest else 1
     try:
+        _bring_back(repository)
+        newest = version_folder(served)
+        number = int(newest.name) + 1 if newest else 1
         # Beside the repository: inside it, Triton would take the staging folder for a model.
-        with tempfile.TemporaryDirectory(prefix=f".{MODEL}-", dir=repository.parent) as staging:
-            new = Path(staging, MODEL)
+        with staging_folder(repository.parent, _STAGING) as staging:
+            new = staging / MODEL
             version = new / str(number)
             version.mkdir(parents=True)
             yield new, version
@@ -57,6 +60,15 @@ def new_version(repository: Path) -> Iterator[tuple[Path, Path]]:
         raise BuildError(
             f"{repository.name} cannot be written to: {error.strerror or error}."
         ) from None
+
+
+def _bring_back(repository: Path) -> None:
+    """Put the served network back where a process was killed between the two renames of an exchange
+    that is not one step."""
+    served = repository / MODEL
+    for folder in abandoned(repository.parent, _STAGING):
+        if not served.exists() and (folder / _OLD).is_dir():
+            (folder / _OLD).rename(served)
 
 
 @contextmanager
@@ -81,7 +93,7 @@ def _exchange(new: Path, served: Path) -> None:
         _AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(served), _RENAME_EXCHANGE
     )
     if not done:
-        old = new.with_name("old")
+        old = new.with_name(_OLD)
         served.rename(old)
         try:
             new.rename(served)

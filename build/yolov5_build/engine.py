@@ -23,6 +23,7 @@ from yolov5_client._streams import prepare_streams
 
 from . import BuildError, _plan, _tensorrt
 from .__main__ import REPOSITORY
+from ._errors import no_room
 from ._names import CONFIG_FILE, MODEL, PRECISION_KEY, PRECISIONS, WEIGHTS_FILE
 from ._photos import example_images
 from ._quantise import TARGETS
@@ -79,6 +80,9 @@ def main(arguments: list[str] | None = None) -> int:
             make_plan(options)
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {no_room(error)}; what was served still is.", file=sys.stderr)
         return 1
     return 0
 
