@@ -131,6 +131,7 @@ def install_onnx(
         stride=stride,
         letterbox=letterbox,
         head=metadata.head,
+        source=metadata.source,
     )
     compact = partial(
         config,

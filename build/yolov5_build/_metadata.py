@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 
 from . import _names as names
+from ._names import SOURCES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,7 @@ class Metadata:
         head: one of `HEADS`.
         precision: one of `PRECISIONS`.
         provenance: one line that says where the network comes from.
+        source: one of `SOURCES`.
         max_batch_size: None for the repository's usual one.
     """
 
@@ -28,6 +30,7 @@ class Metadata:
     head: str
     precision: str
     provenance: str
+    source: str = SOURCES[0]
     max_batch_size: int | None
 
 
@@ -43,5 +46,6 @@ def read_metadata(model: onnx.ModelProto | Path) -> Metadata:
         head=entries[names.HEAD_KEY],
         precision=entries[names.PRECISION_KEY],
         provenance=" ".join(entries[names.PROVENANCE_KEY].split()),
+        source=entries.get(names.SOURCE_KEY, SOURCES[0]),
         max_batch_size=int(limit) if limit else None,
     )

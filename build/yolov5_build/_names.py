@@ -24,11 +24,15 @@ HEADS = ("full", "reduced")  # those that postprocess reads
 PRECISIONS = ("fp32", "fp16", "int8", "int8-symmetric")
 BF16 = "bf16"  # not of a file: computed in, from one in FP32
 
+# What a network was made of: its precision can be chosen, or is that of the file.
+SOURCES = ("checkpoint", "onnx")
+
 # Keys of an ONNX file's metadata; the first two are those of YOLOv5's own exporter.
 NAMES_KEY = "names"
 STRIDE_KEY = "stride"
 HEAD_KEY = "head"
 PRECISION_KEY = "precision"
 PROVENANCE_KEY = "provenance"
+SOURCE_KEY = "source"
 MAX_BATCH_KEY = "max_batch_size"  # only where it is less than the repository's usual one
 FULL_KEY = "full_sha256"  # of a second form: the file that it is a form of

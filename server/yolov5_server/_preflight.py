@@ -163,10 +163,10 @@ def precision_of(config: model_config_pb2.ModelConfig) -> str:
 def check_precision(config: model_config_pb2.ModelConfig, wanted: str) -> None:
     found = precision_of(config)
     if wanted != "auto" and found != wanted:
-        raise StartError(
-            f"PRECISION is {wanted}, but the installed network is {found};"
-            " `make model` without --half and --int8 installs one in FP32."
-        )
+        remedy = "`make model` without --half and --int8 installs one in FP32"
+        if config.parameters["source"].string_value == "onnx":
+            remedy = "so was the .onnx file that was imported; export it in FP32, and install that"
+        raise StartError(f"PRECISION is {wanted}, but the installed network is {found}; {remedy}.")
 
 
 def check_shared_memory(config: model_config_pb2.ModelConfig, free: int) -> None:

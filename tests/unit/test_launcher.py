@@ -141,7 +141,15 @@ def test_a_precision_that_is_not_installed() -> None:
     check_precision(config, "fp32")
     config.parameters["precision"].string_value = "int8"
     check_precision(config, "auto")
-    with pytest.raises(StartError, match="PRECISION is fp32, but the installed network is int8;"):
+    with pytest.raises(StartError, match="installed network is int8; `make model` without --half"):
+        check_precision(config, "fp32")
+
+
+def test_advice_on_precision_fits_an_imported_file() -> None:
+    config = model_config_pb2.ModelConfig()
+    config.parameters["precision"].string_value = "fp16"
+    config.parameters["source"].string_value = "onnx"
+    with pytest.raises(StartError, match="is fp16; so was the .onnx file .* export it in FP32"):
         check_precision(config, "fp32")
 
 
