@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from ._errors import BuildError
-from ._onnx_file import quoted
+from ._labels import as_labels, is_name
 from ._onnx_rows import Layout
 
 _GIVE_NAMES = "give them with --names FILE, one a line"
-MAX_CHARACTERS = 1 << 20  # of the names together
+MAX_CHARACTERS = 1 << 18  # of the names together
 
 
 def class_names(
@@ -27,21 +27,16 @@ def class_names(
         classes: how many there must be.
 
     Raises:
-        BuildError: there are none, too few or too many, or one is not a line of text.
+        BuildError: there are none, too few or too many.
     """
-    labels = list(given) if given is not None else _parsed(name, text)
+    labels: list[Any] = list(given) if given is not None else _parsed(name, text)
     hint = "" if given is not None else f"; {_GIVE_NAMES}"
     if len(labels) != classes:
         raise BuildError(f"{name} has {classes} classes but {len(labels)} class names{hint}.")
-    for label in labels:
-        if not label.strip() or len(label.splitlines()) != 1 or not _is_unicode(label):
-            raise BuildError(
-                f"{name} has a class name that is not one line of text, {quoted(label)}{hint}."
-            )
-    return labels
+    return list(as_labels(labels))
 
 
-def _parsed(name: str, text: str | None) -> list[str]:
+def _parsed(name: str, text: str | None) -> list[Any]:
     """Names from a list, or a dict by index, as Python or as JSON writes them."""
     names: Any = None
     for parse in (json.loads, ast.literal_eval):
@@ -61,20 +56,9 @@ def _parsed(name: str, text: str | None) -> list[str]:
             names = [by_index[index] for index in range(len(names))]
     except (TypeError, ValueError):
         names = None
-    # A data set of digits has numbers as names.
-    if not isinstance(names, (list, tuple)) or not all(
-        isinstance(label, (str, int, float)) for label in names
-    ):
+    if not isinstance(names, (list, tuple)) or not all(is_name(label) for label in names):
         raise BuildError(f"{name} has no class names in it; {_GIVE_NAMES}.")
-    return [str(label) for label in names]
-
-
-def _is_unicode(label: str) -> bool:
-    try:
-        label.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold
-        return False
-    return True
+    return list(names)
 
 
 def largest_stride(text: str | None, layout: Layout, height: int, width: int) -> int:

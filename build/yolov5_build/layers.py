@@ -409,6 +409,8 @@ _TORCH = {
 
 LAYERS: dict[str, type[nn.Module]] = {
     **{f"{cls.__module__}.{cls.__name__}": ours for cls, ours in _TORCH.items()},
+    # In training it averages over several processes; a trained one is a batch norm like any other.
+    "torch.nn.modules.batchnorm.SyncBatchNorm": _TORCH[nn.BatchNorm2d],
     "torch.nn.modules.padding.ZeroPad2d": ZeroPad2d,
     "torch.nn.modules.linear.NonDynamicallyQuantizableLinear": _TORCH[nn.Linear],
     "torch.nn.modules.linear._LinearWithBias": _TORCH[nn.Linear],
