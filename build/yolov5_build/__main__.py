@@ -14,16 +14,18 @@ from typing import Any
 
 from yolov5_client import DataError
 from yolov5_client._streams import prepare_streams
-from yolov5_client.evaluation import Split, read_names, read_split
+from yolov5_client.evaluation import Split, read_split
 
 from . import _names as names
 from ._candidates import export_candidates
 from ._checkpoint import Checkpoint, load_checkpoint
 from ._download import fetch_release, is_release_name
-from ._errors import BuildError
+from ._errors import BuildError, no_room
 from ._evaluate import Figures, evaluate
 from ._export import export_onnx
 from ._install import Installed, install_onnx
+from ._labels import read_names_file
+from ._limits import reading, supervised
 from ._metadata import read_metadata
 from ._onnx_import import import_onnx
 from ._quantise import CALIBRATION_PHOTOS, TARGETS, quantise
@@ -42,12 +44,18 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         if options.save:
-            save_safetensors(_checkpoint(_find(options.weights)), options.save)
+            weights = _find(options.weights)
+            with reading(weights):
+                checkpoint = _checkpoint(weights, options.names)
+            save_safetensors(checkpoint, options.save)
             print(f"Wrote {options.save}.")
         else:
             _report(options, _install(options))
     except (BuildError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {no_room(error)}; what was served still is.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("error: interrupted; what was served still is.", file=sys.stderr)
@@ -71,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         "--letterbox", choices=names.LETTERBOX_MODES, default="square", help="(%(default)s)"
     )
     parser.add_argument(
-        "--names", type=Path, help="class names, one a line or a data.yaml (.onnx only)"
+        "--names", type=Path, help="class names in place of the file's: one a line, or a data.yaml"
     )
     parser.add_argument("--half", action="store_true", help="compute in FP16")
     parser.add_argument(
@@ -108,8 +116,10 @@ def _find(weights: str) -> Path:
     return Path(weights)
 
 
-def _checkpoint(path: Path) -> Checkpoint:
-    return load_safetensors(path) if path.suffix == SUFFIX else load_checkpoint(path)
+def _checkpoint(path: Path, names_file: Path | None) -> Checkpoint:
+    given = read_names_file(names_file) if names_file else None
+    load = load_safetensors if path.suffix.lower() == SUFFIX else load_checkpoint
+    return load(path, names=given)
 
 
 def _install(options: argparse.Namespace) -> Installed:
@@ -117,15 +127,16 @@ def _install(options: argparse.Namespace) -> Installed:
     weights = _find(options.weights)
     with tempfile.TemporaryDirectory() as folder:
         made, candidates = Path(folder, names.WEIGHTS_FILE), Path(folder, names.CANDIDATES_FILE)
-        if weights.suffix == ".onnx":
+        if weights.suffix.lower() == ".onnx":
             for flag in ("half", "int8", "reduced_head"):
                 if getattr(options, flag):
                     raise BuildError(
                         f"--{flag.replace('_', '-')} needs the best.pt; {weights.name} is served as"
                         " it is."
                     )
-            given = read_names(options.names) if options.names else None
-            import_onnx(weights, made, names=given, imgsz=imgsz)
+            given = read_names_file(options.names) if options.names else None
+            with reading(weights):
+                import_onnx(weights, made, names=given, imgsz=imgsz)
         else:
             made = _export(options, weights, imgsz or (640, 640), Path(folder))
         return install_onnx(
@@ -141,8 +152,6 @@ def _install(options: argparse.Namespace) -> Installed:
 def _export(
     options: argparse.Namespace, weights: Path, imgsz: tuple[int, int], folder: Path
 ) -> Path:
-    if options.names:
-        raise BuildError(f"--names is for .onnx files; {weights.name} has its own class names.")
     if options.half and options.int8:
         raise BuildError("--half and --int8 exclude each other.")
     if options.int8 and not options.data:
@@ -150,9 +159,37 @@ def _export(
             "--int8 needs --data data.yaml: photos to calibrate with, and labels to measure what"
             " it costs."
         )
-    checkpoint = _checkpoint(weights)
     validation = read_split(options.data, "val", "test") if options.data else None
+    measured = validation is not None and bool(options.half or options.int8)
+    with reading(weights):
+        made, full = _forms(options, weights, imgsz, folder, compare=measured)
+    if validation is None or not measured:
+        return made
+    if options.int8:
+        made = folder / "int8.onnx"
+        photos = read_split(options.data, "train").photos
+        step = -(-len(photos) // CALIBRATION_PHOTOS)  # from all over the folder
+        quantise(full, made, photos[::step], device=options.int8, letterbox=options.letterbox)
+    before, after = (_measure(options, path, validation) for path in (full, made))
+    lost = before.map50_95 - after.map50_95
+    if options.int8 and lost > ALLOWED_LOSS and not options.accept_loss:
+        raise BuildError(
+            f"INT8 loses {lost:.4f} of mAP50-95, more than {ALLOWED_LOSS}, so it was not installed;"
+            " --accept-loss installs it all the same."
+        )
+    return made
 
+
+def _forms(
+    options: argparse.Namespace,
+    weights: Path,
+    imgsz: tuple[int, int],
+    folder: Path,
+    *,
+    compare: bool,
+) -> tuple[Path, Path]:
+    """Export a checkpoint to be served, and, where the two are to be compared, in FP32."""
+    checkpoint = _checkpoint(weights, options.names)
     form: dict[str, Any] = {
         "imgsz": imgsz,
         "dynamic": options.letterbox == "rect",
@@ -168,22 +205,7 @@ def _export(
     made = export(names.WEIGHTS_FILE, half=options.half)
     if not (options.half or options.int8):
         export_candidates(checkpoint, folder / names.CANDIDATES_FILE, made, **form)
-    if validation is None or not (options.half or options.int8):
-        return made
-    full = export("fp32.onnx") if options.half else made
-    if options.int8:
-        made = folder / "int8.onnx"
-        photos = read_split(options.data, "train").photos
-        step = -(-len(photos) // CALIBRATION_PHOTOS)  # from all over the folder
-        quantise(full, made, photos[::step], device=options.int8, letterbox=options.letterbox)
-    before, after = (_measure(options, path, validation) for path in (full, made))
-    lost = before.map50_95 - after.map50_95
-    if options.int8 and lost > ALLOWED_LOSS and not options.accept_loss:
-        raise BuildError(
-            f"INT8 loses {lost:.4f} of mAP50-95, more than {ALLOWED_LOSS}, so it was not installed;"
-            " --accept-loss installs it all the same."
-        )
-    return made
+    return made, export("fp32.onnx") if options.half and compare else made
 
 
 def _bf16_is_as_good(options: argparse.Namespace, made: Path) -> bool:
@@ -245,5 +267,15 @@ def _report(options: argparse.Namespace, installed: Installed) -> None:
     )
 
 
+def run(arguments: list[str] | None = None) -> int:
+    """The command in a process of its own, so that a file can end neither it nor the machine."""
+    options = _parser().parse_args(arguments)
+    try:
+        return supervised(lambda: main(arguments), Path(options.weights))
+    except OSError as error:
+        print(f"error: {no_room(error)}; what was served still is.", file=sys.stderr)
+        return 1
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

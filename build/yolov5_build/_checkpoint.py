@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
-import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +17,18 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from . import layers
 from ._archive import read_archive
 from ._errors import BuildError
+from ._labels import as_labels, is_name
 
 # Of one layer's output for a 640-pixel image: enough for attention with 4 heads over a map of
 # stride 8, and 32 times what the largest official network has.
 MAX_LAYER_VALUES = 1 << 28
 MAX_LAYER_CALLS = 1 << 14  # a layer may stand in several places, and be run in each
+# Of all layers together, for a 640-pixel image: yolov5n makes 150 million values by 2.3 billion
+# multiplications, 1,200 for each of its weights.
+MAX_VALUES = 1 << 33
+MULTIPLICATIONS = 1 << 34
+MULTIPLICATIONS_PER_WEIGHT = 1 << 13
+MAX_CHANNELS = 16  # that an image is tried with, to name those that a network takes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,17 +48,22 @@ class Checkpoint:
     sha256: str
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
+def load_checkpoint(path: Path, *, names: Sequence[str] | None = None) -> Checkpoint:
     """Read a checkpoint that YOLOv5's trainer wrote, without running anything that is in it.
+
+    Args:
+        names: class names, in place of those in the file.
 
     Raises:
         BuildError: not a checkpoint, one that names something unknown, or one whose network does
             not hold together.
     """
-    return checkpoint_of(path, _network(path.name, read_archive(path)))
+    return checkpoint_of(path, _network(path.name, read_archive(path)), names)
 
 
-def checkpoint_of(path: Path, network: layers.DetectionModel) -> Checkpoint:
+def checkpoint_of(
+    path: Path, network: layers.DetectionModel, names: Sequence[str] | None = None
+) -> Checkpoint:
     """Check the network that was read from this file, and make it ready.
 
     Raises:
@@ -60,21 +73,25 @@ def checkpoint_of(path: Path, network: layers.DetectionModel) -> Checkpoint:
         head = network.model[-1]
         if not isinstance(head, layers.Detect):
             raise BuildError(f"{path.name} does not end in a detection head.")
-        names = _names(path.name, network.names, head.nc)
+        labels = _names(path.name, network.names if names is None else names, head.nc)
         stride = _stride(head.stride)
         # Tensors may share memory in the file, but not so that they need more than it holds.
         tensors = [*network.parameters(), *network.buffers()]
         if sum(tensor.numel() for tensor in tensors) > path.stat().st_size:
             raise ValueError("more values than bytes")
-        _dry_run(path.name, network, stride, 5 + len(names))
+        _check_shapes(path.name, network, stride, 5 + len(labels))
         network.float().eval()
         _fuse(network)
     except BuildError:
         raise
     except Exception:  # attributes that are missing, of another kind, or that contradict each other
         raise BuildError(f"{path.name} is damaged: its network cannot be run.") from None
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Checkpoint(network=network, names=names, stride=stride, sha256=sha256)
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    sha256 = digest.hexdigest()
+    return Checkpoint(network=network, names=labels, stride=stride, sha256=sha256)
 
 
 def _network(name: str, checkpoint: object) -> layers.DetectionModel:
@@ -108,15 +125,20 @@ def _is_weights(part: object) -> bool:
     )
 
 
+def wrong_channels(name: str, channels: int) -> BuildError:
+    plural = "" if channels == 1 else "s"
+    return BuildError(f"{name} takes images of {channels} channel{plural}; 3 are needed.")
+
+
 def _names(name: str, names: object, classes: int) -> tuple[str, ...]:
     """Class names as a tuple; the file has a list, or from v6.2 on a dict by index."""
     if isinstance(names, dict):
-        names = [names.get(i) for i in range(len(names))]
-    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-        raise BuildError(f"{name} has no usable class names.")
+        names = [names.get(i, names) for i in range(len(names))]
+    if not isinstance(names, (list, tuple)) or not all(is_name(label) for label in names):
+        raise BuildError(f"{name} has no usable class names; give them with --names FILE.")
     if len(names) != classes:
         raise BuildError(f"{name} has {classes} classes but {len(names)} class names.")
-    return tuple(names)
+    return as_labels(names)
 
 
 def _stride(strides: Tensor) -> int:
@@ -126,28 +148,69 @@ def _stride(strides: Tensor) -> int:
     return int(stride)
 
 
-def _dry_run(name: str, network: layers.DetectionModel, stride: int, columns: int) -> None:
+def _check_shapes(name: str, network: layers.DetectionModel, stride: int, columns: int) -> None:
     """Work out every layer's shape, on a device that has no memory, before one is computed."""
     sketch = copy.deepcopy(network).to("meta").float().eval()
-    calls = itertools.count()
+    budget = _Budget(name, sum(tensor.numel() for tensor in network.parameters()))
+    for layer in sketch.modules():
+        layer.register_forward_hook(budget.spend)
+    side = max(stride, 640 // stride * stride)
 
-    def check(layer: nn.Module, inputs: Any, output: Any) -> None:
-        if next(calls) > MAX_LAYER_CALLS:
+    def rows(channels: int) -> Tensor:
+        with torch.no_grad():
+            answer = sketch(torch.zeros(1, channels, side, side, device="meta"))
+            return cast(Tensor, answer)
+
+    try:
+        answer = rows(3)
+    except RuntimeError:
+        for channels in range(1, MAX_CHANNELS + 1):
+            with contextlib.suppress(RuntimeError):
+                rows(channels)
+                raise wrong_channels(name, channels) from None
+        raise
+    if answer.ndim != 3 or answer.shape[2] != columns:
+        raise ValueError("the head answers in another shape")
+
+
+class _Budget:
+    """What the layers of a network may do for one image, spent one call after the other."""
+
+    def __init__(self, name: str, weights: int) -> None:
+        self._name = name
+        self._calls = MAX_LAYER_CALLS
+        self._values = MAX_VALUES
+        self._multiplications = MULTIPLICATIONS + MULTIPLICATIONS_PER_WEIGHT * weights
+
+    def spend(self, layer: nn.Module, inputs: Any, output: Any) -> None:
+        """A forward hook."""
+        self._calls -= 1
+        if self._calls < 0:
             raise ValueError("layers within layers")
         for tensor in output if isinstance(output, tuple) else (output,):
             if tensor.numel() > MAX_LAYER_VALUES:
                 raise BuildError(
-                    f"{name} has a layer that makes {tensor.numel()} values of a 640-pixel image, "
-                    f"and at most {MAX_LAYER_VALUES} are allowed."
+                    f"{self._name} has a layer that makes {tensor.numel()} values of a 640-pixel "
+                    f"image, and at most {MAX_LAYER_VALUES} are allowed."
                 )
+            self._values -= tensor.numel()
+        self._multiplications -= _multiplications(layer, inputs, output)
+        if min(self._values, self._multiplications) < 0:
+            raise BuildError(
+                f"{self._name} computes more for a 640-pixel image than a YOLOv5 network with so"
+                " many weights does."
+            )
 
-    for layer in sketch.modules():
-        layer.register_forward_hook(check)
-    side = max(stride, 640 // stride * stride)
-    with torch.no_grad():
-        rows = sketch(torch.zeros(1, 3, side, side, device="meta"))
-    if rows.ndim != 3 or rows.shape[2] != columns:
-        raise ValueError("the head answers in another shape")
+
+def _multiplications(layer: nn.Module, inputs: Any, output: Any) -> int:
+    """How many a layer needs for these; at least, and of those that need most."""
+    if isinstance(layer, (nn.Conv2d, nn.Linear)):
+        return int(output.numel() * layer.weight[0].numel())
+    if isinstance(layer, nn.ConvTranspose2d):
+        return int(inputs[0].numel() * layer.weight[0].numel())
+    if isinstance(layer, nn.MultiheadAttention):
+        return int(output[1].numel() * layer.head_dim)
+    return 0
 
 
 def _fuse(network: nn.Module) -> None:

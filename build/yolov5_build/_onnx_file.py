@@ -16,6 +16,7 @@ from onnx.inliner import inline_local_functions
 
 from ._errors import BuildError
 from ._onnx_graph import GraphError, all_nodes, keep, subgraphs
+from ._onnx_limits import check_fields
 
 MAX_BYTES = (2 << 30) - 1  # what a protobuf message can hold; yolov5x6 has 563 MB
 MAX_NODES = 100_000
@@ -61,6 +62,7 @@ def read_onnx(path: Path) -> tuple[ModelProto, str]:
     if data.startswith(_ZIP):
         raise BuildError(f"{name} is a PyTorch file; rename it to .pt.")
     try:
+        check_fields(data)
         model = ModelProto.FromString(data)
     except Exception:  # protobuf has several kinds of complaint
         raise (damaged(name) if data.startswith(_IR_VERSION) else _no_onnx(name)) from None
@@ -176,6 +178,7 @@ def _tensors(name: str, model: ModelProto) -> Iterator[TensorProto]:
 def _embed(name: str, folder: Path, model: ModelProto) -> None:
     """Bring data from other files in, and check that every tensor has all of its own."""
     total = 0
+    sizes: dict[str, int] = {}  # of the other files
     for tensor in _tensors(name, model):
         item = _ITEM_BYTES.get(tensor.data_type)
         if item is None:
@@ -188,7 +191,11 @@ def _embed(name: str, folder: Path, model: ModelProto) -> None:
             total += needed
             if total > MAX_BYTES:
                 raise _too_large(name)
-            tensor.raw_data = _external(name, folder, tensor, needed)
+            path = _external(name, folder, tensor)
+            sizes[str(path)] = path.stat().st_size
+            if total > 2 * sum(sizes.values()):  # tensors that lie in each other
+                raise damaged(name)
+            tensor.raw_data = _piece(name, path, tensor, needed)
             tensor.ClearField("external_data")
             tensor.ClearField("data_location")
         elif tensor.HasField("raw_data"):
@@ -200,7 +207,8 @@ def _embed(name: str, folder: Path, model: ModelProto) -> None:
                 raise damaged(name)
 
 
-def _external(name: str, folder: Path, tensor: TensorProto, needed: int) -> bytes:
+def _external(name: str, folder: Path, tensor: TensorProto) -> Path:
+    """The file beside the model that a tensor lies in."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = PureWindowsPath(entries.get("location", ""))  # which knows both kinds of slash
     path = folder.joinpath(*location.parts).resolve()
@@ -209,10 +217,16 @@ def _external(name: str, folder: Path, tensor: TensorProto, needed: int) -> byte
     label = quoted(location.as_posix())
     if not path.is_file():
         raise BuildError(f"{name} needs {label} beside it, which is not there.")
+    return path
+
+
+def _piece(name: str, path: Path, tensor: TensorProto, needed: int) -> bytes:
+    entries = {entry.key: entry.value for entry in tensor.external_data}
     offset, length = int(entries.get("offset", 0)), int(entries.get("length", needed))
     if offset < 0 or length != needed:
         raise damaged(name)
     if path.stat().st_size < offset + needed:
+        label = quoted(PureWindowsPath(entries["location"]).as_posix())
         raise BuildError(f"{name} needs more data than {label} has, which is cut off.")
     with path.open("rb") as file:
         file.seek(offset)

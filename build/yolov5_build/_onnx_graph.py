@@ -56,7 +56,7 @@ def keep(graph: GraphProto, outputs: Sequence[str]) -> None:
         for output in filter(None, node.output):
             if maker.setdefault(output, index) != index:
                 raise GraphError(f"{output} is made twice")
-    reads = [_reads(node) for node in nodes]
+    reads = [values_read(node) for node in nodes]
     needs: dict[int, set[int]] = {}
     wanted = [maker[output] for output in outputs if output in maker]
     while wanted:
@@ -79,13 +79,13 @@ def keep(graph: GraphProto, outputs: Sequence[str]) -> None:
     graph.name = graph.name or MODEL  # onnx's checker wants every graph to have one
 
 
-def _reads(node: NodeProto) -> set[str]:
+def values_read(node: NodeProto) -> set[str]:
     """The values a node needs, those that its subgraphs take from around it included."""
     values = set(filter(None, node.input))
     for graph in subgraphs(node):
         own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
         own.update(output for inner in graph.node for output in inner.output)
-        read = {output.name for output in graph.output}.union(*map(_reads, graph.node))
+        read = {output.name for output in graph.output}.union(*map(values_read, graph.node))
         values |= read - own
     return values
 

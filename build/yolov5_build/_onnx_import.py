@@ -21,10 +21,13 @@ from ._names import (
     OUTPUT,
     PRECISION_KEY,
     PROVENANCE_KEY,
+    SOURCE_KEY,
+    SOURCES,
     STRIDE_KEY,
 )
 from ._onnx_file import essence, quoted, read_onnx
 from ._onnx_graph import End, free_batch, precision_of, pretend_batches, set_ends
+from ._onnx_limits import check_costs, check_operators
 from ._onnx_metadata import class_names, largest_stride
 from ._onnx_network import ImageInput, Network, image_input, load
 from ._onnx_rows import Answer, Layout, choose_rows, problem_of
@@ -64,13 +67,15 @@ def import_onnx(
     Raises:
         BuildError: `source` is damaged, no decoded YOLOv5 detection network, or one that does
             not go with `names` or `imgsz`.
+        OSError: `target` cannot be written.
     """
     try:
-        target.write_bytes(_imported(source, names, imgsz).SerializeToString())
-    except BuildError:
+        data = _imported(source, names, imgsz).SerializeToString()
+    except (BuildError, MemoryError):
         raise
     except Exception as error:  # whatever a strange file makes onnx or ONNX Runtime stumble over
         raise BuildError(f"{source.name} cannot be imported: {essence(error)}.") from None
+    target.write_bytes(data)
 
 
 def _imported(
@@ -85,6 +90,8 @@ def _imported(
         )
     image = image_input(name, model.graph)
     height, width = _size(name, image, imgsz)
+    check_operators(name, model)
+    check_costs(name, model, (image.batch or 1, 3, height, width))
     network = Network(name, model, image)
     photos = network.photos(height, width)
 
@@ -128,6 +135,7 @@ def _imported(
             STRIDE_KEY: str(stride),
             HEAD_KEY: FULL_HEAD,
             PRECISION_KEY: precision_of(model),
+            SOURCE_KEY: SOURCES[1],
             PROVENANCE_KEY: f"From {name}, sha256 {sha256}.",
             **({MAX_BATCH_KEY: "1"} if single else {}),
         },

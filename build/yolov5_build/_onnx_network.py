@@ -13,12 +13,15 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, TensorProto
 
 from ._errors import BuildError
+from ._limits import memory
 from ._onnx_file import essence, quoted
 from ._onnx_graph import all_nodes
 from ._onnx_rows import BUILT_IN_NMS
 from ._photos import example_images
 
 Array = NDArray[Any]
+
+LOADING_BYTES, LOADING_BYTES_PER_BYTE = 192 << 20, 8  # yolov5s of 27 MB was seen to need 106 MB
 
 # Those of ONNX Runtime itself, which a Triton server has too.
 _DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
@@ -61,7 +64,10 @@ def image_input(name: str, graph: GraphProto) -> ImageInput:
             " [batch, 3, height, width] is needed."
         )
     if channels not in (3, None):
-        raise BuildError(f"{name} takes images of {channels} channels, {shape}; 3 are needed.")
+        plural = "" if channels == 1 else "s"
+        raise BuildError(
+            f"{name} takes images of {channels} channel{plural}, {shape}; 3 are needed."
+        )
     return ImageInput(
         name=inputs[0].name, type=tensor.elem_type, batch=batch, height=height, width=width
     )
@@ -131,13 +137,16 @@ def _is_nms(operator: str) -> bool:
 
 
 def load(model: ModelProto) -> onnxruntime.InferenceSession:
-    """For the CPU, and silent."""
+    """For the CPU, and silent; with so much memory as a network needs to be loaded, since what
+    does not depend on the image is computed then."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 2
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(),
-        options,
-        providers=["CPUExecutionProvider"],
-        enable_fallback=0,  # there is nothing to fall back on, and it prints
-    )
+    data = model.SerializeToString()
+    with memory(LOADING_BYTES + LOADING_BYTES_PER_BYTE * len(data)):
+        return onnxruntime.InferenceSession(
+            data,
+            options,
+            providers=["CPUExecutionProvider"],
+            enable_fallback=0,  # there is nothing to fall back on, and it prints
+        )

@@ -13,8 +13,10 @@ A layer's tensors lie in the file under its path and their name, `model.0.conv.w
 from __future__ import annotations
 
 import json
+import struct
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -26,7 +28,7 @@ from ._errors import BuildError
 
 SUFFIX = ".safetensors"
 _KEY = "yolov5"
-_MAX_DESCRIPTION = 8 << 20
+MAX_HEADER_BYTES = 4 << 20  # the bundled network's has 126 kB
 _BASE = frozenset(nn.Module().__dict__)  # what every module has, hooks included
 _NAMES = {cls: name for name, cls in reversed(layers.LAYERS.items())}
 
@@ -48,13 +50,17 @@ def save_safetensors(checkpoint: Checkpoint, path: Path) -> None:
         raise BuildError(f"{path.name} cannot be written: {error}.") from None
 
 
-def load_safetensors(path: Path) -> Checkpoint:
+def load_safetensors(path: Path, *, names: Sequence[str] | None = None) -> Checkpoint:
     """Read what `save_safetensors` wrote.
+
+    Args:
+        names: class names, in place of those in the file.
 
     Raises:
         BuildError: not such a file, or a damaged one.
     """
     try:
+        _check_header(path)
         with safe_open(path, "pt") as file:
             text = (file.metadata() or {}).get(_KEY)
             if text is None:
@@ -62,10 +68,8 @@ def load_safetensors(path: Path) -> Checkpoint:
                     f"{path.name} holds weights without a description of their network; make one"
                     " that has it with `make model WEIGHTS=best.pt ARGS='--save best.safetensors'`."
                 )
-            if len(text) > _MAX_DESCRIPTION:
-                raise ValueError("a huge description")
             description = json.loads(text)
-            network = _build(description["network"], "", file)
+            network = _build(description["network"], "", file, set())
         if not isinstance(network, layers.DetectionModel):
             raise ValueError("not a network")
         network.names = description["names"]
@@ -75,7 +79,7 @@ def load_safetensors(path: Path) -> Checkpoint:
         raise BuildError(f"{path.name} cannot be read: {error.strerror or error}.") from None
     except Exception:  # whatever is missing, or of another kind, in a description from elsewhere
         raise BuildError(f"{path.name} is not a YOLOv5 safetensors file, or is damaged.") from None
-    return checkpoint_of(path, network)
+    return checkpoint_of(path, network, names)
 
 
 def _describe(module: nn.Module, path: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -107,7 +111,23 @@ def _is_plain(value: object) -> bool:
     return value is None or isinstance(value, (bool, int, float, str))
 
 
-def _build(description: dict[str, Any], path: str, file: Any) -> nn.Module:
+def _check_header(path: Path) -> None:
+    """Look at the length of the header, which is read as JSON of whatever size it is."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+    if length > MAX_HEADER_BYTES:
+        raise ValueError("a huge header")
+
+
+def _build(description: dict[str, Any], path: str, file: Any, seen: set[str]) -> nn.Module:
+    """The layer that lies under `path`; a tensor of the file can be in one place only."""
+
+    def tensor(name: str) -> Tensor:
+        if path + name in seen:
+            raise ValueError("a tensor in two places")
+        seen.add(path + name)
+        return cast(Tensor, file.get_tensor(path + name))
+
     cls = layers.LAYERS[description["layer"]]
     module = cls.__new__(cls)
     nn.Module.__init__(module)
@@ -117,18 +137,17 @@ def _build(description: dict[str, Any], path: str, file: Any) -> nn.Module:
         module.__dict__[name] = _as_tuple(value)
     tensors = description["tensors"]
     for name in tensors["parameters"]:
-        data = file.get_tensor(path + name)
-        module._parameters[name] = nn.Parameter(data, requires_grad=False)
+        module._parameters[name] = nn.Parameter(tensor(name), requires_grad=False)
     for name in tensors["buffers"]:
-        module._buffers[name] = file.get_tensor(path + name)
+        module._buffers[name] = tensor(name)
     for name in tensors["values"]:
         if name in _BASE:
             raise ValueError(name)
-        module.__dict__[name] = file.get_tensor(path + name)
+        module.__dict__[name] = tensor(name)
     for name in description["absent"]:
         module._parameters[name] = None
     for name, child in description["children"].items():
-        module._modules[name] = _build(child, f"{path}{name}.", file)
+        module._modules[name] = _build(child, f"{path}{name}.", file, seen)
     return module
 
 

@@ -3,12 +3,15 @@ from __future__ import annotations
 import functools
 import operator
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +22,19 @@ import pytest
 import torch
 from support import BUNDLED, SHARED
 
-from yolov5_build import BuildError, Checkpoint, _export, export_onnx, install_onnx, load_checkpoint
+from yolov5_build import (
+    BuildError,
+    Checkpoint,
+    _export,
+    export_onnx,
+    install_onnx,
+    load_checkpoint,
+    save_safetensors,
+)
 from yolov5_build import __main__ as command
+from yolov5_build._archive import read_archive
+from yolov5_build._checkpoint import checkpoint_of
+from yolov5_build._labels import read_names_file
 from yolov5_build._metadata import Metadata, read_metadata
 from yolov5_build._photos import example_images
 from yolov5_build._version import new_version
@@ -379,6 +393,170 @@ def test_other_contents(tmp_path: Path) -> None:
         load_checkpoint(path)
     with pytest.raises(BuildError, match="cannot be read: No such file"):
         load_checkpoint(tmp_path / "none.pt")
+
+
+@pytest.mark.parametrize(
+    "names, labels",
+    [
+        ([0, 1, 2], ("0", "1", "2")),
+        ([True, 1.5, None], ("True", "1.5", "class2")),
+        ({0: "", 1: " ", 2: "c"}, ("class0", "class1", "c")),
+        (["a\nb", "c\r\nd\u2028e", "f\n"], ("a b", "c d e", "f")),
+        ([" a,b ", 'say "no"', "\ud800x"], (" a,b ", 'say "no"', "?x")),
+    ],
+    ids=["numbers", "other kinds", "empty", "line breaks", "odd texts"],
+)
+def test_class_names_of_a_checkpoint_become_lines_of_text(
+    capsys: pytest.CaptureFixture[str], names: Any, labels: tuple[str, ...]
+) -> None:
+    network = read_archive(BUNDLED)
+    assert isinstance(network, dict)
+    network["model"].names = names
+    assert checkpoint_of(BUNDLED, network["model"]).names == labels
+    changed = [str(name) for name in names] != list(labels) if isinstance(names, list) else True
+    assert bool(capsys.readouterr().err) == changed
+
+
+def test_class_names_that_are_none_are_refused() -> None:
+    network = read_archive(BUNDLED)
+    assert isinstance(network, dict)
+    for names in ({1: "a", 2: "b", 3: "c"}, [["a"], "b", "c"], "abc", None):
+        network["model"].names = names
+        with pytest.raises(BuildError, match="has no usable class names; give them with --names"):
+            checkpoint_of(BUNDLED, network["model"])
+
+
+def test_names_file_stands_in_for_the_names_of_a_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    path.write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\nthree\r\n\r\n")
+    names = read_names_file(path)
+    assert load_checkpoint(BUNDLED, names=names).names == ("one", "two", "three")
+    with pytest.raises(BuildError, match="has 3 classes but 2 class names"):
+        load_checkpoint(BUNDLED, names=names[:2])
+    for content, sentence in (
+        (b"a\n\nc\n", "names.txt has no class name in line 2"),
+        (b"\n \n", "names.txt has no class names; allowed: one a line, or a data.yaml"),
+        (b"\xff\xfea\0", "names.txt is not UTF-8 text"),
+        (b"a\n" * 600_000, "names.txt is over the limit of 1024 kB"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(BuildError, match=sentence):
+            read_names_file(path)
+
+
+def test_number_of_channels_is_named(tmp_path: Path) -> None:
+    network = read_archive(BUNDLED)
+    assert isinstance(network, dict)
+    stem = network["model"].model[0].conv
+    stem.weight = torch.nn.Parameter(stem.weight[:, :1].clone())
+    stem.in_channels = 1
+    with pytest.raises(BuildError, match="best.pt takes images of 1 channel; 3 are needed"):
+        checkpoint_of(BUNDLED, network["model"])
+
+
+def test_network_that_computes_for_hours_is_refused() -> None:
+    network = read_archive(BUNDLED)
+    assert isinstance(network, dict)
+    stem = network["model"].model[0]
+    wide = torch.nn.Conv2d(16, 16, 3, padding=1, bias=False, device="meta")
+    wide.weight = torch.nn.Parameter(torch.zeros(16, 16, 3, 3))
+    stem.act = torch.nn.Sequential(*[wide] * 2000)
+    with pytest.raises(BuildError, match="computes more for a 640-pixel image than a YOLOv5"):
+        checkpoint_of(BUNDLED, network["model"])
+
+
+@pytest.mark.parametrize("ending", [".PT", ".Onnx", ".SAFETENSORS"])
+def test_ending_in_capitals_is_known(
+    checkpoint: Checkpoint, small: Path, tmp_path: Path, ending: str
+) -> None:
+    path = tmp_path / f"BEST{ending}"
+    if ending == ".PT":
+        shutil.copyfile(BUNDLED, path)
+    elif ending == ".Onnx":
+        shutil.copyfile(small, path)
+    else:
+        save_safetensors(checkpoint, path)
+    assert command.main([str(path), "--imgsz=64", f"--repository={tmp_path}"]) == 0
+    assert (tmp_path / "yolov5" / "labels.txt").read_text() == "Platelets\nRBC\nWBC\n"
+
+
+def test_folders_of_killed_installations_are_removed(small: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    install_onnx(small, repository)
+    child = os.fork()
+    if not child:
+        with new_version(repository) as (folder, _):
+            (folder / "half").touch()
+            signal.pause()
+    while not list(tmp_path.glob(".yolov5-*/yolov5/half")):
+        time.sleep(0.01)
+    with new_version(repository) as (folder, version):  # one that is alive is left alone
+        (version / "model.onnx").touch()
+        assert len(list(tmp_path.glob(".yolov5-*"))) == 2
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert list(tmp_path.glob(".yolov5-*"))
+    install_onnx(small, repository)
+    assert not list(tmp_path.glob(".yolov5-*"))
+
+
+def test_network_that_a_killed_exchange_moved_away_is_brought_back(tmp_path: Path) -> None:
+    """Where two folders cannot be exchanged in one step, there is a moment without a network."""
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    (tmp_path / ".yolov5-abcdefgh" / "old" / "7").mkdir(parents=True)
+    with pytest.raises(RuntimeError), new_version(repository) as (_, version):
+        assert version.name == "8"
+        raise RuntimeError
+    assert (repository / "yolov5" / "7").is_dir()
+    assert not list(tmp_path.glob(".yolov5-*"))
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder with room for 2 MB."""
+    folder = tmp_path / "full"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if os.getuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("what", ["temporary files", "repository", "saved file"])
+@pytest.mark.parametrize("weights", ["best.pt", "best.onnx"])
+def test_full_disk_ends_in_a_sentence(
+    small: Path,
+    tmp_path: Path,
+    full_disk: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    what: str,
+    weights: str,
+) -> None:
+    repository = (full_disk if what == "repository" else tmp_path) / "repository"
+    served = repository / "yolov5"
+    (served / "7").mkdir(parents=True)
+    (served / "labels.txt").write_text("old\n")
+    arguments = ["--imgsz=64", f"--repository={repository}"]
+    if what == "temporary files":
+        monkeypatch.setattr(tempfile, "tempdir", str(full_disk))
+    if what == "saved file":
+        arguments.append(f"--save={full_disk / 'best.safetensors'}")
+    source = BUNDLED
+    if weights == "best.onnx":
+        if what == "saved file":
+            pytest.skip("only checkpoints are saved")
+        source = small.rename(tmp_path / weights)
+    assert command.main([str(source), *arguments]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1
+    assert "No space left on device" in said
+    assert (served / "labels.txt").read_text() == "old\n"
+    assert [path.name for path in served.iterdir() if path.is_dir()] == ["7"]
+    assert not list(repository.parent.glob(".yolov5-*"))
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,7 +49,7 @@ def not_finite(count: int, generator: torch.Generator) -> Tensor:
 
 def reference(boxes: Tensor, scores: Tensor, groups: Tensor, iou: float, max_det: int) -> Tensor:
     """Torchvision's answer; equal scores, which it puts in any order, in that of the candidates."""
-    kept = batched_nms(boxes, scores, groups, iou).sort().values
+    kept: Tensor = batched_nms(boxes, scores, groups, iou).sort().values
     return kept[scores[kept].sort(descending=True, stable=True).indices][:max_det]
 
 

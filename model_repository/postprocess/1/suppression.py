@@ -60,7 +60,7 @@ def _suppress_by_group(
     if groups is None:
         return torch.ops.torchvision.nms(boxes, scores, iou_thres)  # type: ignore[no-any-return]
     kept = torch.zeros_like(scores, dtype=torch.bool)
-    for group in groups.unique():
+    for group in torch.unique(groups):
         members = (groups == group).nonzero().squeeze(1)
         kept[members[torch.ops.torchvision.nms(boxes[members], scores[members], iou_thres)]] = True
     indices = kept.nonzero().squeeze(1)
@@ -91,8 +91,8 @@ class _Search:
     def first(self, count: int) -> Tensor:
         """The indices of the first `count` that are kept; or of all, if they are fewer."""
         kept = torch.empty(0, dtype=torch.int64)
-        for chunk in torch.arange(len(self._columns[0])).split(_CHUNK):
-            for block in kept.split(_BLOCK):
+        for chunk in torch.split(torch.arange(len(self._columns[0])), _CHUNK):
+            for block in torch.split(kept, _BLOCK):
                 chunk = chunk[~self._overlaps(block, chunk).any(0)]
             kept = torch.cat((kept, chunk[self._unsuppressed(chunk, count - len(kept))]))
             if len(kept) >= count:
@@ -102,7 +102,7 @@ class _Search:
     def _unsuppressed(self, chunk: Tensor, count: int) -> list[int]:
         """Positions of the first `count` in the chunk that none before them suppresses."""
         overlaps: NDArray[np.bool_] = np.concatenate(
-            [self._overlaps(block, chunk).numpy().copy() for block in chunk.split(_BLOCK)]
+            [self._overlaps(block, chunk).numpy().copy() for block in torch.split(chunk, _BLOCK)]
         )
         kept: list[int] = []
         suppressed = np.zeros(len(chunk), np.bool_)
@@ -118,7 +118,8 @@ class _Search:
         """[k, c] bool, valid until the next call: does the one suppress the other?"""
         shape = (len(kept), len(chunk))
         width, height, scratch = (b[: math.prod(shape)].view(shape) for b in self._floats)
-        over, together = (b[: math.prod(shape)].view(shape) for b in self._flags)
+        over: Tensor = self._flags[0][: math.prod(shape)].view(shape)
+        together = self._flags[1][: math.prod(shape)].view(shape)
         a = [column[kept][:, None] for column in self._columns]
         b = [column[chunk] for column in self._columns]
         for side, low, high in ((width, 0, 2), (height, 1, 3)):

@@ -26,7 +26,7 @@ def load_operators() -> None:
     """
     for library in _libraries():
         try:
-            torch.ops.load_library(str(library))
+            torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
         except OSError:
             continue
         if hasattr(torch.ops.torchvision, "nms"):
