@@ -444,6 +444,17 @@ def test_names_file_stands_in_for_the_names_of_a_checkpoint(tmp_path: Path) -> N
             read_names_file(path)
 
 
+def test_synchronised_batch_norm_is_a_batch_norm(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    path = rewritten(
+        tmp_path / "best.pt",
+        lambda name, data: data.replace(b"\nBatchNorm2d\n", b"\nSyncBatchNorm\n"),
+    )
+    read = load_checkpoint(path)
+    images = torch.rand((1, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(read.network(images), checkpoint.network(images))
+
+
 def test_number_of_channels_is_named(tmp_path: Path) -> None:
     network = read_archive(BUNDLED)
     assert isinstance(network, dict)
