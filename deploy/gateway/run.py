@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import ctypes
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         outside, triton = Settings(host=options.host, **ports), Settings(**ports)
         nginx = _find_nginx()
         _check_port(outside, options.port)
-        _prepare(folder, outside, options.port)
+        _prepare(folder, outside, options.port, _find_modules(nginx[0]))
         stop_with_make(stop)
         try:
             if not _answers(triton, "health/live"):
@@ -104,6 +105,19 @@ def _find_nginx() -> list[str]:
     return [found, "-g", f"daemon off;{user}"]
 
 
+def _find_modules(nginx: str) -> Path:
+    """The folder with nginx's module for JavaScript, without which bodies would go unexamined."""
+    told = subprocess.run([nginx, "-V"], capture_output=True, text=True).stderr
+    configured = re.search(r"--modules-path=(\S+)", told)
+    folder = Path(configured[1] if configured else "/usr/lib/nginx/modules")
+    if not (folder / "ngx_http_js_module.so").exists():
+        raise StartError(
+            "nginx's module for JavaScript (njs) is not installed; on Debian and Ubuntu:"
+            " apt install libnginx-mod-http-js; with nginx.org's packages: nginx-module-njs."
+        )
+    return folder
+
+
 def _check_port(settings: Settings, port: int) -> None:
     if not 1 <= port <= 65535:
         raise StartError(f"GATEWAY_PORT is {port}; allowed: 1 to 65535.")
@@ -120,18 +134,20 @@ def _check_port(settings: Settings, port: int) -> None:
             ) from None
 
 
-def _prepare(folder: Path, outside: Settings, port: int) -> None:
+def _prepare(folder: Path, outside: Settings, port: int, modules: Path) -> None:
     """Write the configuration, and what it names and is not there yet."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     text = (HERE / "nginx.conf.template").read_text("utf-8")
     host = f"[{outside.host}]" if ":" in outside.host else outside.host
     for name, value in {
+        "MODULES": str(modules),
         "LISTEN": f"{host}:{port}",
         "TRITON_HTTP": f"127.0.0.1:{outside.http_port}",
         "TRITON_GRPC": f"127.0.0.1:{outside.grpc_port}",
     }.items():
         text = text.replace(f"${{{name}}}", value)
     (folder / "nginx.conf").write_text(text, "utf-8")
+    shutil.copyfile(HERE / "inspect.js", folder / "inspect.js")
 
     names = f"DNS:localhost,DNS:{socket.gethostname()},IP:127.0.0.1,IP:::1"
     if outside.host not in ("127.0.0.1", "::1", "0.0.0.0", "::"):

@@ -11,8 +11,10 @@ import shutil
 import signal
 import socket
 import ssl
+import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -22,6 +24,7 @@ from typing import Any
 
 import pytest
 import tritonclient.grpc as triton
+import tritonclient.http as triton_http
 import trustme
 from support import (
     PHOTO,
@@ -36,6 +39,7 @@ from support import (
     post_raw,
     running_server,
 )
+from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
 from yolov5_client import (
@@ -52,6 +56,10 @@ pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
 
 IMAGE = PHOTO.read_bytes()
 INFER = "/v2/models/yolov5_ensemble/infer"
+GENERATE = "/v2/models/yolov5_ensemble/generate"
+JSON = {"Content-Type": "application/json"}
+IN_JSON = {"name": "image", "shape": [1, 1], "datatype": "BYTES"}
+EXAMINED = ["X-Api-Key", "Content-Type", "Content-Encoding", "Inference-Header-Content-Length"]
 SCHEMES = pytest.mark.parametrize("scheme", ["https://", ""], ids=["https", "grpc"])
 
 
@@ -93,8 +101,9 @@ class Gateway:
             self.address, ssl=True, root_certificates=str(self.certificate)
         )
 
-    def connect(self) -> ssl.SSLSocket:
+    def connect(self, protocol: str = "http/1.1") -> ssl.SSLSocket:
         context = ssl.create_default_context(cafile=self.certificate)
+        context.set_alpn_protocols([protocol])
         plain = socket.create_connection(("127.0.0.1", self.port), 30)
         return context.wrap_socket(plain, server_hostname="127.0.0.1")
 
@@ -172,6 +181,71 @@ class Gateway:
         while any(pid in old and "shutting" not in title for pid, title in self._workers().items()):
             assert time.monotonic() < deadline, (self.folder / "error.log").read_text()
             time.sleep(0.02)
+
+
+def peak(server: RunningServer) -> int:
+    """The most memory that Triton itself has held so far, in bytes."""
+    (pid,) = server.processes("/tritonserver")
+    status = Path("/proc", str(pid), "status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) << 10
+
+
+# HTTP/2 by hand, for what no client library would send.
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
+
+
+def headers_frame(
+    gateway: Gateway, path: str, more: list[tuple[str, str]] | None = None, method: str = "POST"
+) -> bytes:
+    """The payload: each header as a literal, without compression."""
+    headers = {":method": method, ":scheme": "https", ":path": path, ":authority": "x"}
+    block = b""
+    for name, value in [*headers.items(), *gateway.key.items(), *(more or [])]:
+        assert len(name) < 127 and len(value) < 127
+        block += bytes([0, len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
+    return block
+
+
+def raw_grpc(gateway: Gateway, body: bytes, more: list[tuple[str, str]] | None = None) -> None:
+    """Send these bytes as a call of ModelInfer; the answer is in the log."""
+    always = [("content-type", "application/grpc"), ("te", "trailers")]
+    path = "/inference.GRPCInferenceService/ModelInfer"
+    with gateway.connect("h2") as connection:
+        connection.sendall(
+            PREFACE + frame(1, 4, 1, headers_frame(gateway, path, always + (more or [])))
+        )
+        reader = threading.Thread(target=drain, args=[connection])
+        reader.start()
+        # Less than a new connection's window, or as much as nginx lets in.
+        for start in range(0, len(body), 16384):
+            connection.sendall(frame(0, 0, 1, body[start : start + 16384]))
+        connection.sendall(frame(0, 1, 1))
+        time.sleep(0.2)
+        connection.shutdown(socket.SHUT_RDWR)
+        reader.join()
+
+
+def drain(connection: ssl.SSLSocket) -> None:
+    with suppress(OSError, ValueError):
+        while connection.recv(65536):
+            pass
+
+
+def message(data: bytes, flag: int = 0) -> bytes:
+    """As gRPC frames it."""
+    return struct.pack(">BI", flag, len(data)) + data
+
+
+def image_request(image: bytes) -> service_pb2.ModelInferRequest:
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [1, 1]}
+    request = service_pb2.ModelInferRequest(model_name="yolov5_ensemble", inputs=[tensor])
+    request.raw_input_contents.append(struct.pack("<I", len(image)) + image)
+    return request
 
 
 @contextmanager
@@ -411,6 +485,187 @@ def test_compressed_bodies_are_refused(gateway: Gateway) -> None:
     assert "compressed" in refused.value.message()
 
 
+@pytest.mark.parametrize(
+    ("path", "headers"),
+    [
+        (GENERATE, JSON),
+        (INFER, JSON),
+        (INFER, {}),
+        (INFER, {"Content-Type": "application/octet-stream"}),
+        (INFER, {**RAW, "Inference-Header-Content-Length": "150000"}),
+        (GENERATE, RAW),
+    ],
+)
+def test_deeply_nested_json_is_refused_and_ends_nothing(
+    server: RunningServer, gateway: Gateway, path: str, headers: dict[str, str]
+) -> None:
+    before = server.processes("/tritonserver")
+    for body in (b"[" * 150_000, rb'{"a": "\\", "inputs": ' + b'[{"a":' * 75_000):
+        reply = gateway.ask(path, body, headers)
+        assert reply.status == 400
+        assert reply.json()["error"] == "the JSON is nested too deep; allowed: 16 levels"
+    assert server.processes("/tritonserver") == before
+
+
+def test_brackets_in_a_string_are_no_levels(gateway: Gateway) -> None:
+    body = json.dumps({"image": "[" * 150_000, "conf_thres": '"' + "{" * 1000})
+    reply = gateway.ask(GENERATE, body.encode(), JSON)
+    assert reply.status == 400
+    assert "conf_thres" in reply.json()["error"]
+
+
+@pytest.mark.parametrize("piece", ["1,", '"",', " ", r'"\"",', "[],"])
+def test_json_of_many_small_parts_is_refused_before_it_fills_the_memory(
+    server: RunningServer, gateway: Gateway, piece: str
+) -> None:
+    before = peak(server)
+    body = '{"a": [' + piece * ((40 << 20) // len(piece)) + "1]}"
+    reply = gateway.ask(INFER, body.encode(), JSON)
+    assert reply.status == 400
+    assert reply.json()["error"].startswith("the request has too many parts; allowed: 64 kB of")
+    assert peak(server) - before < 20 << 20
+
+
+@pytest.mark.parametrize(
+    "name", ["classification", r"cl\u0061ssification", r"\u0063lassificatio\u006E"]
+)
+def test_classification_of_an_output_is_refused_in_json(
+    server: RunningServer, gateway: Gateway, name: str
+) -> None:
+    before = server.processes("/tritonserver")
+    body = json.dumps(
+        {
+            "inputs": [{**IN_JSON, "data": [base64.b64encode(IMAGE).decode()]}],
+            "outputs": [{"name": "det_labels", "parameters": {"NAME": 2}}],
+        }
+    ).replace("NAME", name)
+    for headers in (JSON, {**JSON, "Inference-Header-Content-Length": str(len(body))}):
+        reply = gateway.ask(INFER, body.encode(), headers)
+        assert reply.status == 400
+        assert reply.json()["error"].startswith("an output has the parameter 'classification'")
+    assert server.processes("/tritonserver") == before
+
+
+def test_classification_of_an_output_is_refused_over_grpc(
+    server: RunningServer, gateway: Gateway
+) -> None:
+    before = server.processes("/tritonserver")
+    with gateway.triton() as client, pytest.raises(InferenceServerException) as refused:
+        client.infer(
+            "yolov5_ensemble",
+            [image_tensor(triton, [IMAGE])],
+            outputs=[triton.InferRequestedOutput("det_labels", class_count=2)],
+            headers=gateway.key,
+        )
+    assert refused.value.status() == "StatusCode.INVALID_ARGUMENT"
+    assert refused.value.message().startswith("an output has the parameter 'classification'")
+    assert server.processes("/tritonserver") == before
+
+
+@pytest.mark.parametrize("model", ["preprocess", "yolov5", "postprocess", "", "x" * 1000])
+def test_no_other_model_is_there_over_grpc(gateway: Gateway, model: str) -> None:
+    with gateway.triton() as client, pytest.raises(InferenceServerException) as refused:
+        client.infer(model, [image_tensor(triton, [IMAGE])], headers=gateway.key)
+    assert refused.value.status() == "StatusCode.INVALID_ARGUMENT"
+    assert refused.value.message() == "no such model; allowed: yolov5_ensemble"
+
+
+def test_eight_images_go_through_as_json_as_binary_tensors_and_over_grpc(gateway: Gateway) -> None:
+    image = base64.b64encode(IMAGE).decode()
+    body = json.dumps({"inputs": [{**IN_JSON, "shape": [8, 1], "data": [[image]] * 8}]})
+    reply = gateway.ask(INFER, body.encode(), JSON)
+    found = {one["name"]: one["data"] for one in reply.json()["outputs"]}
+    assert found["num_dets"] == [11] * 8
+
+    tensor = image_tensor(triton_http, [IMAGE] * 8)
+    outputs = [triton_http.InferRequestedOutput("num_dets", binary_data=True)]
+    binary, length = triton_http.InferenceServerClient.generate_request_body(
+        [tensor], outputs=outputs
+    )
+    reply = gateway.ask(INFER, binary, {**RAW, "Inference-Header-Content-Length": str(length)})
+    assert parse_binary(reply)["num_dets"].ravel().tolist() == [11] * 8
+
+    with gateway.triton() as client:
+        tensor = image_tensor(triton, [IMAGE] * 8)
+        answer = client.infer("yolov5_ensemble", [tensor], headers=gateway.key)
+        assert answer.as_numpy("num_dets").ravel().tolist() == [11] * 8
+
+
+def test_an_image_of_the_greatest_size_gets_through_as_json(gateway: Gateway) -> None:
+    image = base64.b64encode(IMAGE + bytes((32 << 20) - len(IMAGE))).decode()
+    for text in (image, image.replace("A", "\u0041", 1000)):
+        reply = gateway.ask(GENERATE, f'{{"image": "{text}"}}'.encode(), JSON)
+        assert reply.json()["num_dets"] == 11
+
+
+def test_messages_that_are_not_whole_are_refused(gateway: Gateway) -> None:
+    good = bytes(image_request(IMAGE[:1000]).SerializeToString())
+    packed = gzip.compress(good)
+    cases = {
+        b"": "3",
+        b"\0\0\0": "3",
+        b"\0\0\0\0\1": "3",
+        message(good)[:-1]: "3",
+        message(good) * 2: "3",
+        message(good + b"\x32\x7f"): "3",
+        message(b"\x0b" * 100): "3",
+        message(b"\x32\x02\x12\x00" * 100_000): "3",
+        message(packed, flag=1): "12",
+    }
+    for body, status in cases.items():
+        before = len(gateway.log())
+        raw_grpc(gateway, body)
+        gateway.logged(before, ("first", "200", status))
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [("grpc-encoding", "identity"), ("grpc-encoding", "gzip")],
+        [("grpc_encoding", "identity"), ("grpc-encoding", "gzip")],
+        [("grpc-encoding", "gzip"), ("grpc_encoding", "identity")],
+        [("grpc_encoding", "gzip")],
+        [("content-encoding", "identity"), ("content-encoding", "gzip")],
+        [("grpc-encoding", "identity")],
+        [("grpc-internal-encoding-request", "gzip")],
+        [],
+    ],
+)
+def test_compressed_messages_are_not_unpacked_however_they_are_named(
+    server: RunningServer, gateway: Gateway, headers: list[tuple[str, str]]
+) -> None:
+    body = message(gzip.compress(bytes(200 << 20)), flag=1)
+    before = peak(server)
+    entries = len(gateway.log())
+    raw_grpc(gateway, body, headers)
+    one = gateway.logged(entries)[0]
+    assert (one["status"], one["grpc_status"]) in {("200", "3"), ("200", "12")}
+    assert peak(server) - before < 20 << 20
+
+
+@pytest.mark.parametrize("name", EXAMINED)
+def test_a_header_that_is_examined_is_given_once_and_well_spelt(
+    gateway: Gateway, name: str
+) -> None:
+    given = {"Content-Type": RAW["Content-Type"], "Inference-Header-Content-Length": "0"}
+    value = {**given, **gateway.key, "X-Api-Key": gateway.key["x-api-key"]}.get(name, "identity")
+    others = [(key, text) for key, text in given.items() if key != name]
+    others += [] if name == "X-Api-Key" else [*gateway.key.items()]
+    reply = gateway.ask(INFER, IMAGE, [*others, (name, value)], key=False)
+    assert parse_binary(reply)["num_dets"].item() == 11
+    for second in (name, name.replace("-", "_"), name.replace("-", "_", 1).upper()):
+        reply = gateway.ask(INFER, IMAGE, [*others, (name, value), (second, value)], key=False)
+        assert reply.status == 400
+        assert reply.json()["error"].startswith("a header is given twice or misspelt with an und")
+
+
+@pytest.mark.parametrize("length", ["-1", "0x10", "0, 5", "1e3", "00 5", "9" * 20])
+def test_a_length_of_json_that_is_no_number_is_refused(gateway: Gateway, length: str) -> None:
+    reply = gateway.ask(INFER, IMAGE, {**RAW, "Inference-Header-Content-Length": length})
+    assert reply.status == 400
+    assert "the last as a number" in reply.json()["error"]
+
+
 @SCHEMES
 def test_100_mb_are_too_much(gateway: Gateway, scheme: str) -> None:
     with (
@@ -539,6 +794,34 @@ def test_slow_callers_keep_nobody_waiting_and_are_cut_off(gateway: Gateway) -> N
         for connection in slow:
             with suppress(ConnectionError):
                 assert connection.recv(1) == b""
+
+
+def test_a_flood_of_resets_fills_no_log_and_disturbs_nobody(gateway: Gateway) -> None:
+    question = headers_frame(gateway, "/v2/models/yolov5_ensemble/ready", method="GET")
+    before = (gateway.folder / "error.log").read_text()
+    with gateway.client("") as client:
+        assert len(client.detect(PHOTO)) == 11
+        with gateway.connect("h2") as connection:
+            connection.sendall(PREFACE)
+            reader = threading.Thread(target=drain, args=[connection])
+            reader.start()
+            with suppress(OSError):
+                for stream in range(1, 24_001, 64):
+                    connection.sendall(
+                        b"".join(
+                            frame(1, 5, one, question) + frame(3, 0, one, bytes(3) + b"\x08")
+                            for one in range(stream, stream + 64, 2)
+                        )
+                    )
+                    time.sleep(0.0005)
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            reader.join()
+        # One caller's requests are counted together, so that for a moment it can be refused.
+        with gateway.client("", retry_for=10) as other:
+            assert [len(found) for found in other.detect([PHOTO] * 20)] == [11] * 20
+        assert len(client.detect(PHOTO)) == 11
+    assert len((gateway.folder / "error.log").read_text()) - len(before) < 2000
 
 
 @SCHEMES

@@ -1,0 +1,296 @@
+// Inspect what nginx itself cannot read: JSON, and the messages of gRPC.
+//
+// Triton 2.51 recurses once for each level of JSON until its stack is full, divides by zero when it is
+// asked to classify an output of strings, and builds 16 bytes for each byte of JSON. Only structure,
+// names and lengths are examined; images are skipped over. For njs 0.7.9 (Debian 12) and newer.
+
+import fs from 'fs';
+
+// Eight images with all parameters take 7 levels and 2 kB beside the strings.
+const MAX_LEVELS = 16;
+// Bytes outside of strings; each is a step of the interpreter, of about 0.3 microseconds.
+const MAX_STEPS = 65536;
+const MAX_FIELDS = 4096;
+const FORBIDDEN = 'classification';
+const LONGEST_NAME = 6 * FORBIDDEN.length; // each letter may be written as \u0063
+const ENDPOINT = /^yolov5_ensemble$/; // CHANGE: further networks have endpoints of their own
+const WINDOW = 65536;
+
+const QUOTE = 0x22;
+const BACKSLASH = 0x5c;
+
+// What nginx.conf decides by; two of one kind, or one in another spelling, could decide for another.
+const EXAMINED = ['x-api-key', 'content-type', 'content-encoding', 'grpc-encoding',
+    'inference-header-content-length'];
+
+// The keys of $sentence in nginx.conf.
+function Refusal(fault) {
+    this.fault = fault;
+}
+
+/** 1 where a header of EXAMINED occurs twice or with an underscore, or is no number of bytes. */
+function ambiguous(r) {
+    const seen = {};
+    for (let i = 0; i < r.rawHeadersIn.length; i++) {
+        const given = r.rawHeadersIn[i][0].toLowerCase();
+        const name = given.replace(/_/g, '-');
+        if (EXAMINED.indexOf(name) >= 0) {
+            if (seen[name] || name !== given) {
+                return fail(r);
+            }
+            seen[name] = true;
+        }
+    }
+    return r.variables.json_length === 'unknown' ? fail(r) : '0';
+}
+
+function fail(r) {
+    r.variables.fault = 'header';
+    return '1';
+}
+
+/** POST .../infer and .../generate, unless the body is one image as it is. */
+function json(r) {
+    const length = r.variables.json_length;
+    answer(r, '/inspected', (body) => {
+        inspectJson(body, length === 'all' ? body.size : Math.min(Number(length), body.size));
+    });
+}
+
+/** ModelInfer. */
+function grpc(r) {
+    answer(r, '/inference.GRPCInferenceService/inspected', inspectMessage);
+}
+
+function answer(r, next, inspect) {
+    const file = r.variables.request_body_file; // none without a body
+    const body = new Body(file);
+    try {
+        inspect(body);
+        r.internalRedirect(next);
+    } catch (e) {
+        if (!(e instanceof Refusal)) {
+            throw e;
+        }
+        r.variables.fault = e.fault;
+        r.return(e.fault === 'packed' ? 415 : 400);
+    } finally {
+        body.close();
+    }
+}
+
+/** A file of which a window is in memory. */
+function Body(file) {
+    this.fd = file ? fs.openSync(file, 'r') : null;
+    this.size = file ? fs.fstatSync(this.fd).size : 0;
+    this.window = Buffer.alloc(WINDOW);
+    this.start = 0; // of the window, in the file
+    this.end = 0;
+}
+
+Body.prototype.close = function () {
+    if (this.fd !== null) {
+        fs.closeSync(this.fd);
+    }
+};
+
+/** Move the window so that it begins at `position`. */
+Body.prototype.load = function (position) {
+    this.start = position;
+    this.end = position + fs.readSync(this.fd, this.window, 0, WINDOW, position);
+};
+
+Body.prototype.byte = function (position) {
+    if (position >= this.size) {
+        throw new Refusal('malformed');
+    }
+    if (position < this.start || position >= this.end) {
+        this.load(position);
+    }
+    return this.window[position - this.start];
+};
+
+Body.prototype.text = function (from, to) {
+    let bytes = '';
+    for (let i = from; i < to; i++) {
+        bytes += String.fromCharCode(this.byte(i));
+    }
+    return bytes;
+};
+
+/** The position of the next byte of that value before `limit`, else `limit`. */
+Body.prototype.find = function (value, position, limit) {
+    while (position < limit) {
+        this.byte(position);
+        const found = this.window.indexOf(value, position - this.start);
+        if (found >= 0 && this.start + found < Math.min(this.end, limit)) {
+            return this.start + found;
+        }
+        position = this.end;
+    }
+    return limit;
+};
+
+/**
+ * The lexical structure alone: whatever is not JSON is for Triton to refuse, which reads it in the same
+ * order and stops at the first mistake.
+ */
+function inspectJson(body, size) {
+    let level = 0;
+    let steps = 0;
+    let name = '';
+    for (let at = 0; at < size; at++) {
+        if (++steps > MAX_STEPS) {
+            throw new Refusal('scattered');
+        }
+        switch (body.byte(at)) {
+        case 0x7b: // {
+        case 0x5b: // [
+            if (++level > MAX_LEVELS) {
+                throw new Refusal('nested');
+            }
+            break;
+        case 0x7d:
+        case 0x5d:
+            level--;
+            break;
+        case 0x3a: // :
+            if (name === FORBIDDEN) {
+                throw new Refusal(FORBIDDEN);
+            }
+            break;
+        case QUOTE: {
+            const begin = at + 1;
+            // A quote after an odd number of backslashes belongs to the string.
+            for (;;) {
+                at = body.find(QUOTE, at + 1, size);
+                let slashes = 0;
+                while (at - slashes > begin && body.byte(at - slashes - 1) === BACKSLASH) {
+                    slashes++;
+                }
+                steps += 1 + slashes;
+                if (at === size || slashes % 2 === 0) {
+                    break;
+                }
+                if (steps > MAX_STEPS) {
+                    throw new Refusal('scattered');
+                }
+            }
+            name = at - begin > LONGEST_NAME ? '' : unescaped(body.text(begin, at));
+            steps += Math.min(at - begin, LONGEST_NAME);
+        }
+        }
+    }
+}
+
+function unescaped(text) {
+    if (text.indexOf('\\') < 0) {
+        return text;
+    }
+    try {
+        return JSON.parse('"' + text + '"');
+    } catch (e) {
+        return '';
+    }
+}
+
+// https://protobuf.dev/programming-guides/encoding/; field numbers: grpc_service.proto of KServe.
+
+function inspectMessage(body) {
+    // A flag of compression and a length precede the message, and nothing follows it.
+    if (body.size < 5) {
+        throw new Refusal('malformed');
+    }
+    if (body.byte(0) !== 0) {
+        throw new Refusal('packed');
+    }
+    let length = 0;
+    for (let i = 1; i < 5; i++) {
+        length = length * 256 + body.byte(i);
+    }
+    if (length !== body.size - 5) {
+        throw new Refusal('malformed');
+    }
+    let model = '';
+    const count = { fields: 0 };
+    eachField(body, 5, body.size, count, (number, from, to) => {
+        if (number === 1) {
+            model = to - from > 256 ? '' : body.text(from, to);
+        } else if (number === 6) {
+            inspectOutput(body, from, to, count);
+        }
+    });
+    if (!ENDPOINT.test(model)) {
+        throw new Refusal('model');
+    }
+}
+
+/** InferRequestedOutputTensor: its parameters, field 2, are pairs whose field 1 is the name. */
+function inspectOutput(body, from, to, count) {
+    eachField(body, from, to, count, (number, pair, pairEnd) => {
+        if (number !== 2) {
+            return;
+        }
+        eachField(body, pair, pairEnd, count, (part, begin, end) => {
+            if (part === 1 && end - begin === FORBIDDEN.length
+                && body.text(begin, end) === FORBIDDEN) {
+                throw new Refusal(FORBIDDEN);
+            }
+        });
+    });
+}
+
+/** Call `see(number, from, to)` for each field of bytes between two positions. */
+function eachField(body, from, to, count, see) {
+    let at = from;
+
+    function number() {
+        let value = 0;
+        for (let factor = 1; factor < 1e21; factor *= 128) {
+            if (at >= to) {
+                break;
+            }
+            const next = body.byte(at++);
+            value += (next & 127) * factor;
+            if (next < 128) {
+                return value;
+            }
+        }
+        throw new Refusal('malformed');
+    }
+
+    while (at < to) {
+        if (++count.fields > MAX_FIELDS) {
+            throw new Refusal('scattered');
+        }
+        // As protobuf does, which cuts what exceeds 32 bits.
+        const tag = number() % 4294967296;
+        switch (tag % 8) {
+        case 0:
+            number();
+            break;
+        case 1:
+            at += 8;
+            break;
+        case 2: {
+            const size = number();
+            if (size > to - at) {
+                throw new Refusal('malformed');
+            }
+            see(Math.floor(tag / 8), at, at + size);
+            at += size;
+            break;
+        }
+        case 5:
+            at += 4;
+            break;
+        default: // groups, which the messages of Triton do not have
+            throw new Refusal('malformed');
+        }
+    }
+    if (at !== to) {
+        throw new Refusal('malformed');
+    }
+}
+
+export default { ambiguous, json, grpc };
