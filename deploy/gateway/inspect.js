@@ -53,7 +53,7 @@ function fail(r) {
 function json(r) {
     const length = r.variables.json_length;
     answer(r, '/inspected', (body) => {
-        inspectJson(body, length === 'all' ? body.size : Math.min(Number(length), body.size));
+        return inspectJson(body, length === 'all' ? body.size : Math.min(Number(length), body.size));
     });
 }
 
@@ -62,12 +62,12 @@ function grpc(r) {
     answer(r, '/inference.GRPCInferenceService/inspected', inspectMessage);
 }
 
+/** Let `inspect` see the body, which throws a Refusal or returns the number of images. */
 function answer(r, next, inspect) {
     const file = r.variables.request_body_file; // none without a body
     const body = new Body(file);
     try {
-        inspect(body);
-        r.internalRedirect(next);
+        r.internalRedirect(inspect(body) > 1 ? next + '/several' : next);
     } catch (e) {
         if (!(e instanceof Refusal)) {
             throw e;
@@ -133,17 +133,19 @@ Body.prototype.find = function (value, position, limit) {
 
 /**
  * The lexical structure alone: whatever is not JSON is for Triton to refuse, which reads it in the same
- * order and stops at the first mistake.
+ * order and stops at the first mistake. The number of images is the first one of the shape.
  */
 function inspectJson(body, size) {
     let level = 0;
     let steps = 0;
     let name = '';
+    let shape = '';
     for (let at = 0; at < size; at++) {
         if (++steps > MAX_STEPS) {
             throw new Refusal('scattered');
         }
-        switch (body.byte(at)) {
+        const byte = body.byte(at);
+        switch (byte) {
         case 0x7b: // {
         case 0x5b: // [
             if (++level > MAX_LEVELS) {
@@ -158,6 +160,9 @@ function inspectJson(body, size) {
             if (name === FORBIDDEN) {
                 throw new Refusal(FORBIDDEN);
             }
+            break;
+        case 0x2c: // ,
+            name = '';
             break;
         case QUOTE: {
             const begin = at + 1;
@@ -178,9 +183,15 @@ function inspectJson(body, size) {
             }
             name = at - begin > LONGEST_NAME ? '' : unescaped(body.text(begin, at));
             steps += Math.min(at - begin, LONGEST_NAME);
+            break;
         }
+        default:
+            if (name === 'shape' && byte >= 0x30 && byte <= 0x39) {
+                shape += String.fromCharCode(byte);
+            }
         }
     }
+    return Number(shape);
 }
 
 function unescaped(text) {
@@ -212,10 +223,13 @@ function inspectMessage(body) {
         throw new Refusal('malformed');
     }
     let model = '';
+    let images = 0;
     const count = { fields: 0 };
     eachField(body, 5, body.size, count, (number, from, to) => {
-        if (number === 1) {
+        if (number === 1 && from < to) {
             model = to - from > 256 ? '' : body.text(from, to);
+        } else if (number === 5) {
+            images = Math.max(images, batchSize(body, from, to, count));
         } else if (number === 6) {
             inspectOutput(body, from, to, count);
         }
@@ -223,6 +237,18 @@ function inspectMessage(body) {
     if (!ENDPOINT.test(model)) {
         throw new Refusal('model');
     }
+    return images;
+}
+
+/** InferInputTensor: the first number of its shape, field 3. */
+function batchSize(body, from, to, count) {
+    let images = 0;
+    eachField(body, from, to, count, (number, begin, end, value) => {
+        if (number === 3 && images === 0) {
+            images = begin < end ? varint(body, begin, end).value : value;
+        }
+    });
+    return images;
 }
 
 /** InferRequestedOutputTensor: its parameters, field 2, are pairs whose field 1 is the name. */
@@ -240,23 +266,26 @@ function inspectOutput(body, from, to, count) {
     });
 }
 
-/** Call `see(number, from, to)` for each field of bytes between two positions. */
+function varint(body, at, to) {
+    let value = 0;
+    for (let factor = 1; factor < 1e21 && at < to; factor *= 128) {
+        const next = body.byte(at++);
+        value += (next & 127) * factor;
+        if (next < 128) {
+            return { value: value, end: at };
+        }
+    }
+    throw new Refusal('malformed');
+}
+
+/** Call `see(field, from, to, value)` for each field of numbers or of bytes between two positions. */
 function eachField(body, from, to, count, see) {
     let at = from;
 
     function number() {
-        let value = 0;
-        for (let factor = 1; factor < 1e21; factor *= 128) {
-            if (at >= to) {
-                break;
-            }
-            const next = body.byte(at++);
-            value += (next & 127) * factor;
-            if (next < 128) {
-                return value;
-            }
-        }
-        throw new Refusal('malformed');
+        const read = varint(body, at, to);
+        at = read.end;
+        return read.value;
     }
 
     while (at < to) {
@@ -265,9 +294,10 @@ function eachField(body, from, to, count, see) {
         }
         // As protobuf does, which cuts what exceeds 32 bits.
         const tag = number() % 4294967296;
+        const field = Math.floor(tag / 8);
         switch (tag % 8) {
         case 0:
-            number();
+            see(field, at, at, number());
             break;
         case 1:
             at += 8;
@@ -277,7 +307,7 @@ function eachField(body, from, to, count, see) {
             if (size > to - at) {
                 throw new Refusal('malformed');
             }
-            see(Math.floor(tag / 8), at, at + size);
+            see(field, at, at + size, 0);
             at += size;
             break;
         }

@@ -192,6 +192,8 @@ def peak(server: RunningServer) -> int:
 
 # HTTP/2 by hand, for what no client library would send.
 
+MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
+GRPC_HEADERS = [("content-type", "application/grpc"), ("te", "trailers")]
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
 
 
@@ -213,21 +215,20 @@ def headers_frame(
 
 def raw_grpc(gateway: Gateway, body: bytes, more: list[tuple[str, str]] | None = None) -> None:
     """Send these bytes as a call of ModelInfer; the answer is in the log."""
-    always = [("content-type", "application/grpc"), ("te", "trailers")]
-    path = "/inference.GRPCInferenceService/ModelInfer"
     with gateway.connect("h2") as connection:
-        connection.sendall(
-            PREFACE + frame(1, 4, 1, headers_frame(gateway, path, always + (more or [])))
-        )
+        call = headers_frame(gateway, MODEL_INFER, [*GRPC_HEADERS, *(more or [])])
+        connection.sendall(PREFACE + frame(1, 4, 1, call))
         reader = threading.Thread(target=drain, args=[connection])
         reader.start()
-        # Less than a new connection's window, or as much as nginx lets in.
-        for start in range(0, len(body), 16384):
-            connection.sendall(frame(0, 0, 1, body[start : start + 16384]))
-        connection.sendall(frame(0, 1, 1))
+        connection.sendall(grpc_data(body))
         time.sleep(0.2)
         connection.shutdown(socket.SHUT_RDWR)
         reader.join()
+
+
+def grpc_data(body: bytes) -> bytes:
+    pieces = [body[start : start + 16384] for start in range(0, len(body), 16384)]
+    return b"".join(frame(0, 0, 1, piece) for piece in pieces) + frame(0, 1, 1)
 
 
 def drain(connection: ssl.SSLSocket) -> None:
@@ -286,6 +287,13 @@ def gateway(
     authority.cert_pem.write_to_path(str(folder / "client-ca.pem"))
     with running_gateway(server, folder) as running:
         yield running
+
+
+@pytest.fixture
+def second_key(gateway: Gateway) -> Iterator[dict[str, str]]:
+    line = (gateway.folder / "keys.map").read_text()
+    with gateway.changed("keys.map", (line, f'{line}"{"cd" * 32}" "second";\n')):
+        yield {"x-api-key": "cd" * 32}
 
 
 @pytest.fixture(autouse=True)
@@ -770,7 +778,9 @@ def test_plain_http_is_told_so(gateway: Gateway) -> None:
 # Trouble
 
 
-def test_slow_callers_keep_nobody_waiting_and_are_cut_off(gateway: Gateway) -> None:
+def test_slow_callers_keep_no_other_caller_waiting_and_are_cut_off(
+    gateway: Gateway, second_key: dict[str, str]
+) -> None:
     key = gateway.key["x-api-key"]
     head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nX-Api-Key: {key}\r\n"
     body = f"{head}Content-Type: application/octet-stream\r\nContent-Length: 1000\r\n\r\nhalf"
@@ -787,13 +797,13 @@ def test_slow_callers_keep_nobody_waiting_and_are_cut_off(gateway: Gateway) -> N
             slow.append(stack.enter_context(gateway.connect()))
             slow[-1].sendall((head if number % 2 else body).encode())
         for scheme in ("https://", ""):
-            with gateway.client(scheme) as client:
+            with gateway.client(scheme, second_key) as client:
                 started = time.monotonic()
                 assert [len(found) for found in client.detect([PHOTO] * 8)] == [11] * 8
                 assert time.monotonic() - started < 30
         for connection in slow:
             with suppress(ConnectionError):
-                assert connection.recv(1) == b""
+                assert connection.recv(12) in {b"", b"HTTP/1.1 429"}
 
 
 def test_a_flood_of_resets_fills_no_log_and_disturbs_nobody(gateway: Gateway) -> None:
@@ -822,6 +832,71 @@ def test_a_flood_of_resets_fills_no_log_and_disturbs_nobody(gateway: Gateway) ->
             assert [len(found) for found in other.detect([PHOTO] * 20)] == [11] * 20
         assert len(client.detect(PHOTO)) == 11
     assert len((gateway.folder / "error.log").read_text()) - len(before) < 2000
+
+
+@SCHEMES
+def test_requests_at_once_are_limited_by_key(
+    gateway: Gateway, second_key: dict[str, str], scheme: str
+) -> None:
+    head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nX-Api-Key: {gateway.key['x-api-key']}\r\n"
+    half = f"{head}Content-Type: application/octet-stream\r\nContent-Length: 9\r\n\r\nhalf"
+    with ExitStack() as stack:
+        for _ in range(32):
+            stack.enter_context(gateway.connect()).sendall(half.encode())
+        with (
+            gateway.client(scheme) as client,
+            pytest.raises(UnavailableError, match="^too many requests at once"),
+        ):
+            for _ in range(20):  # nginx may not have read all of the others yet
+                client.detect(PHOTO)
+        with gateway.client(scheme, second_key) as client:
+            assert len(client.detect(PHOTO)) == 11
+
+
+def test_callers_of_batches_leave_room_for_a_caller_of_one_image(
+    gateway: Gateway, second_key: dict[str, str]
+) -> None:
+    tensor = image_tensor(triton, [IMAGE] * 8)
+    stop = threading.Event()
+    outcomes: list[str] = []
+
+    def send_batches() -> None:
+        with gateway.triton() as client:
+            while not stop.is_set():
+                try:
+                    client.infer("yolov5_ensemble", [tensor], headers=gateway.key)
+                    outcomes.append("answered")
+                except InferenceServerException as refused:
+                    outcomes.append(refused.message())
+                    stop.wait(0.25)
+
+    threads = [threading.Thread(target=send_batches) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    try:
+        with gateway.client("", second_key) as client:
+            assert [len(client.detect(PHOTO)) for _ in range(4)] == [11] * 4
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    full = "the server behind the gateway cannot answer now; try again later"
+    assert {*outcomes} == {"answered", full}
+
+
+def test_slow_readers_hold_no_memory_of_the_server(server: RunningServer, gateway: Gateway) -> None:
+    request = image_request(IMAGE)
+    request.model_name = "preprocess"
+    settings = frame(4, 0, 0, struct.pack(">HI", 4, 0))  # not a byte of an answer may be sent
+    before = peak(server)
+    with ExitStack() as stack:
+        for _ in range(20):
+            connection = stack.enter_context(gateway.connect("h2"))
+            call = headers_frame(gateway, MODEL_INFER, GRPC_HEADERS)
+            connection.sendall(PREFACE + settings + frame(1, 4, 1, call))
+            connection.sendall(grpc_data(message(request.SerializeToString())))
+        time.sleep(2)
+        assert peak(server) - before < 20 << 20
 
 
 @SCHEMES
@@ -907,3 +982,27 @@ def test_a_port_in_use_is_named(server: RunningServer, gateway: Gateway, tmp_pat
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: Port {gateway.port} on 127.0.0.1 cannot be used (")
     assert done.stderr.endswith("set GATEWAY_PORT to another one.\n")
+
+
+def test_without_the_module_for_javascript_nothing_starts(tmp_path: Path) -> None:
+    """nginx as it is, but built with a folder of modules that is empty."""
+    assert NGINX
+    stand_in = tmp_path / "nginx"
+    stand_in.write_text(
+        f'#!/bin/sh\n{NGINX} "$@" 2>&1 | sed "s,--modules-path=,&{tmp_path}," >&2\n'
+    )
+    stand_in.chmod(0o755)
+    command = [sys.executable, "deploy/gateway/run.py", f"--port={free_ports(1)[0]}"]
+    done = subprocess.run(
+        [*command, f"--folder={tmp_path}"],
+        cwd=ROOT,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: nginx's module for JavaScript (njs) is not installed; on Debian and Ubuntu: apt"
+        " install libnginx-mod-http-js; with nginx.org's packages: nginx-module-njs.\n"
+    )
