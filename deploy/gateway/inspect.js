@@ -97,14 +97,20 @@ Body.prototype.close = function () {
 /** Move the window so that it begins at `position`. */
 Body.prototype.load = function (position) {
     this.start = position;
-    this.end = position + fs.readSync(this.fd, this.window, 0, WINDOW, position);
+    const length = fs.readSync(this.fd, this.window, 0, WINDOW, position);
+    if (length === 0) {
+        throw new Refusal('malformed');
+    }
+    this.end = position + length;
 };
 
 Body.prototype.byte = function (position) {
     if (position >= this.size) {
         throw new Refusal('malformed');
     }
-    if (position < this.start || position >= this.end) {
+    if (position < this.start) { // by a byte at a time, after a quote
+        this.load(Math.max(0, position - WINDOW / 2));
+    } else if (position >= this.end) {
         this.load(position);
     }
     return this.window[position - this.start];

@@ -835,6 +835,21 @@ def test_a_flood_of_resets_fills_no_log_and_disturbs_nobody(gateway: Gateway) ->
 
 
 @SCHEMES
+def test_bodies_that_are_announced_too_large_fill_no_log(gateway: Gateway, scheme: str) -> None:
+    before = (gateway.folder / "error.log").read_text()
+    path = INFER if scheme else MODEL_INFER
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n"
+    for key in ("", gateway.key["x-api-key"]):
+        for _ in range(10):
+            with gateway.connect() as connection:
+                connection.sendall(
+                    head.replace("\r\n\r\n", f"\r\nX-Api-Key: {key}\r\n\r\n").encode()
+                )
+                assert connection.recv(9) == b"HTTP/1.1 "
+    assert (gateway.folder / "error.log").read_text() == before
+
+
+@SCHEMES
 def test_requests_at_once_are_limited_by_key(
     gateway: Gateway, second_key: dict[str, str], scheme: str
 ) -> None:
