@@ -14,6 +14,7 @@ const MAX_FIELDS = 4096;
 const FORBIDDEN = 'classification';
 const LONGEST_NAME = 6 * FORBIDDEN.length; // each letter may be written as \u0063
 const ENDPOINT = /^yolov5_ensemble$/; // CHANGE: further networks have endpoints of their own
+const LONGEST_MODEL = 256;
 const WINDOW = 65536;
 
 const QUOTE = 0x22;
@@ -178,12 +179,14 @@ function inspectJson(body, size) {
                 let slashes = 0;
                 while (at - slashes > begin && body.byte(at - slashes - 1) === BACKSLASH) {
                     slashes++;
+                    if (++steps > MAX_STEPS) {
+                        throw new Refusal('scattered');
+                    }
                 }
-                steps += 1 + slashes;
                 if (at === size || slashes % 2 === 0) {
                     break;
                 }
-                if (steps > MAX_STEPS) {
+                if (++steps > MAX_STEPS) {
                     throw new Refusal('scattered');
                 }
             }
@@ -228,19 +231,20 @@ function inspectMessage(body) {
     if (length !== body.size - 5) {
         throw new Refusal('malformed');
     }
-    let model = '';
+    let name = { from: 0, to: 0 };
     let images = 0;
     const count = { fields: 0 };
     eachField(body, 5, body.size, count, (number, from, to) => {
         if (number === 1 && from < to) {
-            model = to - from > 256 ? '' : body.text(from, to);
+            name = { from: from, to: to }; // of several the last one counts
         } else if (number === 5) {
             images = Math.max(images, batchSize(body, from, to, count));
         } else if (number === 6) {
             inspectOutput(body, from, to, count);
         }
     });
-    if (!ENDPOINT.test(model)) {
+    if (name.to - name.from > LONGEST_MODEL
+        || !ENDPOINT.test(body.text(name.from, name.to))) {
         throw new Refusal('model');
     }
     return images;
