@@ -218,17 +218,28 @@ def raw_grpc(gateway: Gateway, body: bytes, more: list[tuple[str, str]] | None =
     with gateway.connect("h2") as connection:
         call = headers_frame(gateway, MODEL_INFER, [*GRPC_HEADERS, *(more or [])])
         connection.sendall(PREFACE + frame(1, 4, 1, call))
-        reader = threading.Thread(target=drain, args=[connection])
+        reader = threading.Thread(target=read_answer, args=[connection])
         reader.start()
-        connection.sendall(grpc_data(body))
-        time.sleep(0.2)
-        connection.shutdown(socket.SHUT_RDWR)
-        reader.join()
+        with suppress(ConnectionError):  # nginx need not have read all of it to refuse it
+            connection.sendall(grpc_data(body))
+        reader.join(30)
+        assert not reader.is_alive()
 
 
 def grpc_data(body: bytes) -> bytes:
     pieces = [body[start : start + 16384] for start in range(0, len(body), 16384)]
     return b"".join(frame(0, 0, 1, piece) for piece in pieces) + frame(0, 1, 1)
+
+
+def read_answer(connection: ssl.SSLSocket) -> None:
+    """Read to the end of the first stream, or of the connection."""
+    with suppress(ConnectionError), connection.makefile("rb") as file:
+        while header := file.read(9):
+            length, kind = int.from_bytes(header[:3], "big"), header[3]
+            flags, stream = header[4], int.from_bytes(header[5:], "big")
+            file.read(length)
+            if stream == 1 and (kind == 3 or (kind in {0, 1} and flags & 1)):
+                return
 
 
 def drain(connection: ssl.SSLSocket) -> None:
