@@ -37,6 +37,7 @@ from ._wiring import wired
 STOP_SECONDS = 7.0  # until the process group is killed; Ctrl-C promises 10 s in all
 _DRAIN_SECONDS = 5  # that Triton itself gives requests in flight
 _READY_LOOK = 0.05  # seconds between two looks at a server that starts
+_ORPHAN_SECONDS = _DRAIN_SECONDS + 1  # that Triton has to end after this process was killed
 _START_SECONDS = 900.0  # for all models to be ready; a TensorRT engine may be built first
 _SHARED_MEMORY_PREFIX = "yolov5_triton_"
 _PR_SET_PDEATHSIG = 1
@@ -130,7 +131,7 @@ class Server:
         # The network's backend may be one in C++ in a container, which needs no process.
         steps = [s for s in _preflight.STEPS if not self.settings.triton or s != NETWORK]
         self._starting = StartingProcesses(self._process.pid, steps)
-        self._guard = GroupGuard(self._process.pid, int(STOP_SECONDS))
+        self._guard = GroupGuard(self._process.pid, _ORPHAN_SECONDS)
         self._swap.server = self._process.pid
 
     def _lay_out(self) -> None:
