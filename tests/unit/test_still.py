@@ -240,6 +240,8 @@ LARGE = [(256, SSHORT, short(8000)), (257, SSHORT, short(8000))]
 TILES = [(322, SSHORT, short(8000)), (323, SSHORT, short(8000)), (324, LONG, short(8)),
          (325, LONG, short(256))]  # fmt: skip
 BOMBS = {
+    "PNG without data": png()[:33] + chunk(b"IEND", b""),
+    "PNG whose data have another name": png().replace(b"IDAT", b"IDCT"),
     "PNG": png(rows=bytes(1 << 27)),
     "interlaced PNG": png(rows=bytes(1 << 27), interlaced=1),
     "TIFF of two widths": tiff(LARGE + SMALL + GREY, bytes(256)),

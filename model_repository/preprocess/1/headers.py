@@ -81,9 +81,9 @@ def _png(data: bytes) -> Header | None:
     if data[12:16] != b"IHDR":
         return None
     width, height = struct.unpack_from(">II", data, 16)
-    for _ in png_chunks(data):  # all of them must be there
-        pass
-    return Header(width * height)
+    # All chunks must be there. Without data OpenCV reads on, and allocates 2 GB for a false length.
+    kinds = {kind for kind, *_ in png_chunks(data)}
+    return Header(width * height) if b"IDAT" in kinds else None
 
 
 def _webp(data: bytes) -> Header | None:
