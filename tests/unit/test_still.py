@@ -240,6 +240,7 @@ LARGE = [(256, SSHORT, short(8000)), (257, SSHORT, short(8000))]
 TILES = [(322, SSHORT, short(8000)), (323, SSHORT, short(8000)), (324, LONG, short(8)),
          (325, LONG, short(256))]  # fmt: skip
 BOMBS = {
+    "WebP of no length": riff(extended(0))[:4] + struct.pack("<I", 1) + riff(extended(0))[8:],
     "PNG without data": png()[:33] + chunk(b"IEND", b""),
     "PNG whose data have another name": png().replace(b"IDAT", b"IDCT"),
     "PNG": png(rows=bytes(1 << 27)),

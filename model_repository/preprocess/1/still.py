@@ -90,10 +90,9 @@ def _webp(data: bytes) -> bytes:
         return data  # of one chunk, and what may follow is not looked at
     (size,) = struct.unpack_from("<I", data, 4)
     chunks = [*riff_chunks(data, RIFF_HEADER, min(len(data), 8 + size))]
-    _, _, body, end = chunks[0]
-    if end - body < 10:
+    if not chunks or chunks[0][3] - chunks[0][2] < 10:
         raise struct.error
-    flags = data[body]
+    flags = data[chunks[0][2]]
     kept = [chunk for chunk in chunks[1:] if chunk[0] in _WEBP_PICTURE or chunk[0] == b"EXIF"]
     if not flags & _WEBP_ANIMATION:
         if len(kept) + 1 == len(chunks):
