@@ -357,7 +357,9 @@ def _inner(part: object) -> list[object]:
         held = vars(part).values()
     else:
         held = ()
-    return [other for other in held if isinstance(other, (dict, list, tuple, nn.Module))]
+    kinds = (dict, list, tuple, nn.Module)
+    # The wrapper of PyTorch Hub keeps its own `self`.
+    return [other for other in held if isinstance(other, kinds) and other is not part]
 
 
 def _tensor(

@@ -193,9 +193,12 @@ def _embed(name: str, folder: Path, model: ModelProto) -> None:
                 raise _too_large(name)
             path = _external(name, folder, tensor)
             sizes[str(path)] = path.stat().st_size
+            offset = _offset(name, sizes[str(path)], tensor, needed)
             if total > 2 * sum(sizes.values()):  # tensors that lie in each other
                 raise damaged(name)
-            tensor.raw_data = _piece(name, path, tensor, needed)
+            with path.open("rb") as file:
+                file.seek(offset)
+                tensor.raw_data = file.read(needed)
             tensor.ClearField("external_data")
             tensor.ClearField("data_location")
         elif tensor.HasField("raw_data"):
@@ -220,14 +223,13 @@ def _external(name: str, folder: Path, tensor: TensorProto) -> Path:
     return path
 
 
-def _piece(name: str, path: Path, tensor: TensorProto, needed: int) -> bytes:
+def _offset(name: str, size: int, tensor: TensorProto, needed: int) -> int:
+    """Where a tensor's data begin in another file of this size, which holds all of them."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     offset, length = int(entries.get("offset", 0)), int(entries.get("length", needed))
     if offset < 0 or length != needed:
         raise damaged(name)
-    if path.stat().st_size < offset + needed:
+    if size < offset + needed:
         label = quoted(PureWindowsPath(entries["location"]).as_posix())
         raise BuildError(f"{name} needs more data than {label} has, which is cut off.")
-    with path.open("rb") as file:
-        file.seek(offset)
-        return file.read(needed)
+    return offset

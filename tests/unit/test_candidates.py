@@ -194,3 +194,13 @@ def test_one_of_another_network_is_not_used(checkpoint: Checkpoint, tmp_path: Pa
     candidates.unlink()
     with pytest.raises(ConfigError, match="unable to find 'candidates.onnx' for model 'm'"):
         open_forms(config(), tmp_path, 2, warn=warnings.append)
+
+
+def test_best_class_of_no_rows_has_the_columns_that_are_stated(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    exported(checkpoint, tmp_path, imgsz=64, reduced_head=True)
+    forms = open_forms(config(columns=6), tmp_path, 1, warn=pytest.fail)
+    pixels = np.zeros((1, 3, 64, 64), np.uint8)
+    found = forms.candidates[1]({"pixels": pixels, "nms": nms(1.0)})["output0"]
+    assert found.shape == (1, 0, 6)

@@ -187,7 +187,6 @@ def test_the_command_refuses_what_loses_too_much(
     [
         (["--int8"], "--int8 needs --data data.yaml: photos to calibrate with, and labels"),
         (["--half", "--int8"], "--half and --int8 exclude each other."),
-        (["--names=x.txt"], "--names is for .onnx files; best.pt has its own class names."),
         (["--imgsz", "1", "2", "3"], "--imgsz takes height and width, or one number for both."),
         (["--data=none.yaml"], "none.yaml cannot be read: No such file or directory."),
     ],

@@ -596,7 +596,11 @@ def test_another_kind_of_network_is_recognised(
     "shape, kind, sentence",
     [
         ((1, 640, 640, 3), TensorProto.FLOAT, "takes images with the channels last (NHWC)"),
-        ((1, 1, 640, 640), TensorProto.FLOAT, "takes images of 1 channels"),
+        (
+            (1, 1, 640, 640),
+            TensorProto.FLOAT,
+            "takes images of 1 channel, [1, 1, 640, 640]; 3 are needed",
+        ),
         ((1, 4, 640, 640), TensorProto.FLOAT, "takes images of 4 channels"),
         ((3, 640, 640), TensorProto.FLOAT, "takes a tensor [3, 640, 640]"),
         ((1, 3, 640, 640), TensorProto.UINT8, "takes uint8 images; float32 or float16 is needed"),

@@ -142,7 +142,7 @@ def test_a_loopback_address_is_asked_through_no_proxy(
     for name in VARIABLES[:4]:
         monkeypatch.setenv(name, "socks5://127.0.0.1:1")
         monkeypatch.setenv(name.upper(), "socks5://127.0.0.1:1")
-    with http_server(http(b'{"version": "2.0"}')) as by_http:
+    with http_server(http(b'{"version": "2.0"}', {"Connection": "close"})) as by_http:
         assert main(["status", "--server", by_http]) == 0
 
 

@@ -84,7 +84,8 @@ def test_result_is_that_of_torchvision(
         groups *= 0  # the offset of a class would be infinite for all
     wanted = reference(boxes, scores, groups, iou, max_det)
     assert torch.equal(suppress(boxes, scores, groups, iou, max_det), wanted)
-    if group_count == 1:
+    # A box that is not finite makes the offset of every class so, where there is one.
+    if group_count == 1 and (make is not not_finite or count > 1000):
         assert torch.equal(suppress(boxes, scores, None, iou, max_det), wanted)
 
 

@@ -92,8 +92,19 @@ def _open_candidates(
                 " `make model` writes both."
             )
             return {}
-        runs[threads] = partial(_run, session, [ROWS])
+        columns = next(t["dims"][-1] for t in config["output"] if t["name"] == ROWS)
+        runs[threads] = partial(_run_candidates, session, int(columns))
     return runs
+
+
+def _run_candidates(
+    session: InferenceSession, columns: int, inputs: Mapping[str, Any]
+) -> dict[str, Any]:
+    (rows,) = session.run([ROWS], inputs)
+    if not rows.size:
+        # The best of no rows has as many columns as there are classes, in ONNX Runtime.
+        rows = rows.reshape(1, 0, columns)
+    return {ROWS: rows}
 
 
 def _belongs_to(session: InferenceSession, weights: Path) -> bool:
