@@ -105,8 +105,7 @@ def environment(tmp_path: Path, server: RunningServer) -> dict[str, str]:
         "GO111MODULE": "off",
         "GOPATH": f"{tmp_path}:{GO_PACKAGES}",
         # For make: the server, and no setting up while a test runs.
-        "SERVER": server.grpc,
-        "MAKEFLAGS": "--old-file=.venv/.installed",
+        "MAKEFLAGS": f"--old-file=.venv/.installed SERVER={server.grpc}",
     }
 
 

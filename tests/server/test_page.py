@@ -297,7 +297,7 @@ def test_a_port_in_use_is_a_sentence(url: str, capsys: pytest.CaptureFixture[str
         ("--server=127.0.0.1:8001", "allowed: the http:// or https:// address"),
         ("--server=http://a:b", "allowed: the http:// or https:// address"),
         ("--server=http://user:password@a", "allowed: the http:// or https:// address"),
-        ("--timeout=0", "--timeout is 0.0; allowed: more than 0 seconds."),
+        ("--timeout=0", "--timeout is 0.0; allowed: more than 0 seconds, at most a year."),
         ("--header=secret", "a --header is not of the form 'NAME: VALUE'."),
         ("--header=a: Ж", "--header 'a' has characters that no header may have."),
     ],
