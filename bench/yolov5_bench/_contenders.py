@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,8 +26,9 @@ class Contender:
     """
     Attributes:
         way: of asking, see `_load.make_ask`; HTTP, GRPC and NETWORK stand for where it is.
-        service: a module beside this one and its last arguments, of which GRPC_PORT and REPOSITORY
-            stand for what they say; None where ours serves, () where nobody does.
+        service: a module beside this one and its last arguments, of which GRPC_PORT, REPOSITORY and
+            FOLDER (an empty one of its own) stand for what they say; None where ours serves, ()
+            where nobody does.
         ready_path: what it answers with 200 when it is ready.
         callers: how many, where it is not for the caller to say.
         precision: of what Triton serves, as for `make serve`. If it is not "fp32", its answers need
@@ -89,7 +92,7 @@ CONTENDERS = (
         name="write-up",
         about="letterbox and suppression in the client, a float tensor to a Triton of the network",
         way=("work", "GRPC", "NETWORK"),
-        service=("_triton", "GRPC_PORT", "REPOSITORY"),
+        service=("_triton", "GRPC_PORT", "REPOSITORY", "FOLDER"),
         ready_path="/v2/models/yolov5/ready",
     ),
     Contender(
@@ -174,6 +177,7 @@ def started(
         RuntimeError: it does not start.
     """
     web, grpc, metrics, health = _free_ports(4)
+    folder = tempfile.mkdtemp(prefix="yolov5-bench-")
     if contender.service == ():
         command = None
     elif contender.service is None:
@@ -187,7 +191,7 @@ def started(
         command += flags
     else:
         module, *settings = contender.service
-        values = {"GRPC_PORT": str(grpc), "REPOSITORY": str(repository)}
+        values = {"GRPC_PORT": str(grpc), "REPOSITORY": str(repository), "FOLDER": folder}
         settings = [values.get(setting, setting) for setting in settings]
         command = [f"yolov5_bench.{module}", str(network), str(web), *settings]
     places = {
@@ -200,6 +204,7 @@ def started(
     running = Running(contender, way, places)
     if command is None:
         yield running
+        shutil.rmtree(folder, ignore_errors=True)
         return
     # A group of its own: LitServe does not end what it has started.
     process = subprocess.Popen(
@@ -219,6 +224,7 @@ def started(
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _wait(process: subprocess.Popen[bytes], port: int, path: str) -> None:

@@ -1,4 +1,4 @@
-"""`python -m yolov5_bench._triton NETWORK HTTP_PORT GRPC_PORT REPOSITORY`: the network alone.
+"""The network alone: `python -m yolov5_bench._triton NETWORK HTTP_PORT GRPC_PORT REPOSITORY FOLDER`.
 
 A Triton as the write-up has it, whose network callers ask themselves. In ours they cannot.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 from yolov5_server._backends import assemble_backends, triton_folder
@@ -15,11 +14,10 @@ from yolov5_server._server import _environment
 
 
 def main() -> None:
-    _, http, grpc, repository = sys.argv[1:]
+    _, http, grpc, repository, folder = sys.argv[1:]
     triton = triton_folder()
     binary = triton / "bin" / "tritonserver"
-    folder = Path(tempfile.mkdtemp(prefix="yolov5-bench-"))
-    backends = assemble_backends(triton, folder / "backends")
+    backends = assemble_backends(triton, Path(folder, "backends"))
     command = [
         str(binary),
         f"--model-repository={repository}",
@@ -36,7 +34,7 @@ def main() -> None:
         "--allow-metrics=false",
         "--log-info=false",
     ]
-    os.execve(binary, command, _environment(folder))
+    os.execve(binary, command, _environment(Path(folder)))
 
 
 if __name__ == "__main__":

@@ -161,13 +161,17 @@ def _export(
         )
     validation = read_split(options.data, "val", "test") if options.data else None
     measured = validation is not None and bool(options.half or options.int8)
+    if validation is not None and measured:
+        _say_doubts(validation)
     with reading(weights):
         made, full = _forms(options, weights, imgsz, folder, compare=measured)
     if validation is None or not measured:
         return made
     if options.int8:
         made = folder / "int8.onnx"
-        photos = read_split(options.data, "train").photos
+        training = read_split(options.data, "train")
+        _say_doubts(training)
+        photos = training.photos
         step = -(-len(photos) // CALIBRATION_PHOTOS)  # from all over the folder
         quantise(full, made, photos[::step], device=options.int8, letterbox=options.letterbox)
     before, after = (_measure(options, path, validation) for path in (full, made))
@@ -178,6 +182,12 @@ def _export(
             " --accept-loss installs it all the same."
         )
     return made
+
+
+def _say_doubts(split: Split) -> None:
+    for note in split.notes:
+        text = "".join(letter if letter.isprintable() else "?" for letter in note)
+        print(f"warning: {text}", file=sys.stderr)
 
 
 def _forms(
@@ -216,6 +226,7 @@ def _bf16_is_as_good(options: argparse.Namespace, made: Path) -> bool:
     before = split = None
     if data is not None and not (options.half or options.int8):  # those were measured
         split = read_split(data, "val", "test")
+        _say_doubts(split)
         before = _measure(options, made, split)
     if read_metadata(made).precision != names.PRECISIONS[0]:
         return False

@@ -47,7 +47,7 @@ class HangDetector:
         if last is None or progress != self._progress:
             self._progress_at = now
         self._failed_at, self._cpu, self._progress = now, cpu, progress
-        if last is None:
+        if last is None or used < 0:  # a process has ended and taken its time along
             return None
         if not may_be_busy or used < _BUSY_SHARE * (now - last):
             return reason

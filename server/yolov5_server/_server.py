@@ -216,7 +216,8 @@ class Server:
                     threading.Thread(target=self._go_on_with, args=(work,), daemon=True).start()
                 return True
             if self._starting.are_stuck():
-                raise StartError("A model's process has ended while Triton was starting.")
+                reason = self._log.failure()
+                raise StartError(f"A model's process ended while Triton was starting: {reason}.")
             if time.monotonic() - started > _START_SECONDS:
                 raise StartError(f"Triton was not ready after {_START_SECONDS:.0f} s.")
         return False
@@ -254,7 +255,8 @@ class Server:
     def _abandon(self, fault: Fault) -> None:
         """End it, by force: it would not answer whom it has."""
         assert self._process is not None
-        if self._process.poll() is None:  # else it was quicker
+        # Else it was quicker, or is being ended.
+        if self._process.poll() is None and not self._ended.is_set():
             self._health.down(fault.sentence)
             self._fault = fault
             self._process.kill()

@@ -88,8 +88,9 @@ class Swap:
         while not stop.wait(_SECONDS):
             if self._identity() in (None, self._served):
                 continue
-            # Whoever installs a network takes the same lock: none is replaced while it loads.
-            with self._loading, _locked(self._repository):
+            # Whoever installs a network takes the same lock, and may hold it for long: none is
+            # replaced while it loads.
+            with _locked(self._repository), self._loading:
                 self._served = self._identity()
                 report = self._take_over()
             if report and not stop.is_set():  # else it failed because the server was ended
@@ -115,8 +116,9 @@ class Swap:
             served = self._control.steps(ENSEMBLE)
             is_new = steps[NETWORK] in served
             version = self._control.version(steps[NETWORK] if is_new else self._steps[NETWORK])
-        except ControlError:
-            return None  # Triton has ended, or hangs
+        except ControlError as silent:
+            self._abandon(f"Triton does not say which network it serves: {silent}.")
+            return None
         self._expect(served)
         if not is_new:
             self._remove(steps)

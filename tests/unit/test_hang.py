@@ -47,6 +47,15 @@ def test_a_server_that_computes_nothing_hangs() -> None:
     assert Server(share=0.02).given_up_after() == 4.0
 
 
+def test_a_process_that_has_ended_takes_its_time_along_and_is_no_sign_of_a_hang() -> None:
+    detector = HangDetector()
+    verdicts = [
+        detector.judge("late", may_be_busy=True, now=now, cpu=cpu, progress=now)
+        for now, cpu in ((0.0, 500.0), (2.0, 504.0), (4.0, 212.0), (6.0, 216.0))
+    ]
+    assert verdicts == [None] * 4
+
+
 def test_a_server_that_fails_at_once_is_not_busy() -> None:
     assert Server(share=1.9, may_be_busy=False).given_up_after() == 4.0
 

@@ -59,6 +59,31 @@ def test_so_many_go_ahead_and_the_others_when_those_are_reported(crowd: Crowd) -
     assert crowd.next() == ("d", 4)
 
 
+def test_expired_request_is_refused_in_time_and_holds_up_nobody() -> None:
+    crowd = Crowd(room=8, ahead=1)
+    crowd.line._usual = 5.0  # a slow network: a report is waited for for 10 s
+    crowd.join("a")
+    assert crowd.next() == ("a", 1)
+    crowd.join("b", seconds=0.2)
+    crowd.join("c")
+    assert crowd.next(timeout=2) == ("b", "late")
+    crowd.line.report(1)
+    assert crowd.next(timeout=2) == ("c", 2)
+    crowd.line.close()
+
+
+def test_report_lets_the_next_pass_an_expired_request() -> None:
+    crowd = Crowd(room=8, ahead=1)
+    crowd.line._usual = 5.0
+    crowd.join("a")
+    assert crowd.next() == ("a", 1)
+    crowd.join("b", seconds=0.0)
+    crowd.join("c")
+    crowd.line.report(1)
+    assert {crowd.next(timeout=2), crowd.next(timeout=2)} == {("b", "late"), ("c", 2)}
+    crowd.line.close()
+
+
 def test_tickets_count_images(crowd: Crowd) -> None:
     crowd.join("a", 5)
     assert crowd.next() == ("a", 5)

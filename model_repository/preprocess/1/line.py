@@ -29,6 +29,7 @@ from time import monotonic
 # How long a report is waited for: until there has been one, at least, and at most. A batch of 8
 # takes seconds on a slow machine: one taken for lost too early lets others in, out of turn.
 _FIRST, _LEAST, _MOST = 1.0, 0.05, 10.0  # seconds
+_SOON = 0.01  # seconds between two looks, at least
 _WHEN_DOWN = 1.0  # and at least, while the network is down
 _USUAL = 4  # times what it usually takes
 _LARGEST = 8  # images of a request, Triton's max_batch_size
@@ -160,7 +161,10 @@ class Line:
         longer."""
         while True:
             with self._changed:
-                if not self._requests or self._requests[0][-1].deadline < monotonic():
+                if not self._requests:
+                    return
+                if self._requests[0][-1].deadline < monotonic():
+                    self._changed.notify()  # the thread refuses it, and goes on with the next
                     return
                 *_, request = self._requests[0]
                 ticket = self._first()
@@ -188,7 +192,7 @@ class Line:
                         return
                     continue
                 self._asleep = not self._requests
-                self._changed.wait(None if self._asleep else self._patience())
+                self._changed.wait(None if self._asleep else self._pause())
                 self._asleep = False
 
     def _late(self) -> list[Request]:
@@ -226,6 +230,11 @@ class Line:
     def _patience(self) -> float:
         least = _WHEN_DOWN if self._lost >= _DOWN * self._room else _LEAST
         return min(_MOST, max(least, _USUAL * self._usual))
+
+    def _pause(self) -> float:
+        """Seconds until a request may have waited too long, or a report for too long."""
+        next_deadline = min(waiting[-1].deadline for waiting in self._requests)
+        return min(self._patience(), max(_SOON, next_deadline - monotonic()))
 
     def _take(self, waiting: tuple[int, int, Request]) -> None:
         self._requests.remove(waiting)

@@ -9,10 +9,8 @@ from cpu_count import available_cpus
 from decode import ImageLimits
 from parameters import NAMES, Parameters, read_defaults
 
-# The second is set by a launcher that loads this model anew for another network.
 _OWN = (
     "network",
-    "network_version",
     "max_image_bytes",
     "max_image_pixels",
     "scaled_decoding",
