@@ -1,4 +1,4 @@
-"""The network alone: `python -m yolov5_bench._triton NETWORK HTTP_PORT GRPC_PORT REPOSITORY FOLDER`.
+"""`python -m yolov5_bench._triton NETWORK HTTP_PORT GRPC_PORT REPOSITORY FOLDER`
 
 A Triton as the write-up has it, whose network callers ask themselves. In ours they cannot.
 """

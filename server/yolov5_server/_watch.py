@@ -70,6 +70,7 @@ class Watch:
         self._expected: dict[int, ModelProcess] = {}
         self._last: dict[int, ModelProcess] = {}  # before it was open
         self._earlier: set[tuple[int, int]] = set()  # keys of all processes seen up to then
+        self._absent: str | None = None  # one that answers and has no process
         self._stopped: dict[int, float] = {}  # since when
 
     def expect(self, models: Collection[str] | None) -> None:
@@ -88,8 +89,11 @@ class Watch:
                 return
             there = model_processes(self._server)
             last = {process.key for process in self._last.values()}
+            had_process = {process.step for process in self._last.values()}
             for model in models:
                 own = [process for process in there.values() if process.model == model]
+                if not own and model.partition(".")[0] in had_process:
+                    self._absent = model  # it ended after it had been loaded
                 fresh = [process for process in own if process.key not in self._earlier]
                 # Triton does not load anew what looks as before.
                 kept = [process for process in own if process.key in last]
@@ -133,6 +137,10 @@ class Watch:
         if self._is_stopped_for_long(self._server, is_stopped(self._server)):
             sentence = f"tritonserver: its process {self._server} is stopped."
             return Fault(what="tritonserver", reason="stopped", sentence=sentence)
+        if self._absent is not None and is_alive(self._server):
+            step = self._absent.partition(".")[0]
+            sentence = f"{self._absent}: its process has died."
+            return Fault(what=step, reason="died", sentence=sentence)
         for pid, expected in self._expected.items():
             now = read_process(pid, self._server)
             if now is None or now.key != expected.key:

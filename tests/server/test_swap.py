@@ -179,12 +179,14 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
-def kill_while_it_loads(server: RunningServer, model: str, delay: float) -> None:
+def kill_while_it_loads(server: RunningServer, model: str, *, library: str = "") -> None:
+    """Kill the model's process as soon as it is there, or has opened this library."""
     deadline = time.monotonic() + SECONDS
-    while not (found := server.processes(f"/{model}.2/")):
+    while not (found := server.processes(f"/{model}.2/")) or not all(
+        library in Path(f"/proc/{pid}/maps").read_text() for pid in found
+    ):
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    time.sleep(delay)
     for pid in found:
         os.kill(pid, signal.SIGKILL)
 
@@ -204,15 +206,17 @@ def served_version(server: RunningServer) -> str:
     return version
 
 
-@pytest.mark.parametrize("model", ["yolov5", "postprocess"])
+@pytest.mark.parametrize(
+    "model, library", [("yolov5", "onnxruntime"), ("postprocess", "libtorch_cpu")]
+)
 def test_a_network_whose_process_is_killed_while_it_loads_is_not_taken_over(
-    repository: Path, model: str
+    repository: Path, model: str, library: str
 ) -> None:
     with running_server(f"--repository={repository}") as server:
         before = ask_grpc(server.grpc, [PHOTO.read_bytes()])
         with callers(server, 2) as (_, failures):
             install(repository, *FULL)
-            kill_while_it_loads(server, model, delay=1.0)
+            kill_while_it_loads(server, model, library=library)
             wait_until(lambda: not is_locked(repository), 30)
             wait_for(server, "The new network is not taken over, the old one is served:")
         assert failures == []
@@ -225,7 +229,7 @@ def test_a_process_killed_before_triton_knows_it_does_not_hold_the_lock(reposito
     """Triton waits for it for ever, and is started anew."""
     with running_server(f"--repository={repository}") as server:
         install(repository, *FULL)
-        kill_while_it_loads(server, "postprocess", delay=0.0)
+        kill_while_it_loads(server, "postprocess")
         wait_until(lambda: not is_locked(repository), 30)
         wait_until(lambda: "Triton is back after" in server.log.read_text(), SECONDS)
         log = server.log.read_text()
@@ -237,7 +241,7 @@ def test_a_process_killed_before_triton_knows_it_does_not_hold_the_lock(reposito
 def test_a_launcher_that_is_killed_while_triton_waits_leaves_nothing(repository: Path) -> None:
     with running_server(f"--repository={repository}") as server:
         install(repository, *FULL)
-        kill_while_it_loads(server, "postprocess", delay=0.0)
+        kill_while_it_loads(server, "postprocess")
         time.sleep(1)
         server.stop(signal.SIGKILL)
         wait_until(lambda: not [left for left in server.leftovers() if "/dev/" not in left], 10)

@@ -123,6 +123,20 @@ def test_processes_of_an_earlier_network_may_end_whenever_they_like(
     assert wait_for(found).sentence == f"yolov5: its process {second.pid} has died."
 
 
+def test_a_process_that_ended_before_its_network_was_taken_over_is_missed(
+    start: Start, watch: tuple[Watch, list[Fault]]
+) -> None:
+    one, found = watch
+    start("yolov5")
+    one.expect(["yolov5"])
+    loaded = start("yolov5.2")
+    one.expect(None)
+    end(loaded)
+    one.expect(["yolov5.2"])
+    fault = wait_for(found)
+    assert (fault.what, fault.sentence) == ("yolov5", "yolov5.2: its process has died.")
+
+
 def test_the_old_network_still_counts_when_the_new_one_was_not_taken_over(
     start: Start, watch: tuple[Watch, list[Fault]]
 ) -> None:
