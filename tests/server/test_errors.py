@@ -7,9 +7,11 @@ import json
 import struct
 import time
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import attacks
 import cv2
 import numpy as np
 import pytest
@@ -214,6 +216,30 @@ def test_shapes_that_are_no_batch_of_images(
     body = json.dumps({"inputs": [tensor]}).encode()
     reply = post(f"{server.http}/v2/models/yolov5_ensemble/infer", body)
     assert reply.status == 400, reply.body
+
+
+FAULTS = sorted((SHARED.parent / "faults" / "png").glob("*.png"))
+
+
+@pytest.mark.parametrize(
+    "image, status",
+    [
+        pytest.param(attacks.frame_out_of_place, 200, id="frame out of place"),
+        pytest.param(attacks.inflating_png, 400, id="inflating PNG"),
+        pytest.param(attacks.two_widths, 400, id="two widths"),
+        *(pytest.param(path.read_bytes, None, id=path.stem) for path in FAULTS),
+    ],
+)
+def test_an_image_that_ended_a_server_is_answered_or_refused(
+    server: RunningServer, image: Callable[[], bytes], status: int | None
+) -> None:
+    processes = server.processes("triton_python_backend_stub")
+    found, body = attacks.send(server, image())
+    assert found in ((status,) if status else (200, 400))
+    if found == 400:
+        assert b"image 1 of 1: " in body
+    assert_same(ask_grpc(server.grpc, [PHOTO_BYTES]), ask_grpc(server.grpc, [PHOTO_BYTES]))
+    assert server.processes("triton_python_backend_stub") == processes
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the hostile files are not at hand")
