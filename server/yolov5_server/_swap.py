@@ -173,8 +173,9 @@ class Swap:
             # Under the name by which Triton was told to look for such.
             chosen = self._models / name / "configs" / f"{self._config_name}.pbtxt"
             self._write_config(chosen, step, steps, configs)
-            # Not made of the endpoint, which Triton would load anew with it. It is made of itself,
-            # and cannot be loaded; that does as well.
+            # The first steps' doubles are made of the endpoint, but with a later one Triton would
+            # load the endpoint anew. This one is made of itself: Triton does not load it, and knows
+            # its name, which is enough.
             shutil.copytree(self._closed / step, self._closed / name)
             double = read_config(self._closed, step)
             double.name = name
