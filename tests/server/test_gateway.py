@@ -664,7 +664,8 @@ def test_compressed_messages_are_not_unpacked_however_they_are_named(
     entries = len(gateway.log())
     raw_grpc(gateway, body, headers)
     one = gateway.logged(entries)[0]
-    assert (one["status"], one["grpc_status"]) in {("200", "3"), ("200", "12")}
+    # nginx may refuse it before it has read all, and the caller be gone then.
+    assert (one["status"], one["grpc_status"]) in {("200", "3"), ("200", "12"), ("499", "")}
     assert peak(server) - before < 20 << 20
 
 
