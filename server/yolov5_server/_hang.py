@@ -4,6 +4,9 @@ from __future__ import annotations
 
 BUSY_SECONDS = 60.0  # that a server may compute without finishing anything
 _BUSY_SHARE = 0.1  # of a core; a server that waits for ever uses none
+# That a server may compute nothing: `preprocess` waits for up to 3 s for what callers who have gone
+# leave unreported (line.py).
+_IDLE_SECONDS = 4.0
 
 
 class HangDetector:
@@ -19,6 +22,7 @@ class HangDetector:
         self._cpu = 0.0
         self._progress = 0.0
         self._progress_at = 0.0
+        self._computed_at = 0.0
 
     @property
     def is_failing(self) -> bool:
@@ -45,11 +49,13 @@ class HangDetector:
         """
         last, used = self._failed_at, cpu - self._cpu
         if last is None or progress != self._progress:
-            self._progress_at = now
+            self._progress_at = self._computed_at = now
         self._failed_at, self._cpu, self._progress = now, cpu, progress
         if last is None or used < 0:  # a process has ended and taken its time along
             return None
-        if not may_be_busy or used < _BUSY_SHARE * (now - last):
+        if used >= _BUSY_SHARE * (now - last):
+            self._computed_at = now
+        if not may_be_busy or now - self._computed_at >= _IDLE_SECONDS:
             return reason
         if now - self._progress_at > BUSY_SECONDS:
             return f"{reason}, and nothing was finished for {BUSY_SECONDS:.0f} s"

@@ -43,8 +43,17 @@ def test_one_failure_is_no_reason() -> None:
 
 
 def test_a_server_that_computes_nothing_hangs() -> None:
-    assert Server(share=0.0).given_up_after() == 4.0
-    assert Server(share=0.02).given_up_after() == 4.0
+    assert Server(share=0.0).given_up_after() == 6.0
+    assert Server(share=0.02).given_up_after() == 6.0
+
+
+def test_a_server_that_waits_for_lost_requests_is_not_hung() -> None:
+    detector = HangDetector()
+    verdicts = [
+        detector.judge("saturated", may_be_busy=True, now=now, cpu=cpu, progress=progress)
+        for now, cpu, progress in ((0.0, 1.0, 5), (1.5, 1.0, 5), (3.0, 1.0, 5), (3.4, 2.0, 6))
+    ]
+    assert verdicts == [None] * 4
 
 
 def test_a_process_that_has_ended_takes_its_time_along_and_is_no_sign_of_a_hang() -> None:

@@ -27,8 +27,9 @@ from threading import Condition, Thread
 from time import monotonic
 
 # How long a report is waited for: until there has been one, at least, and at most. A batch of 8
-# takes seconds on a slow machine: one taken for lost too early lets others in, out of turn.
-_FIRST, _LEAST, _MOST = 1.0, 0.05, 10.0  # seconds
+# takes seconds on a slow machine: one taken for lost too early lets others in, out of turn. But
+# when callers have gone, nothing is done for that long.
+_FIRST, _LEAST, _MOST = 1.0, 0.05, 3.0  # seconds
 _SOON = 0.01  # seconds between two looks, at least
 _WHEN_DOWN = 1.0  # and at least, while the network is down
 _USUAL = 4  # times what it usually takes
