@@ -85,4 +85,5 @@ def test_a_busy_server_that_stops_computing_hangs(images: float) -> None:
     for _ in range(5):
         assert server.look() is None
     server.share = 0.0
+    assert server.look() is None
     assert server.look() == LATE
