@@ -1,4 +1,5 @@
-"""How the files of each format are divided: segments of a JPEG, chunks of a PNG or WebP.
+"""How the files of each format are divided: segments of a JPEG, chunks of a PNG or WebP, the first
+directory of a TIFF.
 
 Each is walked as its decoder walks it. All raise `struct.error` for a file that ends too early, and
 `ValueError` for one that is divided into more parts than any real file.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
+from typing import NamedTuple
 
 # What may follow 0xFF in a JPEG, but for the markers that stand alone within and between scans.
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)
@@ -25,6 +27,30 @@ _RIFF_CHUNKS = 4096
 # Kind, where it starts, where its data start, where it ends.
 Segment = tuple[int, int, int, int]
 Chunk = tuple[bytes, int, int, int]
+
+
+class TiffDirectory(NamedTuple):
+    """The first directory of a TIFF: `entries` of `each` bytes, from `first` on.
+
+    Attributes:
+        order: of bytes, as `struct` writes it.
+        big: whether it is a BigTIFF.
+        link: where the place of the next directory stands, in as many bytes as `offset` has.
+    """
+
+    order: str
+    big: bool
+    first: int
+    entries: int
+    each: int
+
+    @property
+    def offset(self) -> int:
+        return 8 if self.big else 4
+
+    @property
+    def link(self) -> int:
+        return self.first + self.entries * self.each
 
 
 def jpeg_segments(data: bytes, start: int = 0) -> Iterator[Segment]:
@@ -78,3 +104,15 @@ def riff_chunks(data: bytes, start: int, stop: int) -> Iterator[Chunk]:
         yield kind, position, position + 8, min(end + length % 2, stop)
         position = end + length % 2
     raise ValueError
+
+
+def tiff_directory(data: bytes) -> TiffDirectory:
+    """Find the first directory of a TIFF or BigTIFF; its entries need not be there."""
+    order = "<" if data.startswith(b"II") else ">"
+    (version,) = struct.unpack_from(f"{order}H", data, 2)
+    big = version == 43
+    (start,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
+    count_kind, each = ("Q", 20) if big else ("H", 12)
+    (count,) = struct.unpack_from(order + count_kind, data, start)
+    first = start + struct.calcsize(order + count_kind)
+    return TiffDirectory(order, big, first, count, each)

@@ -9,8 +9,7 @@ import struct
 from dataclasses import dataclass
 
 import numpy as np
-from containers import JPEG_SCAN, jpeg_segments, png_chunks
-from still import tiff_kind
+from containers import JPEG_SCAN, jpeg_segments, png_chunks, tiff_directory
 
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SCAN = bytes((0xFF, JPEG_SCAN))
@@ -130,12 +129,11 @@ def _tiff(data: bytes) -> Header | None:
 
 def _tiff_fields(data: bytes) -> dict[int, tuple[str, int, int]] | None:
     """The fields that decide about the size: type, count and place of each; None if in doubt."""
-    order, big = tiff_kind(data)
+    directory = tiff_directory(data)
+    order, big, first, count, each = directory
     if big and struct.unpack_from(f"{order}HH", data, 4) != (8, 0):
         return None
-    (directory,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
-    (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, directory)
-    first, each, inside = (directory + 8, 20, 8) if big else (directory + 2, 12, 4)
+    inside = directory.offset  # a value that is no longer than the place of one stands in the entry
     fields: dict[int, tuple[str, int, int]] = {}
     if count > len(data) // each:
         return None

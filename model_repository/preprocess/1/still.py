@@ -10,7 +10,14 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 
-from containers import RIFF_HEADER, Chunk, jpeg_segments, png_chunks, riff_chunks
+from containers import (
+    RIFF_HEADER,
+    Chunk,
+    jpeg_segments,
+    png_chunks,
+    riff_chunks,
+    tiff_directory,
+)
 
 _APP0, _APP1, _APP14, _APP15, _COMMENT = 0xE0, 0xE1, 0xEE, 0xEF, 0xFE
 # Of the application segments these matter: the first and last for the colours.
@@ -140,20 +147,9 @@ def _riff(first: bytes, others: list[bytes]) -> bytes:
 
 def _tiff(data: bytes) -> bytes:
     """The file with its first page as the only one."""
-    order, big = tiff_kind(data)
-    offset = "Q" if big else "I"
-    (directory,) = struct.unpack_from(order + offset, data, 8 if big else 4)
-    count_kind, entry = ("Q", 20) if big else ("H", 12)
-    (count,) = struct.unpack_from(order + count_kind, data, directory)
-    link = directory + struct.calcsize(order + count_kind) + count * entry
-    following = data[link : link + struct.calcsize(order + offset)]
+    directory = tiff_directory(data)
+    link, end = directory.link, directory.link + directory.offset
+    following = data[link:end]
     if not any(following):
         return data
     return b"".join((data[:link], bytes(len(following)), data[link + len(following) :]))
-
-
-def tiff_kind(data: bytes) -> tuple[str, bool]:
-    """The order of bytes of a TIFF, as `struct` writes it, and whether it is a BigTIFF."""
-    order = "<" if data.startswith(b"II") else ">"
-    (version,) = struct.unpack_from(f"{order}H", data, 2)
-    return order, version == 43
