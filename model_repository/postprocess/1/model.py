@@ -49,13 +49,16 @@ class TritonPythonModel:
         for request in requests:
             key, ticket = pb_utils.get_input_tensor_by_name(request, "ticket").as_numpy()[0]
             self.completions.send(int(key), int(ticket))
-        thresholds = [float(self.tensor(request, "nms")[:, 0].min()) for request in requests]
         # A low conf_thres lets thousands of candidates in. Other callers do not wait for those.
-        for _, index in sorted(zip(thresholds, range(len(requests))), reverse=True):
-            response = self.respond(requests[index])
-            requests[index].get_response_sender().send(
-                response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+        if len(requests) > 1:
+            requests = sorted(requests, key=self.lowest_conf_thres, reverse=True)
+        for request in requests:
+            request.get_response_sender().send(
+                self.respond(request), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
             )
+
+    def lowest_conf_thres(self, request):
+        return float(self.tensor(request, "nms")[:, 0].min())
 
     def finalize(self):
         self.metrics.close()
