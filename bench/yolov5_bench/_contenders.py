@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -176,8 +175,18 @@ def started(
     Raises:
         RuntimeError: it does not start.
     """
+    with (
+        tempfile.TemporaryDirectory(prefix="yolov5-bench-", ignore_cleanup_errors=True) as folder,
+        _started(contender, network, repository, cpus, folder) as running,
+    ):
+        yield running
+
+
+@contextmanager
+def _started(
+    contender: Contender, network: Path, repository: Path, cpus: int, folder: str
+) -> Iterator[Running]:
     web, grpc, metrics, health = _free_ports(4)
-    folder = tempfile.mkdtemp(prefix="yolov5-bench-")
     if contender.service == ():
         command = None
     elif contender.service is None:
@@ -204,7 +213,6 @@ def started(
     running = Running(contender, way, places)
     if command is None:
         yield running
-        shutil.rmtree(folder, ignore_errors=True)
         return
     # A group of its own: LitServe does not end what it has started.
     process = subprocess.Popen(
@@ -224,7 +232,6 @@ def started(
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _wait(process: subprocess.Popen[bytes], port: int, path: str) -> None:
