@@ -104,7 +104,7 @@ class Server:
             loading=self._loading,
             expect=self._expect,
             abandon=self._abandon_load,
-            say=self._say,
+            say=log,
         )
         environment = _environment(self._folder)
         parent = os.getpid()
@@ -199,7 +199,7 @@ class Server:
             if self._is_ready():
                 self._wire()
                 if not self._control.hide(self._process.pid):
-                    self._say("warning: the key of Triton's model control is in the process list.")
+                    log("warning: the key of Triton's model control is in the process list.")
                 self._log.release()
                 self._watch = Watch(
                     server=self._process.pid,
@@ -233,7 +233,7 @@ class Server:
             with self._loading:
                 self._control.load(ENSEMBLE, wiring)
         except ControlError as error:
-            self._say(f"warning: tensors between the steps are larger than need be: {error}")
+            log(f"warning: tensors between the steps are larger than need be: {error}")
 
     def _go_on_with(self, work: Callable[[threading.Event], None]) -> None:
         """What is unforeseen is said, and ends none of those that watch."""
@@ -241,7 +241,7 @@ class Server:
             try:
                 return work(self._ended)
             except Exception:
-                self._say(f"warning: the launcher has a fault, and goes on.\n{format_exc()}")
+                log(f"warning: the launcher has a fault, and goes on.\n{format_exc()}")
                 self._ended.wait(1)
         return None
 
@@ -274,10 +274,6 @@ class Server:
             return self._control.version(_preflight.NETWORK)
         except ControlError:
             return None
-
-    @staticmethod
-    def _say(line: str) -> None:
-        log(line)
 
     def _is_ready(self) -> bool:
         base = f"http://{self.settings.url(self.settings.http_port)}/v2"

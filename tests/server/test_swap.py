@@ -32,6 +32,7 @@ from support import (
 )
 
 from yolov5_build.__main__ import main as build
+from yolov5_server._swap import _locked
 
 SECONDS = 60  # for one change-over, on two cores that are busy
 SWAPS = int(os.environ.get("SWAPS", "20"))
@@ -152,20 +153,10 @@ def install_version(repository: Path, network: Path, version: int) -> None:
     (old_version,) = new.glob("[0-9]*")
     old_version.rename(new / str(version))
     old = repository.parent / f"old-{version}"
-    with locked(repository):
+    with _locked(repository):
         (repository / "yolov5").rename(old)
         new.rename(repository / "yolov5")
     shutil.rmtree(old)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def is_locked(folder: Path) -> bool:
