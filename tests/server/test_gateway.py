@@ -7,6 +7,7 @@ import gzip
 import http.client
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -136,7 +137,7 @@ class Gateway:
         return [json.loads(line) for line in (self.folder / "access.log").read_text().splitlines()]
 
     def logged(self, before: int, *wanted: tuple[str, str, str]) -> list[dict[str, Any]]:
-        """The entries after the first `before`, once these (caller, status, gRPC status) are there.
+        """The entries after the first `before`: some, with these (caller, status, gRPC status).
 
         nginx writes an entry a moment after the answer.
         """
@@ -144,9 +145,9 @@ class Gateway:
         while True:
             entries = self.log()[before:]
             found = {(one["caller"], one["status"], one["grpc_status"]) for one in entries}
-            if found >= set(wanted):
+            if entries and found >= set(wanted):
                 return entries
-            assert time.monotonic() < deadline, entries
+            assert time.monotonic() < deadline, (wanted, entries)
             time.sleep(0.02)
 
     def _workers(self) -> dict[int, str]:
@@ -217,13 +218,37 @@ def raw_grpc(gateway: Gateway, body: bytes, more: list[tuple[str, str]] | None =
     """Send these bytes as a call of ModelInfer; the answer is in the log."""
     with gateway.connect("h2") as connection:
         call = headers_frame(gateway, MODEL_INFER, [*GRPC_HEADERS, *(more or [])])
-        connection.sendall(PREFACE + frame(1, 4, 1, call))
-        reader = threading.Thread(target=read_answer, args=[connection])
-        reader.start()
-        with suppress(ConnectionError):  # nginx need not have read all of it to refuse it
-            connection.sendall(grpc_data(body))
-        reader.join(30)
-        assert not reader.is_alive()
+        received = exchange(connection, PREFACE + frame(1, 4, 1, call) + grpc_data(body), answered)
+        assert received is not None, "no answer within 30 s"
+
+
+def exchange(
+    connection: ssl.SSLSocket, data: bytes, ended: Callable[[bytes], bool]
+) -> bytes | None:
+    """Send and receive at once, until all is sent and `ended`, or the other side has enough.
+
+    nginx need not have read all of it to refuse it. In one thread, since two may not use one
+    connection of OpenSSL at a time. Returns what was received, None after 30 s.
+    """
+    connection.setblocking(False)
+    left, received = memoryview(data), b""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            with suppress(ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                left = left[connection.send(left[:65536]) :] if left else left
+            part = connection.recv(65536)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            if not left and ended(received):
+                return received
+            select.select([connection], [connection] if left else [], [], 1)
+        except (ConnectionError, ssl.SSLEOFError):
+            return received
+        else:
+            received += part
+            if not part:
+                return received
+    return None
 
 
 def grpc_data(body: bytes) -> bytes:
@@ -231,21 +256,15 @@ def grpc_data(body: bytes) -> bytes:
     return b"".join(frame(0, 0, 1, piece) for piece in pieces) + frame(0, 1, 1)
 
 
-def read_answer(connection: ssl.SSLSocket) -> None:
-    """Read to the end of the first stream, or of the connection."""
-    with suppress(ConnectionError), connection.makefile("rb") as file:
-        while header := file.read(9):
-            length, kind = int.from_bytes(header[:3], "big"), header[3]
-            flags, stream = header[4], int.from_bytes(header[5:], "big")
-            file.read(length)
-            if stream == 1 and (kind == 3 or (kind in {0, 1} and flags & 1)):
-                return
-
-
-def drain(connection: ssl.SSLSocket) -> None:
-    with suppress(OSError, ValueError):
-        while connection.recv(65536):
-            pass
+def answered(received: bytes) -> bool:
+    """Whether these frames hold the end of the first stream."""
+    while len(received) >= 9:
+        length, kind, flags = int.from_bytes(received[:3], "big"), received[3], received[4]
+        stream = int.from_bytes(received[5:9], "big")
+        if stream == 1 and (kind == 3 or (kind in {0, 1} and flags & 1)):
+            return True
+        received = received[9 + length :]
+    return False
 
 
 def message(data: bytes, flag: int = 0) -> bytes:
@@ -830,21 +849,14 @@ def test_a_flood_of_resets_fills_no_log_and_disturbs_nobody(gateway: Gateway) ->
     with gateway.client("") as client:
         assert len(client.detect(PHOTO)) == 11
         with gateway.connect("h2") as connection:
-            connection.sendall(PREFACE)
-            reader = threading.Thread(target=drain, args=[connection])
-            reader.start()
-            with suppress(OSError):
-                for stream in range(1, 12_001, 64):
-                    connection.sendall(
-                        b"".join(
-                            frame(1, 5, one, question) + frame(3, 0, one, bytes(3) + b"\x08")
-                            for one in range(stream, stream + 64, 2)
-                        )
-                    )
-                    time.sleep(0.002)  # nginx ends a connection that brings too much at once
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-            reader.join()
+            exchange(connection, PREFACE, lambda received: len(received) > 0)
+            for stream in range(1, 12_001, 64):
+                resets = b"".join(
+                    frame(1, 5, one, question) + frame(3, 0, one, bytes(3) + b"\x08")
+                    for one in range(stream, stream + 64, 2)
+                )
+                exchange(connection, resets, lambda _received: True)
+                time.sleep(0.002)  # nginx ends a connection that brings too much at once
         # One caller's requests are counted together, so that for a moment it can be refused.
         with gateway.client("", retry_for=10) as other:
             assert [len(found) for found in other.detect([PHOTO] * 20)] == [11] * 20
