@@ -9,11 +9,11 @@ from time import monotonic, perf_counter
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from admission_queue import AdmissionQueue, FullError, Request
 from completion import CompletionListener
 from decode import Decoder, ImageError, in_full
 from heap import settle
 from job import Job
-from line import FullError, Line, Request
 from parameters import ParameterError, parse_parameters, read_text
 from preprocess_metrics import Metrics
 from served_model import read_served_model
@@ -54,8 +54,10 @@ class TritonPythonModel:
         self.new_batch = partial(Batch, size=size)
         self.patience = settings.max_wait_seconds
         self.pool = ThreadPoolExecutor(settings.threads)
-        self.line = Line(room=settings.max_waiting_images, ahead=settings.max_images_ahead)
-        self.completions = CompletionListener(self.line.report)
+        self.queue = AdmissionQueue(
+            room=settings.max_waiting_images, ahead=settings.max_images_ahead
+        )
+        self.completions = CompletionListener(self.queue.report)
         self.metrics = Metrics(pb_utils)
 
     def execute(self, requests):
@@ -76,7 +78,7 @@ class TritonPythonModel:
             patience = self.patience
             if request.timeout():  # microseconds
                 patience = min(patience, request.timeout() / 1e6)
-            self.line.join(
+            self.queue.join(
                 Request(
                     images=len(elements),
                     deadline=monotonic() + patience,
@@ -105,7 +107,7 @@ class TritonPythonModel:
             except Exception:
                 pb_utils.Logger.log_error(traceback.format_exc())
                 respond(internal_fault("internal fault in preprocess"))
-            self.line.withdraw(ticket)
+            self.queue.withdraw(ticket)
 
         Job(len(elements), prepare=prepare, answer=answer).start(self.pool)
 
@@ -156,7 +158,7 @@ class TritonPythonModel:
         respond(error_response(message, code))
 
     def finalize(self):
-        self.line.close()
+        self.queue.close()
         self.pool.shutdown()
         self.completions.close()
         self.metrics.close()

@@ -1,4 +1,4 @@
-"""The line of requests in front of the network: how many may wait, how long, and who is next.
+"""The queue of requests in front of the network: how many may wait, how long, and who is next.
 
 Triton's own queue limits are not used. With them its dynamic batcher forgets a request that comes
 while the model is busy with another, until the next one comes or half a second has passed
@@ -60,7 +60,7 @@ class Request:
     late: Callable[[], None]
 
 
-class Line:
+class AdmissionQueue:
     """
     Args:
         room: images that may wait; see above for requests with several.
@@ -88,7 +88,7 @@ class Line:
         self._asleep = False  # the thread, until somebody waits
         self._closed = False
         self._changed = Condition()
-        self._thread = Thread(target=self._serve, name="line", daemon=True)
+        self._thread = Thread(target=self._serve, name="admission queue", daemon=True)
         self._thread.start()
 
     def join(self, request: Request) -> None:

@@ -9,21 +9,21 @@ from time import monotonic
 from typing import Any
 
 import pytest
+from admission_queue import AdmissionQueue, FullError, Request
 from job import Job
-from line import FullError, Line, Request
 
 PATIENCE = 1.0  # seconds, before the first report
 
 
 class Crowd:
-    """Requests in a line, and what became of them, in order."""
+    """Requests in a queue, and what became of them, in order."""
 
     def __init__(self, **arguments: int) -> None:
-        self.line = Line(**arguments)
+        self.queue = AdmissionQueue(**arguments)
         self.events: Queue[tuple[Any, ...]] = Queue()
 
     def join(self, name: str, images: int = 1, *, seconds: float = 60) -> None:
-        self.line.join(
+        self.queue.join(
             Request(
                 images=images,
                 deadline=monotonic() + seconds,
@@ -44,7 +44,7 @@ class Crowd:
 def crowd() -> Iterator[Crowd]:
     crowd = Crowd(room=8, ahead=2)
     yield crowd
-    crowd.line.close()
+    crowd.queue.close()
 
 
 def test_so_many_go_ahead_and_the_others_when_those_are_reported(crowd: Crowd) -> None:
@@ -52,36 +52,36 @@ def test_so_many_go_ahead_and_the_others_when_those_are_reported(crowd: Crowd) -
         crowd.join(name)
     assert [crowd.next(), crowd.next()] == [("a", 1), ("b", 2)]
     crowd.assert_quiet()
-    crowd.line.report(1)
+    crowd.queue.report(1)
     assert crowd.next() == ("c", 3)
     crowd.assert_quiet()
-    crowd.line.report(3)  # b was lost on the way, or has been overtaken
+    crowd.queue.report(3)  # b was lost on the way, or has been overtaken
     assert crowd.next() == ("d", 4)
 
 
 def test_expired_request_is_refused_in_time_and_holds_up_nobody() -> None:
     crowd = Crowd(room=8, ahead=1)
-    crowd.line._usual = 5.0  # a slow network: a report is waited for for 10 s
+    crowd.queue._usual = 5.0  # a slow network: a report is waited for for 10 s
     crowd.join("a")
     assert crowd.next() == ("a", 1)
     crowd.join("b", seconds=0.2)
     crowd.join("c")
     assert crowd.next(timeout=2) == ("b", "late")
-    crowd.line.report(1)
+    crowd.queue.report(1)
     assert crowd.next(timeout=2) == ("c", 2)
-    crowd.line.close()
+    crowd.queue.close()
 
 
 def test_report_lets_the_next_pass_an_expired_request() -> None:
     crowd = Crowd(room=8, ahead=1)
-    crowd.line._usual = 5.0
+    crowd.queue._usual = 5.0
     crowd.join("a")
     assert crowd.next() == ("a", 1)
     crowd.join("b", seconds=0.0)
     crowd.join("c")
-    crowd.line.report(1)
+    crowd.queue.report(1)
     assert {crowd.next(timeout=2), crowd.next(timeout=2)} == {("b", "late"), ("c", 2)}
-    crowd.line.close()
+    crowd.queue.close()
 
 
 def test_tickets_count_images(crowd: Crowd) -> None:
@@ -89,7 +89,7 @@ def test_tickets_count_images(crowd: Crowd) -> None:
     assert crowd.next() == ("a", 5)
     crowd.join("b")
     crowd.assert_quiet()
-    crowd.line.report(5)
+    crowd.queue.report(5)
     assert crowd.next() == ("b", 6)
 
 
@@ -97,12 +97,12 @@ def test_what_goes_no_further_leaves_the_others_counted(crowd: Crowd) -> None:
     for name in "abcd":
         crowd.join(name)
     assert [crowd.next(), crowd.next()] == [("a", 1), ("b", 2)]
-    crowd.line.withdraw(2)
+    crowd.queue.withdraw(2)
     assert crowd.next() == ("c", 3)
-    crowd.line.withdraw(2)
-    crowd.line.withdraw(9)
+    crowd.queue.withdraw(2)
+    crowd.queue.withdraw(9)
     crowd.assert_quiet()
-    crowd.line.report(1)
+    crowd.queue.report(1)
     assert crowd.next() == ("d", 4)
 
 
@@ -120,7 +120,7 @@ def test_a_report_of_what_has_not_begun_changes_nothing(crowd: Crowd, ticket: in
     crowd.join("a", 2)
     assert crowd.next() == ("a", 2)
     crowd.join("b")
-    crowd.line.report(ticket)
+    crowd.queue.report(ticket)
     crowd.assert_quiet()
 
 
@@ -132,10 +132,10 @@ def test_one_more_than_may_wait_is_refused() -> None:
         crowd.join(name)
     with pytest.raises(FullError, match=r"saturated: no more than 3 images may wait$"):
         crowd.join("e")
-    crowd.line.report(1)
+    crowd.queue.report(1)
     assert crowd.next() == ("b", 2)
     crowd.join("e")
-    crowd.line.close()
+    crowd.queue.close()
 
 
 def fill(crowd: Crowd, images: int) -> int:
@@ -152,11 +152,11 @@ def fill(crowd: Crowd, images: int) -> int:
 def busy() -> Iterator[Crowd]:
     """All that comes has to wait."""
     crowd = Crowd(room=64, ahead=1)
-    crowd.line._usual = 60  # no report is missed
+    crowd.queue._usual = 60  # no report is missed
     crowd.join("first", 1)
     assert crowd.next() == ("first", 1)
     yield crowd
-    crowd.line.close()
+    crowd.queue.close()
 
 
 def test_requests_with_several_images_leave_a_quarter_of_the_queue_to_single_images(
@@ -180,7 +180,7 @@ def admitted(crowd: Crowd, count: int) -> list[str]:
     for _ in range(count):
         name, ticket = crowd.next()
         names.append(name)
-        crowd.line.report(ticket)
+        crowd.queue.report(ticket)
     return names
 
 
@@ -188,7 +188,7 @@ def test_single_image_passes_the_batches_of_others(busy: Crowd) -> None:
     for name in "abcdef":
         busy.join(name, 8)
     busy.join("single")
-    busy.line.report(1)
+    busy.queue.report(1)
     assert admitted(busy, 7) == ["single", *"abcdef"]
 
 
@@ -197,7 +197,7 @@ def test_batch_is_passed_by_no_more_than_a_queue_of_single_images(busy: Crowd) -
     busy.join("batch", 8)
     for _ in range(20):
         busy.join("single")
-    busy.line.report(1)
+    busy.queue.report(1)
     names = []
     while "batch" not in names:
         names += admitted(busy, 1)
@@ -209,7 +209,7 @@ def test_batch_is_passed_by_no_more_than_a_queue_of_single_images(busy: Crowd) -
 def test_requests_of_one_size_are_admitted_in_order_of_arrival(busy: Crowd) -> None:
     for name in "abcdef":
         busy.join(name, 3)
-    busy.line.report(1)
+    busy.queue.report(1)
     assert admitted(busy, 6) == [*"abcdef"]
 
 
@@ -217,7 +217,7 @@ def test_a_request_of_more_images_than_may_wait_is_taken_when_none_do(crowd: Cro
     crowd.join("a", 2)
     assert crowd.next() == ("a", 2)
     crowd.join("b", 9)
-    crowd.line.report(2)
+    crowd.queue.report(2)
     assert crowd.next() == ("b", 11)
 
 
@@ -227,7 +227,7 @@ def test_who_has_waited_too_long_does_not_begin(crowd: Crowd) -> None:
     crowd.join("b", seconds=60)
     crowd.join("c", seconds=-1)
     assert crowd.next() == ("c", "late")
-    crowd.line.report(2)
+    crowd.queue.report(2)
     assert crowd.next() == ("b", 3)
 
 
@@ -236,14 +236,14 @@ def test_what_gets_lost_holds_up_the_others_for_less_the_faster_the_network_is()
     for ticket in range(1, 40):
         crowd.join("x")
         assert crowd.next() == ("x", ticket)
-        crowd.line.report(ticket)
+        crowd.queue.report(ticket)
     started = monotonic()
     for _ in range(12):
         crowd.join("lost")
     for _ in range(12):
         crowd.next()
     assert monotonic() - started < 1.0  # 5 times 50 ms
-    crowd.line.close()
+    crowd.queue.close()
 
 
 def test_when_all_get_lost_they_go_slowly() -> None:
@@ -255,39 +255,39 @@ def test_when_all_get_lost_they_go_slowly() -> None:
     crowd.join("x", 2)
     crowd.next()
     assert monotonic() - started > 0.9
-    crowd.line.report(8)
+    crowd.queue.report(8)
     crowd.join("y", 2)
     crowd.next()
     started = monotonic()
     crowd.join("z")
     crowd.next()
     assert monotonic() - started < 0.9
-    crowd.line.close()
+    crowd.queue.close()
 
 
 def test_slow_network_is_not_taken_for_one_that_loses_requests(crowd: Crowd) -> None:
-    crowd.line._usual = 2.0  # seconds from one report to the next
+    crowd.queue._usual = 2.0  # seconds from one report to the next
     crowd.join("a", 2)
     assert crowd.next() == ("a", 2)
     crowd.join("b")
     with pytest.raises(Empty):
         crowd.next(1.5)
-    crowd.line.report(2)
+    crowd.queue.report(2)
     assert crowd.next() == ("b", 3)
 
 
 def test_slow_requests_taken_for_lost_give_the_next_ones_more_time(crowd: Crowd) -> None:
-    crowd.line._usual = 0.05  # seconds: far less than what they take now
+    crowd.queue._usual = 0.05  # seconds: far less than what they take now
     for ticket, name in ((2, "a"), (4, "b"), (6, "c")):
         crowd.join(name, 2)
         assert crowd.next() == (name, ticket)
     time.sleep(0.5)
-    crowd.line.report(2)  # a comes after all
-    assert crowd.line._usual > 0.4
+    crowd.queue.report(2)  # a comes after all
+    assert crowd.queue._usual > 0.4
     crowd.join("d")
     with pytest.raises(Empty):
         crowd.next(1)
-    crowd.line.report(6)
+    crowd.queue.report(6)
     assert crowd.next() == ("d", 7)
 
 
@@ -295,7 +295,7 @@ def test_at_the_end_all_go() -> None:
     crowd = Crowd(room=9, ahead=1)
     for name in "abc":
         crowd.join(name)
-    crowd.line.close()
+    crowd.queue.close()
     assert [crowd.next(0) for _ in range(3)] == [("a", 1), ("b", 2), ("c", 3)]
 
 
