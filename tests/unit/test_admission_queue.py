@@ -22,8 +22,8 @@ class Crowd:
         self.queue = AdmissionQueue(**arguments)
         self.events: Queue[tuple[Any, ...]] = Queue()
 
-    def join(self, name: str, images: int = 1, *, seconds: float = 60) -> None:
-        self.queue.join(
+    def submit(self, name: str, images: int = 1, *, seconds: float = 60) -> None:
+        self.queue.submit(
             Request(
                 images=images,
                 deadline=monotonic() + seconds,
@@ -49,7 +49,7 @@ def crowd() -> Iterator[Crowd]:
 
 def test_so_many_go_ahead_and_the_others_when_those_are_reported(crowd: Crowd) -> None:
     for name in "abcd":
-        crowd.join(name)
+        crowd.submit(name)
     assert [crowd.next(), crowd.next()] == [("a", 1), ("b", 2)]
     crowd.assert_quiet()
     crowd.queue.report(1)
@@ -62,10 +62,10 @@ def test_so_many_go_ahead_and_the_others_when_those_are_reported(crowd: Crowd) -
 def test_expired_request_is_refused_in_time_and_holds_up_nobody() -> None:
     crowd = Crowd(room=8, ahead=1)
     crowd.queue._usual = 5.0  # a slow network: a report is waited for for 10 s
-    crowd.join("a")
+    crowd.submit("a")
     assert crowd.next() == ("a", 1)
-    crowd.join("b", seconds=0.2)
-    crowd.join("c")
+    crowd.submit("b", seconds=0.2)
+    crowd.submit("c")
     assert crowd.next(timeout=2) == ("b", "late")
     crowd.queue.report(1)
     assert crowd.next(timeout=2) == ("c", 2)
@@ -75,19 +75,19 @@ def test_expired_request_is_refused_in_time_and_holds_up_nobody() -> None:
 def test_report_lets_the_next_pass_an_expired_request() -> None:
     crowd = Crowd(room=8, ahead=1)
     crowd.queue._usual = 5.0
-    crowd.join("a")
+    crowd.submit("a")
     assert crowd.next() == ("a", 1)
-    crowd.join("b", seconds=0.0)
-    crowd.join("c")
+    crowd.submit("b", seconds=0.0)
+    crowd.submit("c")
     crowd.queue.report(1)
     assert {crowd.next(timeout=2), crowd.next(timeout=2)} == {("b", "late"), ("c", 2)}
     crowd.queue.close()
 
 
 def test_tickets_count_images(crowd: Crowd) -> None:
-    crowd.join("a", 5)
+    crowd.submit("a", 5)
     assert crowd.next() == ("a", 5)
-    crowd.join("b")
+    crowd.submit("b")
     crowd.assert_quiet()
     crowd.queue.report(5)
     assert crowd.next() == ("b", 6)
@@ -95,7 +95,7 @@ def test_tickets_count_images(crowd: Crowd) -> None:
 
 def test_what_goes_no_further_leaves_the_others_counted(crowd: Crowd) -> None:
     for name in "abcd":
-        crowd.join(name)
+        crowd.submit(name)
     assert [crowd.next(), crowd.next()] == [("a", 1), ("b", 2)]
     crowd.queue.withdraw(2)
     assert crowd.next() == ("c", 3)
@@ -107,34 +107,34 @@ def test_what_goes_no_further_leaves_the_others_counted(crowd: Crowd) -> None:
 
 
 def test_when_nothing_is_reported_they_go_slowly_all_the_same(crowd: Crowd) -> None:
-    crowd.join("a", 2)
+    crowd.submit("a", 2)
     assert crowd.next() == ("a", 2)
     started = monotonic()
-    crowd.join("b")
+    crowd.submit("b")
     assert crowd.next() == ("b", 3)
     assert monotonic() - started > PATIENCE / 2
 
 
 @pytest.mark.parametrize("ticket", [0, -1, 3, 1 << 40])
 def test_a_report_of_what_has_not_begun_changes_nothing(crowd: Crowd, ticket: int) -> None:
-    crowd.join("a", 2)
+    crowd.submit("a", 2)
     assert crowd.next() == ("a", 2)
-    crowd.join("b")
+    crowd.submit("b")
     crowd.queue.report(ticket)
     crowd.assert_quiet()
 
 
 def test_one_more_than_may_wait_is_refused() -> None:
     crowd = Crowd(room=3, ahead=1)
-    crowd.join("a")
+    crowd.submit("a")
     assert crowd.next() == ("a", 1)
     for name in "bcd":
-        crowd.join(name)
+        crowd.submit(name)
     with pytest.raises(FullError, match=r"saturated: no more than 3 images may wait$"):
-        crowd.join("e")
+        crowd.submit("e")
     crowd.queue.report(1)
     assert crowd.next() == ("b", 2)
-    crowd.join("e")
+    crowd.submit("e")
     crowd.queue.close()
 
 
@@ -142,7 +142,7 @@ def fill(crowd: Crowd, images: int) -> int:
     """How many requests of so many images may wait at the same time."""
     for count in range(100):
         try:
-            crowd.join(f"{images}", images)
+            crowd.submit(f"{images}", images)
         except FullError:
             return count
     raise AssertionError("no limit")
@@ -153,7 +153,7 @@ def busy() -> Iterator[Crowd]:
     """All that comes has to wait."""
     crowd = Crowd(room=64, ahead=1)
     crowd.queue._usual = 60  # no report is missed
-    crowd.join("first", 1)
+    crowd.submit("first", 1)
     assert crowd.next() == ("first", 1)
     yield crowd
     crowd.queue.close()
@@ -164,7 +164,7 @@ def test_requests_with_several_images_leave_a_quarter_of_the_queue_to_single_ima
 ) -> None:
     assert fill(busy, 8) == 6
     with pytest.raises(FullError, match=r"no more than 48 images may wait in requests with sev"):
-        busy.join("x", 8)
+        busy.submit("x", 8)
     assert fill(busy, 1) == 16
 
 
@@ -186,46 +186,46 @@ def admitted(crowd: Crowd, count: int) -> list[str]:
 
 def test_single_image_passes_the_batches_of_others(busy: Crowd) -> None:
     for name in "abcdef":
-        busy.join(name, 8)
-    busy.join("single")
+        busy.submit(name, 8)
+    busy.submit("single")
     busy.queue.report(1)
     assert admitted(busy, 7) == ["single", *"abcdef"]
 
 
 def test_batch_is_passed_by_no_more_than_a_queue_of_single_images(busy: Crowd) -> None:
     """However many callers come again and again, each as soon as it is answered."""
-    busy.join("batch", 8)
+    busy.submit("batch", 8)
     for _ in range(20):
-        busy.join("single")
+        busy.submit("single")
     busy.queue.report(1)
     names = []
     while "batch" not in names:
         names += admitted(busy, 1)
-        busy.join("single")
+        busy.submit("single")
     assert 50 <= len(names) <= 64 + 20
     admitted(busy, 20 + 1)
 
 
 def test_requests_of_one_size_are_admitted_in_order_of_arrival(busy: Crowd) -> None:
     for name in "abcdef":
-        busy.join(name, 3)
+        busy.submit(name, 3)
     busy.queue.report(1)
     assert admitted(busy, 6) == [*"abcdef"]
 
 
 def test_a_request_of_more_images_than_may_wait_is_taken_when_none_do(crowd: Crowd) -> None:
-    crowd.join("a", 2)
+    crowd.submit("a", 2)
     assert crowd.next() == ("a", 2)
-    crowd.join("b", 9)
+    crowd.submit("b", 9)
     crowd.queue.report(2)
     assert crowd.next() == ("b", 11)
 
 
 def test_who_has_waited_too_long_does_not_begin(crowd: Crowd) -> None:
-    crowd.join("a", 2)
+    crowd.submit("a", 2)
     assert crowd.next() == ("a", 2)
-    crowd.join("b", seconds=60)
-    crowd.join("c", seconds=-1)
+    crowd.submit("b", seconds=60)
+    crowd.submit("c", seconds=-1)
     assert crowd.next() == ("c", "late")
     crowd.queue.report(2)
     assert crowd.next() == ("b", 3)
@@ -234,12 +234,12 @@ def test_who_has_waited_too_long_does_not_begin(crowd: Crowd) -> None:
 def test_what_gets_lost_holds_up_the_others_for_less_the_faster_the_network_is() -> None:
     crowd = Crowd(room=12, ahead=2)
     for ticket in range(1, 40):
-        crowd.join("x")
+        crowd.submit("x")
         assert crowd.next() == ("x", ticket)
         crowd.queue.report(ticket)
     started = monotonic()
     for _ in range(12):
-        crowd.join("lost")
+        crowd.submit("lost")
     for _ in range(12):
         crowd.next()
     assert monotonic() - started < 1.0  # 5 times 50 ms
@@ -249,17 +249,17 @@ def test_what_gets_lost_holds_up_the_others_for_less_the_faster_the_network_is()
 def test_when_all_get_lost_they_go_slowly() -> None:
     crowd = Crowd(room=1, ahead=2)
     for _ in range(3):
-        crowd.join("lost", 2)
+        crowd.submit("lost", 2)
         crowd.next()
     started = monotonic()
-    crowd.join("x", 2)
+    crowd.submit("x", 2)
     crowd.next()
     assert monotonic() - started > 0.9
     crowd.queue.report(8)
-    crowd.join("y", 2)
+    crowd.submit("y", 2)
     crowd.next()
     started = monotonic()
-    crowd.join("z")
+    crowd.submit("z")
     crowd.next()
     assert monotonic() - started < 0.9
     crowd.queue.close()
@@ -267,9 +267,9 @@ def test_when_all_get_lost_they_go_slowly() -> None:
 
 def test_slow_network_is_not_taken_for_one_that_loses_requests(crowd: Crowd) -> None:
     crowd.queue._usual = 2.0  # seconds from one report to the next
-    crowd.join("a", 2)
+    crowd.submit("a", 2)
     assert crowd.next() == ("a", 2)
-    crowd.join("b")
+    crowd.submit("b")
     with pytest.raises(Empty):
         crowd.next(1.5)
     crowd.queue.report(2)
@@ -279,12 +279,12 @@ def test_slow_network_is_not_taken_for_one_that_loses_requests(crowd: Crowd) -> 
 def test_slow_requests_taken_for_lost_give_the_next_ones_more_time(crowd: Crowd) -> None:
     crowd.queue._usual = 0.05  # seconds: far less than what they take now
     for ticket, name in ((2, "a"), (4, "b"), (6, "c")):
-        crowd.join(name, 2)
+        crowd.submit(name, 2)
         assert crowd.next() == (name, ticket)
     time.sleep(0.5)
     crowd.queue.report(2)  # a comes after all
     assert crowd.queue._usual > 0.4
-    crowd.join("d")
+    crowd.submit("d")
     with pytest.raises(Empty):
         crowd.next(1)
     crowd.queue.report(6)
@@ -294,7 +294,7 @@ def test_slow_requests_taken_for_lost_give_the_next_ones_more_time(crowd: Crowd)
 def test_at_the_end_all_go() -> None:
     crowd = Crowd(room=9, ahead=1)
     for name in "abc":
-        crowd.join(name)
+        crowd.submit(name)
     crowd.queue.close()
     assert [crowd.next(0) for _ in range(3)] == [("a", 1), ("b", 2), ("c", 3)]
 

@@ -91,8 +91,8 @@ class AdmissionQueue:
         self._thread = Thread(target=self._serve, name="admission queue", daemon=True)
         self._thread.start()
 
-    def join(self, request: Request) -> None:
-        """Wait for one's turn, which may come at once.
+    def submit(self, request: Request) -> None:
+        """Admit the request at once, or have it wait for its turn.
 
         Raises:
             FullError: too many do already. A request that nobody is before is never too large.

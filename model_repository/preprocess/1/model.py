@@ -78,7 +78,7 @@ class TritonPythonModel:
             patience = self.patience
             if request.timeout():  # microseconds
                 patience = min(patience, request.timeout() / 1e6)
-            self.queue.join(
+            self.queue.submit(
                 Request(
                     images=len(elements),
                     deadline=monotonic() + patience,
