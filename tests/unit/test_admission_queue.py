@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Any
 
 import pytest
-from admission_queue import AdmissionQueue, FullError, Request
+from admission_queue import AdmissionQueue, QueueFullError, Request
 from job import Job
 
 PATIENCE = 1.0  # seconds, before the first report
@@ -130,7 +130,7 @@ def test_one_more_than_may_wait_is_refused() -> None:
     assert crowd.next() == ("a", 1)
     for name in "bcd":
         crowd.submit(name)
-    with pytest.raises(FullError, match=r"saturated: no more than 3 images may wait$"):
+    with pytest.raises(QueueFullError, match=r"saturated: no more than 3 images may wait$"):
         crowd.submit("e")
     crowd.queue.report(1)
     assert crowd.next() == ("b", 2)
@@ -143,7 +143,7 @@ def fill(crowd: Crowd, images: int) -> int:
     for count in range(100):
         try:
             crowd.submit(f"{images}", images)
-        except FullError:
+        except QueueFullError:
             return count
     raise AssertionError("no limit")
 
@@ -163,7 +163,9 @@ def test_requests_with_several_images_leave_a_quarter_of_the_queue_to_single_ima
     busy: Crowd,
 ) -> None:
     assert fill(busy, 8) == 6
-    with pytest.raises(FullError, match=r"no more than 48 images may wait in requests with sev"):
+    with pytest.raises(
+        QueueFullError, match=r"no more than 48 images may wait in requests with sev"
+    ):
         busy.submit("x", 8)
     assert fill(busy, 1) == 16
 

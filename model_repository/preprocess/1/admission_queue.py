@@ -39,7 +39,7 @@ _RESERVE = 4  # the part of the queue that is kept for each kind of request, as 
 _DOWN = 4  # times as many images lost in a row as may wait: then the network is down
 
 
-class FullError(Exception):
+class QueueFullError(Exception):
     """No more may wait; one sentence."""
 
 
@@ -95,7 +95,7 @@ class AdmissionQueue:
         """Admit the request at once, or have it wait for its turn.
 
         Raises:
-            FullError: too many do already. A request that nobody is before is never too large.
+            QueueFullError: too many do already. A request that nobody is before is never too large.
         """
         with self._changed:
             self._check_room(request.images)
@@ -113,9 +113,9 @@ class AdmissionQueue:
         if not self._waiting or (images > 1 and batches <= self._reserve):
             return
         if self._waiting + images > self._room:
-            raise FullError(f"saturated: no more than {self._room} images may wait")
+            raise QueueFullError(f"saturated: no more than {self._room} images may wait")
         if images > 1 and batches > self._room - self._reserve:
-            raise FullError(
+            raise QueueFullError(
                 f"saturated: no more than {self._room - self._reserve} images may wait in requests"
                 " with several"
             )

@@ -9,7 +9,7 @@ from time import monotonic, perf_counter
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from admission_queue import AdmissionQueue, FullError, Request
+from admission_queue import AdmissionQueue, QueueFullError, Request
 from completion import CompletionListener
 from decode import Decoder, ImageError, in_full
 from heap import settle
@@ -90,7 +90,7 @@ class TritonPythonModel:
             )
         except ParameterError as error:
             refuse("parameter", str(error))
-        except FullError as error:
+        except QueueFullError as error:
             refuse("saturated", str(error))
 
     def begin(self, elements, wanted, parameters, respond, ticket):
