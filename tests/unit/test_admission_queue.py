@@ -27,8 +27,8 @@ class Crowd:
             Request(
                 images=images,
                 deadline=monotonic() + seconds,
-                begin=lambda ticket: self.events.put((name, ticket)),
-                late=lambda: self.events.put((name, "late")),
+                on_admit=lambda ticket: self.events.put((name, ticket)),
+                on_expire=lambda: self.events.put((name, "expired")),
             )
         )
 
@@ -66,7 +66,7 @@ def test_expired_request_is_refused_in_time_and_holds_up_nobody() -> None:
     assert crowd.next() == ("a", 1)
     crowd.submit("b", seconds=0.2)
     crowd.submit("c")
-    assert crowd.next(timeout=2) == ("b", "late")
+    assert crowd.next(timeout=2) == ("b", "expired")
     crowd.queue.report(1)
     assert crowd.next(timeout=2) == ("c", 2)
     crowd.queue.close()
@@ -80,7 +80,7 @@ def test_report_lets_the_next_pass_an_expired_request() -> None:
     crowd.submit("b", seconds=0.0)
     crowd.submit("c")
     crowd.queue.report(1)
-    assert {crowd.next(timeout=2), crowd.next(timeout=2)} == {("b", "late"), ("c", 2)}
+    assert {crowd.next(timeout=2), crowd.next(timeout=2)} == {("b", "expired"), ("c", 2)}
     crowd.queue.close()
 
 
@@ -228,7 +228,7 @@ def test_who_has_waited_too_long_does_not_begin(crowd: Crowd) -> None:
     assert crowd.next() == ("a", 2)
     crowd.submit("b", seconds=60)
     crowd.submit("c", seconds=-1)
-    assert crowd.next() == ("c", "late")
+    assert crowd.next() == ("c", "expired")
     crowd.queue.report(2)
     assert crowd.next() == ("b", 3)
 

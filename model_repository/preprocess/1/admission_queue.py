@@ -49,15 +49,15 @@ class Request:
     Attributes:
         images: how many it has.
         deadline: of `time.monotonic()`, until which it may wait.
-        begin: called with its ticket when it is its turn, on any thread; must not raise, nor take
-            long.
-        late: called in place of `begin` when it has waited too long.
+        on_admit: called with its ticket when it is its turn, on any thread; must not raise, nor
+            take long.
+        on_expire: called in place of `on_admit` when it has waited too long.
     """
 
     images: int
     deadline: float
-    begin: Callable[[int], None]
-    late: Callable[[], None]
+    on_admit: Callable[[int], None]
+    on_expire: Callable[[], None]
 
 
 class AdmissionQueue:
@@ -171,7 +171,7 @@ class AdmissionQueue:
                 ticket = self._first()
             if ticket is None:
                 return
-            request.begin(ticket)
+            request.on_admit(ticket)
 
     def close(self) -> None:
         """Let all that wait go, and end."""
@@ -183,9 +183,9 @@ class AdmissionQueue:
     def _serve(self) -> None:
         while True:
             with self._changed:
-                late = self._late()
-            for request in late:
-                request.late()
+                expired = self._take_expired()
+            for request in expired:
+                request.on_expire()
             self._let_go()
             with self._changed:
                 if self._closed:
@@ -196,12 +196,12 @@ class AdmissionQueue:
                 self._changed.wait(None if self._asleep else self._pause())
                 self._asleep = False
 
-    def _late(self) -> list[Request]:
+    def _take_expired(self) -> list[Request]:
         now = monotonic()
-        late = [waiting for waiting in self._requests if waiting[-1].deadline < now]
-        for waiting in late:
+        expired = [waiting for waiting in self._requests if waiting[-1].deadline < now]
+        for waiting in expired:
             self._take(waiting)
-        return [request for *_, request in late]
+        return [request for *_, request in expired]
 
     def _first(self) -> int | None:
         """The ticket of the first that waits, who waits no longer; None if he has to."""

@@ -82,8 +82,8 @@ class TritonPythonModel:
                 Request(
                     images=len(elements),
                     deadline=monotonic() + patience,
-                    begin=partial(self.begin, elements, wanted, parameters, respond),
-                    late=partial(
+                    on_admit=partial(self.begin, elements, wanted, parameters, respond),
+                    on_expire=partial(
                         refuse, "saturated", f"saturated: not begun within {patience:g} s"
                     ),
                 )
