@@ -42,7 +42,7 @@ class Crowd:
 
 @pytest.fixture
 def crowd() -> Iterator[Crowd]:
-    crowd = Crowd(room=8, ahead=2)
+    crowd = Crowd(capacity=8, max_in_flight=2)
     yield crowd
     crowd.queue.close()
 
@@ -60,7 +60,7 @@ def test_so_many_go_ahead_and_the_others_when_those_are_reported(crowd: Crowd) -
 
 
 def test_expired_request_is_refused_in_time_and_holds_up_nobody() -> None:
-    crowd = Crowd(room=8, ahead=1)
+    crowd = Crowd(capacity=8, max_in_flight=1)
     crowd.queue._usual = 5.0  # a slow network: a report is waited for for 10 s
     crowd.submit("a")
     assert crowd.next() == ("a", 1)
@@ -73,7 +73,7 @@ def test_expired_request_is_refused_in_time_and_holds_up_nobody() -> None:
 
 
 def test_report_lets_the_next_pass_an_expired_request() -> None:
-    crowd = Crowd(room=8, ahead=1)
+    crowd = Crowd(capacity=8, max_in_flight=1)
     crowd.queue._usual = 5.0
     crowd.submit("a")
     assert crowd.next() == ("a", 1)
@@ -125,7 +125,7 @@ def test_a_report_of_what_has_not_begun_changes_nothing(crowd: Crowd, ticket: in
 
 
 def test_one_more_than_may_wait_is_refused() -> None:
-    crowd = Crowd(room=3, ahead=1)
+    crowd = Crowd(capacity=3, max_in_flight=1)
     crowd.submit("a")
     assert crowd.next() == ("a", 1)
     for name in "bcd":
@@ -151,7 +151,7 @@ def fill(crowd: Crowd, images: int) -> int:
 @pytest.fixture
 def busy() -> Iterator[Crowd]:
     """All that comes has to wait."""
-    crowd = Crowd(room=64, ahead=1)
+    crowd = Crowd(capacity=64, max_in_flight=1)
     crowd.queue._usual = 60  # no report is missed
     crowd.submit("first", 1)
     assert crowd.next() == ("first", 1)
@@ -234,7 +234,7 @@ def test_who_has_waited_too_long_does_not_begin(crowd: Crowd) -> None:
 
 
 def test_what_gets_lost_holds_up_the_others_for_less_the_faster_the_network_is() -> None:
-    crowd = Crowd(room=12, ahead=2)
+    crowd = Crowd(capacity=12, max_in_flight=2)
     for ticket in range(1, 40):
         crowd.submit("x")
         assert crowd.next() == ("x", ticket)
@@ -249,7 +249,7 @@ def test_what_gets_lost_holds_up_the_others_for_less_the_faster_the_network_is()
 
 
 def test_when_all_get_lost_they_go_slowly() -> None:
-    crowd = Crowd(room=1, ahead=2)
+    crowd = Crowd(capacity=1, max_in_flight=2)
     for _ in range(3):
         crowd.submit("lost", 2)
         crowd.next()
@@ -294,7 +294,7 @@ def test_slow_requests_taken_for_lost_give_the_next_ones_more_time(crowd: Crowd)
 
 
 def test_at_the_end_all_go() -> None:
-    crowd = Crowd(room=9, ahead=1)
+    crowd = Crowd(capacity=9, max_in_flight=1)
     for name in "abc":
         crowd.submit(name)
     crowd.queue.close()

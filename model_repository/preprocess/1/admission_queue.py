@@ -63,14 +63,14 @@ class Request:
 class AdmissionQueue:
     """
     Args:
-        room: images that may wait; see above for requests with several.
-        ahead: images that may be on their way at the same time.
+        capacity: images that may wait; see above for requests with several.
+        max_in_flight: images that may be on their way at the same time.
     """
 
-    def __init__(self, *, room: int, ahead: int) -> None:
-        self._room = room
-        self._ahead = ahead
-        self._reserve = room // _RESERVE
+    def __init__(self, *, capacity: int, max_in_flight: int) -> None:
+        self._capacity = capacity
+        self._max_in_flight = max_in_flight
+        self._reserve = capacity // _RESERVE
         # In the order in which they are admitted: turn, number of arrival, request.
         self._requests: list[tuple[int, int, Request]] = []
         self._arrived = 0  # requests
@@ -81,7 +81,7 @@ class AdmissionQueue:
             int, tuple[int, float]
         ] = {}  # on their way, by ticket: images, since when
         self._missing: dict[int, float] = {}  # taken for lost, by ticket: since when under way
-        self._under_way = 0  # images
+        self._in_flight = 0  # images
         self._heard = 0.0  # when the last report came
         self._usual = _FIRST / _USUAL  # seconds from one report to the next
         self._lost = 0  # images since the last report
@@ -98,9 +98,9 @@ class AdmissionQueue:
             QueueFullError: too many do already. A request that nobody is before is never too large.
         """
         with self._changed:
-            self._check_room(request.images)
+            self._check_capacity(request.images)
             self._arrived += 1
-            turn = self._ticket + (request.images - 1) * self._room // _LARGEST
+            turn = self._ticket + (request.images - 1) * self._capacity // _LARGEST
             insort(self._requests, (turn, self._arrived, request))
             self._count(request, 1)
         self._let_go()
@@ -108,16 +108,16 @@ class AdmissionQueue:
             if self._requests and self._asleep:
                 self._changed.notify()  # from now on somebody has to look at the time
 
-    def _check_room(self, images: int) -> None:
+    def _check_capacity(self, images: int) -> None:
         batches = self._waiting_in_batches + images
         if not self._waiting or (images > 1 and batches <= self._reserve):
             return
-        if self._waiting + images > self._room:
-            raise QueueFullError(f"saturated: no more than {self._room} images may wait")
-        if images > 1 and batches > self._room - self._reserve:
+        if self._waiting + images > self._capacity:
+            raise QueueFullError(f"saturated: no more than {self._capacity} images may wait")
+        for_batches = self._capacity - self._reserve
+        if images > 1 and batches > for_batches:
             raise QueueFullError(
-                f"saturated: no more than {self._room - self._reserve} images may wait in requests"
-                " with several"
+                f"saturated: no more than {for_batches} images may wait in requests with several"
             )
 
     def _count(self, request: Request, sign: int) -> None:
@@ -155,7 +155,7 @@ class AdmissionQueue:
 
     def _forget(self, ticket: int) -> None:
         images, _ = self._begun.pop(ticket)
-        self._under_way -= images
+        self._in_flight -= images
 
     def _let_go(self) -> None:
         """Begin those whose turn it is, on the thread that knows of it: to wake another takes
@@ -211,25 +211,25 @@ class AdmissionQueue:
         self._take(self._requests[0])
         self._ticket += request.images
         self._begun[self._ticket] = (request.images, monotonic())
-        self._under_way += request.images
+        self._in_flight += request.images
         return self._ticket
 
     def _may_go(self) -> bool:
-        if self._under_way < self._ahead:
+        if self._in_flight < self._max_in_flight:
             return True
         _, last = [*self._begun.values()][-1]
         if monotonic() - max(self._heard, last) < self._patience():
             return False
-        self._lost += self._under_way
+        self._lost += self._in_flight
         self._missing.update((ticket, since) for ticket, (_, since) in self._begun.items())
         for ticket in [*self._missing][:-_REMEMBERED]:
             del self._missing[ticket]
         self._begun.clear()
-        self._under_way = 0
+        self._in_flight = 0
         return True
 
     def _patience(self) -> float:
-        least = _WHEN_DOWN if self._lost >= _DOWN * self._room else _LEAST
+        least = _WHEN_DOWN if self._lost >= _DOWN * self._capacity else _LEAST
         return min(_MOST, max(least, _USUAL * self._usual))
 
     def _pause(self) -> float:

@@ -55,7 +55,7 @@ class TritonPythonModel:
         self.patience = settings.max_wait_seconds
         self.pool = ThreadPoolExecutor(settings.threads)
         self.queue = AdmissionQueue(
-            room=settings.max_waiting_images, ahead=settings.max_images_ahead
+            capacity=settings.max_waiting_images, max_in_flight=settings.max_images_ahead
         )
         self.completions = CompletionListener(self.queue.report)
         self.metrics = Metrics(pb_utils)
