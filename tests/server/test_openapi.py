@@ -150,7 +150,7 @@ def saturated(
     repository = shutil.copytree(bundled_repository, models, symlinks=True)
     config = repository / "preprocess" / "config.pbtxt"
     text = config.read_text()
-    setting = 'key: "max_waiting_images" value: { string_value: '
+    setting = 'key: "max_queued_images" value: { string_value: '
     limited = text.replace(f'{setting}"64"', f'{setting}"1"')
     assert limited != text
     config.unlink()

@@ -127,9 +127,9 @@ SETTINGS = {
     "max_image_bytes": "1000",
     "max_image_pixels": "2000",
     "threads": "3",
-    "max_waiting_images": "7",
-    "max_wait_seconds": "9",
-    "max_images_ahead": "5",
+    "max_queued_images": "7",
+    "max_queue_seconds": "9",
+    "max_in_flight_images": "5",
     "scaled_decoding": "true",
 }
 
@@ -138,16 +138,16 @@ def test_settings() -> None:
     settings = read_settings({**SETTINGS, "conf_thres": "0.3", "classes": "bus"}, ("car", "bus"))
     assert settings.limits == ImageLimits(bytes=1000, pixels=2000)
     assert settings.threads == 3
-    assert settings.max_waiting_images == 7
-    assert settings.max_wait_seconds == 9
-    assert settings.max_images_ahead == 5
+    assert settings.max_queued_images == 7
+    assert settings.max_queue_seconds == 9
+    assert settings.max_in_flight_images == 5
     assert settings.scaled_decoding is True
     assert settings.defaults.conf_thres == 0.3
     assert settings.defaults.classes == {1}
     assert settings.defaults.iou_thres == 0.45
-    automatic = read_settings({**SETTINGS, "threads": "0", "max_images_ahead": "0"}, ("car",))
+    automatic = read_settings({**SETTINGS, "threads": "0", "max_in_flight_images": "0"}, ("car",))
     assert automatic.threads >= 1
-    assert automatic.max_images_ahead == 2 * automatic.threads + 2
+    assert automatic.max_in_flight_images == 2 * automatic.threads + 2
 
 
 def test_the_network_must_be_named() -> None:
@@ -175,8 +175,8 @@ def test_a_default_that_is_missing() -> None:
         ({"max_image_bytes": "0"}, "setting 'max_image_bytes' is '0'; allowed: a whole number"),
         ({"max_image_pixels": "1e6"}, "setting 'max_image_pixels' is '1e6'"),
         ({"threads": "-1"}, "setting 'threads' is '-1'"),
-        ({"max_waiting_images": "0"}, "setting 'max_waiting_images' is '0'"),
-        ({"max_wait_seconds": "0.5"}, "setting 'max_wait_seconds' is '0.5'"),
+        ({"max_queued_images": "0"}, "setting 'max_queued_images' is '0'"),
+        ({"max_queue_seconds": "0.5"}, "setting 'max_queue_seconds' is '0.5'"),
         ({"scaled_decoding": "yes"}, "setting 'scaled_decoding' is 'yes'; allowed: true, false"),
         ({"conf_threshold": "0.5"}, "setting 'conf_threshold' is unknown"),
         ({"max_det": "0"}, "max_det is '0'; allowed: a whole number from 1 to 1000"),

@@ -52,10 +52,10 @@ class TritonPythonModel:
         self.normalisers = {"images": make_normaliser(gpu), "pixels": PlaneSplitter()}
         size = None if served.letterbox == "rect" else (served.height, served.width)
         self.new_batch = partial(Batch, size=size)
-        self.patience = settings.max_wait_seconds
+        self.patience = settings.max_queue_seconds
         self.pool = ThreadPoolExecutor(settings.threads)
         self.queue = AdmissionQueue(
-            capacity=settings.max_waiting_images, max_in_flight=settings.max_images_ahead
+            capacity=settings.max_queued_images, max_in_flight=settings.max_in_flight_images
         )
         self.completions = CompletionListener(self.queue.report)
         self.metrics = Metrics(pb_utils)

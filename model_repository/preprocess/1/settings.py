@@ -15,9 +15,9 @@ _OWN = (
     "max_image_pixels",
     "scaled_decoding",
     "threads",
-    "max_waiting_images",
-    "max_wait_seconds",
-    "max_images_ahead",
+    "max_queued_images",
+    "max_queue_seconds",
+    "max_in_flight_images",
 )
 
 
@@ -33,18 +33,18 @@ class Settings:
         scaled_decoding: whether a JPEG that is much larger than the network's input is decoded in
             a smaller size.
         threads: images that are decoded at the same time.
-        max_waiting_images: that wait to be decoded.
-        max_wait_seconds: how long a request may.
-        max_images_ahead: that are being decoded, or on their way to `postprocess`.
+        max_queued_images: that wait to be decoded.
+        max_queue_seconds: how long a request may.
+        max_in_flight_images: that are being decoded, or on their way to `postprocess`.
     """
 
     defaults: Parameters
     limits: ImageLimits
     scaled_decoding: bool
     threads: int
-    max_waiting_images: int
-    max_wait_seconds: int
-    max_images_ahead: int
+    max_queued_images: int
+    max_queue_seconds: int
+    max_in_flight_images: int
 
 
 def network_name(config: Mapping[str, str]) -> str:
@@ -88,10 +88,10 @@ def read_settings(
         ),
         scaled_decoding=_flag(config, "scaled_decoding"),
         threads=_whole(config, "threads", 0, 1024) or cores,
-        max_waiting_images=_whole(config, "max_waiting_images", 1, 1 << 20),
-        max_wait_seconds=_whole(config, "max_wait_seconds", 1, 3600),
+        max_queued_images=_whole(config, "max_queued_images", 1, 1 << 20),
+        max_queue_seconds=_whole(config, "max_queue_seconds", 1, 3600),
         # Some that are decoded, some that the network has, and two so that none of them waits.
-        max_images_ahead=_whole(config, "max_images_ahead", 0, 1 << 20) or 2 * cores + 2,
+        max_in_flight_images=_whole(config, "max_in_flight_images", 0, 1 << 20) or 2 * cores + 2,
     )
 
 
