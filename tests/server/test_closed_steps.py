@@ -82,7 +82,7 @@ def test_forged_tensors_do_not_reach_postprocess(server: RunningServer, shape: l
         "placement": ("FP32", [1, 6], 24),
         "nms": ("FP32", [1, 5], 20),
         "class_filter": ("BOOL", [1, 3], 3),
-        "ticket": ("INT64", [1, 2], 16),
+        "admission_id": ("INT64", [1, 2], 16),
     }
     for name, (kind, sides, size) in given.items():
         request.inputs.add(name=name, datatype=kind, shape=sides)

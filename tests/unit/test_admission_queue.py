@@ -27,7 +27,7 @@ class Crowd:
             Request(
                 images=images,
                 deadline=monotonic() + seconds,
-                on_admit=lambda ticket: self.events.put((name, ticket)),
+                on_admit=lambda admission_id: self.events.put((name, admission_id)),
                 on_expire=lambda: self.events.put((name, "expired")),
             )
         )
@@ -84,7 +84,7 @@ def test_report_lets_the_next_pass_an_expired_request() -> None:
     crowd.queue.close()
 
 
-def test_tickets_count_images(crowd: Crowd) -> None:
+def test_admission_ids_count_images(crowd: Crowd) -> None:
     crowd.submit("a", 5)
     assert crowd.next() == ("a", 5)
     crowd.submit("b")
@@ -115,12 +115,12 @@ def test_when_nothing_is_reported_they_go_slowly_all_the_same(crowd: Crowd) -> N
     assert monotonic() - started > PATIENCE / 2
 
 
-@pytest.mark.parametrize("ticket", [0, -1, 3, 1 << 40])
-def test_a_report_of_what_has_not_begun_changes_nothing(crowd: Crowd, ticket: int) -> None:
+@pytest.mark.parametrize("admission_id", [0, -1, 3, 1 << 40])
+def test_a_report_of_what_has_not_begun_changes_nothing(crowd: Crowd, admission_id: int) -> None:
     crowd.submit("a", 2)
     assert crowd.next() == ("a", 2)
     crowd.submit("b")
-    crowd.queue.report(ticket)
+    crowd.queue.report(admission_id)
     crowd.assert_quiet()
 
 
@@ -180,9 +180,9 @@ def test_single_images_that_fill_the_queue_do_not_shut_out_requests_with_several
 def admitted(crowd: Crowd, count: int) -> list[str]:
     names = []
     for _ in range(count):
-        name, ticket = crowd.next()
+        name, admission_id = crowd.next()
         names.append(name)
-        crowd.queue.report(ticket)
+        crowd.queue.report(admission_id)
     return names
 
 
@@ -235,10 +235,10 @@ def test_who_has_waited_too_long_does_not_begin(crowd: Crowd) -> None:
 
 def test_what_gets_lost_holds_up_the_others_for_less_the_faster_the_network_is() -> None:
     crowd = Crowd(capacity=12, max_in_flight=2)
-    for ticket in range(1, 40):
+    for admission_id in range(1, 40):
         crowd.submit("x")
-        assert crowd.next() == ("x", ticket)
-        crowd.queue.report(ticket)
+        assert crowd.next() == ("x", admission_id)
+        crowd.queue.report(admission_id)
     started = monotonic()
     for _ in range(12):
         crowd.submit("lost")
@@ -280,9 +280,9 @@ def test_slow_network_is_not_taken_for_one_that_loses_requests(crowd: Crowd) -> 
 
 def test_slow_requests_taken_for_lost_give_the_next_ones_more_time(crowd: Crowd) -> None:
     crowd.queue._usual = 0.05  # seconds: far less than what they take now
-    for ticket, name in ((2, "a"), (4, "b"), (6, "c")):
+    for admission_id, name in ((2, "a"), (4, "b"), (6, "c")):
         crowd.submit(name, 2)
-        assert crowd.next() == (name, ticket)
+        assert crowd.next() == (name, admission_id)
     time.sleep(0.5)
     crowd.queue.report(2)  # a comes after all
     assert crowd.queue._usual > 0.4

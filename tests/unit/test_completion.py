@@ -19,7 +19,7 @@ def ends() -> Iterator[Ends]:
     listener.close()
 
 
-def test_a_ticket_reaches_the_listener_whose_key_it_carries(ends: Ends) -> None:
+def test_admission_id_reaches_the_listener_whose_key_it_carries(ends: Ends) -> None:
     listener, completed = ends
     CompletionSender().send(listener.key, 1 << 40)
     assert completed.get(timeout=10) == 1 << 40
@@ -38,7 +38,7 @@ def test_a_listener_does_not_hear_what_is_meant_for_another(ends: Ends) -> None:
 
 
 def test_each_start_has_a_key_of_its_own(ends: Ends) -> None:
-    other = CompletionListener(lambda ticket: None)
+    other = CompletionListener(lambda admission_id: None)
     other.close()
     assert other.key != ends[0].key
 

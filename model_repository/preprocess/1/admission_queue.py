@@ -12,10 +12,10 @@ neither kind can fill the queue: a quarter of it is kept for single images, and 
 several may go a quarter beyond it.
 
 Nothing tells this first step how many images the later ones still hold, which bounds their memory.
-So every request takes a ticket along, and the last step reports it. Some never get there: Triton
-drops a request between two steps when its caller has gone, and tells nobody. What began before a
-reported one is therefore no longer counted; and when no report comes for several times as long as
-one usually takes, all that are on their way are taken for lost.
+So every request takes an admission id along, and the last step reports it. Some never get there:
+Triton drops a request between two steps when its caller has gone, and tells nobody. What began
+before a reported one is therefore no longer counted; and when no report comes for several times as
+long as one usually takes, all that are on their way are taken for lost.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Request:
     Attributes:
         images: how many it has.
         deadline: of `time.monotonic()`, until which it may wait.
-        on_admit: called with its ticket when it is its turn, on any thread; must not raise, nor
-            take long.
+        on_admit: called with its admission id when it is its turn, on any thread; must not raise,
+            nor take long.
         on_expire: called in place of `on_admit` when it has waited too long.
     """
 
@@ -76,11 +76,11 @@ class AdmissionQueue:
         self._arrived = 0  # requests
         self._waiting = 0  # images
         self._waiting_in_batches = 0  # of these, images of requests with several
-        self._ticket = 0  # of the last that began: the images that have begun until then
+        self._last_id = 0  # of the last that began: the images that have begun until then
         self._begun: dict[
             int, tuple[int, float]
-        ] = {}  # on their way, by ticket: images, since when
-        self._missing: dict[int, float] = {}  # taken for lost, by ticket: since when under way
+        ] = {}  # on their way, by admission id: images, since when
+        self._missing: dict[int, float] = {}  # taken for lost, by admission id: since when
         self._in_flight = 0  # images
         self._heard = 0.0  # when the last report came
         self._usual = _FIRST / _USUAL  # seconds from one report to the next
@@ -100,7 +100,7 @@ class AdmissionQueue:
         with self._changed:
             self._check_capacity(request.images)
             self._arrived += 1
-            turn = self._ticket + (request.images - 1) * self._capacity // _LARGEST
+            turn = self._last_id + (request.images - 1) * self._capacity // _LARGEST
             insort(self._requests, (turn, self._arrived, request))
             self._count(request, 1)
         self._let_go()
@@ -125,15 +125,15 @@ class AdmissionQueue:
         if request.images > 1:
             self._waiting_in_batches += sign * request.images
 
-    def report(self, ticket: int) -> None:
-        """The request with this ticket has left the network behind it, and all before it."""
+    def report(self, admission_id: int) -> None:
+        """The request with this admission id has left the network behind it, and all before it."""
         with self._changed:
-            if ticket > self._ticket:
+            if admission_id > self._last_id:
                 return
-            passed = [begun for begun in self._begun if begun <= ticket]
+            passed = [begun for begun in self._begun if begun <= admission_id]
             # If it was taken for lost, it was slow: the next ones are given more time.
-            slow = self._missing.get(ticket)
-            for missing in [missing for missing in self._missing if missing <= ticket]:
+            slow = self._missing.get(admission_id)
+            for missing in [missing for missing in self._missing if missing <= admission_id]:
                 del self._missing[missing]
             if not passed and slow is None:
                 return
@@ -146,15 +146,15 @@ class AdmissionQueue:
                 self._forget(begun)
         self._let_go()
 
-    def withdraw(self, ticket: int) -> None:
-        """The request with this ticket goes no further."""
+    def withdraw(self, admission_id: int) -> None:
+        """The request with this admission id goes no further."""
         with self._changed:
-            if ticket in self._begun:
-                self._forget(ticket)
+            if admission_id in self._begun:
+                self._forget(admission_id)
         self._let_go()
 
-    def _forget(self, ticket: int) -> None:
-        images, _ = self._begun.pop(ticket)
+    def _forget(self, admission_id: int) -> None:
+        images, _ = self._begun.pop(admission_id)
         self._in_flight -= images
 
     def _let_go(self) -> None:
@@ -168,10 +168,10 @@ class AdmissionQueue:
                     self._changed.notify()  # the thread refuses it, and goes on with the next
                     return
                 *_, request = self._requests[0]
-                ticket = self._first()
-            if ticket is None:
+                admission_id = self._first()
+            if admission_id is None:
                 return
-            request.on_admit(ticket)
+            request.on_admit(admission_id)
 
     def close(self) -> None:
         """Let all that wait go, and end."""
@@ -204,15 +204,15 @@ class AdmissionQueue:
         return [request for *_, request in expired]
 
     def _first(self) -> int | None:
-        """The ticket of the first that waits, who waits no longer; None if he has to."""
+        """The admission id of the first that waits, who waits no longer; None if he has to."""
         if not self._requests or not (self._closed or self._may_go()):
             return None
         *_, request = self._requests[0]
         self._take(self._requests[0])
-        self._ticket += request.images
-        self._begun[self._ticket] = (request.images, monotonic())
+        self._last_id += request.images
+        self._begun[self._last_id] = (request.images, monotonic())
         self._in_flight += request.images
-        return self._ticket
+        return self._last_id
 
     def _may_go(self) -> bool:
         if self._in_flight < self._max_in_flight:
@@ -221,9 +221,9 @@ class AdmissionQueue:
         if monotonic() - max(self._heard, last) < self._patience():
             return False
         self._lost += self._in_flight
-        self._missing.update((ticket, since) for ticket, (_, since) in self._begun.items())
-        for ticket in [*self._missing][:-_REMEMBERED]:
-            del self._missing[ticket]
+        self._missing.update((lost, since) for lost, (_, since) in self._begun.items())
+        for admission_id in [*self._missing][:-_REMEMBERED]:
+            del self._missing[admission_id]
         self._begun.clear()
         self._in_flight = 0
         return True

@@ -1,8 +1,8 @@
 """How `preprocess` learns that a request has left the network: both ends of it.
 
-A request takes a key and its ticket along to `postprocess`, which sends both back in a datagram.
-The key is new in each start of `preprocess`, and both ends believe only what carries it: the
-socket's name follows from the key, and other processes of the machine can see the name alone.
+A request takes a key and its admission id along to `postprocess`, which sends both back in a
+datagram. The key is new in each start of `preprocess`, and both ends believe only what carries it:
+the socket's name follows from the key, and other processes of the machine can see the name alone.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import struct
 from collections.abc import Callable
 from threading import Thread
 
-_MESSAGE = struct.Struct("<qq")  # key, ticket
+_MESSAGE = struct.Struct("<qq")  # key, admission id
 
 
 class CompletionListener:
     """The end of `preprocess`.
 
     Args:
-        on_complete: called with each ticket, from a thread of its own.
+        on_complete: called with each admission id, from a thread of its own.
 
     Attributes:
-        key: goes along with each ticket, 63 random bits.
+        key: goes along with each admission id, 63 random bits.
     """
 
     def __init__(self, on_complete: Callable[[int], None]) -> None:
@@ -58,10 +58,10 @@ class CompletionSender:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
 
-    def send(self, key: int, ticket: int) -> None:
+    def send(self, key: int, admission_id: int) -> None:
         """Never fails: preprocess may be gone, or may not have listened for a while."""
         with contextlib.suppress(OSError):
-            self._socket.sendto(_MESSAGE.pack(key, ticket), _name(key))
+            self._socket.sendto(_MESSAGE.pack(key, admission_id), _name(key))
 
 
 def _name(key: int) -> bytes:

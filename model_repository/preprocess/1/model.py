@@ -93,7 +93,7 @@ class TritonPythonModel:
         except QueueFullError as error:
             refuse("saturated", str(error))
 
-    def begin(self, elements, wanted, parameters, respond, ticket):
+    def begin(self, elements, wanted, parameters, respond, admission_id):
         batch = self.new_batch(wanted, len(elements))
 
         def prepare(index):
@@ -102,12 +102,12 @@ class TritonPythonModel:
         def answer(results):
             try:
                 if not self.has_refused(results, respond):
-                    respond(self.pack(parameters, results, batch, ticket))
+                    respond(self.pack(parameters, results, batch, admission_id))
                     return
             except Exception:
                 pb_utils.Logger.log_error(traceback.format_exc())
                 respond(internal_fault("internal fault in preprocess"))
-            self.queue.withdraw(ticket)
+            self.queue.withdraw(admission_id)
 
         Job(len(elements), prepare=prepare, answer=answer).start(self.pool)
 
@@ -135,7 +135,7 @@ class TritonPythonModel:
             self.refuse(respond, len(refusals), *refusals[0])
         return bool(refusals)
 
-    def pack(self, parameters, placements, batch, ticket):
+    def pack(self, parameters, placements, batch, admission_id):
         tensors, placements = batch.finish(placements)
         rows = len(placements)
         class_filter = parameters.class_filter(len(self.names))
@@ -147,7 +147,9 @@ class TritonPythonModel:
                 ),
                 pb_utils.Tensor("nms", np.array([parameters.as_row()] * rows, np.float32)),
                 pb_utils.Tensor("class_filter", np.array([class_filter] * rows)),
-                pb_utils.Tensor("ticket", np.array([[self.completions.key, ticket]] * rows)),
+                pb_utils.Tensor(
+                    "admission_id", np.array([[self.completions.key, admission_id]] * rows)
+                ),
             ]
         )
 
