@@ -52,10 +52,10 @@ def test_so_many_go_ahead_and_the_others_when_those_are_reported(crowd: Crowd) -
         crowd.submit(name)
     assert [crowd.next(), crowd.next()] == [("a", 1), ("b", 2)]
     crowd.assert_quiet()
-    crowd.queue.report(1)
+    crowd.queue.complete(1)
     assert crowd.next() == ("c", 3)
     crowd.assert_quiet()
-    crowd.queue.report(3)  # b was lost on the way, or has been overtaken
+    crowd.queue.complete(3)  # b was lost on the way, or has been overtaken
     assert crowd.next() == ("d", 4)
 
 
@@ -67,7 +67,7 @@ def test_expired_request_is_refused_in_time_and_holds_up_nobody() -> None:
     crowd.submit("b", seconds=0.2)
     crowd.submit("c")
     assert crowd.next(timeout=2) == ("b", "expired")
-    crowd.queue.report(1)
+    crowd.queue.complete(1)
     assert crowd.next(timeout=2) == ("c", 2)
     crowd.queue.close()
 
@@ -79,7 +79,7 @@ def test_report_lets_the_next_pass_an_expired_request() -> None:
     assert crowd.next() == ("a", 1)
     crowd.submit("b", seconds=0.0)
     crowd.submit("c")
-    crowd.queue.report(1)
+    crowd.queue.complete(1)
     assert {crowd.next(timeout=2), crowd.next(timeout=2)} == {("b", "expired"), ("c", 2)}
     crowd.queue.close()
 
@@ -89,7 +89,7 @@ def test_admission_ids_count_images(crowd: Crowd) -> None:
     assert crowd.next() == ("a", 5)
     crowd.submit("b")
     crowd.assert_quiet()
-    crowd.queue.report(5)
+    crowd.queue.complete(5)
     assert crowd.next() == ("b", 6)
 
 
@@ -97,12 +97,12 @@ def test_what_goes_no_further_leaves_the_others_counted(crowd: Crowd) -> None:
     for name in "abcd":
         crowd.submit(name)
     assert [crowd.next(), crowd.next()] == [("a", 1), ("b", 2)]
-    crowd.queue.withdraw(2)
+    crowd.queue.release(2)
     assert crowd.next() == ("c", 3)
-    crowd.queue.withdraw(2)
-    crowd.queue.withdraw(9)
+    crowd.queue.release(2)
+    crowd.queue.release(9)
     crowd.assert_quiet()
-    crowd.queue.report(1)
+    crowd.queue.complete(1)
     assert crowd.next() == ("d", 4)
 
 
@@ -120,7 +120,7 @@ def test_a_report_of_what_has_not_begun_changes_nothing(crowd: Crowd, admission_
     crowd.submit("a", 2)
     assert crowd.next() == ("a", 2)
     crowd.submit("b")
-    crowd.queue.report(admission_id)
+    crowd.queue.complete(admission_id)
     crowd.assert_quiet()
 
 
@@ -132,7 +132,7 @@ def test_one_more_than_may_wait_is_refused() -> None:
         crowd.submit(name)
     with pytest.raises(QueueFullError, match=r"saturated: no more than 3 images may wait$"):
         crowd.submit("e")
-    crowd.queue.report(1)
+    crowd.queue.complete(1)
     assert crowd.next() == ("b", 2)
     crowd.submit("e")
     crowd.queue.close()
@@ -182,7 +182,7 @@ def admitted(crowd: Crowd, count: int) -> list[str]:
     for _ in range(count):
         name, admission_id = crowd.next()
         names.append(name)
-        crowd.queue.report(admission_id)
+        crowd.queue.complete(admission_id)
     return names
 
 
@@ -190,7 +190,7 @@ def test_single_image_passes_the_batches_of_others(busy: Crowd) -> None:
     for name in "abcdef":
         busy.submit(name, 8)
     busy.submit("single")
-    busy.queue.report(1)
+    busy.queue.complete(1)
     assert admitted(busy, 7) == ["single", *"abcdef"]
 
 
@@ -199,7 +199,7 @@ def test_batch_is_passed_by_no_more_than_a_queue_of_single_images(busy: Crowd) -
     busy.submit("batch", 8)
     for _ in range(20):
         busy.submit("single")
-    busy.queue.report(1)
+    busy.queue.complete(1)
     names = []
     while "batch" not in names:
         names += admitted(busy, 1)
@@ -211,7 +211,7 @@ def test_batch_is_passed_by_no_more_than_a_queue_of_single_images(busy: Crowd) -
 def test_requests_of_one_size_are_admitted_in_order_of_arrival(busy: Crowd) -> None:
     for name in "abcdef":
         busy.submit(name, 3)
-    busy.queue.report(1)
+    busy.queue.complete(1)
     assert admitted(busy, 6) == [*"abcdef"]
 
 
@@ -219,7 +219,7 @@ def test_a_request_of_more_images_than_may_wait_is_taken_when_none_do(crowd: Cro
     crowd.submit("a", 2)
     assert crowd.next() == ("a", 2)
     crowd.submit("b", 9)
-    crowd.queue.report(2)
+    crowd.queue.complete(2)
     assert crowd.next() == ("b", 11)
 
 
@@ -229,7 +229,7 @@ def test_who_has_waited_too_long_does_not_begin(crowd: Crowd) -> None:
     crowd.submit("b", seconds=60)
     crowd.submit("c", seconds=-1)
     assert crowd.next() == ("c", "expired")
-    crowd.queue.report(2)
+    crowd.queue.complete(2)
     assert crowd.next() == ("b", 3)
 
 
@@ -238,7 +238,7 @@ def test_what_gets_lost_holds_up_the_others_for_less_the_faster_the_network_is()
     for admission_id in range(1, 40):
         crowd.submit("x")
         assert crowd.next() == ("x", admission_id)
-        crowd.queue.report(admission_id)
+        crowd.queue.complete(admission_id)
     started = monotonic()
     for _ in range(12):
         crowd.submit("lost")
@@ -257,7 +257,7 @@ def test_when_all_get_lost_they_go_slowly() -> None:
     crowd.submit("x", 2)
     crowd.next()
     assert monotonic() - started > 0.9
-    crowd.queue.report(8)
+    crowd.queue.complete(8)
     crowd.submit("y", 2)
     crowd.next()
     started = monotonic()
@@ -274,7 +274,7 @@ def test_slow_network_is_not_taken_for_one_that_loses_requests(crowd: Crowd) -> 
     crowd.submit("b")
     with pytest.raises(Empty):
         crowd.next(1.5)
-    crowd.queue.report(2)
+    crowd.queue.complete(2)
     assert crowd.next() == ("b", 3)
 
 
@@ -284,12 +284,12 @@ def test_slow_requests_taken_for_lost_give_the_next_ones_more_time(crowd: Crowd)
         crowd.submit(name, 2)
         assert crowd.next() == (name, admission_id)
     time.sleep(0.5)
-    crowd.queue.report(2)  # a comes after all
+    crowd.queue.complete(2)  # a comes after all
     assert crowd.queue._usual > 0.4
     crowd.submit("d")
     with pytest.raises(Empty):
         crowd.next(1)
-    crowd.queue.report(6)
+    crowd.queue.complete(6)
     assert crowd.next() == ("d", 7)
 
 

@@ -125,7 +125,7 @@ class AdmissionQueue:
         if request.images > 1:
             self._waiting_in_batches += sign * request.images
 
-    def report(self, admission_id: int) -> None:
+    def complete(self, admission_id: int) -> None:
         """The request with this admission id has left the network behind it, and all before it."""
         with self._changed:
             if admission_id > self._last_id:
@@ -146,7 +146,7 @@ class AdmissionQueue:
                 self._forget(begun)
         self._let_go()
 
-    def withdraw(self, admission_id: int) -> None:
+    def release(self, admission_id: int) -> None:
         """The request with this admission id goes no further."""
         with self._changed:
             if admission_id in self._begun:

@@ -57,7 +57,7 @@ class TritonPythonModel:
         self.queue = AdmissionQueue(
             capacity=settings.max_queued_images, max_in_flight=settings.max_in_flight_images
         )
-        self.completions = CompletionListener(self.queue.report)
+        self.completions = CompletionListener(self.queue.complete)
         self.metrics = Metrics(pb_utils)
 
     def execute(self, requests):
@@ -107,7 +107,7 @@ class TritonPythonModel:
             except Exception:
                 pb_utils.Logger.log_error(traceback.format_exc())
                 respond(internal_fault("internal fault in preprocess"))
-            self.queue.withdraw(admission_id)
+            self.queue.release(admission_id)
 
         Job(len(elements), prepare=prepare, answer=answer).start(self.pool)
 
