@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import cv2
 import numpy as np
 import pytest
-from decode import REASONS, Decoder, ImageError, ImageLimits, Room
+from decode import REASONS, Decoder, ImageError, ImageLimits, PixelBudget
 from numpy.typing import NDArray
 from support import PHOTO, wait_until
 
@@ -195,21 +195,25 @@ def test_an_ordinary_progressive_jpeg_may_be_as_large_as_any(decode: Decode) -> 
 
 
 def test_pixels_decoded_at_the_same_time_are_limited_first_come_first_served() -> None:
-    room = Room(10)
+    budget = PixelBudget(10)
     entered = []
 
-    def enter(amount: int) -> None:
-        with room.taken(amount):
-            entered.append(amount)
+    def enter(pixels: int) -> None:
+        budget.acquire(pixels)
+        entered.append(pixels)
+        budget.release(pixels)
 
     with ThreadPoolExecutor(4) as pool:
-        with room.taken(4):
+        budget.acquire(4)
+        try:
             pool.submit(enter, 6).result(10)  # fits in beside the first
             large = pool.submit(enter, 10)
-            wait_until(lambda: len(room._waiting) == 1, 10)
-            small = [pool.submit(enter, amount) for amount in (1, 2)]
-            wait_until(lambda: len(room._waiting) == 3, 10)
-            assert entered == [6]  # they would fit in, but came later
+            wait_until(lambda: len(budget._waiting) == 1, 10)
+            small = [pool.submit(enter, pixels) for pixels in (1, 2)]
+            wait_until(lambda: len(budget._waiting) == 3, 10)
+            assert entered == [6]  # the small ones would fit in, but came later
+        finally:
+            budget.release(4)
         for future in (large, *small):
             future.result(10)
     assert entered[:2] == [6, 10]

@@ -8,8 +8,7 @@ import os
 import re
 import struct
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Condition
 from typing import cast
@@ -74,36 +73,36 @@ class ImageLimits:
     pixels: int
 
 
-class Room:
-    """Lets threads in for as long as what they bring fits in, first come, first served.
+class PixelBudget:
+    """A semaphore weighted by pixels, first come, first served.
 
-    A thread that brings much would otherwise wait for as long as others keep coming with little.
+    Without that order a thread with a large picture would wait for as long as others keep coming
+    with small ones.
 
     Args:
-        size: of the room; no thread may bring more.
+        pixels: of all pictures together; no thread may acquire more.
     """
 
-    def __init__(self, size: int) -> None:
-        self._free = size
+    def __init__(self, pixels: int) -> None:
+        self._free = pixels
         self._waiting: deque[object] = deque()  # one of its own for each thread
         self._changed = Condition()
 
-    @contextmanager
-    def taken(self, amount: int) -> Iterator[None]:
-        """Wait until so much of the room is free and no earlier thread waits, and take it."""
+    def acquire(self, pixels: int) -> None:
+        """Wait until so many are free and no earlier thread waits, and take them."""
         turn = object()
         with self._changed:
             self._waiting.append(turn)
-            self._changed.wait_for(lambda: self._waiting[0] is turn and amount <= self._free)
+            self._changed.wait_for(lambda: self._waiting[0] is turn and pixels <= self._free)
             self._waiting.popleft()
-            self._free -= amount
+            self._free -= pixels
             self._changed.notify_all()  # the next one may fit in as well
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._free += amount
-                self._changed.notify_all()
+
+    def release(self, pixels: int) -> None:
+        """Give back what was acquired."""
+        with self._changed:
+            self._free += pixels
+            self._changed.notify_all()
 
 
 class Decoder:
@@ -129,7 +128,7 @@ class Decoder:
         self._limits = limits
         # A decoder may need 15 bytes for a pixel: a thread for each of many cores would need more
         # memory than there is.
-        self._room = Room(limits.pixels)
+        self._budget = PixelBudget(limits.pixels)
 
     def decode(self, element: bytes) -> NDArray[np.uint8]:
         """`decode_scaled`, in full size: BGR uint8 [H, W, 3]."""
@@ -154,12 +153,14 @@ class Decoder:
         """
         data, header = self._checked(self._unwrap(element))
         factor = _possible_factor(header, reduction)
-        with self._room.taken(header.pixels):
+        self._budget.acquire(header.pixels)
+        try:
             file = _bounded(data) if data.startswith(b"\x89PNG") else data
-            try:
-                picture = self._cv2.imdecode(np.frombuffer(file, np.uint8), self._flags[factor])
-            except self._cv2.error:
-                raise self._undecodable() from None
+            picture = self._cv2.imdecode(np.frombuffer(file, np.uint8), self._flags[factor])
+        except self._cv2.error:
+            raise self._undecodable() from None
+        finally:
+            self._budget.release(header.pixels)
         if picture is None or picture.size == 0:
             raise self._undecodable()
         height, width = picture.shape[:2]
