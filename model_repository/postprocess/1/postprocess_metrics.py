@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from metrics_buffer import MetricsBuffer
 from numpy.typing import NDArray
-from tally import Tally
 
 # Seconds, from a few candidates to many thousands.
 _BUCKETS = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5]
@@ -39,17 +39,17 @@ class Metrics:
         }
         self._by_class = [by_label[label] for label in labels]
         self._nms_seconds = self._nms.Metric(labels={}, buckets=_BUCKETS)
-        self._tally = Tally(pb_utils.Logger.log_error)
+        self._buffer = MetricsBuffer(pb_utils.Logger.log_error)
 
     def time(self, seconds: float) -> None:
         """One image's suppression."""
-        self._tally.time(self._nms_seconds, seconds)
+        self._buffer.time(self._nms_seconds, seconds)
 
     def count(self, classes: NDArray[np.int64]) -> None:
         """Count one image's detections by their classes [K]."""
         for index, number in enumerate(np.bincount(classes)):
             if number:
-                self._tally.count(self._by_class[index], int(number))
+                self._buffer.count(self._by_class[index], int(number))
 
     def close(self) -> None:
-        self._tally.close()
+        self._buffer.close()

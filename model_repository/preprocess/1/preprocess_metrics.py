@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from decode import REASONS
-from tally import Tally
+from metrics_buffer import MetricsBuffer
 
 # Seconds, from small photos to the largest that are allowed.
 _BUCKETS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5]
@@ -36,7 +36,7 @@ class Metrics:
             kind=family.COUNTER,
         )
         self._families += [images, rejected]
-        self._tally = Tally(pb_utils.Logger.log_error)
+        self._buffer = MetricsBuffer(pb_utils.Logger.log_error)
         self._images = images.Metric(labels={})
         self._rejected = {
             reason: rejected.Metric(labels={"reason": reason})
@@ -48,15 +48,15 @@ class Metrics:
         )
 
     def receive(self, images: int) -> None:
-        self._tally.count(self._images, images)
+        self._buffer.count(self._images, images)
 
     def reject(self, reason: str, images: int) -> None:
-        self._tally.count(self._rejected[reason], images)
+        self._buffer.count(self._rejected[reason], images)
 
     def time(self, decode: float, letterbox: float) -> None:
         """One image, in seconds."""
-        self._tally.time(self._decode_seconds, decode)
-        self._tally.time(self._letterbox_seconds, letterbox)
+        self._buffer.time(self._decode_seconds, decode)
+        self._buffer.time(self._letterbox_seconds, letterbox)
 
     def close(self) -> None:
-        self._tally.close()
+        self._buffer.close()

@@ -10,7 +10,7 @@ from typing import Any
 _PAUSE = 0.05  # seconds between two deliveries, within which counts are added up
 
 
-class Tally:
+class MetricsBuffer:
     """Collects from several threads, and delivers from one: two at a time crash Triton's stub.
 
     Args:
@@ -23,7 +23,7 @@ class Tally:
         self._times: list[tuple[Any, float]] = []
         self._changed = Condition()
         self._closed = Event()
-        self._thread = Thread(target=self._run, name="tally", daemon=True)
+        self._thread = Thread(target=self._run, name="metrics buffer", daemon=True)
         self._thread.start()
 
     def count(self, metric: Any, amount: float = 1) -> None:

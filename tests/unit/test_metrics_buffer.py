@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from tally import Tally
+from metrics_buffer import MetricsBuffer
 
 
 class Metric:
@@ -37,12 +37,12 @@ def wait_until(condition: Callable[[], bool]) -> None:
 def test_counts_are_added_up_and_times_are_not() -> None:
     go = threading.Event()
     counter, histogram = Metric(go), Metric(go)
-    tally = Tally(print)
+    buffer = MetricsBuffer(print)
 
     def work() -> None:
         for _ in range(100):
-            tally.count(counter, 2)
-            tally.time(histogram, 0.5)
+            buffer.count(counter, 2)
+            buffer.time(histogram, 0.5)
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
@@ -53,7 +53,7 @@ def test_counts_are_added_up_and_times_are_not() -> None:
     wait_until(lambda: sum(counter.calls) == 800 and len(histogram.calls) == 400)
     assert len(counter.calls) < 20
     assert set(histogram.calls) == {0.5}
-    tally.close()
+    buffer.close()
 
 
 def test_a_fault_is_said_and_is_not_the_end() -> None:
@@ -61,24 +61,24 @@ def test_a_fault_is_said_and_is_not_the_end() -> None:
     go.set()
     counter = Metric(go)
     said: list[str] = []
-    tally = Tally(said.append)
-    tally.count(None)
+    buffer = MetricsBuffer(said.append)
+    buffer.count(None)
     wait_until(lambda: bool(said))
     assert "increment" in said[0]
-    tally.count(counter)
+    buffer.count(counter)
     wait_until(lambda: counter.calls == [1])
-    tally.close()
+    buffer.close()
 
 
 def test_what_is_left_is_delivered_at_the_end() -> None:
     go = threading.Event()
     go.set()
     counter = Metric(go)
-    tally = Tally(print)
-    tally.count(counter, 3)
-    tally.close()
+    buffer = MetricsBuffer(print)
+    buffer.count(counter, 3)
+    buffer.close()
     assert counter.calls == [3]
 
 
 def test_it_ends_while_there_is_nothing_to_do() -> None:
-    Tally(print).close()
+    MetricsBuffer(print).close()
