@@ -41,8 +41,8 @@ def test_counts_are_added_up_and_times_are_not() -> None:
 
     def work() -> None:
         for _ in range(100):
-            buffer.count(counter, 2)
-            buffer.time(histogram, 0.5)
+            buffer.increment(counter, 2)
+            buffer.observe(histogram, 0.5)
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
@@ -62,10 +62,10 @@ def test_a_fault_is_said_and_is_not_the_end() -> None:
     counter = Metric(go)
     said: list[str] = []
     buffer = MetricsBuffer(said.append)
-    buffer.count(None)
+    buffer.increment(None)
     wait_until(lambda: bool(said))
     assert "increment" in said[0]
-    buffer.count(counter)
+    buffer.increment(counter)
     wait_until(lambda: counter.calls == [1])
     buffer.close()
 
@@ -75,7 +75,7 @@ def test_what_is_left_is_delivered_at_the_end() -> None:
     go.set()
     counter = Metric(go)
     buffer = MetricsBuffer(print)
-    buffer.count(counter, 3)
+    buffer.increment(counter, 3)
     buffer.close()
     assert counter.calls == [3]
 

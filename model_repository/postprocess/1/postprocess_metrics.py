@@ -43,13 +43,13 @@ class Metrics:
 
     def time(self, seconds: float) -> None:
         """One image's suppression."""
-        self._buffer.time(self._nms_seconds, seconds)
+        self._buffer.observe(self._nms_seconds, seconds)
 
     def count(self, classes: NDArray[np.int64]) -> None:
         """Count one image's detections by their classes [K]."""
         for index, number in enumerate(np.bincount(classes)):
             if number:
-                self._buffer.count(self._by_class[index], int(number))
+                self._buffer.increment(self._by_class[index], int(number))
 
     def close(self) -> None:
         self._buffer.close()

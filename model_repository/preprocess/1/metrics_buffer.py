@@ -14,11 +14,11 @@ class MetricsBuffer:
     """Collects from several threads, and delivers from one: two at a time crash Triton's stub.
 
     Args:
-        say: passes a line on to the log.
+        log: writes a line to the log.
     """
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self._say = say
+    def __init__(self, log: Callable[[str], None]) -> None:
+        self._log = log
         self._counts: dict[Any, float] = {}
         self._times: list[tuple[Any, float]] = []
         self._changed = Condition()
@@ -26,13 +26,13 @@ class MetricsBuffer:
         self._thread = Thread(target=self._run, name="metrics buffer", daemon=True)
         self._thread.start()
 
-    def count(self, metric: Any, amount: float = 1) -> None:
+    def increment(self, metric: Any, amount: float = 1) -> None:
         """Increment a counter."""
         with self._changed:
             self._counts[metric] = self._counts.get(metric, 0) + amount
             self._changed.notify()
 
-    def time(self, histogram: Any, seconds: float) -> None:
+    def observe(self, histogram: Any, seconds: float) -> None:
         """Observe a value."""
         with self._changed:
             self._times.append((histogram, seconds))
@@ -59,7 +59,7 @@ class MetricsBuffer:
                 for histogram, seconds in times:
                     histogram.observe(seconds)
             except Exception:
-                self._say(traceback.format_exc())
+                self._log(traceback.format_exc())
 
     def _has_work(self) -> bool:
         return bool(self._counts or self._times or self._closed.is_set())

@@ -48,15 +48,15 @@ class Metrics:
         )
 
     def receive(self, images: int) -> None:
-        self._buffer.count(self._images, images)
+        self._buffer.increment(self._images, images)
 
     def reject(self, reason: str, images: int) -> None:
-        self._buffer.count(self._rejected[reason], images)
+        self._buffer.increment(self._rejected[reason], images)
 
     def time(self, decode: float, letterbox: float) -> None:
         """One image, in seconds."""
-        self._buffer.time(self._decode_seconds, decode)
-        self._buffer.time(self._letterbox_seconds, letterbox)
+        self._buffer.observe(self._decode_seconds, decode)
+        self._buffer.observe(self._letterbox_seconds, letterbox)
 
     def close(self) -> None:
         self._buffer.close()
