@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 from time import monotonic, perf_counter
 
+import malloc
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from admission_queue import AdmissionQueue, QueueFullError, Request
 from completion import CompletionListener
 from decode import Decoder, ImageError, in_full
-from heap import settle
 from job import Job
 from parameters import ParameterError, parse_parameters, read_text
 from preprocess_metrics import Metrics
@@ -26,7 +26,7 @@ class TritonPythonModel:
         given = {key: value["string_value"] for key, value in config["parameters"].items()}
         served = read_served_model(Path(args["model_repository"]).parent / network_name(given))
         settings = read_settings(given, served.names, best_class_only=served.best_class_only)
-        settle(tensor_bytes=3 * 4 * served.height * served.width)
+        malloc.configure(tensor_bytes=3 * 4 * served.height * served.width)
         self.names = served.names
         self.parse = partial(
             parse_parameters,

@@ -1,4 +1,4 @@
-"""What glibc does once `settle` has been called, seen in a process of its own."""
+"""What glibc does once `malloc.configure` has been called, seen in a process of its own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 PREPROCESS = Path(__file__).parents[2] / "model_repository" / "preprocess" / "1"
 SCRIPT = """
 import ctypes, sys
-from heap import settle
+import malloc
 
 class Info(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in
@@ -21,7 +21,7 @@ class Info(ctypes.Structure):
 libc = ctypes.CDLL(None)
 libc.mallinfo2.restype = Info
 libc.malloc.restype = ctypes.c_void_p
-settle(tensor_bytes=4 << 20)
+malloc.configure(tensor_bytes=4 << 20)
 apart = libc.mallinfo2().hblks
 libc.malloc(ctypes.c_size_t(4 << 20))
 print(libc.mallinfo2().hblks - apart)

@@ -13,7 +13,7 @@ _KEPT = 128 << 20
 _LARGEST = 32 << 20  # that glibc takes as threshold
 
 
-def settle(tensor_bytes: int) -> None:
+def configure(tensor_bytes: int) -> None:
     """Keep the memory of one image's tensor for the next one, and give back that of large pictures.
 
     Threads share one heap: glibc gives each its own, and what one has freed another cannot use.
