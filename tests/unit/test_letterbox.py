@@ -3,7 +3,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
-from assemble import Batch
+from batch_builder import BatchBuilder
 from letterbox import PAD_VALUE, enlarge, letterbox, reduction
 from normalise import HostNormaliser, PlaneSplitter
 
@@ -77,10 +77,10 @@ def test_rect_pads_to_the_next_multiple_of_the_stride(
 def test_canvases_of_two_sizes_become_one_batch() -> None:
     wide, tall = np.full((96, 160, 3), 7, np.uint8), np.full((160, 64, 3), 9, np.uint8)
     placements = [letterbox(picture, 160, 160, "rect")[1] for picture in (wide, tall)]
-    batch = Batch({"images": HostNormaliser(), "pixels": PlaneSplitter()}, 2, None)
+    batch = BatchBuilder({"images": HostNormaliser(), "pixels": PlaneSplitter()}, 2, None)
     for index, picture in enumerate((wide, tall)):
-        batch.put(index, picture)
-    tensors, moved = batch.finish(placements)
+        batch.add(index, picture)
+    tensors, moved = batch.build(placements)
     images, pixels = tensors["images"], tensors["pixels"]
     np.testing.assert_array_equal(pixels.astype(np.float32) / np.float32(255), images)
     assert images.shape == (2, 3, 160, 160)
@@ -108,10 +108,10 @@ def test_normalise_swaps_the_channels_and_divides_exactly() -> None:
 
 def test_pixels_are_the_same_before_the_division() -> None:
     picture = np.random.default_rng(1).integers(0, 256, (32, 48, 3), np.uint8)
-    batch = Batch({"pixels": PlaneSplitter()}, 2, (32, 48))
+    batch = BatchBuilder({"pixels": PlaneSplitter()}, 2, (32, 48))
     for index, canvas in enumerate((picture, np.invert(picture))):
-        batch.put(index, canvas)
-    tensors, _ = batch.finish([])
+        batch.add(index, canvas)
+    tensors, _ = batch.build([])
     assert [*tensors] == ["pixels"] and tensors["pixels"].dtype == np.uint8
     np.testing.assert_array_equal(tensors["pixels"][0], picture[..., ::-1].transpose(2, 0, 1))
     np.testing.assert_array_equal(tensors["pixels"][1], np.invert(tensors["pixels"][0]))

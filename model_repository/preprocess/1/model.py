@@ -36,7 +36,7 @@ class TritonPythonModel:
         )
         self.decoder = Decoder(settings.limits)
         # These import OpenCV, which must not happen before the decoder has set its limit.
-        from assemble import Batch
+        from batch_builder import BatchBuilder
         from letterbox import letterbox, reduction
         from normalise import PlaneSplitter, make_normaliser
 
@@ -51,7 +51,7 @@ class TritonPythonModel:
         )
         self.normalisers = {"images": make_normaliser(gpu), "pixels": PlaneSplitter()}
         size = None if served.letterbox == "rect" else (served.height, served.width)
-        self.new_batch = partial(Batch, size=size)
+        self.new_batch = partial(BatchBuilder, size=size)
         self.patience = settings.max_queue_seconds
         self.pool = ThreadPoolExecutor(settings.threads)
         self.queue = AdmissionQueue(
@@ -116,7 +116,7 @@ class TritonPythonModel:
         picture, size = self.decode(element)
         decoded = perf_counter()
         canvas, placement = self.letterbox(picture, size=size)
-        batch.put(index, canvas)
+        batch.add(index, canvas)
         self.metrics.time(decoded - started, perf_counter() - decoded)
         return placement
 
@@ -136,7 +136,7 @@ class TritonPythonModel:
         return bool(refusals)
 
     def pack(self, parameters, placements, batch, admission_id):
-        tensors, placements = batch.finish(placements)
+        tensors, placements = batch.build(placements)
         rows = len(placements)
         class_filter = parameters.class_filter(len(self.names))
         return pb_utils.InferenceResponse(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 Normaliser = HostNormaliser | DeviceNormaliser | PlaneSplitter
 
 
-class Batch:
+class BatchBuilder:
     """Collects the pictures of one request as they arrive, from several threads.
 
     Args:
@@ -32,14 +32,14 @@ class Batch:
         self._tensors = None if size is None else self._allocate(count, *size)
         self._canvases: list[NDArray[np.uint8]] = [np.empty((0, 0, 3), np.uint8)] * count
 
-    def put(self, index: int, canvas: NDArray[np.uint8]) -> None:
+    def add(self, index: int, canvas: NDArray[np.uint8]) -> None:
         """Add the picture with this number."""
         if self._tensors is None:
             self._canvases[index] = canvas
         else:
             self._write(canvas, self._tensors, index)
 
-    def finish(
+    def build(
         self, placements: list[Placement]
     ) -> tuple[Mapping[str, NDArray[Any]], list[Placement]]:
         """The batch, by the tensor's name, and where in it each picture lies now."""
@@ -55,7 +55,7 @@ class Batch:
         return tensors, moved
 
     def pack(self, tensor_type: Any, tensors: Mapping[str, NDArray[Any]]) -> list[Any]:
-        """What `finish` gave, as Triton's tensors."""
+        """What `build` gave, as Triton's tensors."""
         return [
             normaliser.pack(tensor_type, name, tensors[name])
             for name, normaliser in self._normalisers.items()
