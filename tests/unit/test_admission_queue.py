@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from admission_queue import AdmissionQueue, QueueFullError, Request
-from job import Job
+from gather import Gather
 
 PATIENCE = 1.0  # seconds, before the first report
 
@@ -301,7 +301,7 @@ def test_at_the_end_all_go() -> None:
     assert [crowd.next(0) for _ in range(3)] == [("a", 1), ("b", 2), ("c", 3)]
 
 
-def test_a_job_is_answered_once_with_what_each_image_gave() -> None:
+def test_gather_answers_once_with_the_result_or_error_of_each_image() -> None:
     answers: list[Any] = []
     done = threading.Event()
 
@@ -315,7 +315,7 @@ def test_a_job_is_answered_once_with_what_each_image_gave() -> None:
         done.set()
 
     with ThreadPoolExecutor(2) as pool:
-        Job(3, prepare=prepare, answer=answer).start(pool)
+        Gather(3, prepare=prepare, answer=answer).start(pool)
         assert done.wait(10)
     ((first, second, third),) = answers
     assert (first, third) == (0, 20)

@@ -13,7 +13,7 @@ import triton_python_backend_utils as pb_utils
 from admission_queue import AdmissionQueue, QueueFullError, Request
 from completion import CompletionListener
 from decode import Decoder, ImageError, in_full
-from job import Job
+from gather import Gather
 from parameters import ParameterError, parse_parameters, read_text
 from preprocess_metrics import Metrics
 from served_model import read_served_model
@@ -109,7 +109,7 @@ class TritonPythonModel:
                 respond(internal_fault("internal fault in preprocess"))
             self.queue.release(admission_id)
 
-        Job(len(elements), prepare=prepare, answer=answer).start(self.pool)
+        Gather(len(elements), prepare=prepare, answer=answer).start(self.pool)
 
     def prepare(self, element, batch, index):
         started = perf_counter()

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Job(Generic[T]):
+class Gather(Generic[T]):
     """
     Args:
         count: of its images.
