@@ -8,8 +8,8 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import network_spec
 import pytest
-import served_model
 import settings
 from google.protobuf import text_format
 from parameters import NAMES
@@ -113,8 +113,8 @@ def test_the_build_tool_and_the_ensemble_agree() -> None:
 
 
 def test_the_build_tool_offers_what_the_steps_can_do() -> None:
-    assert build_names.LETTERBOX_MODES == served_model.LETTERBOX_MODES
-    assert build_names.HEADS == served_model.HEADS
+    assert build_names.LETTERBOX_MODES == network_spec.LETTERBOX_MODES
+    assert build_names.HEADS == network_spec.HEADS
 
 
 def test_both_steps_look_at_the_served_network() -> None:

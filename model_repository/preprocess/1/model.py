@@ -14,9 +14,9 @@ from admission_queue import AdmissionQueue, QueueFullError, Request
 from completion import CompletionListener
 from decode import Decoder, ImageError, in_full
 from gather import Gather
+from network_spec import read_network_spec
 from parameters import ParameterError, parse_parameters, read_text
 from preprocess_metrics import Metrics
-from served_model import read_served_model
 from settings import network_name, read_settings
 
 
@@ -24,15 +24,15 @@ class TritonPythonModel:
     def initialize(self, args):
         config = json.loads(args["model_config"])
         given = {key: value["string_value"] for key, value in config["parameters"].items()}
-        served = read_served_model(Path(args["model_repository"]).parent / network_name(given))
-        settings = read_settings(given, served.names, best_class_only=served.best_class_only)
-        malloc.configure(tensor_bytes=3 * 4 * served.height * served.width)
-        self.names = served.names
+        network = read_network_spec(Path(args["model_repository"]).parent / network_name(given))
+        settings = read_settings(given, network.names, best_class_only=network.best_class_only)
+        malloc.configure(tensor_bytes=3 * 4 * network.height * network.width)
+        self.names = network.names
         self.parse = partial(
             parse_parameters,
-            names=served.names,
+            names=network.names,
             defaults=settings.defaults,
-            best_class_only=served.best_class_only,
+            best_class_only=network.best_class_only,
         )
         self.decoder = Decoder(settings.limits)
         # These import OpenCV, which must not happen before the decoder has set its limit.
@@ -40,8 +40,8 @@ class TritonPythonModel:
         from letterbox import letterbox, reduction
         from normalise import PlaneSplitter, make_normaliser
 
-        shape = {"height": served.height, "width": served.width, "mode": served.letterbox}
-        self.letterbox = partial(letterbox, **shape, stride=served.stride)
+        shape = {"height": network.height, "width": network.width, "mode": network.letterbox}
+        self.letterbox = partial(letterbox, **shape, stride=network.stride)
         self.decode = partial(
             self.decoder.decode_scaled,
             reduction=partial(reduction, **shape) if settings.scaled_decoding else in_full,
@@ -50,7 +50,7 @@ class TritonPythonModel:
             int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None
         )
         self.normalisers = {"images": make_normaliser(gpu), "pixels": PlaneSplitter()}
-        size = None if served.letterbox == "rect" else (served.height, served.width)
+        size = None if network.letterbox == "rect" else (network.height, network.width)
         self.new_batch = partial(BatchBuilder, size=size)
         self.patience = settings.max_queue_seconds
         self.pool = ThreadPoolExecutor(settings.threads)

@@ -5,8 +5,8 @@ from pathlib import Path
 import onnx
 import pytest
 from decode import ImageLimits
+from network_spec import NetworkSpec, NetworkSpecError, read_network_spec
 from parameters import ParameterError
-from served_model import ServedModel, ServedModelError, read_served_model
 from served_network import ServedNetwork, read_served_network
 from settings import SettingsError, network_name, read_settings
 
@@ -51,7 +51,7 @@ def tensor(name: str, shape: list[str | int | None]) -> onnx.ValueInfoProto:
 
 
 def test_what_it_says(folder: Path) -> None:
-    assert read_served_model(folder) == ServedModel(
+    assert read_network_spec(folder) == NetworkSpec(
         height=480, width=640, letterbox="square", stride=1, best_class_only=False, names=NAMES
     )
     assert read_served_network(folder) == ServedNetwork(labels=NAMES, best_class_only=False)
@@ -59,7 +59,7 @@ def test_what_it_says(folder: Path) -> None:
 
 def test_a_network_of_open_size_with_a_reduced_head(tmp_path: Path) -> None:
     folder = write(tmp_path, letterbox="rect", head="reduced")
-    assert read_served_model(folder) == ServedModel(
+    assert read_network_spec(folder) == NetworkSpec(
         height=480, width=640, letterbox="rect", stride=32, best_class_only=True, names=NAMES
     )
     network = read_served_network(folder)
@@ -106,16 +106,16 @@ def spoilt(folder: Path, old: str, new: str) -> str:
     config = folder / "config.pbtxt"
     assert old in config.read_text()
     config.write_text(config.read_text().replace(old, new))
-    with pytest.raises(ServedModelError) as caught:
-        read_served_model(folder)
+    with pytest.raises(NetworkSpecError) as caught:
+        read_network_spec(folder)
     return str(caught.value)
 
 
 @pytest.mark.parametrize("file", ["config.pbtxt", "labels.txt"])
 def test_a_missing_file_is_named(folder: Path, file: str) -> None:
     (folder / file).unlink()
-    with pytest.raises(ServedModelError, match=f"yolov5/{file} cannot be read"):
-        read_served_model(folder)
+    with pytest.raises(NetworkSpecError, match=f"yolov5/{file} cannot be read"):
+        read_network_spec(folder)
 
 
 SETTINGS = {

@@ -13,13 +13,13 @@ LETTERBOX_MODES = ("square", "rect", "stretch")
 HEADS = ("full", "reduced")
 
 
-class ServedModelError(ValueError):
+class NetworkSpecError(ValueError):
     """The files of the network do not fit each other; the message is one sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServedModel:
-    """The network's side of the bargain.
+class NetworkSpec:
+    """What the steps know of the network.
 
     Attributes:
         height, width: of its input, in pixels; with letterbox `rect` the most it may be.
@@ -37,11 +37,11 @@ class ServedModel:
     names: tuple[str, ...]
 
 
-def read_served_model(folder: Path) -> ServedModel:
+def read_network_spec(folder: Path) -> NetworkSpec:
     """Read `config.pbtxt` and `labels.txt` of the network in this folder.
 
     Raises:
-        ServedModelError: a file is missing, or they contradict each other.
+        NetworkSpecError: a file is missing, or they contradict each other.
     """
     model = folder.name
     try:
@@ -50,17 +50,17 @@ def read_served_model(folder: Path) -> ServedModel:
         )
         names = tuple((folder / "labels.txt").read_text("utf-8").splitlines())
     except OSError as error:
-        raise ServedModelError(
+        raise NetworkSpecError(
             f"{model}/{Path(error.filename).name} cannot be read: {error.strerror}"
         ) from None
     except text_format.ParseError as error:
-        raise ServedModelError(f"{model}/config.pbtxt is not valid: {error}") from None
+        raise NetworkSpecError(f"{model}/config.pbtxt is not valid: {error}") from None
     if len(config.input) != 1 or len(config.output) != 1:
-        raise ServedModelError(f"{model}/config.pbtxt must state one input and one output")
+        raise NetworkSpecError(f"{model}/config.pbtxt must state one input and one output")
     image, rows = config.input[0], config.output[0]
     for kind, tensor in (("input", image), ("output", rows)):
         if tensor.data_type != model_config_pb2.TYPE_FP32:
-            raise ServedModelError(
+            raise NetworkSpecError(
                 f"{model}/config.pbtxt: {kind} '{tensor.name}' must be TYPE_FP32"
             )
     given = {key: value.string_value for key, value in config.parameters.items()}
@@ -68,7 +68,7 @@ def read_served_model(folder: Path) -> ServedModel:
     best_class_only = _one_of(model, given, "head", HEADS) == "reduced"
     columns = 6 if best_class_only else 5 + len(names)
     if len(rows.dims) != 2 or rows.dims[1] != columns:
-        raise ServedModelError(
+        raise NetworkSpecError(
             f"{model}: output '{rows.name}' has dims {list(rows.dims)}, but the last one must be"
             f" {columns}, as its head is {'reduced' if best_class_only else 'full'} and labels.txt"
             f" has {len(names)} names"
@@ -76,7 +76,7 @@ def read_served_model(folder: Path) -> ServedModel:
     dims = tuple(image.dims)
     if letterbox == "rect":
         if dims != (3, -1, -1):
-            raise ServedModelError(
+            raise NetworkSpecError(
                 f"{model}/config.pbtxt: input '{image.name}' has dims {list(dims)};"
                 " allowed with letterbox rect: [3, -1, -1]"
             )
@@ -85,19 +85,19 @@ def read_served_model(folder: Path) -> ServedModel:
             *_whole_numbers(model, given, "stride", 1),
         )
         if height % stride or width % stride:
-            raise ServedModelError(
+            raise NetworkSpecError(
                 f"{model}/config.pbtxt: imgsz is '{given['imgsz']}';"
                 f" allowed: multiples of the stride, {stride}"
             )
     else:
         if len(dims) != 3 or dims[0] != 3 or min(dims) < 1:
-            raise ServedModelError(
+            raise NetworkSpecError(
                 f"{model}/config.pbtxt: input '{image.name}' has dims {list(dims)};"
                 f" allowed with letterbox {letterbox}: [3, H, W]"
             )
         _, height, width = dims
         stride = 1
-    return ServedModel(
+    return NetworkSpec(
         height=height,
         width=width,
         letterbox=letterbox,
@@ -110,7 +110,7 @@ def read_served_model(folder: Path) -> ServedModel:
 def _one_of(model: str, given: Mapping[str, str], name: str, allowed: tuple[str, ...]) -> str:
     value = given.get(name) or allowed[0]
     if value not in allowed:
-        raise ServedModelError(
+        raise NetworkSpecError(
             f"{model}/config.pbtxt: {name} is '{value}'; allowed: {', '.join(allowed)}"
         )
     return value
@@ -119,7 +119,7 @@ def _one_of(model: str, given: Mapping[str, str], name: str, allowed: tuple[str,
 def _whole_numbers(model: str, given: Mapping[str, str], name: str, count: int) -> list[int]:
     words = given.get(name, "").split()
     if len(words) != count or not all(w.isdecimal() and 0 < int(w) <= 8192 for w in words):
-        raise ServedModelError(
+        raise NetworkSpecError(
             f"{model}/config.pbtxt: {name} is '{given.get(name, '')}'; allowed with letterbox rect:"
             f" {count} whole number{'s' * (count > 1)} from 1 to 8192"
         )
