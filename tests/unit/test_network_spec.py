@@ -5,10 +5,9 @@ from pathlib import Path
 import onnx
 import pytest
 from decode import ImageLimits
-from network_spec import NetworkSpec, NetworkSpecError, read_network_spec
+from network_spec import NetworkSpec, NetworkSpecError, network_folder, read_network_spec
 from parameters import ParameterError
-from served_network import ServedNetwork, read_served_network
-from settings import SettingsError, network_name, read_settings
+from settings import SettingsError, read_settings
 
 from yolov5_build import install_onnx
 
@@ -51,20 +50,25 @@ def tensor(name: str, shape: list[str | int | None]) -> onnx.ValueInfoProto:
 
 
 def test_what_it_says(folder: Path) -> None:
-    assert read_network_spec(folder) == NetworkSpec(
-        height=480, width=640, letterbox="square", stride=1, best_class_only=False, names=NAMES
+    spec = read_network_spec(folder)
+    assert spec == NetworkSpec(
+        height=480,
+        width=640,
+        letterbox="square",
+        stride=1,
+        best_class_only=False,
+        class_names=NAMES,
     )
-    assert read_served_network(folder) == ServedNetwork(labels=NAMES, best_class_only=False)
+    assert spec.columns == 8
 
 
 def test_a_network_of_open_size_with_a_reduced_head(tmp_path: Path) -> None:
     folder = write(tmp_path, letterbox="rect", head="reduced")
-    assert read_network_spec(folder) == NetworkSpec(
-        height=480, width=640, letterbox="rect", stride=32, best_class_only=True, names=NAMES
+    spec = read_network_spec(folder)
+    assert spec == NetworkSpec(
+        height=480, width=640, letterbox="rect", stride=32, best_class_only=True, class_names=NAMES
     )
-    network = read_served_network(folder)
-    assert network == ServedNetwork(labels=NAMES, best_class_only=True)
-    assert network.columns == 6
+    assert spec.columns == 6
 
 
 @pytest.mark.parametrize(
@@ -151,9 +155,10 @@ def test_settings() -> None:
 
 
 def test_the_network_must_be_named() -> None:
-    assert network_name({"network": "yolov5"}) == "yolov5"
-    with pytest.raises(SettingsError, match="setting 'network' is missing"):
-        network_name(SETTINGS)
+    step = Path("/models/preprocess")
+    assert network_folder(step, {"network": "plates"}) == Path("/models/plates")
+    with pytest.raises(NetworkSpecError, match="setting 'network' is missing"):
+        network_folder(step, SETTINGS)
 
 
 def test_multi_label_cannot_be_the_default_of_a_reduced_head() -> None:

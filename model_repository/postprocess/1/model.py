@@ -9,10 +9,10 @@ import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 from completion import CompletionSender
+from network_spec import network_folder, read_network_spec
 from nms import InputError, Placement, Thresholds, detect
 from pack import pack_detections
 from postprocess_metrics import Metrics
-from served_network import read_served_network
 
 
 class TritonPythonModel:
@@ -21,9 +21,10 @@ class TritonPythonModel:
         # Triton may see a GPU whose driver is too old for torch.
         on_gpu = args["model_instance_kind"] == "GPU" and torch.cuda.is_available()
         self.device = f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu"
-        network = json.loads(args["model_config"])["parameters"]["network"]["string_value"]
-        self.network = read_served_network(Path(args["model_repository"]).parent / network)
-        self.labels = self.network.labels
+        config = json.loads(args["model_config"])
+        given = {key: value["string_value"] for key, value in config["parameters"].items()}
+        self.network = read_network_spec(network_folder(Path(args["model_repository"]), given))
+        self.labels = self.network.class_names
         self.metrics = Metrics(pb_utils, self.labels)
         self.completions = CompletionSender()
         self.warm_up()

@@ -14,23 +14,25 @@ from admission_queue import AdmissionQueue, QueueFullError, Request
 from completion import CompletionListener
 from decode import Decoder, ImageError, in_full
 from gather import Gather
-from network_spec import read_network_spec
+from network_spec import network_folder, read_network_spec
 from parameters import ParameterError, parse_parameters, read_text
 from preprocess_metrics import Metrics
-from settings import network_name, read_settings
+from settings import read_settings
 
 
 class TritonPythonModel:
     def initialize(self, args):
         config = json.loads(args["model_config"])
         given = {key: value["string_value"] for key, value in config["parameters"].items()}
-        network = read_network_spec(Path(args["model_repository"]).parent / network_name(given))
-        settings = read_settings(given, network.names, best_class_only=network.best_class_only)
+        network = read_network_spec(network_folder(Path(args["model_repository"]), given))
+        settings = read_settings(
+            given, network.class_names, best_class_only=network.best_class_only
+        )
         malloc.configure(tensor_bytes=3 * 4 * network.height * network.width)
-        self.names = network.names
+        self.names = network.class_names
         self.parse = partial(
             parse_parameters,
-            names=network.names,
+            names=network.class_names,
             defaults=settings.defaults,
             best_class_only=network.best_class_only,
         )

@@ -47,17 +47,6 @@ class Settings:
     max_in_flight_images: int
 
 
-def network_name(config: Mapping[str, str]) -> str:
-    """The folder, beside this model's, of the network that the images are prepared for.
-
-    Raises:
-        SettingsError: it is not stated.
-    """
-    if not config.get("network"):
-        raise SettingsError("setting 'network' is missing; allowed: the name of a model")
-    return config["network"]
-
-
 def read_settings(
     config: Mapping[str, str], names: Sequence[str], *, best_class_only: bool = False
 ) -> Settings:
