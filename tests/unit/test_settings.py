@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import pytest
+from decode import ImageLimits
+from parameters import ParameterError
+from settings import SettingsError, read_settings
+
+SETTINGS = {
+    "conf_thres": "0.25",
+    "iou_thres": "0.45",
+    "max_det": "300",
+    "agnostic_nms": "false",
+    "multi_label": "false",
+    "max_image_bytes": "1000",
+    "max_image_pixels": "2000",
+    "threads": "3",
+    "max_queued_images": "7",
+    "max_queue_seconds": "9",
+    "max_in_flight_images": "5",
+    "scaled_decoding": "true",
+}
+
+
+def test_settings() -> None:
+    settings = read_settings({**SETTINGS, "conf_thres": "0.3", "classes": "bus"}, ("car", "bus"))
+    assert settings.limits == ImageLimits(bytes=1000, pixels=2000)
+    assert settings.threads == 3
+    assert settings.max_queued_images == 7
+    assert settings.max_queue_seconds == 9
+    assert settings.max_in_flight_images == 5
+    assert settings.scaled_decoding is True
+    assert settings.defaults.conf_thres == 0.3
+    assert settings.defaults.classes == {1}
+    assert settings.defaults.iou_thres == 0.45
+    automatic = read_settings({**SETTINGS, "threads": "0", "max_in_flight_images": "0"}, ("car",))
+    assert automatic.threads >= 1
+    assert automatic.max_in_flight_images == 2 * automatic.threads + 2
+
+
+def test_multi_label_cannot_be_the_default_of_a_reduced_head() -> None:
+    given = {**SETTINGS, "multi_label": "true"}
+    assert read_settings(given, ("car",)).defaults.multi_label
+    with pytest.raises(ParameterError, match="only the best class of each box"):
+        read_settings(given, ("car",), best_class_only=True)
+
+
+def test_a_default_that_is_missing() -> None:
+    given = {name: value for name, value in SETTINGS.items() if name != "iou_thres"}
+    with pytest.raises(ParameterError, match="iou_thres has no default"):
+        read_settings(given, ("car",))
+
+
+@pytest.mark.parametrize(
+    "change, sentence",
+    [
+        ({"max_image_bytes": "0"}, "setting 'max_image_bytes' is '0'; allowed: a whole number"),
+        ({"max_image_pixels": "1e6"}, "setting 'max_image_pixels' is '1e6'"),
+        ({"threads": "-1"}, "setting 'threads' is '-1'"),
+        ({"max_queued_images": "0"}, "setting 'max_queued_images' is '0'"),
+        ({"max_queue_seconds": "0.5"}, "setting 'max_queue_seconds' is '0.5'"),
+        ({"scaled_decoding": "yes"}, "setting 'scaled_decoding' is 'yes'; allowed: true, false"),
+        ({"conf_threshold": "0.5"}, "setting 'conf_threshold' is unknown"),
+        ({"max_det": "0"}, "max_det is '0'; allowed: a whole number from 1 to 1000"),
+    ],
+)
+def test_settings_out_of_range(change: dict[str, str], sentence: str) -> None:
+    with pytest.raises((SettingsError, ParameterError)) as caught:
+        read_settings({**SETTINGS, **change}, ("car",))
+    assert sentence in str(caught.value)
