@@ -1,16 +1,13 @@
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from queue import Empty, Queue
 from time import monotonic
 from typing import Any
 
 import pytest
 from admission_queue import AdmissionQueue, QueueFullError, Request
-from gather import Gather
 
 PATIENCE = 1.0  # seconds, before the first report
 
@@ -299,24 +296,3 @@ def test_at_the_end_all_go() -> None:
         crowd.submit(name)
     crowd.queue.close()
     assert [crowd.next(0) for _ in range(3)] == [("a", 1), ("b", 2), ("c", 3)]
-
-
-def test_gather_answers_once_with_the_result_or_error_of_each_image() -> None:
-    answers: list[Any] = []
-    done = threading.Event()
-
-    def prepare(index: int) -> int:
-        if index == 1:
-            raise ValueError("one")
-        return index * 10
-
-    def answer(results: Any) -> None:
-        answers.append([*results])
-        done.set()
-
-    with ThreadPoolExecutor(2) as pool:
-        Gather(3, prepare=prepare, answer=answer).start(pool)
-        assert done.wait(10)
-    ((first, second, third),) = answers
-    assert (first, third) == (0, 20)
-    assert isinstance(second, ValueError)
