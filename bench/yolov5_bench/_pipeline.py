@@ -115,7 +115,7 @@ class Pipeline:
             torch.from_numpy(rows),
             self._thresholds,
             self._everything,
-            self._nms.Placement.from_row(placement.as_row()),
+            placement,
         )
         return Answer(boxes=boxes.numpy(), scores=scores.numpy(), classes=classes.numpy())
 

@@ -78,7 +78,7 @@ def evaluate(
             torch.from_numpy(rows),
             thresholds,
             everything,
-            nms.Placement.from_row(placement.as_row()),
+            placement,
             best_class_only=reduced,
         )
         boxes, scores, indices = (part.numpy() for part in detections)

@@ -4,8 +4,9 @@ import nms
 import numpy as np
 import pytest
 import torch
-from nms import MAX_CANDIDATES, InputError, Placement, Thresholds, detect
+from nms import MAX_CANDIDATES, InputError, Thresholds, detect
 from pack import pack_detections
+from placement import Placement
 from torch import Tensor
 
 IDENTITY = Placement.from_row([1, 1, 0, 0, 640, 640])

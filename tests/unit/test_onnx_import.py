@@ -16,7 +16,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from nms import Placement, Thresholds, detect
+from nms import Thresholds, detect
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from support import BUNDLED, SHARED
@@ -743,7 +743,7 @@ def test_another_persons_export_finds_the_people_and_the_bus(tmp_path: Path) -> 
         torch.from_numpy(answer[0]),
         Thresholds.from_row([0.25, 0.45, 300, 0, 0]),
         torch.ones(80, dtype=torch.bool),
-        Placement.from_row(list(placement.as_row())),
+        placement,
     )
     assert sorted(classes.tolist()) == [0, 0, 0, 5]  # three persons and a bus
     bus = boxes[classes == 5][0]

@@ -14,7 +14,8 @@ import torch
 import torchvision_ops
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nms import MAX_CANDIDATES, Placement, Thresholds, detect
+from nms import MAX_CANDIDATES, Thresholds, detect
+from placement import Placement
 from suppression import suppress
 from torch import Tensor
 from torchvision.ops import batched_nms

@@ -10,8 +10,9 @@ import torch
 import triton_python_backend_utils as pb_utils
 from completion import CompletionSender
 from network_spec import network_folder, read_network_spec
-from nms import InputError, Placement, Thresholds, detect
+from nms import InputError, Thresholds, detect
 from pack import pack_detections
+from placement import Placement
 from postprocess_metrics import Metrics
 
 
@@ -33,16 +34,17 @@ class TritonPythonModel:
         """Two boxes of the last class that overlap: the slow first call of every operation used."""
         rows = torch.zeros((2, self.network.columns), device=self.device)
         rows[:, :5] = 1.0
+        placement = Placement.from_row([1, 1, 0, 0, 2, 2])
         everything = torch.ones(len(self.labels), dtype=torch.bool, device=self.device)
         for multi_label in (0,) if self.network.best_class_only else (0, 1):
-            self.detect(rows, [0.5, 0.5, 1, 0, multi_label], everything, [1, 1, 0, 0, 2, 2])
+            self.detect(rows, [0.5, 0.5, 1, 0, multi_label], everything, placement)
 
     def detect(self, rows, nms, class_filter, placement):
         return detect(
             rows,
             Thresholds.from_row(nms),
             class_filter,
-            Placement.from_row(placement),
+            placement,
             best_class_only=self.network.best_class_only,
         )
 
@@ -83,7 +85,7 @@ class TritonPythonModel:
                 f"output0 has {output0.shape[2]} columns and class_filter {class_filter.shape[1]};"
                 f" allowed: {columns} and {classes}, for the {classes} lines of labels.txt"
             )
-        placements = self.tensor(request, "placement").tolist()
+        placements = [*map(Placement.from_row, self.tensor(request, "placement").tolist())]
         nms = self.tensor(request, "nms").tolist()
         detections = []
         for rows, allowed, placement, thresholds in zip(output0, class_filter, placements, nms):
@@ -93,7 +95,7 @@ class TritonPythonModel:
             self.metrics.time(perf_counter() - started)
             self.metrics.count(detections[-1][2])
         outputs = pack_detections(detections, self.labels)
-        outputs["image_size"] = np.array([row[4:6] for row in placements], np.int32)
+        outputs["image_size"] = np.array([(p.height, p.width) for p in placements], np.int32)
         return pb_utils.InferenceResponse(
             [pb_utils.Tensor(name, array) for name, array in outputs.items()]
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from placement import Placement
 from suppression import suppress
 from torch import Tensor
 
@@ -49,25 +50,6 @@ class Thresholds:
             max_det=int(max_det),
             agnostic_nms=bool(agnostic_nms),
             multi_label=bool(multi_label),
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Placement:
-    """One row of the tensor `placement`: model pixel = picture pixel * gain + pad."""
-
-    gain_x: float
-    gain_y: float
-    pad_x: float
-    pad_y: float
-    height: float
-    width: float
-
-    @classmethod
-    def from_row(cls, row: list[float]) -> Placement:
-        gain_x, gain_y, pad_x, pad_y, height, width = row
-        return cls(
-            gain_x=gain_x, gain_y=gain_y, pad_x=pad_x, pad_y=pad_y, height=height, width=width
         )
 
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from letterbox import Placement, enlarge
+from letterbox import enlarge
 from normalise import DeviceNormaliser, HostNormaliser, PlaneSplitter
 from numpy.typing import NDArray
+from placement import Placement
 
 Normaliser = HostNormaliser | DeviceNormaliser | PlaneSplitter
 

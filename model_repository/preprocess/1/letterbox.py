@@ -6,33 +6,14 @@ answers are compared with it: the picture is scaled to fit, centred, and padded 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from placement import Placement
 
 PAD_VALUE = 114
-
-
-@dataclass(frozen=True, kw_only=True)
-class Placement:
-    """Where a picture lies in the network's input: model pixel = picture pixel * gain + pad.
-
-    Attributes:
-        height, width: of the picture, in pixels.
-    """
-
-    gain_x: float
-    gain_y: float
-    pad_x: float
-    pad_y: float
-    height: int
-    width: int
-
-    def as_row(self) -> tuple[float, ...]:
-        """The six numbers in the order of the tensor `placement`."""
-        return (self.gain_x, self.gain_y, self.pad_x, self.pad_y, self.height, self.width)
 
 
 def letterbox(
