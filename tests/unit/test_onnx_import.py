@@ -16,10 +16,11 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from nms import Thresholds, detect
+from nms import detect
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from support import BUNDLED, SHARED
+from thresholds import Thresholds
 
 from yolov5_build import BuildError, load_checkpoint
 from yolov5_build import _names as names

@@ -14,9 +14,10 @@ import torch
 import torchvision_ops
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nms import MAX_CANDIDATES, Thresholds, detect
+from nms import MAX_CANDIDATES, detect
 from placement import Placement
 from suppression import suppress
+from thresholds import Thresholds
 from torch import Tensor
 from torchvision.ops import batched_nms
 

@@ -10,10 +10,11 @@ import torch
 import triton_python_backend_utils as pb_utils
 from completion import CompletionSender
 from network_spec import network_folder, read_network_spec
-from nms import InputError, Thresholds, detect
+from nms import InputError, detect
 from pack import pack_detections
 from placement import Placement
 from postprocess_metrics import Metrics
+from thresholds import CONF_THRES, Thresholds, ThresholdsError
 
 
 class TritonPythonModel:
@@ -62,7 +63,7 @@ class TritonPythonModel:
             )
 
     def lowest_conf_thres(self, request):
-        return float(self.tensor(request, "nms")[:, 0].min())
+        return float(self.tensor(request, "nms")[:, CONF_THRES].min())
 
     def finalize(self):
         self.metrics.close()
@@ -70,7 +71,7 @@ class TritonPythonModel:
     def respond(self, request):
         try:
             return self.answer(request)
-        except InputError as error:
+        except (InputError, ThresholdsError) as error:
             return error_response(str(error), pb_utils.TritonError.INVALID_ARG)
         except Exception:
             pb_utils.Logger.log_error(traceback.format_exc())

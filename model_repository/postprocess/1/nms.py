@@ -8,11 +8,10 @@ Tensors may be on any device; the result is on the same one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from placement import Placement
 from suppression import suppress
+from thresholds import Thresholds
 from torch import Tensor
 
 MAX_CANDIDATES = 30_000  # as many, the best ones, enter the suppression
@@ -20,37 +19,6 @@ MAX_CANDIDATES = 30_000  # as many, the best ones, enter the suppression
 
 class InputError(ValueError):
     """The inputs do not fit each other or the model; the ensemble never sends such."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Thresholds:
-    """One row of the tensor `nms`; meanings and ranges are those of the request parameters."""
-
-    conf_thres: float
-    iou_thres: float
-    max_det: int
-    agnostic_nms: bool
-    multi_label: bool
-
-    @classmethod
-    def from_row(cls, row: list[float]) -> Thresholds:
-        """
-        Raises:
-            InputError: a threshold is outside 0 to 1, or max_det outside 1 to 1000.
-        """
-        conf_thres, iou_thres, max_det, agnostic_nms, multi_label = row
-        if not (0 <= conf_thres <= 1 and 0 <= iou_thres <= 1 and 1 <= max_det <= 1000):
-            raise InputError(
-                f"nms is {row}; allowed: conf_thres and iou_thres from 0 to 1,"
-                " max_det from 1 to 1000"
-            )
-        return cls(
-            conf_thres=conf_thres,
-            iou_thres=iou_thres,
-            max_det=int(max_det),
-            agnostic_nms=bool(agnostic_nms),
-            multi_label=bool(multi_label),
-        )
 
 
 def detect(

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from thresholds import MAX_DET, Thresholds
+
 # What Triton itself puts among the parameters, or reads from them; `id` is a request's name in
 # the body of /generate.
 _RESERVED = re.compile(
@@ -36,29 +38,14 @@ class ParameterError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parameters:
-    """How the detections of one request are chosen.
+class Parameters(Thresholds):
+    """How the detections of one request are chosen: the thresholds, and the classes.
 
     Attributes:
         classes: indices of the classes to report; empty for all.
     """
 
-    conf_thres: float
-    iou_thres: float
-    max_det: int
     classes: frozenset[int]
-    agnostic_nms: bool
-    multi_label: bool
-
-    def as_row(self) -> tuple[float, ...]:
-        """The five numbers in the order of the tensor `nms`."""
-        return (
-            self.conf_thres,
-            self.iou_thres,
-            self.max_det,
-            self.agnostic_nms,
-            self.multi_label,
-        )
 
     def class_filter(self, count: int) -> list[bool]:
         """One flag for each of the model's `count` classes: may it be reported?"""
@@ -168,8 +155,10 @@ def _count(name: str, value: object, names: Sequence[str]) -> int:
         number = int(value)
     elif isinstance(value, int) and _is_number(value):
         number = value
-    if not 1 <= number <= 1000:
-        raise ParameterError(f"{name} is {_quoted(value)}; allowed: a whole number from 1 to 1000")
+    if not 1 <= number <= MAX_DET:
+        raise ParameterError(
+            f"{name} is {_quoted(value)}; allowed: a whole number from 1 to {MAX_DET}"
+        )
     return number
 
 
