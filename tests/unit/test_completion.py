@@ -21,7 +21,7 @@ def ends() -> Iterator[Ends]:
 
 def test_admission_id_reaches_the_listener_whose_key_it_carries(ends: Ends) -> None:
     listener, completed = ends
-    CompletionSender().send(listener.key, 1 << 40)
+    CompletionSender().send(listener.as_row(1 << 40))
     assert completed.get(timeout=10) == 1 << 40
 
 
@@ -29,11 +29,11 @@ def test_a_listener_does_not_hear_what_is_meant_for_another(ends: Ends) -> None:
     listener, completed = ends
     others: Queue[int] = Queue()
     other = CompletionListener(others.put)
-    CompletionSender().send(other.key, 7)
+    CompletionSender().send(other.as_row(7))
     assert others.get(timeout=10) == 7
     other.close()
-    CompletionSender().send(other.key, 8)  # to nobody: never fails
-    CompletionSender().send(listener.key, 9)
+    CompletionSender().send(other.as_row(8))  # to nobody: never fails
+    CompletionSender().send(listener.as_row(9))
     assert completed.get(timeout=10) == 9
 
 
@@ -50,7 +50,7 @@ def test_a_message_without_the_key_is_not_believed(ends: Ends, forged: bytes) ->
     listener, completed = ends
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stranger:
         stranger.sendto(forged, _name(listener.key))
-    CompletionSender().send(listener.key, 9)
+    CompletionSender().send(listener.as_row(9))
     assert completed.get(timeout=10) == 9
     assert completed.empty()
 
@@ -62,6 +62,6 @@ def test_no_socket_but_a_listeners_can_be_addressed() -> None:
         address = stranger.getsockname()
         assert address[0] == 0
         for key in (0, 1, int(address[1:], 16)):
-            CompletionSender().send(key, 7)
+            CompletionSender().send((key, 7))
         with pytest.raises(BlockingIOError):
             stranger.recv(32)

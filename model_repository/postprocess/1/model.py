@@ -51,9 +51,8 @@ class TritonPythonModel:
 
     def execute(self, requests):
         for request in requests:
-            admission = pb_utils.get_input_tensor_by_name(request, "admission_id").as_numpy()
-            key, admission_id = admission[0]
-            self.completions.send(int(key), int(admission_id))
+            rows = pb_utils.get_input_tensor_by_name(request, "admission_id").as_numpy()
+            self.completions.send(rows[0].tolist())
         # A low conf_thres lets thousands of candidates in. Other callers do not wait for those.
         if len(requests) > 1:
             requests = sorted(requests, key=self.lowest_conf_thres, reverse=True)

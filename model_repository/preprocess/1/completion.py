@@ -13,7 +13,7 @@ import hmac
 import secrets
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from threading import Thread
 
 _MESSAGE = struct.Struct("<qq")  # key, admission id
@@ -38,6 +38,10 @@ class CompletionListener:
         self._thread = Thread(target=self._listen, name="completions", daemon=True)
         self._thread.start()
 
+    def as_row(self, admission_id: int) -> tuple[int, int]:
+        """One row of the tensor `admission_id`."""
+        return self.key, admission_id
+
     def _listen(self) -> None:
         mine = _MESSAGE.pack(self.key, 0)[:8]
         while (message := self._socket.recv(32)) != self._end:
@@ -58,8 +62,12 @@ class CompletionSender:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
 
-    def send(self, key: int, admission_id: int) -> None:
-        """Never fails: preprocess may be gone, or may not have listened for a while."""
+    def send(self, row: Sequence[int]) -> None:
+        """Send one row of the tensor `admission_id`.
+
+        Never fails: preprocess may be gone, or may not have listened for a while.
+        """
+        key, admission_id = row
         with contextlib.suppress(OSError):
             self._socket.sendto(_MESSAGE.pack(key, admission_id), _name(key))
 

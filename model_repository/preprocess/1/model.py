@@ -150,7 +150,7 @@ class TritonPythonModel:
                 pb_utils.Tensor("nms", np.array([parameters.as_row()] * rows, np.float32)),
                 pb_utils.Tensor("class_filter", np.array([class_filter] * rows)),
                 pb_utils.Tensor(
-                    "admission_id", np.array([[self.completions.key, admission_id]] * rows)
+                    "admission_id", np.array([self.completions.as_row(admission_id)] * rows)
                 ),
             ]
         )
