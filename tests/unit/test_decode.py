@@ -4,14 +4,13 @@ import base64
 import struct
 import zlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
 import pytest
-from decode import REASONS, Decoder, ImageError, ImageLimits, PixelBudget
+from decode import REASONS, Decoder, ImageError, ImageLimits
 from numpy.typing import NDArray
-from support import PHOTO, wait_until
+from support import PHOTO
 
 LIMITS = ImageLimits(bytes=200_000, pixels=1_000_000)
 PICTURE = np.random.default_rng(0).integers(0, 256, (7, 11, 3), np.uint8)
@@ -192,32 +191,6 @@ def test_a_jpeg_of_too_many_scans_is_refused(decode: Decode) -> None:
 
 def test_an_ordinary_progressive_jpeg_may_be_as_large_as_any(decode: Decode) -> None:
     assert decode(progressive(np.zeros((1000, 1000, 3), np.uint8))).shape == (1000, 1000, 3)
-
-
-def test_pixels_decoded_at_the_same_time_are_limited_first_come_first_served() -> None:
-    budget = PixelBudget(10)
-    entered = []
-
-    def enter(pixels: int) -> None:
-        budget.acquire(pixels)
-        entered.append(pixels)
-        budget.release(pixels)
-
-    with ThreadPoolExecutor(4) as pool:
-        budget.acquire(4)
-        try:
-            pool.submit(enter, 6).result(10)  # fits in beside the first
-            large = pool.submit(enter, 10)
-            wait_until(lambda: len(budget._waiting) == 1, 10)
-            small = [pool.submit(enter, pixels) for pixels in (1, 2)]
-            wait_until(lambda: len(budget._waiting) == 3, 10)
-            assert entered == [6]  # the small ones would fit in, but came later
-        finally:
-            budget.release(4)
-        for future in (large, *small):
-            future.result(10)
-    assert entered[:2] == [6, 10]
-    assert sorted(entered[2:]) == [1, 2]
 
 
 _READ = cv2.imread(str(PHOTO))

@@ -7,15 +7,14 @@ import binascii
 import os
 import re
 import struct
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from threading import Condition
 from typing import cast
 
 import numpy as np
 from headers import Header, read_header
 from numpy.typing import NDArray
+from pixel_budget import PixelBudget
 from png_rows import SPARE, EndlessError, plain_rows
 from still import still
 
@@ -71,38 +70,6 @@ class ImageLimits:
 
     bytes: int
     pixels: int
-
-
-class PixelBudget:
-    """A semaphore weighted by pixels, first come, first served.
-
-    Without that order a thread with a large picture would wait for as long as others keep coming
-    with small ones.
-
-    Args:
-        pixels: of all pictures together; no thread may acquire more.
-    """
-
-    def __init__(self, pixels: int) -> None:
-        self._free = pixels
-        self._waiting: deque[object] = deque()  # one of its own for each thread
-        self._changed = Condition()
-
-    def acquire(self, pixels: int) -> None:
-        """Wait until so many are free and no earlier thread waits, and take them."""
-        turn = object()
-        with self._changed:
-            self._waiting.append(turn)
-            self._changed.wait_for(lambda: self._waiting[0] is turn and pixels <= self._free)
-            self._waiting.popleft()
-            self._free -= pixels
-            self._changed.notify_all()  # the next one may fit in as well
-
-    def release(self, pixels: int) -> None:
-        """Give back what was acquired."""
-        with self._changed:
-            self._free += pixels
-            self._changed.notify_all()
 
 
 class Decoder:
