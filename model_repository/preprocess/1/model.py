@@ -5,15 +5,16 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from time import monotonic, perf_counter
+from time import monotonic
 
 import malloc
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from admission_queue import AdmissionQueue, QueueFullError, Request
 from completion import CompletionListener
-from decode import Decoder, ImageError, in_full
+from decode import ImageError
 from gather import Gather
+from image_pipeline import ImagePipeline
 from network_spec import network_folder, read_network_spec
 from parameters import ParameterError, parse_parameters, read_text
 from preprocess_metrics import Metrics
@@ -24,106 +25,93 @@ class TritonPythonModel:
     def initialize(self, args):
         config = json.loads(args["model_config"])
         given = {key: value["string_value"] for key, value in config["parameters"].items()}
-        network = read_network_spec(network_folder(Path(args["model_repository"]), given))
-        settings = read_settings(
-            given, network.class_names, best_class_only=network.best_class_only
+        self.network = read_network_spec(network_folder(Path(args["model_repository"]), given))
+        self.settings = read_settings(
+            given, self.network.class_names, best_class_only=self.network.best_class_only
         )
-        malloc.configure(tensor_bytes=3 * 4 * network.height * network.width)
-        self.names = network.class_names
-        self.parse = partial(
-            parse_parameters,
-            names=network.class_names,
-            defaults=settings.defaults,
-            best_class_only=network.best_class_only,
+        malloc.configure(tensor_bytes=3 * 4 * self.network.height * self.network.width)
+        on_gpu = args["model_instance_kind"] == "GPU"
+        self.metrics = Metrics(pb_utils)
+        self.pipeline = ImagePipeline(
+            self.network,
+            self.settings,
+            gpu=int(args["model_instance_device_id"]) if on_gpu else None,
+            observe=self.metrics.time,
         )
-        self.decoder = Decoder(settings.limits)
-        # These import OpenCV, which must not happen before the decoder has set its limit.
-        from batch_builder import BatchBuilder
-        from letterbox import letterbox, reduction
-        from normalise import PlaneSplitter, make_normaliser
-
-        shape = {"height": network.height, "width": network.width, "mode": network.letterbox}
-        self.letterbox = partial(letterbox, **shape, stride=network.stride)
-        self.decode = partial(
-            self.decoder.decode_scaled,
-            reduction=partial(reduction, **shape) if settings.scaled_decoding else in_full,
-        )
-        gpu = (
-            int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None
-        )
-        self.normalisers = {"images": make_normaliser(gpu), "pixels": PlaneSplitter()}
-        size = None if network.letterbox == "rect" else (network.height, network.width)
-        self.new_batch = partial(BatchBuilder, size=size)
-        self.patience = settings.max_queue_seconds
-        self.pool = ThreadPoolExecutor(settings.threads)
+        self.pool = ThreadPoolExecutor(self.settings.threads)
         self.queue = AdmissionQueue(
-            capacity=settings.max_queued_images, max_in_flight=settings.max_in_flight_images
+            capacity=self.settings.max_queued_images,
+            max_in_flight=self.settings.max_in_flight_images,
         )
         self.completions = CompletionListener(self.queue.complete)
-        self.metrics = Metrics(pb_utils)
 
     def execute(self, requests):
         for request in requests:
-            self.admit(request)
+            self.submit(request)
         # Each is answered by the thread that prepares the last of its images.
 
-    def admit(self, request):
-        """Have the request wait for its turn, or refuse it."""
-        elements = pb_utils.get_input_tensor_by_name(request, "image").as_numpy().reshape(-1)
-        self.metrics.receive(len(elements))
-        respond = sender_of(request)
-        asked = request.requested_output_names()
-        wanted = {name: how for name, how in self.normalisers.items() if name in asked}
-        refuse = partial(self.refuse, respond, len(elements))
+    def submit(self, request):
+        """Put the request into the queue, or refuse it."""
+        call = Call(request)
+        self.metrics.receive(len(call.elements))
+        seconds = min(self.settings.max_queue_seconds, call.timeout or float("inf"))
         try:
-            parameters = self.parse(read_parameters(request))
-            patience = self.patience
-            if request.timeout():  # microseconds
-                patience = min(patience, request.timeout() / 1e6)
+            parameters = self.read_parameters(request)
             self.queue.submit(
                 Request(
-                    images=len(elements),
-                    deadline=monotonic() + patience,
-                    on_admit=partial(self.begin, elements, wanted, parameters, respond),
-                    on_expire=partial(
-                        refuse, "saturated", f"saturated: not begun within {patience:g} s"
-                    ),
+                    images=len(call.elements),
+                    deadline=monotonic() + seconds,
+                    on_admit=partial(self.prepare, call, parameters),
+                    on_expire=partial(self.expire, call, seconds),
                 )
             )
         except ParameterError as error:
-            refuse("parameter", str(error))
+            self.refuse(call, "parameter", str(error))
         except QueueFullError as error:
-            refuse("saturated", str(error))
+            self.refuse(call, "saturated", str(error))
 
-    def begin(self, elements, wanted, parameters, respond, admission_id):
-        batch = self.new_batch(wanted, len(elements))
+    def read_parameters(self, request):
+        """Triton gives them as JSON, with the bytes of a header as they came."""
+        try:
+            text = request.parameters()
+        except UnicodeDecodeError:
+            raise ParameterError("a parameter is no text; allowed: UTF-8") from None
+        return parse_parameters(
+            read_text(text or "{}"),
+            self.network.class_names,
+            self.settings.defaults,
+            best_class_only=self.network.best_class_only,
+        )
 
-        def prepare(index):
-            return self.prepare(elements[index], batch, index)
+    def expire(self, call, seconds):
+        self.refuse(call, "saturated", f"saturated: not begun within {seconds:g} s")
 
-        def answer(results):
-            try:
-                if not self.has_refused(results, respond):
-                    respond(self.pack(parameters, results, batch, admission_id))
-                    return
-            except Exception:
-                pb_utils.Logger.log_error(traceback.format_exc())
-                respond(internal_fault("internal fault in preprocess"))
-            self.queue.release(admission_id)
+    def prepare(self, call, parameters, admission_id):
+        """Prepare the images side by side; the thread that prepares the last one answers."""
+        batch = self.pipeline.new_batch(call.outputs, len(call.elements))
+        Gather(
+            len(call.elements),
+            prepare=lambda index: self.pipeline.prepare(call.elements[index], batch, index),
+            answer=partial(self.answer, call, parameters, batch, admission_id),
+        ).start(self.pool)
 
-        Gather(len(elements), prepare=prepare, answer=answer).start(self.pool)
+    def answer(self, call, parameters, batch, admission_id, results):
+        """Answer the call.
 
-    def prepare(self, element, batch, index):
-        started = perf_counter()
-        picture, size = self.decode(element)
-        decoded = perf_counter()
-        canvas, placement = self.letterbox(picture, size=size)
-        batch.add(index, canvas)
-        self.metrics.time(decoded - started, perf_counter() - decoded)
-        return placement
+        Args:
+            results: for each image its placement, or the exception that it ended with.
+        """
+        try:
+            if not self.has_failed(call, results):
+                call.respond(self.pack(parameters, results, batch, admission_id))
+                return
+        except Exception:
+            pb_utils.Logger.log_error(traceback.format_exc())
+            call.fail("internal fault in preprocess", pb_utils.TritonError.INTERNAL)
+        self.queue.release(admission_id)
 
-    def has_refused(self, results, respond):
-        """Answer the request if one of its images cannot be."""
+    def has_failed(self, call, results):
+        """Answer the call with an error if one of its images has one."""
         refusals = []
         for number, result in enumerate(results, 1):
             if isinstance(result, ImageError):
@@ -131,16 +119,17 @@ class TritonPythonModel:
             elif isinstance(result, Exception):
                 pb_utils.Logger.log_error("".join(traceback.format_exception(result)))
                 message = f"image {number} of {len(results)}: internal fault in preprocess"
-                respond(internal_fault(message))
+                call.fail(message, pb_utils.TritonError.INTERNAL)
                 return True
         if refusals:
-            self.refuse(respond, len(refusals), *refusals[0])
+            self.refuse(call, *refusals[0], images=len(refusals))
         return bool(refusals)
 
     def pack(self, parameters, placements, batch, admission_id):
         tensors, placements = batch.build(placements)
         rows = len(placements)
-        class_filter = parameters.class_filter(len(self.names))
+        class_filter = parameters.class_filter(len(self.network.class_names))
+        admission = self.completions.as_row(admission_id)
         return pb_utils.InferenceResponse(
             [
                 *batch.pack(pb_utils.Tensor, tensors),
@@ -149,17 +138,19 @@ class TritonPythonModel:
                 ),
                 pb_utils.Tensor("nms", np.array([parameters.as_row()] * rows, np.float32)),
                 pb_utils.Tensor("class_filter", np.array([class_filter] * rows)),
-                pb_utils.Tensor(
-                    "admission_id", np.array([self.completions.as_row(admission_id)] * rows)
-                ),
+                pb_utils.Tensor("admission_id", np.array([admission] * rows)),
             ]
         )
 
-    def refuse(self, respond, images, reason, message):
-        self.metrics.reject(reason, images)
+    def refuse(self, call, reason, message, images=None):
+        """Answer with an error that is no fault of the server.
+
+        Args:
+            images: how many of them are counted as refused; all unless stated.
+        """
+        self.metrics.reject(reason, images or len(call.elements))
         codes = pb_utils.TritonError
-        code = codes.UNAVAILABLE if reason == "saturated" else codes.INVALID_ARG
-        respond(error_response(message, code))
+        call.fail(message, codes.UNAVAILABLE if reason == "saturated" else codes.INVALID_ARG)
 
     def finalize(self):
         self.queue.close()
@@ -168,27 +159,23 @@ class TritonPythonModel:
         self.metrics.close()
 
 
-def sender_of(request):
-    """What sends the only response to a request."""
-    sender = request.get_response_sender()
+class Call:
+    """What is kept of one of Triton's requests until it is answered.
 
-    def respond(response):
-        sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    Attributes:
+        elements: the encoded images, bytes.
+        outputs: names of the tensors that the next steps ask for.
+        timeout: seconds that the caller allows it to wait; 0 for no limit.
+    """
 
-    return respond
+    def __init__(self, request):
+        self.elements = pb_utils.get_input_tensor_by_name(request, "image").as_numpy().reshape(-1)
+        self.outputs = request.requested_output_names()
+        self.timeout = request.timeout() / 1e6  # from microseconds
+        self.sender = request.get_response_sender()
 
+    def respond(self, response):
+        self.sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
-def read_parameters(request):
-    """By name. Triton makes JSON of them, and takes over a header's bytes as they are."""
-    try:
-        return read_text(request.parameters() or "{}")
-    except UnicodeDecodeError:
-        raise ParameterError("a parameter is no text; allowed: UTF-8") from None
-
-
-def internal_fault(message):
-    return error_response(message, pb_utils.TritonError.INTERNAL)
-
-
-def error_response(message, code):
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
+    def fail(self, message, code):
+        self.respond(pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code)))

@@ -1,0 +1,75 @@
+"""From an encoded image to its place in the batch: decode, letterbox, normalise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from functools import partial
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from decode import Decoder, in_full
+from network_spec import NetworkSpec
+from placement import Placement
+from settings import Settings
+
+if TYPE_CHECKING:
+    from batch_builder import BatchBuilder
+
+
+class ImagePipeline:
+    """Prepares images for the network, in several threads at the same time.
+
+    Args:
+        gpu: number of the GPU that the network runs on; None on the CPU.
+        observe: called after each image with the seconds that decoding took, and the seconds that
+            letterboxing and normalising took.
+    """
+
+    def __init__(
+        self,
+        network: NetworkSpec,
+        settings: Settings,
+        *,
+        gpu: int | None,
+        observe: Callable[[float, float], None],
+    ) -> None:
+        self._decoder = Decoder(settings.limits)
+        # These import OpenCV, which must not happen before the decoder has set its pixel limit.
+        from batch_builder import BatchBuilder
+        from letterbox import letterbox, reduction
+        from normalise import PlaneSplitter, make_normaliser
+
+        height, width, mode = network.height, network.width, network.letterbox
+        self._letterbox = partial(
+            letterbox, height=height, width=width, mode=mode, stride=network.stride
+        )
+        self._reduction = in_full
+        if settings.scaled_decoding:
+            self._reduction = partial(reduction, height=height, width=width, mode=mode)
+        self._normalisers = {"images": make_normaliser(gpu), "pixels": PlaneSplitter()}
+        self._builder = BatchBuilder
+        self._size = None if mode == "rect" else (height, width)
+        self._observe = observe
+
+    def new_batch(self, tensors: Collection[str], count: int) -> BatchBuilder:
+        """An empty batch for `count` images.
+
+        Args:
+            tensors: names of the tensors to make, of `images` and `pixels`; others are ignored.
+        """
+        normalisers = {name: n for name, n in self._normalisers.items() if name in tensors}
+        return self._builder(normalisers, count, self._size)
+
+    def prepare(self, element: bytes, batch: BatchBuilder, index: int) -> Placement:
+        """Decode one element of the input and add it to the batch.
+
+        Raises:
+            ImageError: not an image of an allowed format, damaged, or over a limit.
+        """
+        started = perf_counter()
+        picture, size = self._decoder.decode_scaled(element, self._reduction)
+        decoded = perf_counter()
+        canvas, placement = self._letterbox(picture, size=size)
+        batch.add(index, canvas)
+        self._observe(decoded - started, perf_counter() - decoded)
+        return placement
