@@ -28,42 +28,44 @@ def letterbox(
     """Fit `picture` [h, w, 3] into [height, width, 3].
 
     Args:
-        size: height and width of the picture that this one is a smaller copy of, in whose pixels
-            it is to be placed.
-        mode: `square` keeps the picture's proportions and pads to the whole of the input; `rect`
-            pads only to the next multiple of `stride`, so that the result may be smaller;
-            `stretch` keeps no proportions and pads nothing.
+        mode: `square` keeps the picture's proportions and pads to the whole input; `rect` pads
+            only to the next multiple of `stride`, and the result may be smaller; `stretch` keeps
+            no proportions and pads nothing.
+        size: height and width of the original, if `picture` is a smaller copy; the placement is
+            in pixels of the original.
     """
     h, w = size or picture.shape[:2]
     if mode == "stretch":
-        placement = Placement(
-            gain_x=width / w, gain_y=height / h, pad_x=0.0, pad_y=0.0, height=h, width=w
-        )
-        return _resize(picture, height, width), placement
-
+        return _resize(picture, height, width), _stretched(h, w, height, width)
     gain = min(height / h, width / w)
     # A picture 1 pixel wide and very high must not vanish.
     scaled_h, scaled_w = max(1, round(h * gain)), max(1, round(w * gain))
     if mode == "rect":
         height, width = _up_to(stride, scaled_h), _up_to(stride, scaled_w)
-        # The reference finds its way back from the padded size, which rounding may have made a
+        # The reference computes the way back from the padded size, which rounding may have made a
         # little smaller than the exact one.
         gain = min(height / h, width / w)
-    # The padding that the pixels get is a whole number; the way back uses the exact one, as the
-    # reference does. The 0.1 decides which side gets the odd pixel.
-    top = round((height - scaled_h) / 2 - 0.1)
-    left = round((width - scaled_w) / 2 - 0.1)
+    canvas = _centre(_resize(picture, scaled_h, scaled_w), height, width)
+    return canvas, _centred(h, w, height, width, gain)
+
+
+def _stretched(h: int, w: int, height: int, width: int) -> Placement:
+    return Placement(gain_x=width / w, gain_y=height / h, pad_x=0.0, pad_y=0.0, height=h, width=w)
+
+
+def _centred(h: int, w: int, height: int, width: int, gain: float) -> Placement:
+    """The padding is exact: the reference rounds that of the pixels, but not that of the boxes."""
+    pad_x, pad_y = (width - w * gain) / 2, (height - h * gain) / 2
+    return Placement(gain_x=gain, gain_y=gain, pad_x=pad_x, pad_y=pad_y, height=h, width=w)
+
+
+def _centre(picture: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Pad on all sides; as in the reference, an odd pixel goes to the bottom or the right."""
+    h, w = picture.shape[:2]
+    top, left = (height - h) // 2, (width - w) // 2
     canvas = np.full((height, width, 3), PAD_VALUE, np.uint8)
-    canvas[top : top + scaled_h, left : left + scaled_w] = _resize(picture, scaled_h, scaled_w)
-    placement = Placement(
-        gain_x=gain,
-        gain_y=gain,
-        pad_x=(width - w * gain) / 2,
-        pad_y=(height - h * gain) / 2,
-        height=h,
-        width=w,
-    )
-    return canvas, placement
+    canvas[top : top + h, left : left + w] = picture
+    return canvas
 
 
 def reduction(h: int, w: int, *, height: int, width: int, mode: str = "square") -> int:
@@ -87,10 +89,8 @@ def enlarge(
     h, w = canvas.shape[:2]
     if (h, w) == (height, width):
         return canvas, placement
-    top, left = (height - h) // 2, (width - w) // 2
-    larger = np.full((height, width, 3), PAD_VALUE, np.uint8)
-    larger[top : top + h, left : left + w] = canvas
-    return larger, replace(placement, pad_x=placement.pad_x + left, pad_y=placement.pad_y + top)
+    pad_x, pad_y = placement.pad_x + (width - w) // 2, placement.pad_y + (height - h) // 2
+    return _centre(canvas, height, width), replace(placement, pad_x=pad_x, pad_y=pad_y)
 
 
 def _up_to(stride: int, side: int) -> int:
