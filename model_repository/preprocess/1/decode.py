@@ -120,21 +120,25 @@ class Decoder:
         """
         data, header = self._checked(self._unwrap(element))
         factor = _possible_factor(header, reduction)
-        self._budget.acquire(header.pixels)
+        picture = self._imdecode(data, header.pixels, factor)
+        height, width = picture.shape[:2]
+        if factor > 1 and header.sides is not None:
+            upright = (height, width) == _reduced(header.sides, factor)
+            height, width = header.sides if upright else header.sides[::-1]
+        return picture, (height, width)
+
+    def _imdecode(self, data: bytes, pixels: int, factor: int) -> NDArray[np.uint8]:
+        self._budget.acquire(pixels)
         try:
             file = _bounded(data) if data.startswith(b"\x89PNG") else data
             picture = self._cv2.imdecode(np.frombuffer(file, np.uint8), self._flags[factor])
         except self._cv2.error:
             raise self._undecodable() from None
         finally:
-            self._budget.release(header.pixels)
+            self._budget.release(pixels)
         if picture is None or picture.size == 0:
             raise self._undecodable()
-        height, width = picture.shape[:2]
-        if factor > 1 and header.sides is not None:
-            upright = (height, width) == _reduced(header.sides, factor)
-            height, width = header.sides if upright else header.sides[::-1]
-        return cast("NDArray[np.uint8]", picture), (height, width)
+        return cast("NDArray[np.uint8]", picture)
 
     def _checked(self, data: bytes) -> tuple[bytes, Header]:
         """What goes to the decoder, and its header; refused where that would cost too much."""

@@ -64,23 +64,24 @@ def read_settings(
     if unknown:
         raise SettingsError(f"setting '{min(unknown)}' is unknown")
     cores = available_cpus()
+    given = {name: config[name] for name in NAMES if name in config}
     return Settings(
-        defaults=read_defaults(
-            {name: config[name] for name in NAMES if name in config},
-            names,
-            best_class_only=best_class_only,
-        ),
-        limits=ImageLimits(
-            bytes=_whole(config, "max_image_bytes", 1, 1 << 30),
-            # OpenCV's own bound; its sides end at 2**20.
-            pixels=_whole(config, "max_image_pixels", 1, 1 << 30),
-        ),
+        defaults=read_defaults(given, names, best_class_only=best_class_only),
+        limits=_image_limits(config),
         scaled_decoding=_flag(config, "scaled_decoding"),
         threads=_whole(config, "threads", 0, 1024) or cores,
         max_queued_images=_whole(config, "max_queued_images", 1, 1 << 20),
         max_queue_seconds=_whole(config, "max_queue_seconds", 1, 3600),
         # Some that are decoded, some that the network has, and two so that none of them waits.
         max_in_flight_images=_whole(config, "max_in_flight_images", 0, 1 << 20) or 2 * cores + 2,
+    )
+
+
+def _image_limits(config: Mapping[str, str]) -> ImageLimits:
+    return ImageLimits(
+        bytes=_whole(config, "max_image_bytes", 1, 1 << 30),
+        # OpenCV's own bound; its sides end at 2**20.
+        pixels=_whole(config, "max_image_pixels", 1, 1 << 30),
     )
 
 
