@@ -5,7 +5,7 @@ from __future__ import annotations
 BUSY_SECONDS = 60.0  # that a server may compute without finishing anything
 _BUSY_SHARE = 0.1  # of a core; a server that waits for ever uses none
 # That a server may compute nothing: `preprocess` waits for up to 3 s for what callers who have gone
-# leave unreported (admission_queue.py).
+# leave unreported (in_flight.py).
 _IDLE_SECONDS = 4.0
 
 

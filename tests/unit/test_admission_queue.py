@@ -58,7 +58,7 @@ def test_so_many_go_ahead_and_the_others_when_those_are_reported(crowd: Crowd) -
 
 def test_expired_request_is_refused_in_time_and_holds_up_nobody() -> None:
     crowd = Crowd(capacity=8, max_in_flight=1)
-    crowd.queue._usual_interval = 5.0  # a slow network: a report is waited for for 10 s
+    crowd.queue._in_flight.usual_interval = 5.0  # a slow network: a report is waited for for 10 s
     crowd.submit("a")
     assert crowd.next() == ("a", 1)
     crowd.submit("b", seconds=0.2)
@@ -71,7 +71,7 @@ def test_expired_request_is_refused_in_time_and_holds_up_nobody() -> None:
 
 def test_report_lets_the_next_pass_an_expired_request() -> None:
     crowd = Crowd(capacity=8, max_in_flight=1)
-    crowd.queue._usual_interval = 5.0
+    crowd.queue._in_flight.usual_interval = 5.0
     crowd.submit("a")
     assert crowd.next() == ("a", 1)
     crowd.submit("b", seconds=0.0)
@@ -149,7 +149,7 @@ def fill(crowd: Crowd, images: int) -> int:
 def busy() -> Iterator[Crowd]:
     """All that comes has to wait."""
     crowd = Crowd(capacity=64, max_in_flight=1)
-    crowd.queue._usual_interval = 60  # no report is missed
+    crowd.queue._in_flight.usual_interval = 60  # no report is missed
     crowd.submit("first", 1)
     assert crowd.next() == ("first", 1)
     yield crowd
@@ -265,7 +265,7 @@ def test_when_all_get_lost_they_go_slowly() -> None:
 
 
 def test_slow_network_is_not_taken_for_one_that_loses_requests(crowd: Crowd) -> None:
-    crowd.queue._usual_interval = 2.0  # seconds from one report to the next
+    crowd.queue._in_flight.usual_interval = 2.0  # seconds from one report to the next
     crowd.submit("a", 2)
     assert crowd.next() == ("a", 2)
     crowd.submit("b")
@@ -276,13 +276,13 @@ def test_slow_network_is_not_taken_for_one_that_loses_requests(crowd: Crowd) -> 
 
 
 def test_slow_requests_taken_for_lost_give_the_next_ones_more_time(crowd: Crowd) -> None:
-    crowd.queue._usual_interval = 0.05  # seconds: far less than what they take now
+    crowd.queue._in_flight.usual_interval = 0.05  # seconds: far less than what they take now
     for admission_id, name in ((2, "a"), (4, "b"), (6, "c")):
         crowd.submit(name, 2)
         assert crowd.next() == (name, admission_id)
     time.sleep(0.5)
     crowd.queue.complete(2)  # a comes after all
-    assert crowd.queue._usual_interval > 0.4
+    assert crowd.queue._in_flight.usual_interval > 0.4
     crowd.submit("d")
     with pytest.raises(Empty):
         crowd.next(1)

@@ -1,21 +1,17 @@
-"""The queue of requests in front of the network: how many may wait, how long, and who is next.
+"""The queue in front of the network: how many images may wait, how long, and which are next.
 
 Triton's own queue limits are not used. With them its dynamic batcher forgets a request that comes
 while the model is busy with another, until the next one comes or half a second has passed
 (https://github.com/triton-inference-server/core, `PriorityQueue::SupportPrefetching`).
 
-Nothing that Triton hands over tells one caller from another, so the queue is fair by the size of
-requests. They are admitted in order of arrival, except that a request of n images lets others pass
-until (n - 1) eighths of the queue's capacity have been admitted after its arrival. So callers with
-batches do not keep callers with single images waiting, nor the other way round. For the same reason
-neither kind can fill the queue: a quarter of it is kept for single images, and requests with
-several may go a quarter beyond it.
+Triton does not tell one caller from another, so the queue is fair by the size of requests. They are
+admitted in order of arrival, except that a request of n images lets others pass until (n - 1)
+eighths of the queue's capacity have been admitted after its arrival. Callers with batches therefore
+do not keep callers with single images waiting, nor the other way round. For the same reason neither
+kind can fill the queue: a quarter of it is kept for single images, and requests with several images
+may exceed it by a quarter.
 
-Nothing tells this first step how many images the later ones still hold, which bounds their memory.
-So every request takes an admission id along, and the last step reports it. Some never get there:
-Triton drops a request between two steps when its caller has gone, and tells nobody. What began
-before a reported one is therefore no longer counted; and when no report comes for several times as
-long as one usually takes, all that are on their way are taken for lost.
+Admitted requests are counted in `in_flight.py`.
 """
 
 from __future__ import annotations
@@ -26,21 +22,16 @@ from dataclasses import dataclass
 from threading import Condition, Thread
 from time import monotonic
 
-# How long a report is waited for: until there has been one, at least, and at most. A batch of 8
-# takes seconds on a slow machine: one taken for lost too early lets others in, out of turn. But
-# when callers have gone, nothing is done for that long.
-_FIRST_TIMEOUT, _MIN_TIMEOUT, _MAX_TIMEOUT = 1.0, 0.05, 3.0  # seconds
-_MIN_PAUSE = 0.01  # seconds between two looks, at least
-_MIN_TIMEOUT_WHEN_DOWN = 1.0  # and at least, while the network is down
-_TIMEOUT_FACTOR = 4  # times what it usually takes
-_LARGEST_REQUEST = 8  # images of a request, Triton's max_batch_size
-_REMEMBERED = 1000  # requests taken for lost
-_RESERVE_DIVISOR = 4  # the part of the queue that is kept for each kind of request, as a divisor
-_DOWN_FACTOR = 4  # times as many images lost in a row as may wait: then the network is down
+from in_flight import InFlight
+
+_MIN_PAUSE = 0.01  # seconds between two checks for expired requests, at least
+_LARGEST_REQUEST = 8  # images; Triton's max_batch_size
+_RESERVE_DIVISOR = 4  # capacity divided by this is kept for each kind of request
+_DOWN_FACTOR = 4  # the network counts as down when this many times the capacity is lost in a row
 
 
 class QueueFullError(Exception):
-    """No more may wait; one sentence."""
+    """The queue has no room for the request; one sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +39,9 @@ class Request:
     """
     Attributes:
         images: how many it has.
-        deadline: of `time.monotonic()`, until which it may wait.
-        on_admit: called with its admission id when it is its turn, on any thread; must not raise,
-            nor take long.
-        on_expire: called in place of `on_admit` when it has waited too long.
+        deadline: until when it may wait, by `time.monotonic()`.
+        on_admit: called with the admission id, on any thread; must not raise, nor take long.
+        on_expire: called in place of `on_admit` when the deadline has passed.
     """
 
     images: int
@@ -64,30 +54,20 @@ class AdmissionQueue:
     """
     Args:
         capacity: images that may wait; see above for requests with several.
-        max_in_flight: images that may be on their way at the same time.
+        max_in_flight: further requests wait while as many images are in flight.
     """
 
     def __init__(self, *, capacity: int, max_in_flight: int) -> None:
         self._capacity = capacity
         self._max_in_flight = max_in_flight
         self._reserve = capacity // _RESERVE_DIVISOR
-        # In the order in which they are admitted: turn, number of arrival, request.
+        self._in_flight = InFlight(down_after=_DOWN_FACTOR * capacity)
+        # In order of admission: turn, number of arrival, request.
         self._queue: list[tuple[int, int, Request]] = []
         self._arrivals = 0  # requests
         self._queued = 0  # images
-        self._queued_in_batches = 0  # of these, images of requests with several
-        self._last_id = 0  # of the last that began: the images that have begun until then
-        self._admitted: dict[
-            int, tuple[int, float]
-        ] = {}  # on their way, by admission id: images, since when
-        self._presumed_lost: dict[int, float] = {}  # taken for lost, by admission id: since when
-        self._in_flight = 0  # images
-        self._last_completion = 0.0  # when the last report came
-        self._usual_interval = (
-            _FIRST_TIMEOUT / _TIMEOUT_FACTOR
-        )  # seconds from one report to the next
-        self._lost_images = 0  # images since the last report
-        self._idle = False  # the thread, until somebody waits
+        self._queued_in_batches = 0  # images of requests with several; included in `_queued`
+        self._idle = False  # whether the thread sleeps until a request waits
         self._closed = False
         self._changed = Condition()
         self._thread = Thread(target=self._run, name="admission queue", daemon=True)
@@ -97,18 +77,39 @@ class AdmissionQueue:
         """Admit the request at once, or have it wait for its turn.
 
         Raises:
-            QueueFullError: too many do already. A request that nobody is before is never too large.
+            QueueFullError: the queue is full. An empty queue accepts a request of any size.
         """
         with self._changed:
             self._check_capacity(request.images)
             self._arrivals += 1
-            turn = self._last_id + (request.images - 1) * self._capacity // _LARGEST_REQUEST
+            passed_by = (request.images - 1) * self._capacity // _LARGEST_REQUEST
+            turn = self._in_flight.admitted_images + passed_by
             insort(self._queue, (turn, self._arrivals, request))
             self._add_queued(request, 1)
         self._dispatch()
         with self._changed:
             if self._queue and self._idle:
-                self._changed.notify()  # from now on somebody has to look at the time
+                self._changed.notify()  # the thread has to watch the deadline from now on
+
+    def complete(self, admission_id: int) -> None:
+        """Retire this request and every one admitted before it: the network is done with them."""
+        with self._changed:
+            changed = self._in_flight.complete(admission_id)
+        if changed:
+            self._dispatch()
+
+    def release(self, admission_id: int) -> None:
+        """Retire this request alone: it does not go on to the network."""
+        with self._changed:
+            self._in_flight.release(admission_id)
+        self._dispatch()
+
+    def close(self) -> None:
+        """Admit all requests that wait, and end."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
 
     def _check_capacity(self, images: int) -> None:
         batches = self._queued_in_batches + images
@@ -122,56 +123,17 @@ class AdmissionQueue:
                 f"saturated: no more than {for_batches} images may wait in requests with several"
             )
 
-    def _add_queued(self, request: Request, sign: int) -> None:
-        self._queued += sign * request.images
-        if request.images > 1:
-            self._queued_in_batches += sign * request.images
-
-    def complete(self, admission_id: int) -> None:
-        """The request with this admission id has left the network behind it, and all before it."""
-        with self._changed:
-            if admission_id > self._last_id:
-                return
-            passed = [begun for begun in self._admitted if begun <= admission_id]
-            # If it was taken for lost, it was slow: the next ones are given more time.
-            slow = self._presumed_lost.get(admission_id)
-            for missing in [missing for missing in self._presumed_lost if missing <= admission_id]:
-                del self._presumed_lost[missing]
-            if not passed and slow is None:
-                return
-            now = monotonic()
-            since = self._admitted[passed[0]][1] if slow is None else slow
-            taken = now - max(self._last_completion, since)
-            self._usual_interval = (
-                self._usual_interval + 0.2 * (taken - self._usual_interval)
-                if slow is None
-                else taken
-            )
-            self._last_completion, self._lost_images = now, 0
-            for begun in passed:
-                self._retire(begun)
-        self._dispatch()
-
-    def release(self, admission_id: int) -> None:
-        """The request with this admission id goes no further."""
-        with self._changed:
-            if admission_id in self._admitted:
-                self._retire(admission_id)
-        self._dispatch()
-
-    def _retire(self, admission_id: int) -> None:
-        images, _ = self._admitted.pop(admission_id)
-        self._in_flight -= images
-
     def _dispatch(self) -> None:
-        """Begin those whose turn it is, on the thread that knows of it: to wake another takes
-        longer."""
+        """Admit requests while it is their turn.
+
+        On the calling thread: waking another one is slower.
+        """
         while True:
             with self._changed:
                 if not self._queue:
                     return
                 if self._queue[0][-1].deadline < monotonic():
-                    self._changed.notify()  # the thread refuses it, and goes on with the next
+                    self._changed.notify()  # the thread expires it, and dispatches again
                     return
                 *_, request = self._queue[0]
                 admission_id = self._admit_first()
@@ -179,14 +141,23 @@ class AdmissionQueue:
                 return
             request.on_admit(admission_id)
 
-    def close(self) -> None:
-        """Let all that wait go, and end."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
-        self._thread.join()
+    def _admit_first(self) -> int | None:
+        """Take the first request out of the queue; None if it has to wait."""
+        if not self._queue or not self._may_admit():
+            return None
+        *_, request = self._queue[0]
+        self._dequeue(self._queue[0])
+        return self._in_flight.admit(request.images)
+
+    def _may_admit(self) -> bool:
+        return (
+            self._closed
+            or self._in_flight.images < self._max_in_flight
+            or self._in_flight.give_up_overdue()
+        )
 
     def _run(self) -> None:
+        """Expire requests, and admit those that wait for lost ones."""
         while True:
             with self._changed:
                 expired = self._take_expired()
@@ -204,49 +175,21 @@ class AdmissionQueue:
 
     def _take_expired(self) -> list[Request]:
         now = monotonic()
-        expired = [waiting for waiting in self._queue if waiting[-1].deadline < now]
-        for waiting in expired:
-            self._dequeue(waiting)
+        expired = [entry for entry in self._queue if entry[-1].deadline < now]
+        for entry in expired:
+            self._dequeue(entry)
         return [request for *_, request in expired]
 
-    def _admit_first(self) -> int | None:
-        """The admission id of the first that waits, who waits no longer; None if he has to."""
-        if not self._queue or not (self._closed or self._may_admit()):
-            return None
-        *_, request = self._queue[0]
-        self._dequeue(self._queue[0])
-        self._last_id += request.images
-        self._admitted[self._last_id] = (request.images, monotonic())
-        self._in_flight += request.images
-        return self._last_id
-
-    def _may_admit(self) -> bool:
-        if self._in_flight < self._max_in_flight:
-            return True
-        _, last = [*self._admitted.values()][-1]
-        if monotonic() - max(self._last_completion, last) < self._completion_timeout():
-            return False
-        self._lost_images += self._in_flight
-        self._presumed_lost.update((lost, since) for lost, (_, since) in self._admitted.items())
-        for admission_id in [*self._presumed_lost][:-_REMEMBERED]:
-            del self._presumed_lost[admission_id]
-        self._admitted.clear()
-        self._in_flight = 0
-        return True
-
-    def _completion_timeout(self) -> float:
-        least = (
-            _MIN_TIMEOUT_WHEN_DOWN
-            if self._lost_images >= _DOWN_FACTOR * self._capacity
-            else _MIN_TIMEOUT
-        )
-        return min(_MAX_TIMEOUT, max(least, _TIMEOUT_FACTOR * self._usual_interval))
-
     def _pause(self) -> float:
-        """Seconds until a request may have waited too long, or a report for too long."""
-        next_deadline = min(waiting[-1].deadline for waiting in self._queue)
-        return min(self._completion_timeout(), max(_MIN_PAUSE, next_deadline - monotonic()))
+        """Seconds until a request expires, or those in flight may be presumed lost."""
+        next_deadline = min(entry[-1].deadline for entry in self._queue)
+        return min(self._in_flight.timeout(), max(_MIN_PAUSE, next_deadline - monotonic()))
 
-    def _dequeue(self, waiting: tuple[int, int, Request]) -> None:
-        self._queue.remove(waiting)
-        self._add_queued(waiting[-1], -1)
+    def _dequeue(self, entry: tuple[int, int, Request]) -> None:
+        self._queue.remove(entry)
+        self._add_queued(entry[-1], -1)
+
+    def _add_queued(self, request: Request, sign: int) -> None:
+        self._queued += sign * request.images
+        if request.images > 1:
+            self._queued_in_batches += sign * request.images
