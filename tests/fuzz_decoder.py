@@ -19,13 +19,13 @@ with atheris.instrument_imports():
     import containers
     import headers
     import png_rows
-    import still
+    import strip
     from decode import REASONS, Decoder, ImageError, ImageLimits
 
 LIMITS = ImageLimits(bytes=200_000, pixels=1_000_000)
 SECONDS, MEMORY = 1.0, 200 << 20  # that a small input may cost
 decoder = Decoder(LIMITS)
-INSTRUMENTED = (containers, headers, png_rows, still)
+INSTRUMENTED = (containers, headers, png_rows, strip)
 
 
 def resident(peak: bool) -> int:

@@ -19,7 +19,7 @@ import pytest
 from support import ROOT
 
 from .test_fuzz_requests import SEEDS
-from .test_still import ANIMATION, EXIF, LAST, LOSSLESS, animated, chunk, frame, png
+from .test_strip import ANIMATION, EXIF, LAST, LOSSLESS, animated, chunk, frame, png
 
 SECONDS = int(os.environ.get("FUZZ_SECONDS", "60"))
 

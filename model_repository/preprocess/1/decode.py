@@ -16,7 +16,7 @@ from headers import Header, read_header
 from numpy.typing import NDArray
 from pixel_budget import PixelBudget
 from png_rows import SPARE, EndlessError, plain_rows
-from still import still
+from strip import strip_to_still
 
 FORMATS = "JPEG, PNG, WebP, BMP, TIFF"
 
@@ -147,7 +147,7 @@ class Decoder:
         if not _SIGNATURES.match(data):
             raise ImageError("format", f"not an image of a supported format; allowed: {FORMATS}")
         try:
-            data = still(data)
+            data = strip_to_still(data)
         except (struct.error, ValueError, OverflowError):
             raise self._undecodable() from None
         header = read_header(data)

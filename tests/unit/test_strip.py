@@ -14,7 +14,7 @@ import pytest
 from decode import Decoder, ImageError, ImageLimits
 from numpy.typing import NDArray
 from png_rows import SPARE, EndlessError, plain_rows
-from still import still
+from strip import strip_to_still
 from support import PHOTO
 
 LIMITS = ImageLimits(bytes=32 << 20, pixels=64_000_000)
@@ -66,7 +66,7 @@ LAST = frame(1, 30, 20, 0, 0) + chunk(b"fdAT", struct.pack(">I", 2) + zlib.compr
 def test_of_an_animated_png_the_still_picture_is_answered(decoder: Decoder, first: bytes) -> None:
     data = png(ANIMATION, first, after=LAST)
     np.testing.assert_array_equal(decoder.decode(data), PICTURE)
-    assert still(data) == png()
+    assert strip_to_still(data) == png()
 
 
 def test_an_animated_png_with_an_unknown_filter_is_refused(decoder: Decoder) -> None:
@@ -88,7 +88,7 @@ def test_texts_and_profiles_of_a_png_are_left_out(decoder: Decoder) -> None:
         chunk(b"zzZz", b"of somebody's own"),
     ]
     data = png(*extras, after=b"".join(extras))
-    assert still(data) == png()
+    assert strip_to_still(data) == png()
     np.testing.assert_array_equal(decoder.decode(data), PICTURE)
 
 
@@ -114,7 +114,7 @@ def test_only_three_application_segments_of_a_jpeg_stay(decoder: Decoder) -> Non
     extras = [segment(kind, b"of somebody's own") for kind in range(0xE0, 0xF0)]
     extras += [segment(0xFE, b"a comment"), segment(0xE2, b"ICC_PROFILE\0" + bytes(60_000))]
     data = plain[:2] + extras[0] + exif + b"".join(extras[1:]) + b"noise" + plain[2:]
-    assert still(data) == plain[:2] + exif + plain[2:]
+    assert strip_to_still(data) == plain[:2] + exif + plain[2:]
     expected = np.rot90(decoder.decode(plain), -1)
     np.testing.assert_array_equal(decoder.decode(data), expected)
 
@@ -146,20 +146,20 @@ def test_of_an_extended_webp_picture_and_exif_data_stay(decoder: Decoder) -> Non
     data = riff(
         extended(0x2C), (b"ICCP", b"profile"), LOSSLESS, (b"EXIF", EXIF), (b"XMP ", b"<x/>")
     )
-    assert still(data) == riff(extended(0x08), LOSSLESS, (b"EXIF", EXIF))
+    assert strip_to_still(data) == riff(extended(0x08), LOSSLESS, (b"EXIF", EXIF))
     np.testing.assert_array_equal(decoder.decode(data), np.rot90(PICTURE, -1))
 
 
 def test_of_an_animated_webp_the_first_frame_is_answered(decoder: Decoder) -> None:
     data = animated(0, 0, 30, 20, LOSSLESS)
-    assert still(data) == riff(extended(0x18), LOSSLESS, (b"EXIF", EXIF))
+    assert strip_to_still(data) == riff(extended(0x18), LOSSLESS, (b"EXIF", EXIF))
     np.testing.assert_array_equal(decoder.decode(data), np.rot90(PICTURE, -1))
 
 
 def test_a_first_frame_that_is_smaller_lies_where_it_belongs(decoder: Decoder) -> None:
     part = cv2.imencode(".webp", PICTURE[:8, :10], (cv2.IMWRITE_WEBP_QUALITY, 101))[1].tobytes()
     data = animated(4, 2, 10, 8, (b"VP8L", part[20:]))
-    assert still(data).count(b"ANMF") == 1
+    assert strip_to_still(data).count(b"ANMF") == 1
     expected = np.zeros_like(PICTURE)
     expected[2:10, 4:14] = PICTURE[:8, :10]
     np.testing.assert_array_equal(decoder.decode(data), np.rot90(expected, -1))
@@ -168,7 +168,7 @@ def test_a_first_frame_that_is_smaller_lies_where_it_belongs(decoder: Decoder) -
 def test_of_a_tiff_of_many_pages_the_first_is_left(decoder: Decoder) -> None:
     data = cv2.imencodemulti(".tiff", [PICTURE, PICTURE[::-1], PICTURE[:5]])[1].tobytes()
     assert cv2.imdecodemulti(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[0]
-    left = np.frombuffer(still(data), np.uint8)
+    left = np.frombuffer(strip_to_still(data), np.uint8)
     assert len(cv2.imdecodemulti(left, cv2.IMREAD_COLOR)[1]) == 1
     np.testing.assert_array_equal(decoder.decode(data), PICTURE)
 
@@ -176,7 +176,7 @@ def test_of_a_tiff_of_many_pages_the_first_is_left(decoder: Decoder) -> None:
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp", ".tiff"])
 def test_an_ordinary_file_is_not_even_copied(suffix: str) -> None:
     data = encode(suffix)
-    assert still(data) is data
+    assert strip_to_still(data) is data
 
 
 @pytest.mark.parametrize("interlaced", [0, 1])

@@ -31,7 +31,7 @@ _WEBP_ANIMATION, _WEBP_ALPHA, _WEBP_EXIF = 0x02, 0x10, 0x08
 _WEBP_FRAME_HEADER = 16
 
 
-def still(data: bytes) -> bytes:
+def strip_to_still(data: bytes) -> bytes:
     """Return the file of one still picture; the same object where nothing has to go.
 
     Args:
