@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from decode import Decoder, ImageError, ImageLimits
 from numpy.typing import NDArray
-from png_rows import SPARE, EndlessError, plain_rows
+from png_rows import MAX_TRAILING, TrailingDataError, inflate_rows
 from strip import strip_to_still
 from support import PHOTO
 
@@ -196,20 +196,22 @@ def test_the_rows_of_a_png_are_as_long_as_its_decoder_reads(
         return cv2.imdecode(file, cv2.IMREAD_COLOR) is not None
 
     length = bisect_left(range(1 << 15), True, key=is_enough)
-    assert plain_rows(of_length(length - 1)) == of_length(length - 1)
-    for more in (0, SPARE):
-        plain = plain_rows(of_length(length + more))
+    assert inflate_rows(of_length(length - 1)) == of_length(length - 1)
+    for more in (0, MAX_TRAILING):
+        plain = inflate_rows(of_length(length + more))
         assert length < len(plain) < length + 200
         assert cv2.imdecode(np.frombuffer(plain, np.uint8), cv2.IMREAD_COLOR) is not None
-    with pytest.raises(EndlessError):
-        plain_rows(of_length(length + SPARE + 1))
+    with pytest.raises(TrailingDataError):
+        inflate_rows(of_length(length + MAX_TRAILING + 1))
 
 
 def test_data_after_the_rows_of_a_png_are_left_out(decoder: Decoder) -> None:
     rows = b"".join(b"\0" + row.tobytes() for row in PICTURE[..., ::-1])
-    np.testing.assert_array_equal(decoder.decode(png(rows=rows + bytes(SPARE))), PICTURE)
-    with pytest.raises(ImageError, match=f"data go on after its picture; allowed: {SPARE} bytes"):
-        decoder.decode(png(rows=rows + bytes(SPARE + 1)))
+    np.testing.assert_array_equal(decoder.decode(png(rows=rows + bytes(MAX_TRAILING))), PICTURE)
+    with pytest.raises(
+        ImageError, match=f"data go on after its picture; allowed: {MAX_TRAILING} bytes"
+    ):
+        decoder.decode(png(rows=rows + bytes(MAX_TRAILING + 1)))
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:

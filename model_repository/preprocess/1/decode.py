@@ -15,7 +15,7 @@ import numpy as np
 from headers import Header, read_header
 from numpy.typing import NDArray
 from pixel_budget import PixelBudget
-from png_rows import SPARE, EndlessError, plain_rows
+from png_rows import MAX_TRAILING, TrailingDataError, inflate_rows
 from strip import strip_to_still
 
 FORMATS = "JPEG, PNG, WebP, BMP, TIFF"
@@ -195,11 +195,11 @@ class Decoder:
 def _bounded(png: bytes) -> bytes | bytearray:
     """The PNG with no more in it than its picture."""
     try:
-        return plain_rows(png)
-    except EndlessError:
+        return inflate_rows(png)
+    except TrailingDataError:
         raise ImageError(
             "undecodable",
-            f"a PNG whose data go on after its picture; allowed: {SPARE} bytes more",
+            f"a PNG whose data go on after its picture; allowed: {MAX_TRAILING} bytes more",
         ) from None
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from containers import PNG_SIGNATURE, png_chunks
 
-SPARE = 1 << 16  # bytes after the rows that are let pass, and left out; encoders leave none
+MAX_TRAILING = 1 << 16  # bytes after the rows that are let pass, and left out; encoders leave none
 
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by type of colour
 # First column and row, and the steps between them, of the passes of an interlaced PNG.
@@ -31,11 +31,11 @@ _BLOCK = 65535  # the most that DEFLATE stores in a block
 _ZLIB_HEADER = b"\x78\x01"
 
 
-class EndlessError(ValueError):
+class TrailingDataError(ValueError):
     """The compressed data go on after the picture."""
 
 
-def plain_rows(data: bytes) -> bytes | bytearray:
+def inflate_rows(data: bytes) -> bytes | bytearray:
     """Return the PNG with its rows uncompressed, and nothing after them.
 
     Args:
@@ -47,7 +47,7 @@ def plain_rows(data: bytes) -> bytes | bytearray:
         finds at the same place.
 
     Raises:
-        EndlessError: more than `SPARE` bytes follow the rows.
+        TrailingDataError: more than `MAX_TRAILING` bytes follow the rows.
     """
     chunks = [*png_chunks(data)]
     parts = [(body, end - 4) for kind, _, body, end in chunks if kind == b"IDAT"]
@@ -116,7 +116,7 @@ def _blocks(pieces: Iterator[memoryview], length: int) -> Iterator[bytes]:
     """Decompress so many bytes, in blocks that are all full but the last."""
     inflater = zlib.decompressobj()
     block = b""
-    spare = SPARE
+    spare = MAX_TRAILING
     for piece in pieces:
         left: bytes | memoryview = piece
         # What is decompressed may have to wait in the inflater for room, after all has been read.
@@ -133,6 +133,6 @@ def _blocks(pieces: Iterator[memoryview], length: int) -> Iterator[bytes]:
             else:
                 spare -= len(more)
                 if spare < 0:
-                    raise EndlessError
+                    raise TrailingDataError
             if not left and len(more) < wanted:
                 break
