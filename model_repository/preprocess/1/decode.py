@@ -46,7 +46,7 @@ REASONS = ("empty", "format", "undecodable", "bytes", "pixels", "scans")
 
 # Passes over the picture that a JPEG at the pixel limit may make; a smaller one may make more. A
 # progressive JPEG of a camera or an editor makes about 10, a hostile one thousands, in few bytes.
-SCANS = 16
+MAX_SCANS = 16
 
 
 class ImageError(ValueError):
@@ -99,7 +99,7 @@ class Decoder:
 
     def decode(self, element: bytes) -> NDArray[np.uint8]:
         """`decode_scaled`, in full size: BGR uint8 [H, W, 3]."""
-        return self.decode_scaled(element, in_full)[0]
+        return self.decode_scaled(element, full_size)[0]
 
     def decode_scaled(
         self, element: bytes, reduction: Callable[[int, int], int]
@@ -118,8 +118,8 @@ class Decoder:
         Raises:
             ImageError: not an image of an allowed format, damaged, or over a limit.
         """
-        data, header = self._checked(self._unwrap(element))
-        factor = _possible_factor(header, reduction)
+        data, header = self._check(self._unwrap(element))
+        factor = _safe_factor(header, reduction)
         picture = self._imdecode(data, header.pixels, factor)
         height, width = picture.shape[:2]
         if factor > 1 and header.sides is not None:
@@ -130,7 +130,7 @@ class Decoder:
     def _imdecode(self, data: bytes, pixels: int, factor: int) -> NDArray[np.uint8]:
         self._budget.acquire(pixels)
         try:
-            file = _bounded(data) if data.startswith(b"\x89PNG") else data
+            file = _inflate_png(data) if data.startswith(b"\x89PNG") else data
             picture = self._cv2.imdecode(np.frombuffer(file, np.uint8), self._flags[factor])
         except self._cv2.error:
             raise self._undecodable() from None
@@ -140,7 +140,7 @@ class Decoder:
             raise self._undecodable()
         return cast("NDArray[np.uint8]", picture)
 
-    def _checked(self, data: bytes) -> tuple[bytes, Header]:
+    def _check(self, data: bytes) -> tuple[bytes, Header]:
         """What goes to the decoder, and its header; refused where that would cost too much."""
         if len(data) > self._limits.bytes:
             raise self._too_many_bytes()
@@ -157,10 +157,10 @@ class Decoder:
             raise ImageError(
                 "pixels", f"over the limit of {self._limits.pixels} pixels (width times height)"
             )
-        if header.pixels * header.scans > SCANS * self._limits.pixels:
+        if header.pixels * header.scans > MAX_SCANS * self._limits.pixels:
             raise ImageError(
                 "scans",
-                f"a JPEG of {header.scans} scans; allowed: {SCANS * self._limits.pixels}"
+                f"a JPEG of {header.scans} scans; allowed: {MAX_SCANS * self._limits.pixels}"
                 " pixels in all scans together",
             )
         return data, header
@@ -176,9 +176,9 @@ class Decoder:
         if _SIGNATURES.match(element):
             return element
         if element[:5].lower() == b"data:":
-            return _of_uri(element)
+            return _from_uri(element)
         try:
-            return _of_base64(element)
+            return _from_base64(element)
         except binascii.Error:
             return element
 
@@ -192,7 +192,7 @@ class Decoder:
         )
 
 
-def _bounded(png: bytes) -> bytes | bytearray:
+def _inflate_png(png: bytes) -> bytes | bytearray:
     """The PNG with no more in it than its picture."""
     try:
         return inflate_rows(png)
@@ -203,7 +203,7 @@ def _bounded(png: bytes) -> bytes | bytearray:
         ) from None
 
 
-def _of_uri(uri: bytes) -> bytes:
+def _from_uri(uri: bytes) -> bytes:
     prefix = _DATA_URI.match(uri[:_DATA_URI_LENGTH])
     if prefix is None:
         raise ImageError(
@@ -214,14 +214,14 @@ def _of_uri(uri: bytes) -> bytes:
         for escape, character in _ESCAPED:
             text = text.replace(escape, character)
     try:
-        return _of_base64(text)
+        return _from_base64(text)
     except binascii.Error:
         raise ImageError(
             "undecodable", "a data URI whose base64 is damaged; allowed: whole base64"
         ) from None
 
 
-def _of_base64(text: bytes) -> bytes:
+def _from_base64(text: bytes) -> bytes:
     """Decode base64 in its usual or URL-safe alphabet, with or without padding.
 
     Raises:
@@ -231,12 +231,12 @@ def _of_base64(text: bytes) -> bytes:
     return base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
 
 
-def in_full(height: int, width: int) -> int:
+def full_size(height: int, width: int) -> int:
     """For `decode_scaled`: as large as it is."""
     return 1
 
 
-def _possible_factor(header: Header, reduction: Callable[[int, int], int]) -> int:
+def _safe_factor(header: Header, reduction: Callable[[int, int], int]) -> int:
     if header.sides is None:
         return 1
     factor = reduction(*header.sides)

@@ -7,7 +7,7 @@ from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from decode import Decoder, in_full
+from decode import Decoder, full_size
 from network_spec import NetworkSpec
 from placement import Placement
 from settings import Settings
@@ -43,7 +43,7 @@ class ImagePipeline:
         self._letterbox = partial(
             letterbox, height=height, width=width, mode=mode, stride=network.stride
         )
-        self._reduction = in_full
+        self._reduction = full_size
         if settings.scaled_decoding:
             self._reduction = partial(reduction, height=height, width=width, mode=mode)
         self._normalisers = {"images": make_normaliser(gpu), "pixels": PlaneSplitter()}
