@@ -121,7 +121,7 @@ def test_at_most_so_many_candidates_enter_and_they_are_the_best(best_class_only:
     rows = torch.rand((count, 6), generator=torch.Generator().manual_seed(0))
     rows[:, 4] = rows[:, 4].sqrt() * 0.5 + 0.5
     rows[:, 5] = 0 if best_class_only else 1
-    candidates = nms._best_candidates if best_class_only else nms._candidates
+    candidates = nms._reduced_candidates if best_class_only else nms._full_candidates
     boxes, scores, classes = candidates(rows, thresholds(), ALL[:1])
     assert (boxes.shape, classes.shape) == ((MAX_CANDIDATES, 4), (MAX_CANDIDATES,))
     best = rows[:, 4].sort(descending=True).values[:MAX_CANDIDATES]

@@ -44,31 +44,31 @@ def detect(
         InputError: multi_label is asked of rows that tell only the best class, or the index of
             a class is none.
     """
-    candidates = _best_candidates if best_class_only else _candidates
+    candidates = _reduced_candidates if best_class_only else _full_candidates
     boxes, scores, classes = candidates(rows, thresholds, class_filter)
     groups = None if thresholds.agnostic_nms else classes
     kept = suppress(boxes, scores, groups, thresholds.iou_thres, thresholds.max_det)
-    return _to_picture(boxes[kept], placement), scores[kept], classes[kept]
+    return _to_image(boxes[kept], placement), scores[kept], classes[kept]
 
 
-def _candidates(
+def _full_candidates(
     rows: Tensor, thresholds: Thresholds, class_filter: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows = rows[rows[:, 4] > thresholds.conf_thres].float()
     all_scores = rows[:, 5:] * rows[:, 4:5]
     if thresholds.multi_label:
         wanted = (all_scores > thresholds.conf_thres) & class_filter
-        index, classes = _best(wanted, all_scores).nonzero(as_tuple=True)
+        index, classes = _keep_best(wanted, all_scores).nonzero(as_tuple=True)
         scores = all_scores[index, classes]
     else:
         scores, classes = all_scores.max(1)
         wanted = (scores > thresholds.conf_thres) & class_filter[classes]
-        index = _best(wanted, scores).nonzero().squeeze(1)
+        index = _keep_best(wanted, scores).nonzero().squeeze(1)
         scores, classes = scores[index], classes[index]
     return _corners(rows[:, :4][index]), scores, classes
 
 
-def _best_candidates(
+def _reduced_candidates(
     rows: Tensor, thresholds: Thresholds, class_filter: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     if thresholds.multi_label:
@@ -77,11 +77,11 @@ def _best_candidates(
     scores, classes = rows[:, 4], rows[:, 5].long()
     if len(classes) and not 0 <= classes.min() <= classes.max() < len(class_filter):
         raise InputError(f"a row's class is none of the {len(class_filter)} there are")
-    index = _best(class_filter[classes], scores).nonzero().squeeze(1)
+    index = _keep_best(class_filter[classes], scores).nonzero().squeeze(1)
     return _corners(rows[index]), scores[index], classes[index]
 
 
-def _best(wanted: Tensor, scores: Tensor) -> Tensor:
+def _keep_best(wanted: Tensor, scores: Tensor) -> Tensor:
     """`wanted`, of the same shape as `scores`, without all but its best `MAX_CANDIDATES`.
 
     Of equal scores the first are taken. The candidates themselves are never listed: there may be
@@ -103,7 +103,7 @@ def _corners(rows: Tensor) -> Tensor:
     return torch.cat((centre - half, centre + half), 1)
 
 
-def _to_picture(boxes: Tensor, placement: Placement) -> Tensor:
+def _to_image(boxes: Tensor, placement: Placement) -> Tensor:
     p = placement
     x = ((boxes[:, 0::2] - p.pad_x) / p.gain_x).clamp(0, p.width)
     y = ((boxes[:, 1::2] - p.pad_y) / p.gain_y).clamp(0, p.height)
