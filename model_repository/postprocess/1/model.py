@@ -92,8 +92,8 @@ class TritonPythonModel:
             started = perf_counter()
             found = self.detect(rows, thresholds, allowed, placement)
             detections.append([part.cpu().numpy() for part in found])
-            self.metrics.time(perf_counter() - started)
-            self.metrics.count(detections[-1][2])
+            self.metrics.observe(perf_counter() - started)
+            self.metrics.count_detections(detections[-1][2])
         outputs = pack_detections(detections, self.labels)
         outputs["image_size"] = np.array([(p.height, p.width) for p in placements], np.int32)
         return pb_utils.InferenceResponse(

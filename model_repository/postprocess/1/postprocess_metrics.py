@@ -41,11 +41,11 @@ class Metrics:
         self._nms_seconds = self._nms.Metric(labels={}, buckets=_BUCKETS)
         self._buffer = MetricsBuffer(pb_utils.Logger.log_error)
 
-    def time(self, seconds: float) -> None:
+    def observe(self, seconds: float) -> None:
         """One image's suppression."""
         self._buffer.observe(self._nms_seconds, seconds)
 
-    def count(self, classes: NDArray[np.int64]) -> None:
+    def count_detections(self, classes: NDArray[np.int64]) -> None:
         """Count one image's detections by their classes [K]."""
         for index, number in enumerate(np.bincount(classes)):
             if number:

@@ -36,7 +36,7 @@ class TritonPythonModel:
             self.network,
             self.settings,
             gpu=int(args["model_instance_device_id"]) if on_gpu else None,
-            observe=self.metrics.time,
+            observe=self.metrics.observe,
         )
         self.pool = ThreadPoolExecutor(self.settings.threads)
         self.queue = AdmissionQueue(
@@ -53,7 +53,7 @@ class TritonPythonModel:
     def submit(self, request):
         """Put the request into the queue, or refuse it."""
         call = Call(request)
-        self.metrics.receive(len(call.elements))
+        self.metrics.count_received(len(call.elements))
         seconds = min(self.settings.max_queue_seconds, call.timeout or float("inf"))
         try:
             parameters = self.read_parameters(request)
@@ -148,7 +148,7 @@ class TritonPythonModel:
         Args:
             images: how many of them are counted as refused; all unless stated.
         """
-        self.metrics.reject(reason, images or len(call.elements))
+        self.metrics.count_rejected(reason, images or len(call.elements))
         codes = pb_utils.TritonError
         call.fail(message, codes.UNAVAILABLE if reason == "saturated" else codes.INVALID_ARG)
 

@@ -47,13 +47,13 @@ class Metrics:
             "yolov5_letterbox_seconds", "Time to letterbox and normalise one image"
         )
 
-    def receive(self, images: int) -> None:
+    def count_received(self, images: int) -> None:
         self._buffer.increment(self._images, images)
 
-    def reject(self, reason: str, images: int) -> None:
+    def count_rejected(self, reason: str, images: int) -> None:
         self._buffer.increment(self._rejected[reason], images)
 
-    def time(self, decode: float, letterbox: float) -> None:
+    def observe(self, decode: float, letterbox: float) -> None:
         """One image, in seconds."""
         self._buffer.observe(self._decode_seconds, decode)
         self._buffer.observe(self._letterbox_seconds, letterbox)
