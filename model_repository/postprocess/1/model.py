@@ -19,7 +19,7 @@ from thresholds import CONF_THRES, Thresholds, ThresholdsError
 
 class TritonPythonModel:
     def initialize(self, args):
-        torch.set_num_threads(1)  # the network's threads have the cores
+        torch.set_num_threads(1)  # leave the cores to the network
         # Triton may see a GPU whose driver is too old for torch.
         on_gpu = args["model_instance_kind"] == "GPU" and torch.cuda.is_available()
         self.device = f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu"
@@ -32,7 +32,7 @@ class TritonPythonModel:
         self.warm_up()
 
     def warm_up(self):
-        """Two boxes of the last class that overlap: the slow first call of every operation used."""
+        """Detect two overlapping boxes: the first call of each operation is slow."""
         rows = torch.zeros((2, self.network.columns), device=self.device)
         rows[:, :5] = 1.0
         placement = Placement.from_row([1, 1, 0, 0, 2, 2])
@@ -53,7 +53,7 @@ class TritonPythonModel:
         for request in requests:
             rows = pb_utils.get_input_tensor_by_name(request, "admission_id").as_numpy()
             self.completions.send(rows[0].tolist())
-        # A low conf_thres lets thousands of candidates in. Other callers do not wait for those.
+        # A low conf_thres admits thousands of candidates: other callers do not wait for these.
         if len(requests) > 1:
             requests = sorted(requests, key=self.lowest_conf_thres, reverse=True)
         for request in requests:
@@ -101,7 +101,7 @@ class TritonPythonModel:
         )
 
     def tensor(self, request, name):
-        """One input as a torch tensor, where it already is; on the host that copies nothing."""
+        """One input as a torch tensor on this step's device; nothing is copied if it is there."""
         tensor = pb_utils.get_input_tensor_by_name(request, name)
         if tensor.is_cpu():
             return torch.from_numpy(tensor.as_numpy()).to(self.device)

@@ -1,6 +1,6 @@
-"""The network's rows -> the detections of one image, in pixels of that image.
+"""Turn the network's rows into the detections of one image, in pixels of that image.
 
-The rules are YOLOv5's (v7.0), so that answers can be compared with it: a row counts when its
+The rules are those of YOLOv5 (v7.0), with which answers are compared: a row counts if its
 objectness is over conf_thres; its score is objectness times class score, for the best class or,
 with multi_label, for each class over conf_thres; non-maximum suppression runs per class.
 Tensors may be on any device; the result is on the same one.
@@ -14,11 +14,11 @@ from suppression import suppress
 from thresholds import Thresholds
 from torch import Tensor
 
-MAX_CANDIDATES = 30_000  # as many, the best ones, enter the suppression
+MAX_CANDIDATES = 30_000  # the best of them enter the suppression
 
 
 class InputError(ValueError):
-    """The inputs do not fit each other or the model; the ensemble never sends such."""
+    """The inputs do not fit each other or the model; the ensemble never sends such inputs."""
 
 
 def detect(
@@ -29,20 +29,22 @@ def detect(
     *,
     best_class_only: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The detections of one image, best first.
+    """Find the detections of one image, best first.
 
     Args:
         rows: [N, 5 + C] float: cx, cy, w, h in model pixels, objectness, class scores; or with
             `best_class_only` [N, 6]: the box, the best class's score times objectness, its index.
+        thresholds: as requested.
         class_filter: [C] bool: which classes may be reported.
+        placement: where the image lies in the network's input.
+        best_class_only: whether the network has a reduced head.
 
     Returns:
         boxes [K, 4] float32: x1, y1, x2, y2 in pixels of the image, clipped to it;
         scores [K] float32; classes [K] int64. K <= max_det.
 
     Raises:
-        InputError: multi_label is asked of rows that tell only the best class, or the index of
-            a class is none.
+        InputError: multi_label is requested of a reduced head, or a class index is out of range.
     """
     candidates = _reduced_candidates if best_class_only else _full_candidates
     boxes, scores, classes = candidates(rows, thresholds, class_filter)
@@ -82,10 +84,10 @@ def _reduced_candidates(
 
 
 def _keep_best(wanted: Tensor, scores: Tensor) -> Tensor:
-    """`wanted`, of the same shape as `scores`, without all but its best `MAX_CANDIDATES`.
+    """Keep the best `MAX_CANDIDATES` of `wanted`, a mask of the same shape as `scores`.
 
-    Of equal scores the first are taken. The candidates themselves are never listed: there may be
-    millions, for each of which a row of the network would be copied.
+    Of equal scores the first are kept. This works on the mask, as there may be millions of
+    candidates, and to list them would copy a row of the network for each.
     """
     surplus = int(wanted.count_nonzero()) - MAX_CANDIDATES
     if surplus <= 0:

@@ -1,4 +1,4 @@
-"""The detections of a request's images -> the arrays of its response."""
+"""Pack the detections of a request's images into the arrays of its response."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Detections = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]
 
 
 def pack_detections(images: Sequence[Detections], labels: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Pad every image's detections to the largest number among them, K.
+    """Pad the detections of every image to the largest number among them, K.
 
     Args:
         images: for each of the B images: boxes [n, 4], scores [n], classes [n].

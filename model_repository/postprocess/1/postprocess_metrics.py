@@ -14,10 +14,11 @@ _BUCKETS = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5]
 
 
 class Metrics:
-    """
+    """Counters and histograms.
+
     Args:
         pb_utils: Triton's module, which exists only inside the server.
-        labels: the model's class names, the only values that the label can take.
+        labels: the model's class names, the only values that the metrics' label can have.
     """
 
     def __init__(self, pb_utils: Any, labels: Sequence[str]) -> None:
@@ -32,7 +33,7 @@ class Metrics:
             description="Time to choose the detections of one image",
             kind=family.HISTOGRAM,
         )
-        # Two classes of the same name count together.
+        # Classes of the same name are counted together.
         by_label = {
             label: self._detections.Metric(labels={"label": label})
             for label in dict.fromkeys(labels)
@@ -42,7 +43,7 @@ class Metrics:
         self._buffer = MetricsBuffer(pb_utils.Logger.log_error)
 
     def observe(self, seconds: float) -> None:
-        """One image's suppression."""
+        """Record the time of one image, in seconds."""
         self._buffer.observe(self._nms_seconds, seconds)
 
     def count_detections(self, classes: NDArray[np.int64]) -> None:

@@ -1,7 +1,7 @@
-"""Non-maximum suppression that ends with the last box that is wanted.
+"""Non-maximum suppression that stops after the last box requested.
 
 The result is that of `torchvision.ops.batched_nms`, cut off after `max_det` boxes. That function
-first suppresses everything, which on a CPU takes seconds for 30,000 candidates that hardly overlap.
+first judges all candidates, which on a CPU takes seconds for 30,000 that hardly overlap.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torchvision_ops import load_operators
 
 load_operators()
 
-# Up to this many candidates torchvision moves the classes apart and suppresses once; beyond, it
-# suppresses class by class. Moving rounds the coordinates, so the same choice is made here.
+# Up to this number of candidates torchvision moves the classes apart and suppresses once; beyond
+# it, it suppresses class by class. As moving rounds the coordinates, the same is done here.
 _MOVED_ON_CPU, _MOVED_ON_GPU = 1000, 25_000
 
 _CHUNK = 512  # candidates examined at a time
-_BLOCK = 256  # kept boxes that they are compared with at a time: 0.5 MB, inside a core's cache
+_BLOCK = 256  # kept boxes compared with them at a time: 0.5 MB, which fits into a core's cache
 
 
 def suppress(
@@ -31,8 +31,8 @@ def suppress(
 
     Args:
         boxes: [N, 4] float32: x1, y1, x2, y2.
-        scores: [N] float32. Of equal ones the first counts as better.
-        groups: [N] int64; None if all are in one group.
+        scores: [N] float32. Of equal scores the first counts as better.
+        groups: [N] int64; None if all boxes are in one group.
 
     Returns:
         Indices [K] int64, best first, K <= max_det.
@@ -73,7 +73,7 @@ class _Search:
     Each pair is judged in float32 by the operations of torchvision's CPU kernel, in their order.
 
     Args:
-        boxes, groups: as for `suppress`, sorted by descending score.
+        boxes, groups: as for `suppress`, in order of descending score.
     """
 
     def __init__(self, boxes: Tensor, groups: Tensor | None, iou_thres: float) -> None:
@@ -85,11 +85,11 @@ class _Search:
         self._iou_thres = float(
             rounded if rounded <= iou_thres else np.nextafter(rounded, np.float32(-math.inf))
         )
-        self._floats = torch.empty((3, _BLOCK * _CHUNK))  # fresh memory for each would be slower
+        self._floats = torch.empty((3, _BLOCK * _CHUNK))  # new memory each time is slower
         self._flags = torch.empty((2, _BLOCK * _CHUNK), dtype=torch.bool)
 
     def first(self, count: int) -> Tensor:
-        """The indices of the first `count` that are kept; or of all, if they are fewer."""
+        """The indices of the first `count` boxes kept; of all kept, if they are fewer."""
         kept = torch.empty(0, dtype=torch.int64)
         for chunk in torch.split(torch.arange(len(self._columns[0])), _CHUNK):
             for block in torch.split(kept, _BLOCK):
@@ -100,7 +100,7 @@ class _Search:
         return kept
 
     def _unsuppressed(self, chunk: Tensor, count: int) -> list[int]:
-        """Positions of the first `count` in the chunk that none before them suppresses."""
+        """Positions of the first `count` in the chunk that no earlier one in it suppresses."""
         overlaps: NDArray[np.bool_] = np.concatenate(
             [self._overlaps(block, chunk).numpy().copy() for block in torch.split(chunk, _BLOCK)]
         )
@@ -115,7 +115,7 @@ class _Search:
         return kept
 
     def _overlaps(self, kept: Tensor, chunk: Tensor) -> Tensor:
-        """[k, c] bool, valid until the next call: does the one suppress the other?"""
+        """[k, c] bool: which kept box suppresses which of the chunk; valid until the next call."""
         shape = (len(kept), len(chunk))
         width, height, scratch = (b[: math.prod(shape)].view(shape) for b in self._floats)
         over: Tensor = self._flags[0][: math.prod(shape)].view(shape)

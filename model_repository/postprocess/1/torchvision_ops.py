@@ -1,8 +1,7 @@
-"""`torch.ops.torchvision` without the torchvision package.
+"""Load `torch.ops.torchvision` without importing the torchvision package.
 
-`import torchvision` takes about as long as `import torch` itself, since it brings models,
-transforms and torch._dynamo along. The operators are in one shared library, which loads in
-milliseconds.
+`import torchvision` takes about as long as `import torch` itself, since it imports models,
+transforms and torch._dynamo. The operators are in one shared library, which loads in milliseconds.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ _PATTERNS = ("_C_stable*.so", "_C.so", "_C.*.so")
 
 
 def load_operators() -> None:
-    """Register torchvision's operators, by its package where its library is not found alone.
+    """Register torchvision's operators; by importing its package if its library is not found.
 
     Raises:
-        ImportError: torchvision is not installed, or does not fit this torch.
+        ImportError: torchvision is not installed, or does not fit this version of torch.
     """
     for library in _libraries():
         try:
@@ -37,7 +36,7 @@ def load_operators() -> None:
 
 
 def _libraries() -> list[Path]:
-    """The shared libraries that may hold the operators, the likeliest first."""
+    """The shared libraries that may hold the operators, the most likely first."""
     spec = find_spec("torchvision")  # finds a package without importing it
     folders = (spec.submodule_search_locations if spec else None) or []
     return [

@@ -1,4 +1,4 @@
-"""The canvases of one request, which become one tensor and must therefore be of one size."""
+"""Build one tensor of the letterboxed pictures (canvases) of a request, all of one size."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ Normaliser = HostNormaliser | DeviceNormaliser | PlaneSplitter
 
 
 class BatchBuilder:
-    """Collects the pictures of one request as they arrive, from several threads.
+    """Collects the canvases of one request, from several threads.
 
     Args:
-        normalisers: what makes a tensor of them, by the tensor's name.
-        size: height and width where every canvas has the same; None where they differ (letterbox
-            `rect`): then all are padded to the largest height and width among them.
+        normalisers: by the name of the tensor that each makes.
+        count: of the canvases.
+        size: height and width of all canvases; None if they differ (letterbox `rect`), and are
+            padded to the largest height and the largest width among them.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class BatchBuilder:
         self._canvases: list[NDArray[np.uint8]] = [np.empty((0, 0, 3), np.uint8)] * count
 
     def add(self, index: int, canvas: NDArray[np.uint8]) -> None:
-        """Add the picture with this number."""
+        """Add the canvas with this index, uint8 [H, W, 3]."""
         if self._tensors is None:
             self._canvases[index] = canvas
         else:
@@ -43,7 +44,11 @@ class BatchBuilder:
     def build(
         self, placements: list[Placement]
     ) -> tuple[Mapping[str, NDArray[Any]], list[Placement]]:
-        """The batch, by the tensor's name, and where in it each picture lies now."""
+        """Return the tensors by name, and the placements of the pictures in them.
+
+        Args:
+            placements: those in the canvases; padding a canvas changes its placement.
+        """
         if self._tensors is not None:
             return self._tensors, placements
         height, width = (max(canvas.shape[side] for canvas in self._canvases) for side in (0, 1))
@@ -56,7 +61,7 @@ class BatchBuilder:
         return tensors, moved
 
     def pack(self, tensor_type: Any, tensors: Mapping[str, NDArray[Any]]) -> list[Any]:
-        """What `build` gave, as Triton's tensors."""
+        """The result of `build` as Triton's tensors."""
         return [
             normaliser.pack(tensor_type, name, tensors[name])
             for name, normaliser in self._normalisers.items()

@@ -1,8 +1,9 @@
-"""How `preprocess` learns that a request has left the network: both ends of it.
+"""Tell `preprocess` that the network is done with a request: both ends of the channel.
 
-A request takes a key and its admission id along to `postprocess`, which sends both back in a
-datagram. The key is new in each start of `preprocess`, and both ends believe only what carries it:
-the socket's name follows from the key, and other processes of the machine can see the name alone.
+A request carries a key and its admission id to `postprocess`, which sends both back in a datagram.
+The key is new at each start of `preprocess`. The listener accepts only datagrams with its key, and
+the sender can address only a listener whose key it knows: the socket's name is a hash of the key,
+and other processes on the machine see only the name.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ _MESSAGE = struct.Struct("<qq")  # key, admission id
 
 
 class CompletionListener:
-    """The end of `preprocess`.
+    """The end in `preprocess`.
 
     Args:
-        on_complete: called with each admission id, from a thread of its own.
+        on_complete: called with each admission id, on a thread of its own.
 
     Attributes:
-        key: goes along with each admission id, 63 random bits.
+        key: 63 random bits; travels with each admission id.
     """
 
     def __init__(self, on_complete: Callable[[int], None]) -> None:
@@ -56,7 +57,7 @@ class CompletionListener:
 
 
 class CompletionSender:
-    """The end of `postprocess`."""
+    """The end in `postprocess`."""
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -65,7 +66,7 @@ class CompletionSender:
     def send(self, row: Sequence[int]) -> None:
         """Send one row of the tensor `admission_id`.
 
-        Never fails: preprocess may be gone, or may not have listened for a while.
+        Never fails: `preprocess` may have ended, or the socket's buffer may be full.
         """
         key, admission_id = row
         with contextlib.suppress(OSError):
@@ -73,5 +74,5 @@ class CompletionSender:
 
 
 def _name(key: int) -> bytes:
-    """A name of Linux's own space (unix(7), abstract), so that no file is left behind."""
+    """An abstract socket name (unix(7)), which leaves no file behind."""
     return b"\0yolov5-" + hashlib.sha256(b"%d" % key).hexdigest()[:32].encode()

@@ -1,8 +1,8 @@
-"""How the files of each format are divided: segments of a JPEG, chunks of a PNG or WebP, the first
-directory of a TIFF.
+"""Walk the parts of image files: segments of a JPEG, chunks of a PNG or WebP, the first directory
+of a TIFF.
 
-Each is walked as its decoder walks it. All raise `struct.error` for a file that ends too early, and
-`ValueError` for one that is divided into more parts than any real file.
+Each function walks a file as the decoder of its format does. All raise `struct.error` for a file
+that ends too early, and `ValueError` for a file of more parts than any real one has.
 """
 
 from __future__ import annotations
@@ -12,30 +12,32 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-# What may follow 0xFF in a JPEG, but for the markers that stand alone within and between scans.
+# A marker of a JPEG, except those without a segment, which occur within and between scans.
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)
-_JPEG_SEGMENTS = 4096  # before the frame; 64 KiB each, so that no file of a camera has so many
+_JPEG_SEGMENTS = 4096  # allowed before the frame; 64 KiB each, so that no camera writes as many
 JPEG_SCAN = 0xDA
-_JPEG_LAST = frozenset((0xD8, 0xD9, JPEG_SCAN))  # after these no segment can be told
+_JPEG_LAST = frozenset((0xD8, 0xD9, JPEG_SCAN))  # no segments can be found after these
 
 PNG_SIGNATURE = 8  # bytes
-_PNG_CHUNKS = 1 << 17  # in the largest file, so many have 256 bytes each
+_PNG_CHUNKS = 1 << 17  # in the largest file allowed, that is 256 bytes for each
 
 RIFF_HEADER = 12  # bytes
 _RIFF_CHUNKS = 4096
 
-# Kind, where it starts, where its data start, where it ends.
+# Kind, and offsets in the file: of the start, of the data, of the end.
 Segment = tuple[int, int, int, int]
 Chunk = tuple[bytes, int, int, int]
 
 
 class TiffDirectory(NamedTuple):
-    """The first directory of a TIFF: `entries` of `each` bytes, from `first` on.
+    """The first directory of a TIFF.
 
     Attributes:
-        order: of bytes, as `struct` writes it.
+        order: byte order, as a character of `struct`.
         big: whether it is a BigTIFF.
-        link: where the place of the next directory stands, in as many bytes as `offset` has.
+        first: offset of the first entry.
+        entries: their number.
+        each: bytes of an entry.
     """
 
     order: str
@@ -46,18 +48,20 @@ class TiffDirectory(NamedTuple):
 
     @property
     def offset(self) -> int:
+        """Bytes of an offset."""
         return 8 if self.big else 4
 
     @property
     def link(self) -> int:
+        """Offset of the link to the next directory, which is itself an offset."""
         return self.first + self.entries * self.each
 
 
 def jpeg_segments(data: bytes, start: int = 0) -> Iterator[Segment]:
-    """Yield the segments up to the first scan, or to another marker that ends the header.
+    """Yield the segments before the first scan, or before another marker that ends the header.
 
     Args:
-        start: of the JPEG, where it is a part of the data.
+        start: offset of the JPEG, if the file holds it among other data.
     """
     position = start + 2
     for _ in range(_JPEG_SEGMENTS):
@@ -74,7 +78,7 @@ def jpeg_segments(data: bytes, start: int = 0) -> Iterator[Segment]:
 
 
 def png_chunks(data: bytes) -> Iterator[Chunk]:
-    """Yield the chunks up to IEND, or to the end of the file where that is missing."""
+    """Yield the chunks up to IEND, or to the end of the file if that is missing."""
     position = PNG_SIGNATURE
     for _ in range(_PNG_CHUNKS):
         if position == len(data):
@@ -92,7 +96,7 @@ def png_chunks(data: bytes) -> Iterator[Chunk]:
 
 
 def riff_chunks(data: bytes, start: int, stop: int) -> Iterator[Chunk]:
-    """Yield the chunks between two places; a chunk of odd length is followed by one more byte."""
+    """Yield the chunks between two offsets; one byte of padding follows a chunk of odd length."""
     position = start
     for _ in range(_RIFF_CHUNKS):
         if stop - position < 8:
@@ -107,7 +111,7 @@ def riff_chunks(data: bytes, start: int, stop: int) -> Iterator[Chunk]:
 
 
 def tiff_directory(data: bytes) -> TiffDirectory:
-    """Find the first directory of a TIFF or BigTIFF; its entries need not be there."""
+    """Find the first directory of a TIFF or BigTIFF; its entries may be missing."""
     order = "<" if data.startswith(b"II") else ">"
     (version,) = struct.unpack_from(f"{order}H", data, 2)
     big = version == 43

@@ -1,4 +1,4 @@
-"""How many processors this process may use: its affinity, and the CPU quota of its container."""
+"""Count the processors that this process may use: its affinity, and its container's CPU quota."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from pathlib import Path
 
 
 def available_cpus(proc: Path = Path("/proc/self")) -> int:
-    """Processors that this process may use at the same time, at least 1.
+    """Number of processors that this process may use at the same time, at least 1.
 
-    The smallest quota counts of the control groups around the process (version 1 or 2). A part of a
-    processor counts as one: threads that wait for their turn cost less than an idle rest.
+    Of the quotas of all control groups around the process (version 1 or 2) the smallest counts. A
+    fraction of a processor counts as a whole one: threads that wait for their turn cost less than
+    idle time.
 
     Args:
         proc: the folder in which the kernel describes the process.
@@ -23,11 +24,11 @@ def available_cpus(proc: Path = Path("/proc/self")) -> int:
 
 
 def _quotas(proc: Path) -> Iterator[float]:
-    """In processors, those that are set."""
+    """Yield the quotas that are set, in processors."""
     for mount_point, below in _hierarchies(proc):
         for depth in range(len(below) + 1):
             group = mount_point.joinpath(*below[:depth])
-            # The group of a container's namespace has files, the one above all has none.
+            # The root group has no such files, except that of a container's namespace.
             for read in (_read_version_2, _read_version_1):
                 try:
                     quota, period = read(group)
@@ -38,13 +39,13 @@ def _quotas(proc: Path) -> Iterator[float]:
 
 
 def _read_version_2(group: Path) -> tuple[int, int]:
-    """Microseconds of processor time, and the period that they are for. Without a limit: `max`."""
+    """Quota and period in microseconds. Without a limit the quota is `max`."""
     quota, period = (group / "cpu.max").read_text().split()
     return int(quota), int(period)
 
 
 def _read_version_1(group: Path) -> tuple[int, int]:
-    """The same; without a limit, the first is -1."""
+    """Quota and period in microseconds. Without a limit the quota is -1."""
     return (
         int((group / "cpu.cfs_quota_us").read_text()),
         int((group / "cpu.cfs_period_us").read_text()),
@@ -52,7 +53,7 @@ def _read_version_1(group: Path) -> tuple[int, int]:
 
 
 def _hierarchies(proc: Path) -> Iterator[tuple[Path, tuple[str, ...]]]:
-    """Where each hierarchy that may hold quotas is mounted, and the path of our group below it."""
+    """Yield the mount point of each hierarchy that may hold quotas, and our group's path in it."""
     try:
         groups = _groups((proc / "cgroup").read_text("utf-8", "surrogateescape"))
         mounts = (proc / "mountinfo").read_text("utf-8", "surrogateescape").splitlines()
@@ -73,7 +74,7 @@ def _hierarchies(proc: Path) -> Iterator[tuple[Path, tuple[str, ...]]]:
 
 
 def _groups(text: str) -> dict[str, str]:
-    """The group of each controller, and under "" that of version 2."""
+    """The group by controller; that of version 2 has the key ""."""
     groups = {}
     for line in text.splitlines():
         _, _, rest = line.partition(":")
@@ -84,7 +85,7 @@ def _groups(text: str) -> dict[str, str]:
 
 
 def _below(group: str, root: str) -> tuple[str, ...]:
-    """The folders from the mounted group to ours; none where ours is not below it."""
+    """The folders from the mounted group down to ours; none if ours is not below it."""
     try:
         below = Path(group).relative_to(root).parts
     except ValueError:

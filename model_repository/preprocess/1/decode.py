@@ -1,4 +1,4 @@
-"""Encoded bytes -> a picture, or one sentence about why not."""
+"""Decode encoded bytes into a picture, or refuse them with one sentence."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from strip import strip_to_still
 
 FORMATS = "JPEG, PNG, WebP, BMP, TIFF"
 
-# How the files of the allowed formats begin. OpenCV would take others too, by content as well.
+# First bytes of the allowed formats. OpenCV recognises further formats by their content.
 _SIGNATURES = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|BM|II[*+]\x00|MM\x00[*+]", re.DOTALL
 )
-# As RFC 2397 has it: a type and parameters, which may all be missing. The type is not believed.
+# By RFC 2397 the type and all parameters are optional. The type is ignored.
 _DATA_URI = re.compile(
     rb"""data:(?:[\w.+-]+/[\w.+-]+)?(?:;[^;,="]+=(?:"[^"]*"|[^;,"]*))*;base64,""", re.IGNORECASE
 )
-_DATA_URI_LENGTH = 4096  # of what stands before the data, at most
+_DATA_URI_LENGTH = 4096  # bytes before the data, at most
 _WHITE_SPACE = b" \t\r\n"
-# As a URI may write them. (To unquote everything takes 80 bytes of memory for each escape.)
+# Escapes of base64 characters in a URI. (`unquote` takes 80 bytes of memory for each escape.)
 _ESCAPED = (
     (b"%2B", b"+"),
     (b"%2b", b"+"),
@@ -44,16 +44,17 @@ _FROM_URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 REASONS = ("empty", "format", "undecodable", "bytes", "pixels", "scans")
 
-# Passes over the picture that a JPEG at the pixel limit may make; a smaller one may make more. A
-# progressive JPEG of a camera or an editor makes about 10, a hostile one thousands, in few bytes.
+# Scans, which are passes over the picture, allowed for a JPEG at the pixel limit; a smaller one may
+# have more. A progressive JPEG of a camera or an editor has about 10, a hostile one thousands, in
+# few bytes.
 MAX_SCANS = 16
 
 
 class ImageError(ValueError):
-    """The image is refused; the message goes on after "image 2 of 4: ".
+    """The image is refused; the message continues "image 2 of 4: ".
 
     Attributes:
-        reason: one of `REASONS`, for counting.
+        reason: one of `REASONS`, for the metrics.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -63,9 +64,12 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What one image may be: `bytes` of the encoded file, `pixels` of the decoded picture.
+    """The largest image allowed.
 
-    `pixels` bounds also what is decoded at the same time, and a JPEG's scans.
+    Attributes:
+        bytes: of the encoded file.
+        pixels: of the decoded picture. It also limits the pixels decoded at the same time, and the
+            scans of a JPEG.
     """
 
     bytes: int
@@ -73,18 +77,18 @@ class ImageLimits:
 
 
 class Decoder:
-    """Decodes within limits, for several threads at the same time.
+    """Decodes within limits, in several threads at the same time.
 
-    OpenCV reads its own pixel limit from the environment when it is first imported, so it is
-    imported here, after the limit is known.
+    OpenCV reads its own pixel limit from the environment when it is first imported. It is therefore
+    imported here, where the limit is known.
     """
 
     def __init__(self, limits: ImageLimits) -> None:
         os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(limits.pixels)
-        os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")  # a damaged file is no event
+        os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")  # without warnings of damaged files
         import cv2
 
-        cv2.setNumThreads(1)  # what runs in parallel is the images of a batch
+        cv2.setNumThreads(1)  # the images of a batch already run in parallel
         self._cv2 = cv2
         self._flags = {
             1: cv2.IMREAD_COLOR,
@@ -93,27 +97,27 @@ class Decoder:
             8: cv2.IMREAD_REDUCED_COLOR_8,
         }
         self._limits = limits
-        # A decoder may need 15 bytes for a pixel: a thread for each of many cores would need more
-        # memory than there is.
+        # Decoding takes up to 15 bytes for each pixel: large pictures on all of many cores at the
+        # same time would take more memory than there is.
         self._budget = PixelBudget(limits.pixels)
 
     def decode(self, element: bytes) -> NDArray[np.uint8]:
-        """`decode_scaled`, in full size: BGR uint8 [H, W, 3]."""
+        """Decode in full size: BGR uint8 [H, W, 3]; otherwise as `decode_scaled`."""
         return self.decode_scaled(element, full_size)[0]
 
     def decode_scaled(
         self, element: bytes, reduction: Callable[[int, int], int]
     ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-        """Decode one element of the input: an image file, base64 text of one, or its data URI.
+        """Decode one element of the input: an image file, its base64 text, or its data URI.
 
         Args:
-            reduction: says for a height and width how many times smaller the picture may be, 1, 2,
-                4 or 8. A JPEG then is, since its decoder leaves out what is not needed; other
-                formats have no such short cut.
+            reduction: given height and width, returns how many times smaller the picture may be:
+                1, 2, 4 or 8. Only a JPEG is decoded smaller, which saves work; other formats
+                have no such short cut.
 
         Returns:
-            The BGR picture as it is displayed (EXIF orientation applied), uint8 [h, w, 3], and the
-            height and width that it has in full size.
+            The BGR picture as it is displayed (EXIF orientation applied), uint8 [h, w, 3]; and its
+            height and width in full size.
 
         Raises:
             ImageError: not an image of an allowed format, damaged, or over a limit.
@@ -141,7 +145,7 @@ class Decoder:
         return cast("NDArray[np.uint8]", picture)
 
     def _check(self, data: bytes) -> tuple[bytes, Header]:
-        """What goes to the decoder, and its header; refused where that would cost too much."""
+        """Return the file for the decoder, and its header; refuse a file that costs too much."""
         if len(data) > self._limits.bytes:
             raise self._too_many_bytes()
         if not _SIGNATURES.match(data):
@@ -166,7 +170,7 @@ class Decoder:
         return data, header
 
     def _unwrap(self, element: bytes) -> bytes:
-        """The file's own bytes, out of base64 where they came as text."""
+        """The bytes of the file; decoded if they came as base64."""
         if not element:
             raise ImageError(
                 "empty", f"no bytes at all; allowed: {FORMATS}, or one of them as base64"
@@ -193,7 +197,7 @@ class Decoder:
 
 
 def _inflate_png(png: bytes) -> bytes | bytearray:
-    """The PNG with no more in it than its picture."""
+    """The PNG with uncompressed rows and nothing after them."""
     try:
         return inflate_rows(png)
     except TrailingDataError:
@@ -232,7 +236,7 @@ def _from_base64(text: bytes) -> bytes:
 
 
 def full_size(height: int, width: int) -> int:
-    """For `decode_scaled`: as large as it is."""
+    """A `reduction` for `decode_scaled` that reduces nothing."""
     return 1
 
 
@@ -241,11 +245,11 @@ def _safe_factor(header: Header, reduction: Callable[[int, int], int]) -> int:
         return 1
     factor = reduction(*header.sides)
     height, width = _reduced(header.sides, factor)
-    # It must be seen afterwards whether the picture was turned.
+    # The reduced sides must differ, or else the result does not show whether EXIF turned it.
     return factor if height != width or header.sides[0] == header.sides[1] else 1
 
 
 def _reduced(sides: tuple[int, int], factor: int) -> tuple[int, int]:
-    """As the decoder rounds them."""
+    """Height and width of the smaller picture, rounded up as the decoder does."""
     height, width = sides
     return -(-height // factor), -(-width // factor)

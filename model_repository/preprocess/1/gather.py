@@ -1,4 +1,4 @@
-"""The images of one request, prepared side by side, and its answer when the last is done."""
+"""Prepare the images of a request in parallel, and answer when the last one is done."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ T = TypeVar("T")
 class Gather(Generic[T]):
     """
     Args:
-        count: of its images.
-        prepare: one image by its index; called from several threads.
-        answer: called once, on one of these threads, with what `prepare` gave or raised for each.
-            Must not raise.
+        count: number of images.
+        prepare: called for each image with its index, on several threads.
+        answer: called once, on one of these threads, with the result or the exception of `prepare`
+            for each image. Must not raise.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class Gather(Generic[T]):
     ) -> None:
         self._prepare = prepare
         self._answer = answer
-        self._results: list[T | Exception] = [Exception("not begun")] * count
+        self._results: list[T | Exception] = [Exception("not prepared")] * count
         self._left = count
         self._lock = Lock()
 

@@ -1,6 +1,6 @@
-"""What an image file says of itself, read before anything is decoded: what decoding will cost.
+"""Read the headers of an image file, to know what decoding costs before anything is decoded.
 
-Each format is read as its decoder reads it, so that no file can be small here and large there.
+Each format is read as its decoder reads it: no file can look small here and be large there.
 """
 
 from __future__ import annotations
@@ -17,25 +17,27 @@ _SCAN = bytes((0xFF, JPEG_SCAN))
 _TIFF_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}
 _TIFF_LONG8 = 16
 _WIDTH, _HEIGHT, _COMPRESSION, _TILE_WIDTH, _TILE_HEIGHT = 256, 257, 259, 322, 323
-_SEGMENTS = ((273, 279), (324, 325))  # offsets and lengths, of strips and of tiles
-# What decides about memory and work. LibTIFF takes other types for these too, and of those that
-# come twice the first; no real file needs either. BitsPerSample (258) and SampleFormat (339) have a
-# value for each channel.
+_SEGMENTS = ((273, 279), (324, 325))  # tags of offsets and lengths, for strips and for tiles
+# Tags that determine memory and work. LibTIFF accepts them with other types as well, and the first
+# of two entries of the same tag; no real file needs either. BitsPerSample (258) and SampleFormat
+# (339) have one value for each channel.
 _TIFF_SINGLE = frozenset(
     (_WIDTH, _HEIGHT, _COMPRESSION, 262, 277, 278, 284, _TILE_WIDTH, _TILE_HEIGHT)
 )
 _TIFF_STRICT = _TIFF_SINGLE.union((258, 339), *_SEGMENTS)
 _TIFF_OLD_JPEG, _TIFF_JPEG = 6, 7
-_TIFF_SEVERAL = 4096  # strips or tiles whose JPEG makes several scans; no writer makes one
+_TIFF_SEVERAL = 4096  # strips or tiles allowed whose JPEG has several scans; no writer makes any
 
 
 @dataclass(frozen=True)
 class Header:
-    """
+    """What decoding a file costs.
+
     Attributes:
-        pixels: of the picture; of a tiled TIFF those of its tiles, which may be larger.
-        scans: passes over the picture that a JPEG makes, at most; 1 for other formats.
-        sides: of a JPEG, height and width as it is stored, before it is turned for display.
+        pixels: of the picture; for a tiled TIFF of all its tiles, which may be more.
+        scans: upper bound on the passes over the picture of a JPEG; 1 for other formats.
+        sides: height and width of a JPEG as it is stored, before EXIF turns it; None for other
+            formats.
     """
 
     pixels: int
@@ -44,7 +46,7 @@ class Header:
 
 
 def read_header(data: bytes) -> Header | None:
-    """Read the beginning of a JPEG, PNG, WebP, BMP or TIFF; None if it is damaged."""
+    """Read the header of a JPEG, PNG, WebP, BMP or TIFF; None if it is damaged."""
     try:
         if data.startswith(b"\xff\xd8"):
             return _jpeg(data)
@@ -55,7 +57,7 @@ def read_header(data: bytes) -> Header | None:
         if data.startswith(b"BM"):
             return _bmp(data)
         return _tiff(data)
-    except (struct.error, ValueError, OverflowError):  # cut off, or divided as no file is
+    except (struct.error, ValueError, OverflowError):  # cut off, or of too many parts
         return None
 
 
@@ -63,12 +65,12 @@ def _jpeg(data: bytes) -> Header | None:
     sides = _jpeg_sides(data, 0)
     if sides is None:
         return None
-    # A scan's data cannot hold its marker, so that these are all, and perhaps some more.
+    # The data of a scan cannot contain the marker, but other segments can: this is an upper bound.
     return Header(sides[0] * sides[1], data.count(_SCAN), sides)
 
 
 def _jpeg_sides(data: bytes, start: int) -> tuple[int, int] | None:
-    """Height and width of a JPEG that starts there."""
+    """Height and width of the JPEG at offset `start`."""
     for kind, _, body, _ in jpeg_segments(data, start):
         if kind in _JPEG_FRAMES:
             height, width = struct.unpack_from(">HH", data, body + 1)
@@ -80,7 +82,8 @@ def _png(data: bytes) -> Header | None:
     if data[12:16] != b"IHDR":
         return None
     width, height = struct.unpack_from(">II", data, 16)
-    # All chunks must be there. Without data OpenCV reads on, and allocates 2 GB for a false length.
+    # All chunks must be complete. Without data OpenCV reads on, and allocates 2 GB for a false
+    # length.
     kinds = {kind for kind, *_ in png_chunks(data)}
     return Header(width * height) if b"IDAT" in kinds else None
 
@@ -128,12 +131,12 @@ def _tiff(data: bytes) -> Header | None:
 
 
 def _tiff_fields(data: bytes) -> dict[int, tuple[str, int, int]] | None:
-    """The fields that decide about the size: type, count and place of each; None if in doubt."""
+    """Type, count and offset of the fields that determine the size; None if they are ambiguous."""
     directory = tiff_directory(data)
     order, big, first, count, each = directory
     if big and struct.unpack_from(f"{order}HH", data, 4) != (8, 0):
         return None
-    inside = directory.offset  # a value that is no longer than the place of one stands in the entry
+    inside = directory.offset  # a value that is no longer than an offset is stored in its place
     fields: dict[int, tuple[str, int, int]] = {}
     if count > len(data) // each:
         return None
@@ -158,7 +161,7 @@ def _up_to(tile: int, side: int) -> int:
 def _tiff_scans(
     data: bytes, fields: dict[int, tuple[str, int, int]]
 ) -> tuple[int, np.ndarray[tuple[int], np.dtype[np.int64]]] | None:
-    """The most scans of any JPEG among the strips or tiles, and where those with several start."""
+    """The most scans of any JPEG in a strip or tile; and the offsets of all with several scans."""
     everything = np.frombuffer(data, np.uint8)
     first, second = _SCAN
     scans = np.flatnonzero((everything[:-1] == first) & (everything[1:] == second))
@@ -177,9 +180,9 @@ def _tiff_scans(
 
 
 def _largest_jpeg(data: bytes, starts: np.ndarray[tuple[int], np.dtype[np.int64]]) -> int:
-    """Pixels of the largest JPEG among those that start there.
+    """Pixels of the largest JPEG at these offsets.
 
-    It may be larger than its strip, and one of several scans is then read as a whole.
+    It may be larger than its strip: the decoder reads a JPEG of several scans as a whole.
     """
     if len(starts) > _TIFF_SEVERAL:
         raise ValueError

@@ -1,7 +1,7 @@
-"""A picture of any size -> the network's input, and the way back.
+"""Fit a picture of any size into the network's input.
 
-The arithmetic is YOLOv5's (v7.0, `detect.py` with an exported model), down to the rounding, since
-answers are compared with it: the picture is scaled to fit, centred, and padded with grey 114.
+The arithmetic is that of YOLOv5 (v7.0, `detect.py` with an exported model), including the rounding,
+since answers are compared with it: the picture is scaled to fit, centred, and padded with grey 114.
 """
 
 from __future__ import annotations
@@ -28,22 +28,20 @@ def letterbox(
     """Fit `picture` [h, w, 3] into [height, width, 3].
 
     Args:
-        mode: `square` keeps the picture's proportions and pads to the whole input; `rect` pads
-            only to the next multiple of `stride`, and the result may be smaller; `stretch` keeps
-            no proportions and pads nothing.
-        size: height and width of the original, if `picture` is a smaller copy; the placement is
-            in pixels of the original.
+        mode: `square` keeps the proportions and pads to the whole input; `rect` pads only to the
+            next multiple of `stride`, and the result may be smaller; `stretch` does neither.
+        size: height and width of the original if `picture` is a smaller copy; the placement is in
+            pixels of the original.
     """
     h, w = size or picture.shape[:2]
     if mode == "stretch":
         return _resize(picture, height, width), _stretched(h, w, height, width)
     gain = min(height / h, width / w)
-    # A picture 1 pixel wide and very high must not vanish.
+    # A picture 1 pixel wide and very high must keep a pixel.
     scaled_h, scaled_w = max(1, round(h * gain)), max(1, round(w * gain))
     if mode == "rect":
         height, width = _up_to(stride, scaled_h), _up_to(stride, scaled_w)
-        # The reference computes the way back from the padded size, which rounding may have made a
-        # little smaller than the exact one.
+        # The reference takes the gain from the padded size, which rounding may have made smaller.
         gain = min(height / h, width / w)
     canvas = _centre(_resize(picture, scaled_h, scaled_w), height, width)
     return canvas, _centred(h, w, height, width, gain)
@@ -69,10 +67,10 @@ def _centre(picture: NDArray[np.uint8], height: int, width: int) -> NDArray[np.u
 
 
 def reduction(h: int, w: int, *, height: int, width: int, mode: str = "square") -> int:
-    """How many times smaller a picture may arrive at `letterbox` so that it is not enlarged there.
+    """How many times smaller a picture may be decoded, without `letterbox` enlarging it again.
 
     Args:
-        h, w: of the picture, which may still be turned by a quarter.
+        h, w: size of the picture, which EXIF may still turn by 90 degrees.
 
     Returns:
         1, 2, 4 or 8.

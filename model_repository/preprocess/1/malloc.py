@@ -1,6 +1,6 @@
-"""How the C library keeps this process's memory, so that it stays the same for weeks.
+"""Configure the C library's malloc to keep this process's memory constant for weeks.
 
-The numbers are glibc's `mallopt` (malloc.h); another libc is left as it is.
+The parameters are those of glibc's `mallopt` (malloc.h); other C libraries are left alone.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ import contextlib
 import ctypes
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
-_KEPT = 128 << 20
-_LARGEST = 32 << 20  # that glibc takes as threshold
+_KEPT = 128 << 20  # free bytes that the heap keeps
+_LARGEST = 32 << 20  # bytes; glibc accepts no larger threshold
 
 
 def configure(tensor_bytes: int) -> None:
-    """Keep the memory of one image's tensor for the next one, and give back that of large pictures.
+    """Keep the memory of one image's tensor for the next one, and return that of large pictures.
 
-    Threads share one heap: glibc gives each its own, and what one has freed another cannot use.
-    Pictures larger than a tensor get memory of their own: among those of all sizes a heap grows
-    for hours.
+    All threads share one heap: with a heap for each, glibc's default, a thread cannot reuse what
+    another one has freed. Pictures larger than a tensor are mapped apart: a heap that holds
+    pictures of all sizes grows for hours.
     """
     with contextlib.suppress(AttributeError):
         mallopt = ctypes.CDLL(None).mallopt

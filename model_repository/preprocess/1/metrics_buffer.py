@@ -1,4 +1,4 @@
-"""Passes counts and times on to Triton's metrics, where each call waits for the server."""
+"""Buffer updates of Triton's metrics: each update is a blocking call to the server."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Callable
 from threading import Condition, Event, Thread
 from typing import Any
 
-_PAUSE = 0.05  # seconds between two deliveries, within which counts are added up
+_PAUSE = 0.05  # seconds between two deliveries; counts in between are added up
 
 
 class MetricsBuffer:
-    """Collects from several threads, and delivers from one: two at a time crash Triton's stub.
+    """Collects from several threads, delivers from one: two calls at a time crash Triton's stub.
 
     Args:
-        log: writes a line to the log.
+        log: called with a line for the log if a delivery fails.
     """
 
     def __init__(self, log: Callable[[str], None]) -> None:
@@ -39,7 +39,7 @@ class MetricsBuffer:
             self._changed.notify()
 
     def close(self) -> None:
-        """Deliver what is left, and end."""
+        """Deliver the rest, and end."""
         self._closed.set()
         with self._changed:
             self._changed.notify()

@@ -48,7 +48,7 @@ class TritonPythonModel:
     def execute(self, requests):
         for request in requests:
             self.submit(request)
-        # Each is answered by the thread that prepares the last of its images.
+        # Each request is answered by the thread that prepares the last of its images.
 
     def submit(self, request):
         """Put the request into the queue, or refuse it."""
@@ -71,7 +71,7 @@ class TritonPythonModel:
             self.refuse(call, "saturated", str(error))
 
     def read_parameters(self, request):
-        """Triton gives them as JSON, with the bytes of a header as they came."""
+        """Read the JSON that Triton makes of the parameters; bytes of headers may not be UTF-8."""
         try:
             text = request.parameters()
         except UnicodeDecodeError:
@@ -87,7 +87,7 @@ class TritonPythonModel:
         self.refuse(call, "saturated", f"saturated: not begun within {seconds:g} s")
 
     def prepare(self, call, parameters, admission_id):
-        """Prepare the images side by side; the thread that prepares the last one answers."""
+        """Prepare the images in parallel; the thread that prepares the last one answers."""
         batch = self.pipeline.new_batch(call.outputs, len(call.elements))
         Gather(
             len(call.elements),
@@ -99,7 +99,7 @@ class TritonPythonModel:
         """Answer the call.
 
         Args:
-            results: for each image its placement, or the exception that it ended with.
+            results: for each image its placement or an exception.
         """
         try:
             if not self.has_failed(call, results):
@@ -111,7 +111,7 @@ class TritonPythonModel:
         self.queue.release(admission_id)
 
     def has_failed(self, call, results):
-        """Answer the call with an error if one of its images has one."""
+        """Answer the call with an error if one of its images failed."""
         refusals = []
         for number, result in enumerate(results, 1):
             if isinstance(result, ImageError):
@@ -143,10 +143,10 @@ class TritonPythonModel:
         )
 
     def refuse(self, call, reason, message, images=None):
-        """Answer with an error that is no fault of the server.
+        """Answer with an error that is not the server's fault.
 
         Args:
-            images: how many of them are counted as refused; all unless stated.
+            images: how many are counted as refused; all unless given.
         """
         self.metrics.count_rejected(reason, images or len(call.elements))
         codes = pb_utils.TritonError
@@ -160,11 +160,11 @@ class TritonPythonModel:
 
 
 class Call:
-    """What is kept of one of Triton's requests until it is answered.
+    """What is kept of a request until it is answered.
 
     Attributes:
         elements: the encoded images, bytes.
-        outputs: names of the tensors that the next steps ask for.
+        outputs: names of the tensors that the ensemble asks for.
         timeout: seconds that the caller allows it to wait; 0 for no limit.
     """
 

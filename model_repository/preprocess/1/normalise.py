@@ -1,8 +1,8 @@
-"""The last step before the network: BGR uint8 [H, W, 3] -> RGB 0..1, float32 [3, H, W].
+"""Write pictures into the network's input: BGR uint8 [H, W, 3] -> RGB 0..1, float32 [3, H, W].
 
-Three ways to do it, alike from outside: on the host; with the arithmetic on the GPU that the
-network runs on, so that a quarter of the bytes cross the bus and the result stays there; or only up
-to the division, for a network's process that divides by itself.
+Three classes with the same methods. `HostNormaliser` does all of it on the host. `DeviceNormaliser`
+computes on the network's GPU: a quarter of the bytes cross the bus, and the result stays there.
+`PlaneSplitter` leaves the division to the network's process.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 
 def make_normaliser(gpu: int | None) -> HostNormaliser | DeviceNormaliser:
-    """The normaliser for an instance on this GPU; on the host if there is none torch can use."""
+    """The normaliser for an instance on this GPU; on the host if torch cannot use the GPU."""
     if gpu is not None:
-        import torch  # slow to import, and of no use on a CPU
+        import torch  # slow to import, and not needed on a CPU
 
         # Triton may see a GPU whose driver is too old for torch.
         if torch.cuda.is_available():
@@ -26,7 +26,7 @@ def make_normaliser(gpu: int | None) -> HostNormaliser | DeviceNormaliser:
 
 
 class HostNormaliser:
-    """Normalises each picture as it arrives, straight into its place in the batch."""
+    """Normalises each picture directly into its place in the batch."""
 
     def allocate(self, count: int, height: int, width: int) -> NDArray[np.float32]:
         """An uninitialised batch for `count` pictures."""
@@ -44,7 +44,7 @@ class HostNormaliser:
 
 
 class PlaneSplitter:
-    """Leaves the numbers as they are, uint8 0..255: a quarter of the bytes for the way."""
+    """Keeps the values as uint8 0..255, a quarter of the bytes to pass to the network."""
 
     def allocate(self, count: int, height: int, width: int) -> NDArray[np.uint8]:
         """An uninitialised batch for `count` pictures."""
@@ -53,7 +53,7 @@ class PlaneSplitter:
     def put(self, picture: NDArray[np.uint8], batch: NDArray[np.uint8], index: int) -> None:
         """Write one picture to its place in the batch; may be called from several threads."""
         red, green, blue = batch[index]
-        cv2.split(picture, [blue, green, red])  # into these
+        cv2.split(picture, [blue, green, red])  # writes into these
 
     def pack(self, tensor_type: Any, name: str, batch: NDArray[np.uint8]) -> Any:
         """The batch as Triton's tensor, uint8 [B, 3, H, W]."""
@@ -61,7 +61,7 @@ class PlaneSplitter:
 
 
 class DeviceNormaliser:
-    """Collects the bytes on the host, then normalises the whole batch on the GPU."""
+    """Collects the pictures on the host, then normalises the whole batch on the GPU."""
 
     def __init__(self, device: int) -> None:
         import torch
@@ -82,6 +82,6 @@ class DeviceNormaliser:
         torch = self._torch
         pictures = torch.from_numpy(batch).to(self._device)
         images = pictures.flip(3).permute(0, 3, 1, 2).to(torch.float32).div_(255).contiguous()
-        # The next step may read it from another stream.
+        # The next step may read the result on another CUDA stream.
         torch.cuda.synchronize(self._device)
         return tensor_type.from_dlpack(name, images)

@@ -1,9 +1,9 @@
-"""Request parameters: every name, kind and range, and the only place they are read.
+"""Request parameters: their names, kinds and ranges, and the only place where they are read.
 
 A parameter comes under its own name (`conf_thres`) or, with a raw HTTP body, as a header
-(`X-Yolo-Conf-Thres: 0.4`), then always as text and in any letter case.
+(`X-Yolo-Conf-Thres: 0.4`), which is always text and in any letter case.
 
-All are read on the one thread that takes requests in, so none may be long.
+One thread reads the parameters of all requests, so their length is limited.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from typing import Any
 
 from thresholds import MAX_DET, Thresholds
 
-# What Triton itself puts among the parameters, or reads from them; `id` is a request's name in
-# the body of /generate.
+# Parameters that Triton itself adds or reads; `id` is the id of a request in a body of /generate.
 _RESERVED = re.compile(
     r"sequence_\w+|triton_\w+|priority|timeout|headers|binary_data(_size|_output)?|classification"
     r"|shared_memory_\w+|id",
@@ -29,7 +28,8 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.A
 _WHOLE = re.compile(r"\d+", re.ASCII)
 
 MAX_BYTES = 4096  # of one parameter, in UTF-8
-# Of all parameters as JSON: longer than those that exist can be, with every character escaped.
+# Characters of all parameters as JSON: more than the longest valid ones, with every character
+# escaped.
 _MAX_TEXT = 256 * 1024
 
 
@@ -48,7 +48,7 @@ class Parameters(Thresholds):
     classes: frozenset[int]
 
     def class_filter(self, count: int) -> list[bool]:
-        """One flag for each of the model's `count` classes: may it be reported?"""
+        """For each of the model's `count` classes, whether it may be reported."""
         return [not self.classes or index in self.classes for index in range(count)]
 
 
@@ -56,7 +56,7 @@ def read_text(text: str) -> dict[str, object]:
     """Read the JSON object in which Triton hands over the parameters of a request.
 
     Raises:
-        ParameterError: it is too long to be worth reading.
+        ParameterError: the text is too long.
     """
     if len(text) > _MAX_TEXT:
         raise ParameterError(
@@ -76,14 +76,14 @@ def parse_parameters(
     """Read one request's parameters.
 
     Args:
-        given: as Triton hands them over: name -> str, int, float or bool.
-        names: the model's class names, by which `classes` may ask for them.
-        defaults: for what is not given.
-        best_class_only: the model tells no more than the best class of a box, so that multi_label
-            is impossible.
+        given: as Triton passes them: name -> str, int, float or bool.
+        names: the model's class names, which `classes` may contain.
+        defaults: values of the parameters that are not given.
+        best_class_only: the model reports only the best class of a box, and multi_label is
+            impossible.
 
     Raises:
-        ParameterError: an unknown name, a wrong kind, a value out of range, one given twice.
+        ParameterError: an unknown name, a wrong kind, a value out of range, or a name given twice.
     """
     return _possible(replace(defaults, **_read(given, names)), best_class_only)
 
@@ -91,10 +91,10 @@ def parse_parameters(
 def read_defaults(
     given: Mapping[str, object], names: Sequence[str], *, best_class_only: bool = False
 ) -> Parameters:
-    """Read the configuration's defaults: all of them but `classes`, which may be left out for all.
+    """Read the defaults from the configuration, which must hold all but `classes`.
 
     Raises:
-        ParameterError: as above, or one is missing.
+        ParameterError: as for `parse_parameters`, or a default is missing.
     """
     values = {"classes": frozenset(), **_read(given, names)}
     for name in NAMES:
@@ -119,7 +119,7 @@ def _read(given: Mapping[str, object], names: Sequence[str]) -> dict[str, Any]:
             continue
         name = _HEADER.sub("", key, count=1).lower().replace("-", "_")
         reader = _READERS.get(name)
-        # Under its own name a parameter is spelt exactly; only headers come in any case.
+        # Only headers may be spelt in any letter case.
         if reader is None or (name != key and not _HEADER.match(key)):
             raise ParameterError(
                 f"parameter {_quoted(key)} is unknown; allowed: {', '.join(_READERS)}"
@@ -133,7 +133,7 @@ def _read(given: Mapping[str, object], names: Sequence[str]) -> dict[str, Any]:
 
 
 def _quoted(value: object) -> str:
-    """A caller's value for a message: on one line, printable, short."""
+    """A caller's value, for a message: on one line, printable, short."""
     text = ascii(value)
     return text if len(text) <= 60 else f"{text[:56]}...'"
 
@@ -143,7 +143,7 @@ def _unit_interval(name: str, value: object, names: Sequence[str]) -> float:
     if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
         number = float(value)
     elif isinstance(value, (int, float)) and _is_number(value):
-        number = value  # a whole number may be too large to be a float
+        number = value  # a whole number may be too large for a float
     if not 0 <= number <= 1:
         raise ParameterError(f"{name} is {_quoted(value)}; allowed: a number from 0 to 1")
     return float(number)
@@ -201,7 +201,7 @@ def _classes(name: str, value: object, names: Sequence[str]) -> frozenset[int]:
 
 
 def _json_list(name: str, value: str) -> list[object]:
-    """The form for names that hold commas, or begin or end with a blank."""
+    """Read the form for names that contain commas, or begin or end with a blank."""
     try:
         items = json.loads(value)
     except (ValueError, RecursionError):
@@ -215,14 +215,20 @@ def _json_list(name: str, value: str) -> list[object]:
 
 
 def _json_class(item: Any, named: Mapping[str, set[int]], count: int) -> set[int]:
-    """A number is an index. A string is a name, or an index if no class has that name."""
+    """Indices of the classes that an item of a JSON list means.
+
+    A number is an index. A string is a name, or an index if no class has that name.
+    """
     if isinstance(item, str):
         return named.get(item) or _indexed(item, count)
     return {item} if type(item) is int and 0 <= item < count else set()
 
 
 def _text_class(item: Any, named: Mapping[str, set[int]], count: int) -> set[int]:
-    """Digits are an index, or a name if there is no such index."""
+    """Indices of the classes that an item of a comma-separated list means.
+
+    Digits are an index, or a name if there is no such index.
+    """
     return _indexed(item, count) or named.get(item, set())
 
 

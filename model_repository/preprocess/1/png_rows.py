@@ -1,8 +1,8 @@
-"""Decompress the rows of a PNG, so that its decoder gets exactly these and not a bomb.
+"""Decompress the rows of a PNG, to keep decompression bombs from its decoder.
 
-libpng goes through all that follows the rows in the compressed data, 1 GB for each MB of the file,
-and nothing tells where the rows end but to decompress them. Since that is most of the work of
-decoding a PNG, it is done once, here: the decoder is given the rows uncompressed.
+libpng decompresses everything that follows the rows, 1 GB for each MB of the file, and only
+decompression shows where the rows end. As this is most of the work of decoding a PNG, it is done
+only once, here: the decoder gets the rows uncompressed, and nothing after them.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Iterator
 
 from containers import PNG_SIGNATURE, png_chunks
 
-MAX_TRAILING = 1 << 16  # bytes after the rows that are let pass, and left out; encoders leave none
+MAX_TRAILING = 1 << 16  # tolerated after the rows, and dropped; encoders write none
 
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by type of colour
-# First column and row, and the steps between them, of the passes of an interlaced PNG.
+# Passes of an interlaced PNG: first column, first row, steps between columns and between rows.
 _PASSES = (
     (0, 0, 8, 8),
     (4, 0, 8, 8),
@@ -26,13 +26,13 @@ _PASSES = (
     (1, 0, 2, 2),
     (0, 1, 1, 2),
 )
-_PIECE = 1 << 14
+_PIECE = 1 << 14  # bytes decompressed at a time
 _BLOCK = 65535  # the most that DEFLATE stores in a block
 _ZLIB_HEADER = b"\x78\x01"
 
 
 class TrailingDataError(ValueError):
-    """The compressed data go on after the picture."""
+    """The compressed data continue after the picture."""
 
 
 def inflate_rows(data: bytes) -> bytes | bytearray:
@@ -43,8 +43,8 @@ def inflate_rows(data: bytes) -> bytes | bytearray:
             for each pixel.
 
     Returns:
-        The PNG; as it was given where its data are damaged or too short, which the decoder then
-        finds at the same place.
+        The PNG; unchanged if its data are damaged or too short: the decoder then fails at the same
+        place.
 
     Raises:
         TrailingDataError: more than `MAX_TRAILING` bytes follow the rows.
@@ -72,7 +72,7 @@ def _pieces(data: bytes, parts: list[tuple[int, int]]) -> Iterator[memoryview]:
 
 
 def _length(data: bytes) -> int:
-    """Bytes of the rows, each with the one before it that names its filter."""
+    """Bytes of the rows, each preceded by one byte that names its filter."""
     width, height, depth, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
     bits = depth * _CHANNELS.get(colour, 0)
     total = 0
@@ -86,9 +86,9 @@ def _length(data: bytes) -> int:
 def _stored(
     pieces: Iterator[memoryview], length: int, before: bytes, after: bytes
 ) -> bytearray | None:
-    """An IDAT chunk of so many bytes in blocks that are only stored, between other chunks.
+    """Build a PNG with `length` bytes of rows, in one IDAT chunk of stored blocks.
 
-    None if the pieces do not hold so many.
+    None if the pieces hold fewer bytes. `before` and `after` are the file around the chunk.
     """
     size = len(_ZLIB_HEADER) + 5 * -(-length // _BLOCK) + length + 4
     begin = len(before)
@@ -113,13 +113,13 @@ def _stored(
 
 
 def _blocks(pieces: Iterator[memoryview], length: int) -> Iterator[bytes]:
-    """Decompress so many bytes, in blocks that are all full but the last."""
+    """Decompress `length` bytes, in blocks; all but the last are full."""
     inflater = zlib.decompressobj()
     block = b""
     spare = MAX_TRAILING
     for piece in pieces:
         left: bytes | memoryview = piece
-        # What is decompressed may have to wait in the inflater for room, after all has been read.
+        # The inflater may still hold output after it has read the whole piece.
         while not inflater.eof:
             wanted = min(_BLOCK, length) - len(block) if length else spare + 1
             more = inflater.decompress(left, wanted)

@@ -7,12 +7,12 @@ from typing import Any
 from decode import REASONS
 from metrics_buffer import MetricsBuffer
 
-# Seconds, from small photos to the largest that are allowed.
+# Seconds, from small photos to the largest allowed.
 _BUCKETS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5]
 
 
 class Metrics:
-    """Counters and histograms, which may be told something by several threads.
+    """Counters and histograms, to be used from several threads.
 
     Args:
         pb_utils: Triton's module, which exists only inside the server.
@@ -20,7 +20,7 @@ class Metrics:
 
     def __init__(self, pb_utils: Any) -> None:
         family = pb_utils.MetricFamily
-        self._families: list[Any] = []  # a metric goes when its family does
+        self._families: list[Any] = []  # kept, as a metric ends with its family
 
         def histogram(name: str, description: str) -> Any:
             kind = family(name=name, description=description, kind=family.HISTOGRAM)
@@ -54,7 +54,7 @@ class Metrics:
         self._buffer.increment(self._rejected[reason], images)
 
     def observe(self, decode: float, letterbox: float) -> None:
-        """One image, in seconds."""
+        """Record the times of one image, in seconds."""
         self._buffer.observe(self._decode_seconds, decode)
         self._buffer.observe(self._letterbox_seconds, letterbox)
 

@@ -29,13 +29,14 @@ class SettingsError(ValueError):
 class Settings:
     """
     Attributes:
-        defaults: what a request gets that does not say otherwise.
-        scaled_decoding: whether a JPEG that is much larger than the network's input is decoded in
-            a smaller size.
+        defaults: of the request parameters.
+        limits: of one image.
+        scaled_decoding: whether a JPEG much larger than the network's input is decoded in a
+            smaller size.
         threads: images that are decoded at the same time.
-        max_queued_images: that wait to be decoded.
-        max_queue_seconds: how long a request may.
-        max_in_flight_images: that are being decoded, or on their way to `postprocess`.
+        max_queued_images: images that may wait for admission.
+        max_queue_seconds: how long a request may wait.
+        max_in_flight_images: images that may be between admission and `postprocess`.
     """
 
     defaults: Parameters
@@ -55,7 +56,7 @@ def read_settings(
     Args:
         config: the `parameters` of the configuration, as text.
         names: the model's class names.
-        best_class_only: the model cannot do multi_label.
+        best_class_only: the model reports only the best class of a box.
 
     Raises:
         SettingsError, ParameterError: one sentence that names the setting.
@@ -72,7 +73,7 @@ def read_settings(
         threads=_whole(config, "threads", 0, 1024) or cores,
         max_queued_images=_whole(config, "max_queued_images", 1, 1 << 20),
         max_queue_seconds=_whole(config, "max_queue_seconds", 1, 3600),
-        # Some that are decoded, some that the network has, and two so that none of them waits.
+        # Enough for those being decoded and those in the network, and two to keep both busy.
         max_in_flight_images=_whole(config, "max_in_flight_images", 0, 1 << 20) or 2 * cores + 2,
     )
 
@@ -80,7 +81,7 @@ def read_settings(
 def _image_limits(config: Mapping[str, str]) -> ImageLimits:
     return ImageLimits(
         bytes=_whole(config, "max_image_bytes", 1, 1 << 30),
-        # OpenCV's own bound; its sides end at 2**20.
+        # OpenCV's own limit; that of each side is 2**20.
         pixels=_whole(config, "max_image_pixels", 1, 1 << 30),
     )
 

@@ -1,8 +1,8 @@
-"""Take from an image file what a still picture does not need, before any decoder sees it.
+"""Strip an image file of everything that a still picture does not need, before it is decoded.
 
-Animations, profiles, texts and thumbnails do not change the picture that OpenCV gives, but each has
-a parser, and several of those had holes. What stays is what changes the answer: the picture itself,
-its palette, and the EXIF data, which say how it is to be turned.
+Animations, profiles, texts and thumbnails do not change the picture that OpenCV returns, but each
+has a parser, and several of these parsers had vulnerabilities. Only what changes the answer stays:
+the picture, its palette, and the EXIF data, which hold its orientation.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from containers import (
 )
 
 _APP0, _APP1, _APP14, _APP15, _COMMENT = 0xE0, 0xE1, 0xEE, 0xEF, 0xFE
-# Of the application segments these matter: the first and last for the colours.
+# Application segments that change the picture: JFIF and Adobe its colours, Exif its orientation.
 _JPEG_KEPT = ((_APP0, b"JFIF\0"), (_APP1, b"Exif\0\0"), (_APP14, b"Adobe"))
 
-_PNG_ANCILLARY = 0x20  # in the first letter: a decoder may pass the chunk over
+_PNG_ANCILLARY = 0x20  # bit of the first letter: a decoder may ignore the chunk
 _PNG_KEPT = b"eXIf"
 
 _WEBP_PICTURE = (b"ALPH", b"VP8 ", b"VP8L")
@@ -32,17 +32,17 @@ _WEBP_FRAME_HEADER = 16
 
 
 def strip_to_still(data: bytes) -> bytes:
-    """Return the file of one still picture; the same object where nothing has to go.
+    """Return a file of one still picture; the same object if there is nothing to strip.
 
     Args:
-        data: a file that begins as a JPEG, PNG, WebP, BMP or TIFF does.
+        data: a file with the first bytes of a JPEG, PNG, WebP, BMP or TIFF.
 
     Returns:
-        A file of the same picture: of an animation the first, of a TIFF the first page.
+        A file of the same picture: the first frame of an animation, the first page of a TIFF.
 
     Raises:
-        struct.error, OverflowError: the file ends too early, or points beyond itself.
-        ValueError: it is not divided as its format is.
+        struct.error, OverflowError: the file ends too early, or has an offset beyond its end.
+        ValueError: its parts are not those of its format.
     """
     if data.startswith(b"\xff\xd8"):
         return _jpeg(data)
@@ -56,7 +56,7 @@ def strip_to_still(data: bytes) -> bytes:
 
 
 def _without(data: bytes, parts: Iterable[tuple[int, int]]) -> bytes:
-    """The data without the parts, each from start to end, in order."""
+    """The data without these parts, which are offsets of start and end, in order."""
     view, kept, position = memoryview(data), [], 0
     for start, end in parts:
         if start > position:
@@ -67,9 +67,9 @@ def _without(data: bytes, parts: Iterable[tuple[int, int]]) -> bytes:
 
 def _jpeg(data: bytes) -> bytes:
     dropped: list[tuple[int, int]] = []
-    gap = -1  # where the segment ends that was dropped last
+    gap = -1  # end of the segment before, if that was dropped
     for kind, start, body, end in jpeg_segments(data):
-        if gap >= 0:  # what lies between segments goes too: the file must begin with a segment
+        if gap >= 0:  # also what lies between: the file must begin with a segment
             dropped.append((gap, start))
         gap = -1
         if kind == _COMMENT or (
@@ -94,7 +94,7 @@ def _png(data: bytes) -> bytes:
 
 def _webp(data: bytes) -> bytes:
     if data[RIFF_HEADER : RIFF_HEADER + 4] != b"VP8X":
-        return data  # of one chunk, and what may follow is not looked at
+        return data  # one chunk; the decoder ignores what follows
     (size,) = struct.unpack_from("<I", data, 4)
     chunks = [*riff_chunks(data, RIFF_HEADER, min(len(data), 8 + size))]
     if not chunks or chunks[0][3] - chunks[0][2] < 10:
@@ -109,7 +109,7 @@ def _webp(data: bytes) -> bytes:
 
 
 def _first_frame(data: bytes, chunks: list[Chunk]) -> bytes:
-    """The first frame of an animation; as a still picture, where it is as large as the whole."""
+    """The first frame of an animation; as a still picture if it is as large as the canvas."""
     frame = next((chunk for chunk in chunks if chunk[0] == b"ANMF"), None)
     if frame is None:
         raise ValueError
@@ -126,7 +126,7 @@ def _first_frame(data: bytes, chunks: list[Chunk]) -> bytes:
     whole = chunks[0][2]
     if not any(place) and sides == data[whole + 4 : whole + 10]:
         return _riff(_extended(data, chunks[0], 0), [*picture, *exif])
-    # It lies somewhere on an empty ground, which only the decoder of animations knows to do.
+    # The frame lies on a larger, empty canvas: only the decoder of animations can place it.
     control = [data[start:end] for kind, start, _, end in chunks if kind == b"ANIM"]
     content = data[body : body + _WEBP_FRAME_HEADER] + b"".join(picture)
     anmf = b"ANMF" + struct.pack("<I", len(content)) + content
@@ -134,7 +134,7 @@ def _first_frame(data: bytes, chunks: list[Chunk]) -> bytes:
 
 
 def _extended(data: bytes, chunk: Chunk, more: int) -> bytes:
-    """The chunk VP8X, which says no longer that there is more than picture and EXIF data."""
+    """The chunk VP8X, with the flags of alpha and EXIF data alone, and those of `more`."""
     _, start, body, end = chunk
     flags = data[body] & (_WEBP_ALPHA | _WEBP_EXIF) | more
     return data[start:body] + bytes([flags]) + data[body + 1 : end]
@@ -146,7 +146,7 @@ def _riff(first: bytes, others: list[bytes]) -> bytes:
 
 
 def _tiff(data: bytes) -> bytes:
-    """The file with its first page as the only one."""
+    """The file with its first page as the only one: the link to the next is zeroed."""
     directory = tiff_directory(data)
     link, end = directory.link, directory.link + directory.offset
     following = data[link:end]
