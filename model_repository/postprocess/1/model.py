@@ -32,9 +32,10 @@ class TritonPythonModel:
         self.warm_up()
 
     def warm_up(self):
-        """Detect two overlapping boxes: the first call of each operation is slow."""
+        """Detect two overlapping boxes of class 0: the first call of each operation is slow."""
         rows = torch.zeros((2, self.network.columns), device=self.device)
-        rows[:, :5] = 1.0
+        # Box, and objectness and score of class 0; with a reduced head box, score, and its index.
+        rows[:, : 5 if self.network.best_class_only else 6] = 1.0
         placement = Placement.from_row([1, 1, 0, 0, 2, 2])
         everything = torch.ones(len(self.labels), dtype=torch.bool, device=self.device)
         for multi_label in (0,) if self.network.best_class_only else (0, 1):
