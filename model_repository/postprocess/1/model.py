@@ -26,8 +26,8 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         given = {key: value["string_value"] for key, value in config["parameters"].items()}
         self.network = read_network_spec(network_folder(Path(args["model_repository"]), given))
-        self.labels = self.network.class_names
-        self.metrics = Metrics(pb_utils, self.labels)
+        self.class_names = self.network.class_names
+        self.metrics = Metrics(pb_utils, self.class_names)
         self.completions = CompletionSender()
         self.warm_up()
 
@@ -37,18 +37,10 @@ class TritonPythonModel:
         # Box, and objectness and score of class 0; with a reduced head box, score, and its index.
         rows[:, : 5 if self.network.best_class_only else 6] = 1.0
         placement = Placement.from_row([1, 1, 0, 0, 2, 2])
-        everything = torch.ones(len(self.labels), dtype=torch.bool, device=self.device)
+        every_class = torch.ones(len(self.class_names), dtype=torch.bool, device=self.device)
         for multi_label in (0,) if self.network.best_class_only else (0, 1):
-            self.detect(rows, [0.5, 0.5, 1, 0, multi_label], everything, placement)
-
-    def detect(self, rows, nms, class_filter, placement):
-        return detect(
-            rows,
-            Thresholds.from_row(nms),
-            class_filter,
-            placement,
-            best_class_only=self.network.best_class_only,
-        )
+            thresholds = Thresholds.from_row([0.5, 0.5, 1, 0, multi_label])
+            self.detect(rows, thresholds, every_class, placement)
 
     def execute(self, requests):
         for request in requests:
@@ -65,9 +57,6 @@ class TritonPythonModel:
     def lowest_conf_thres(self, request):
         return float(self.tensor(request, "nms")[:, CONF_THRES].min())
 
-    def finalize(self):
-        self.metrics.close()
-
     def respond(self, request):
         try:
             return self.answer(request)
@@ -80,25 +69,36 @@ class TritonPythonModel:
     def answer(self, request):
         output0 = self.tensor(request, "output0")
         class_filter = self.tensor(request, "class_filter")
-        columns, classes = self.network.columns, len(self.labels)
+        self.check_columns(output0, class_filter)
+        placements = [*map(Placement.from_row, self.tensor(request, "placement").tolist())]
+        thresholds = map(Thresholds.from_row, self.tensor(request, "nms").tolist())
+        detections = []
+        for image in zip(output0, thresholds, class_filter, placements):
+            started = perf_counter()
+            detections.append([part.cpu().numpy() for part in self.detect(*image)])
+            self.metrics.observe(perf_counter() - started)
+            self.metrics.count_detections(detections[-1][2])
+        outputs = pack_detections(detections, self.class_names)
+        outputs["image_size"] = np.array([(p.height, p.width) for p in placements], np.int32)
+        return pb_utils.InferenceResponse(
+            [pb_utils.Tensor(name, array) for name, array in outputs.items()]
+        )
+
+    def check_columns(self, output0, class_filter):
+        columns, classes = self.network.columns, len(self.class_names)
         if output0.shape[2] != columns or class_filter.shape[1] != classes:
             raise InputError(
                 f"output0 has {output0.shape[2]} columns and class_filter {class_filter.shape[1]};"
                 f" allowed: {columns} and {classes}, for the {classes} lines of labels.txt"
             )
-        placements = [*map(Placement.from_row, self.tensor(request, "placement").tolist())]
-        nms = self.tensor(request, "nms").tolist()
-        detections = []
-        for rows, allowed, placement, thresholds in zip(output0, class_filter, placements, nms):
-            started = perf_counter()
-            found = self.detect(rows, thresholds, allowed, placement)
-            detections.append([part.cpu().numpy() for part in found])
-            self.metrics.observe(perf_counter() - started)
-            self.metrics.count_detections(detections[-1][2])
-        outputs = pack_detections(detections, self.labels)
-        outputs["image_size"] = np.array([(p.height, p.width) for p in placements], np.int32)
-        return pb_utils.InferenceResponse(
-            [pb_utils.Tensor(name, array) for name, array in outputs.items()]
+
+    def detect(self, rows, thresholds, class_filter, placement):
+        return detect(
+            rows,
+            thresholds,
+            class_filter,
+            placement,
+            best_class_only=self.network.best_class_only,
         )
 
     def tensor(self, request, name):
@@ -107,6 +107,9 @@ class TritonPythonModel:
         if tensor.is_cpu():
             return torch.from_numpy(tensor.as_numpy()).to(self.device)
         return torch.from_dlpack(tensor.to_dlpack()).to(self.device)
+
+    def finalize(self):
+        self.metrics.close()
 
 
 def error_response(message, code):
