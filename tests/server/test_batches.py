@@ -41,7 +41,7 @@ def blank() -> bytes:
     return cv2.imencode(".png", np.full((300, 400, 3), 114, np.uint8))[1].tobytes()
 
 
-def test_a_batch_equals_its_images_alone(server: RunningServer, images: list[bytes]) -> None:
+def test_batch_equals_its_images_alone(server: RunningServer, images: list[bytes]) -> None:
     together = ask_grpc(server.grpc, images)
     assert together["image_size"].tolist() == [list(size) for size in SIZES]
     counts = together["num_dets"][:, 0]
@@ -51,7 +51,7 @@ def test_a_batch_equals_its_images_alone(server: RunningServer, images: list[byt
         assert_same(row(together, index), ask_grpc(server.grpc, [image]), exact=False)
 
 
-def test_an_image_without_detections_is_padded(
+def test_image_without_detections_is_padded(
     server: RunningServer, images: list[bytes], blank: bytes
 ) -> None:
     answer = ask_grpc(server.grpc, [images[0], blank, images[1]])
@@ -64,7 +64,7 @@ def test_an_image_without_detections_is_padded(
     assert_same(row(answer, 2), ask_grpc(server.grpc, [images[1]]), exact=False)
 
 
-def test_nothing_found_at_all(server: RunningServer, blank: bytes) -> None:
+def test_batch_without_any_detection_is_empty(server: RunningServer, blank: bytes) -> None:
     answer = ask_grpc(server.grpc, [blank, blank])
     assert answer["num_dets"].tolist() == [[0], [0]]
     assert answer["det_boxes"].shape == (2, 0, 4)
@@ -89,7 +89,7 @@ def asked(server: RunningServer, images: list[bytes]) -> Iterator[list[tuple[Any
     yield [(*request, ask_grpc(server.grpc, *request)) for request in requests]
 
 
-def test_64_requests_of_20_callers_each_get_their_own(
+def test_64_requests_of_20_callers_each_get_their_own_answer(
     server: RunningServer, asked: list[tuple[Any, ...]]
 ) -> None:
     before = executions(server, "preprocess")
@@ -101,7 +101,7 @@ def test_64_requests_of_20_callers_each_get_their_own(
     assert run < 64, "the requests were not batched, so nothing was put to the test"
 
 
-def test_different_photos_are_told_apart(server: RunningServer) -> None:
+def test_answers_of_different_photos_differ(server: RunningServer) -> None:
     photo = PHOTO.read_bytes()
     other = sorted(PHOTOS.iterdir())[1].read_bytes()
     answer = ask_grpc(server.grpc, [photo, other, photo])

@@ -62,7 +62,7 @@ def thresholds(count: int, conf_thres: float) -> NDArray[np.float32]:
     return np.array([[conf_thres, 0.45, 300, 0, 0]] * count, np.float32)
 
 
-def test_the_endpoint_is_wired_with_the_small_tensors(server: RunningServer) -> None:
+def test_endpoint_is_wired_with_the_small_tensors(server: RunningServer) -> None:
     with urllib.request.urlopen(f"{server.http}/v2/models/yolov5_ensemble/config") as answer:
         steps = json.load(answer)["ensemble_scheduling"]["step"]
     assert steps[1]["input_map"] == {"pixels": "pixels", "nms": "nms"}
@@ -78,7 +78,7 @@ def test_floats_give_all_rows(network: grpc.InferenceServerClient) -> None:
 
 @pytest.mark.parametrize("kind", ["images", "pixels"])
 @pytest.mark.parametrize("count", [1, 3])
-def test_candidates_are_the_rows_over_the_confidence(
+def test_only_rows_over_the_confidence_are_returned(
     network: grpc.InferenceServerClient, count: int, kind: str
 ) -> None:
     images = prepared(count)
@@ -93,11 +93,11 @@ def test_candidates_are_the_rows_over_the_confidence(
         assert not one[len(candidates) :].any()
 
 
-def test_no_candidate_at_all(network: grpc.InferenceServerClient) -> None:
+def test_no_row_over_the_confidence_gives_no_rows(network: grpc.InferenceServerClient) -> None:
     assert rows(network, images=prepared(2), nms=thresholds(2, 1.0)).shape == (2, 0, 8)
 
 
-def test_one_kind_of_picture_and_only_one(network: grpc.InferenceServerClient) -> None:
+def test_images_and_pixels_exclude_each_other(network: grpc.InferenceServerClient) -> None:
     images = prepared(1)
     given: list[dict[str, NDArray[Any]]] = [
         {},
@@ -109,7 +109,7 @@ def test_one_kind_of_picture_and_only_one(network: grpc.InferenceServerClient) -
         assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
 
 
-def test_weights_that_somebody_has_changed_by_hand_are_served(
+def test_weights_changed_by_hand_are_served(
     tmp_path: Path, bundled_repository: Path, server: RunningServer
 ) -> None:
     repository = tmp_path / "model_repository"
@@ -124,7 +124,7 @@ def test_weights_that_somebody_has_changed_by_hand_are_served(
         assert_same(ask_grpc(other.grpc, [image]), ask_grpc(server.grpc, [image]))
 
 
-def test_it_answers_to_the_last_digit_as_without(
+def test_small_tensors_give_the_same_answer_to_the_last_digit(
     tmp_path: Path, bundled_repository: Path, server: RunningServer
 ) -> None:
     """A network that somebody has put there by hand has no configuration but config.pbtxt."""

@@ -78,12 +78,12 @@ def ask_generate(server: RunningServer, text: str, **parameters: Any) -> Outputs
     return outputs
 
 
-def test_the_endpoint_is_ready(server: RunningServer) -> None:
+def test_endpoint_is_ready(server: RunningServer) -> None:
     with urllib.request.urlopen(f"{server.http}/v2/models/yolov5_ensemble/ready") as answer:
         assert answer.status == 200
 
 
-def test_the_endpoint_has_exactly_the_contracts_tensors(server: RunningServer) -> None:
+def test_endpoint_has_exactly_the_tensors_of_the_contract(server: RunningServer) -> None:
     metadata = get_json(f"{server.http}/v2/models/yolov5_ensemble")
     assert [tensor["name"] for tensor in metadata["inputs"]] == ["image"]
     tensors = [*metadata["inputs"], *metadata["outputs"]]
@@ -91,7 +91,7 @@ def test_the_endpoint_has_exactly_the_contracts_tensors(server: RunningServer) -
 
 
 @pytest.mark.parametrize("conf_thres", [0.25, 0.999], ids=["cells", "nothing"])
-def test_every_way_to_ask_gives_the_same_answer(server: RunningServer, conf_thres: float) -> None:
+def test_every_transport_gives_the_same_answer(server: RunningServer, conf_thres: float) -> None:
     image = PHOTO.read_bytes()
     text = base64.b64encode(image).decode()
     expected = ask_grpc(server.grpc, [image], {"conf_thres": str(conf_thres)})
@@ -115,7 +115,7 @@ def test_headers_are_parameters_in_any_letter_case(server: RunningServer) -> Non
     assert expected["det_labels"].tolist() == [[b"RBC", b"RBC"]]
 
 
-def test_classes_may_be_a_json_list_on_every_way(server: RunningServer) -> None:
+def test_classes_may_be_a_json_list_over_every_transport(server: RunningServer) -> None:
     image = PHOTO.read_bytes()
     expected = ask_grpc(server.grpc, [image], {"classes": "RBC,0"})
     listed = '["\\u0052BC", 0]'
@@ -133,7 +133,7 @@ def test_header_may_hold_utf_8(server: RunningServer) -> None:
     assert "classes names 'Katze \\u732b'; allowed: indices from 0 to 2" in reply.json()["error"]
 
 
-def test_requests_of_all_thresholds_that_come_together_get_their_own_answers(
+def test_concurrent_requests_of_different_thresholds_get_their_own_answers(
     server: RunningServer,
 ) -> None:
     """The step answers those with a high conf_thres first."""
@@ -203,7 +203,7 @@ def test_metrics_count_images_and_detections(server: RunningServer) -> None:
     assert [value(line) - b for line, b in zip(counted, before)] == [3, 2, 1, 2, 2, 2]
 
 
-def test_the_management_apis_are_closed(server: RunningServer) -> None:
+def test_management_apis_are_closed(server: RunningServer) -> None:
     for path in (
         "repository/index",
         "repository/models/yolov5/load",

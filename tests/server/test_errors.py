@@ -97,7 +97,7 @@ def assert_one_sentence(message: str) -> None:
 
 
 @pytest.mark.parametrize("image, sentence", BAD_IMAGES.values(), ids=BAD_IMAGES)
-def test_bad_image(server: RunningServer, image: bytes, sentence: str) -> None:
+def test_bad_image_is_refused(server: RunningServer, image: bytes, sentence: str) -> None:
     message = refusal(server, [image])
     assert f"image 1 of 1: {sentence}" in message
     assert_one_sentence(message)
@@ -106,7 +106,7 @@ def test_bad_image(server: RunningServer, image: bytes, sentence: str) -> None:
     assert sentence in reply.json()["error"]
 
 
-def test_a_jpeg_of_very_many_scans(server: RunningServer) -> None:
+def test_jpeg_of_very_many_scans_is_refused(server: RunningServer) -> None:
     started = time.monotonic()
     message = refusal(server, [with_scans(5000)])
     assert time.monotonic() - started < 1
@@ -114,20 +114,20 @@ def test_a_jpeg_of_very_many_scans(server: RunningServer) -> None:
     assert_one_sentence(message)
 
 
-def test_empty_body(server: RunningServer) -> None:
+def test_empty_body_is_refused(server: RunningServer) -> None:
     reply = post_raw(server.http, b"")
     assert reply.status == 400
     assert "image 1 of 1: no bytes at all" in reply.json()["error"]
     assert "image 1 of 1: no bytes at all" in refusal(server, [b""])
 
 
-def test_the_bad_element_of_a_batch_is_named(server: RunningServer) -> None:
+def test_bad_element_of_a_batch_is_named(server: RunningServer) -> None:
     message = refusal(server, [PHOTO_BYTES, PHOTO_BYTES, b"hello", PHOTO_BYTES])
     assert "image 3 of 4: not an image" in message
 
 
 @pytest.mark.parametrize("parameters, sentence", BAD_PARAMETERS.values(), ids=BAD_PARAMETERS)
-def test_bad_parameter(server: RunningServer, parameters: Any, sentence: str) -> None:
+def test_bad_parameter_is_refused(server: RunningServer, parameters: Any, sentence: str) -> None:
     message = refusal(server, [PHOTO_BYTES], parameters)
     assert sentence in message
     assert_one_sentence(message)
@@ -140,7 +140,7 @@ def test_bad_parameter(server: RunningServer, parameters: Any, sentence: str) ->
     assert sentence in reply.json()["error"]
 
 
-def test_bad_header(server: RunningServer) -> None:
+def test_bad_header_is_refused(server: RunningServer) -> None:
     reply = post_raw(server.http, PHOTO_BYTES, {"X-Yolo-Conf-Thres": "2"})
     assert (reply.status, "conf_thres is '2'" in reply.body.decode()) == (400, True)
     reply = post_raw(server.http, PHOTO_BYTES, {"X-Yolo-Confidence": "0.5"})
@@ -150,7 +150,7 @@ def test_bad_header(server: RunningServer) -> None:
     )
 
 
-def test_a_header_that_is_no_text_concerns_its_sender_alone(server: RunningServer) -> None:
+def test_header_that_is_not_utf_8_fails_its_own_request_only(server: RunningServer) -> None:
     expected = ask_grpc(server.grpc, [PHOTO_BYTES])
     body = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": "0"}
 
@@ -175,11 +175,11 @@ def test_a_header_that_is_no_text_concerns_its_sender_alone(server: RunningServe
         assert b"a parameter is no text; allowed: UTF-8" in answer[1]
 
 
-def test_too_many_images(server: RunningServer) -> None:
+def test_too_many_images_are_refused(server: RunningServer) -> None:
     assert "8" in refusal(server, [PHOTO_BYTES] * 9)
 
 
-def test_good_requests_in_the_same_batch_are_answered(server: RunningServer) -> None:
+def test_good_requests_batched_with_bad_ones_are_answered(server: RunningServer) -> None:
     expected = ask_grpc(server.grpc, [PHOTO_BYTES])
     bad = [*BAD_IMAGES.values(), *((PHOTO_BYTES, s, p) for p, s in BAD_PARAMETERS.values())]
     requests = [case for pair in zip([None] * len(bad), bad) for case in pair] * 2
@@ -209,7 +209,7 @@ def test_good_requests_in_the_same_batch_are_answered(server: RunningServer) -> 
 
 
 @pytest.mark.parametrize("shape, data", [([0, 1], []), ([1, 2], ["a", "b"]), ([1], ["a"])])
-def test_shapes_that_are_no_batch_of_images(
+def test_shape_that_is_no_batch_of_images_is_refused(
     server: RunningServer, shape: list[int], data: list[str]
 ) -> None:
     tensor = {"name": "image", "datatype": "BYTES", "shape": shape, "data": data}
@@ -230,7 +230,7 @@ FAULTS = sorted((SHARED.parent / "faults" / "png").glob("*.png"))
         *(pytest.param(path.read_bytes, None, id=path.stem) for path in FAULTS),
     ],
 )
-def test_an_image_that_ended_a_server_is_answered_or_refused(
+def test_image_that_once_ended_a_server_is_answered_or_refused(
     server: RunningServer, image: Callable[[], bytes], status: int | None
 ) -> None:
     processes = server.processes("triton_python_backend_stub")

@@ -38,13 +38,13 @@ def assert_faithful(result: Difference) -> None:
     assert result.score <= 1e-3
 
 
-def test_bundled_photos(server: RunningServer) -> None:
+def test_bundled_photos_match_the_reference(server: RunningServer) -> None:
     result = difference(server, PHOTOS.iterdir(), DATA / "bccd_reference.json")
     assert (result.images, result.detections) == (8, 130)
     assert_faithful(result)
 
 
-def test_bundled_photos_rect(tmp_path: Path) -> None:
+def test_bundled_photos_match_the_reference_with_rect(tmp_path: Path) -> None:
     repository = make_repository(tmp_path, BUNDLED, "--letterbox=rect")
     with running_server(f"--repository={repository}") as rect:
         result = difference(rect, PHOTOS.iterdir(), DATA / "bccd_reference_rect.json")
@@ -58,7 +58,7 @@ def test_bundled_photos_rect(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the whole test split is not at hand")
-def test_whole_blood_cell_test_split(server: RunningServer) -> None:
+def test_blood_cell_test_split_matches_the_reference(server: RunningServer) -> None:
     photos = (SHARED / "bccd" / "images" / "test").iterdir()
     result = difference(server, photos, SHARED / "reference" / "bccd_yolov5n_square.json")
     assert result.images == 72
@@ -68,7 +68,7 @@ def test_whole_blood_cell_test_split(server: RunningServer) -> None:
 @pytest.mark.skipif(not SHARED.exists(), reason="the COCO photos and weights are not at hand")
 @pytest.mark.parametrize("letterbox", ["square", "rect"])
 @pytest.mark.parametrize("weights", ["yolov5n_v7.0", "yolov5s_v5.0"])
-def test_coco_photos(tmp_path: Path, weights: str, letterbox: str) -> None:
+def test_coco_photos_match_the_reference(tmp_path: Path, weights: str, letterbox: str) -> None:
     path = SHARED / "weights" / f"{weights}.pt"
     repository = make_repository(tmp_path, path, f"--letterbox={letterbox}")
     photos = [*(SHARED / "coco" / "images").iterdir(), *(SHARED / "photos").iterdir()]

@@ -99,7 +99,7 @@ def outputs(call: Call) -> Any:
     return {name: call.result.as_numpy(name) for name in names}
 
 
-def test_what_is_too_much_is_refused_at_once(server: RunningServer, crowd: Crowd) -> None:
+def test_requests_beyond_the_queue_are_refused_at_once(server: RunningServer, crowd: Crowd) -> None:
     expected = ask_grpc(server.grpc, [PHOTO_BYTES])
     before = seconds_alone(server)
     crowd.send(400)
@@ -126,7 +126,7 @@ def test_what_is_too_much_is_refused_at_once(server: RunningServer, crowd: Crowd
     wait_until(lambda: seconds_alone(server) < 2 * before, 30)
 
 
-def test_those_who_come_together_are_answered_one_after_the_other(server: RunningServer) -> None:
+def test_concurrent_requests_are_answered_without_a_pause(server: RunningServer) -> None:
     """Nobody is forgotten until the next comes, as by Triton's batcher with a queue policy."""
     alone = seconds_alone(server)
     slowest = []
@@ -144,7 +144,7 @@ def test_64_callers_are_never_refused(crowd: Crowd) -> None:
     assert (len(accepted), len(refused)) == (64, 0)
 
 
-def test_who_asks_for_less_patience_is_refused_when_it_is_over(crowd: Crowd) -> None:
+def test_request_is_refused_when_its_own_timeout_is_over(crowd: Crowd) -> None:
     crowd.send(48)
     crowd.send(16, timeout=1000)  # microseconds
     _, refused = crowd.wait()
@@ -154,9 +154,7 @@ def test_who_asks_for_less_patience_is_refused_when_it_is_over(crowd: Crowd) -> 
     assert all(call.error is None for call in crowd.calls[:48])
 
 
-def test_the_network_does_not_work_for_those_who_have_gone(
-    server: RunningServer, crowd: Crowd
-) -> None:
+def test_cancelled_requests_do_not_reach_the_network(server: RunningServer, crowd: Crowd) -> None:
     before = inferences(server, "yolov5")
     crowd.send(60)
     for call in crowd.calls:

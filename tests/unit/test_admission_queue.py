@@ -44,7 +44,7 @@ def crowd() -> Iterator[Crowd]:
     crowd.queue.close()
 
 
-def test_so_many_go_ahead_and_the_others_when_those_are_reported(crowd: Crowd) -> None:
+def test_requests_beyond_max_in_flight_wait_for_completions(crowd: Crowd) -> None:
     for name in "abcd":
         crowd.submit(name)
     assert [crowd.next(), crowd.next()] == [("a", 1), ("b", 2)]
@@ -56,7 +56,7 @@ def test_so_many_go_ahead_and_the_others_when_those_are_reported(crowd: Crowd) -
     assert crowd.next() == ("d", 4)
 
 
-def test_expired_request_is_refused_in_time_and_holds_up_nobody() -> None:
+def test_expired_request_is_refused_in_time_and_delays_no_other() -> None:
     crowd = Crowd(capacity=8, max_in_flight=1)
     crowd.queue._in_flight.usual_interval = 5.0  # a slow network: a report is waited for for 10 s
     crowd.submit("a")
@@ -69,7 +69,7 @@ def test_expired_request_is_refused_in_time_and_holds_up_nobody() -> None:
     crowd.queue.close()
 
 
-def test_report_lets_the_next_pass_an_expired_request() -> None:
+def test_completion_admits_the_request_behind_an_expired_one() -> None:
     crowd = Crowd(capacity=8, max_in_flight=1)
     crowd.queue._in_flight.usual_interval = 5.0
     crowd.submit("a")
@@ -81,7 +81,7 @@ def test_report_lets_the_next_pass_an_expired_request() -> None:
     crowd.queue.close()
 
 
-def test_admission_ids_count_images(crowd: Crowd) -> None:
+def test_admission_id_is_the_number_of_images_admitted(crowd: Crowd) -> None:
     crowd.submit("a", 5)
     assert crowd.next() == ("a", 5)
     crowd.submit("b")
@@ -90,7 +90,7 @@ def test_admission_ids_count_images(crowd: Crowd) -> None:
     assert crowd.next() == ("b", 6)
 
 
-def test_what_goes_no_further_leaves_the_others_counted(crowd: Crowd) -> None:
+def test_release_retires_one_request_alone(crowd: Crowd) -> None:
     for name in "abcd":
         crowd.submit(name)
     assert [crowd.next(), crowd.next()] == [("a", 1), ("b", 2)]
@@ -103,7 +103,7 @@ def test_what_goes_no_further_leaves_the_others_counted(crowd: Crowd) -> None:
     assert crowd.next() == ("d", 4)
 
 
-def test_when_nothing_is_reported_they_go_slowly_all_the_same(crowd: Crowd) -> None:
+def test_without_completions_requests_are_admitted_slowly(crowd: Crowd) -> None:
     crowd.submit("a", 2)
     assert crowd.next() == ("a", 2)
     started = monotonic()
@@ -113,7 +113,7 @@ def test_when_nothing_is_reported_they_go_slowly_all_the_same(crowd: Crowd) -> N
 
 
 @pytest.mark.parametrize("admission_id", [0, -1, 3, 1 << 40])
-def test_a_report_of_what_has_not_begun_changes_nothing(crowd: Crowd, admission_id: int) -> None:
+def test_completion_of_an_unknown_id_changes_nothing(crowd: Crowd, admission_id: int) -> None:
     crowd.submit("a", 2)
     assert crowd.next() == ("a", 2)
     crowd.submit("b")
@@ -121,7 +121,7 @@ def test_a_report_of_what_has_not_begun_changes_nothing(crowd: Crowd, admission_
     crowd.assert_quiet()
 
 
-def test_one_more_than_may_wait_is_refused() -> None:
+def test_full_queue_refuses_a_request() -> None:
     crowd = Crowd(capacity=3, max_in_flight=1)
     crowd.submit("a")
     assert crowd.next() == ("a", 1)
@@ -156,7 +156,7 @@ def busy() -> Iterator[Crowd]:
     crowd.queue.close()
 
 
-def test_requests_with_several_images_leave_a_quarter_of_the_queue_to_single_images(
+def test_batches_leave_a_quarter_of_the_queue_to_single_images(
     busy: Crowd,
 ) -> None:
     assert fill(busy, 8) == 6
@@ -167,7 +167,7 @@ def test_requests_with_several_images_leave_a_quarter_of_the_queue_to_single_ima
     assert fill(busy, 1) == 16
 
 
-def test_single_images_that_fill_the_queue_do_not_shut_out_requests_with_several(
+def test_queue_full_of_single_images_still_accepts_batches(
     busy: Crowd,
 ) -> None:
     assert fill(busy, 1) == 64
@@ -183,7 +183,7 @@ def admitted(crowd: Crowd, count: int) -> list[str]:
     return names
 
 
-def test_single_image_passes_the_batches_of_others(busy: Crowd) -> None:
+def test_single_image_passes_earlier_batches(busy: Crowd) -> None:
     for name in "abcdef":
         busy.submit(name, 8)
     busy.submit("single")
@@ -191,7 +191,7 @@ def test_single_image_passes_the_batches_of_others(busy: Crowd) -> None:
     assert admitted(busy, 7) == ["single", *"abcdef"]
 
 
-def test_batch_is_passed_by_no_more_than_a_queue_of_single_images(busy: Crowd) -> None:
+def test_batch_is_passed_by_at_most_a_queue_of_single_images(busy: Crowd) -> None:
     """However many callers come again and again, each as soon as it is answered."""
     busy.submit("batch", 8)
     for _ in range(20):
@@ -212,7 +212,7 @@ def test_requests_of_one_size_are_admitted_in_order_of_arrival(busy: Crowd) -> N
     assert admitted(busy, 6) == [*"abcdef"]
 
 
-def test_a_request_of_more_images_than_may_wait_is_taken_when_none_do(crowd: Crowd) -> None:
+def test_empty_queue_accepts_a_request_of_any_size(crowd: Crowd) -> None:
     crowd.submit("a", 2)
     assert crowd.next() == ("a", 2)
     crowd.submit("b", 9)
@@ -220,7 +220,7 @@ def test_a_request_of_more_images_than_may_wait_is_taken_when_none_do(crowd: Cro
     assert crowd.next() == ("b", 11)
 
 
-def test_who_has_waited_too_long_does_not_begin(crowd: Crowd) -> None:
+def test_expired_request_is_not_admitted(crowd: Crowd) -> None:
     crowd.submit("a", 2)
     assert crowd.next() == ("a", 2)
     crowd.submit("b", seconds=60)
@@ -230,7 +230,7 @@ def test_who_has_waited_too_long_does_not_begin(crowd: Crowd) -> None:
     assert crowd.next() == ("b", 3)
 
 
-def test_what_gets_lost_holds_up_the_others_for_less_the_faster_the_network_is() -> None:
+def test_lost_requests_delay_others_briefly_if_the_network_is_fast() -> None:
     crowd = Crowd(capacity=12, max_in_flight=2)
     for admission_id in range(1, 40):
         crowd.submit("x")
@@ -245,7 +245,7 @@ def test_what_gets_lost_holds_up_the_others_for_less_the_faster_the_network_is()
     crowd.queue.close()
 
 
-def test_when_all_get_lost_they_go_slowly() -> None:
+def test_requests_are_admitted_slowly_while_all_get_lost() -> None:
     crowd = Crowd(capacity=1, max_in_flight=2)
     for _ in range(3):
         crowd.submit("lost", 2)
@@ -264,7 +264,7 @@ def test_when_all_get_lost_they_go_slowly() -> None:
     crowd.queue.close()
 
 
-def test_slow_network_is_not_taken_for_one_that_loses_requests(crowd: Crowd) -> None:
+def test_requests_of_a_slow_network_are_not_presumed_lost(crowd: Crowd) -> None:
     crowd.queue._in_flight.usual_interval = 2.0  # seconds from one report to the next
     crowd.submit("a", 2)
     assert crowd.next() == ("a", 2)
@@ -275,7 +275,7 @@ def test_slow_network_is_not_taken_for_one_that_loses_requests(crowd: Crowd) -> 
     assert crowd.next() == ("b", 3)
 
 
-def test_slow_requests_taken_for_lost_give_the_next_ones_more_time(crowd: Crowd) -> None:
+def test_late_completion_of_a_request_presumed_lost_gives_the_next_more_time(crowd: Crowd) -> None:
     crowd.queue._in_flight.usual_interval = 0.05  # seconds: far less than what they take now
     for admission_id, name in ((2, "a"), (4, "b"), (6, "c")):
         crowd.submit(name, 2)
@@ -290,7 +290,7 @@ def test_slow_requests_taken_for_lost_give_the_next_ones_more_time(crowd: Crowd)
     assert crowd.next() == ("d", 7)
 
 
-def test_at_the_end_all_go() -> None:
+def test_closing_admits_all_requests_that_wait() -> None:
     crowd = Crowd(capacity=9, max_in_flight=1)
     for name in "abc":
         crowd.submit(name)

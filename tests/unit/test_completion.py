@@ -25,7 +25,7 @@ def test_admission_id_reaches_the_listener_whose_key_it_carries(ends: Ends) -> N
     assert completed.get(timeout=10) == 1 << 40
 
 
-def test_a_listener_does_not_hear_what_is_meant_for_another(ends: Ends) -> None:
+def test_listener_gets_only_messages_with_its_key(ends: Ends) -> None:
     listener, completed = ends
     others: Queue[int] = Queue()
     other = CompletionListener(others.put)
@@ -37,7 +37,7 @@ def test_a_listener_does_not_hear_what_is_meant_for_another(ends: Ends) -> None:
     assert completed.get(timeout=10) == 9
 
 
-def test_each_start_has_a_key_of_its_own(ends: Ends) -> None:
+def test_each_listener_has_a_new_key(ends: Ends) -> None:
     other = CompletionListener(lambda admission_id: None)
     other.close()
     assert other.key != ends[0].key
@@ -46,7 +46,7 @@ def test_each_start_has_a_key_of_its_own(ends: Ends) -> None:
 @pytest.mark.parametrize(
     "forged", [b"", b"7", struct.pack("<qq", 0, 7), struct.pack("<qq", 1, 7) + b"x", b"x" * 32]
 )
-def test_a_message_without_the_key_is_not_believed(ends: Ends, forged: bytes) -> None:
+def test_message_without_the_key_is_ignored(ends: Ends, forged: bytes) -> None:
     listener, completed = ends
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stranger:
         stranger.sendto(forged, _name(listener.key))
@@ -55,7 +55,7 @@ def test_a_message_without_the_key_is_not_believed(ends: Ends, forged: bytes) ->
     assert completed.empty()
 
 
-def test_no_socket_but_a_listeners_can_be_addressed() -> None:
+def test_sender_can_address_only_sockets_of_listeners() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stranger:
         stranger.bind("")  # an abstract name of five hexadecimal digits, which the kernel chooses
         stranger.setblocking(False)

@@ -94,7 +94,7 @@ def test_smallest_quota_of_nested_groups_counts(
 
 
 @VERSIONS
-def test_container_that_sees_the_host_s_path_finds_its_own_group(
+def test_container_that_sees_the_path_of_the_host_finds_its_own_group(
     machine: Machine, version: int, prefix: str
 ) -> None:
     limit(machine.mount(version, root="/docker/abc"), version, "200000")
@@ -112,7 +112,7 @@ def test_group_out_of_sight_leaves_the_quota_of_what_is_mounted(
     assert machine.cpus() == 5
 
 
-def test_both_versions_side_by_side(machine: Machine) -> None:
+def test_quota_is_read_if_both_versions_are_mounted(machine: Machine) -> None:
     limit(machine.mount(1, name="a cpu"), 1, "700000")
     machine.mount(2, name="unified")
     for line in ("4:cpu,cpuacct:/", "3:memory:/x", "1:name=systemd:/", "0::/"):
@@ -125,7 +125,7 @@ def test_without_control_groups_the_affinity_counts(machine: Machine, tmp_path: 
     assert available_cpus(tmp_path / "nothing") == AFFINITY
 
 
-def test_here_it_is_a_number_and_the_instances_share_it() -> None:
+def test_instances_share_the_cores_of_this_machine() -> None:
     cpus = available_cpus()
     assert 1 <= cpus <= len(os.sched_getaffinity(0))
     assert cores_of_instance({"instance_group": [{"count": 1}]}) == cpus

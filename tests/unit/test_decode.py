@@ -29,12 +29,12 @@ def encode(suffix: str, picture: NDArray[np.uint8] = PICTURE) -> bytes:
 
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tiff"])
-def test_lossless_formats(decode: Decode, suffix: str) -> None:
+def test_lossless_formats_are_decoded_exactly(decode: Decode, suffix: str) -> None:
     np.testing.assert_array_equal(decode(encode(suffix)), PICTURE)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".webp"])
-def test_lossy_formats(decode: Decode, suffix: str) -> None:
+def test_lossy_formats_are_decoded_as_by_opencv(decode: Decode, suffix: str) -> None:
     data = encode(suffix)
     expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     assert expected is not None
@@ -78,7 +78,7 @@ def test_exif_orientation_is_applied(
     np.testing.assert_array_equal(rotated, undo(decode(plain)))
 
 
-def test_base64_with_or_without_its_uri(decode: Decode) -> None:
+def test_base64_is_decoded_with_or_without_a_data_uri(decode: Decode) -> None:
     data = encode(".png") + bytes(1)
     assert len(data) % 3
     text = base64.b64encode(data)
@@ -113,7 +113,7 @@ def test_base64_with_or_without_its_uri(decode: Decode) -> None:
         b"data:",
     ],
 )
-def test_a_data_uri_without_base64_is_refused(decode: Decode, uri: bytes) -> None:
+def test_data_uri_without_base64_is_refused(decode: Decode, uri: bytes) -> None:
     with pytest.raises(
         ImageError, match="a data URI without base64; allowed: data:image"
     ) as caught:
@@ -151,7 +151,9 @@ def png_of(width: int, height: int) -> bytes:
         (b"x" * 400_000, "bytes"),
     ],
 )
-def test_what_is_refused(decode: Decode, element: bytes, reason: str) -> None:
+def test_element_that_is_no_image_is_refused_with_a_reason(
+    decode: Decode, element: bytes, reason: str
+) -> None:
     with pytest.raises(ImageError) as caught:
         decode(element)
     assert caught.value.reason == reason
@@ -159,9 +161,7 @@ def test_what_is_refused(decode: Decode, element: bytes, reason: str) -> None:
 
 
 @pytest.mark.parametrize("size", [(60_000, 60_000), (1001, 1000), (1, 1_000_001)])
-def test_too_many_pixels_are_refused_before_they_are_decoded(
-    decode: Decode, size: tuple[int, int]
-) -> None:
+def test_too_many_pixels_are_refused_before_decoding(decode: Decode, size: tuple[int, int]) -> None:
     with pytest.raises(ImageError, match="over the limit of 1000000 pixels") as caught:
         decode(png_of(*size))
     assert caught.value.reason == "pixels"
@@ -177,7 +177,7 @@ def with_scans(jpeg: bytes, more: int) -> bytes:
     return jpeg[:-2] + jpeg[last:-2] * more + jpeg[-2:]
 
 
-def test_a_jpeg_of_too_many_scans_is_refused(decode: Decode) -> None:
+def test_jpeg_of_too_many_scans_is_refused(decode: Decode) -> None:
     picture = np.zeros((500, 1000, 3), np.uint8)
     jpeg = progressive(picture)
     scans = jpeg.count(b"\xff\xda")
@@ -189,7 +189,7 @@ def test_a_jpeg_of_too_many_scans_is_refused(decode: Decode) -> None:
         assert caught.value.reason == "scans"
 
 
-def test_an_ordinary_progressive_jpeg_may_be_as_large_as_any(decode: Decode) -> None:
+def test_ordinary_progressive_jpeg_may_reach_the_pixel_limit(decode: Decode) -> None:
     assert decode(progressive(np.zeros((1000, 1000, 3), np.uint8))).shape == (1000, 1000, 3)
 
 
@@ -200,7 +200,7 @@ LARGE = _RESIZED.astype(np.uint8)
 
 
 @pytest.mark.parametrize("factor", [1, 2, 4, 8])
-def test_a_jpeg_can_be_decoded_smaller_and_says_how_large_it_is(factor: int) -> None:
+def test_jpeg_is_decoded_smaller_and_its_full_size_is_returned(factor: int) -> None:
     asked = []
 
     def reduction(height: int, width: int) -> int:
@@ -216,7 +216,7 @@ def test_a_jpeg_can_be_decoded_smaller_and_says_how_large_it_is(factor: int) -> 
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_smaller_picture_is_turned_like_the_whole_one(orientation: int) -> None:
+def test_smaller_picture_is_turned_like_the_full_one(orientation: int) -> None:
     decoder = Decoder(LIMITS)
     data = with_orientation(encode(".jpg", LARGE), orientation)
     whole = decoder.decode(data)
@@ -226,7 +226,7 @@ def test_a_smaller_picture_is_turned_like_the_whole_one(orientation: int) -> Non
     assert np.abs(picture.astype(int) - smaller).mean() < 3
 
 
-def test_a_size_that_would_be_in_doubt_is_not_guessed() -> None:
+def test_jpeg_is_not_reduced_if_the_result_is_ambiguous() -> None:
     nearly = LARGE[:599, :600]  # 300x300 in half the size, whichever way round
     picture, size = Decoder(LIMITS).decode_scaled(encode(".jpg", nearly), lambda *_: 2)
     assert picture.shape[:2] == size == (599, 600)
@@ -235,7 +235,7 @@ def test_a_size_that_would_be_in_doubt_is_not_guessed() -> None:
     assert (picture.shape[:2], size) == ((300, 300), (600, 600))
 
 
-def test_other_formats_have_no_smaller_size() -> None:
+def test_other_formats_are_decoded_in_full_size() -> None:
     small = encode(".png", LARGE[:60, :90])
     picture, size = Decoder(LIMITS).decode_scaled(small, lambda *_: 8)
     assert picture.shape[:2] == size == (60, 90)

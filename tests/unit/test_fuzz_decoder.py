@@ -59,7 +59,7 @@ def corpus() -> list[bytes]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(SECONDS + 300)
-def test_a_fuzzer_finds_no_file_that_the_decoder_dies_of(tmp_path: Path, atheris: Path) -> None:
+def test_fuzzer_finds_no_file_that_ends_the_decoder(tmp_path: Path, atheris: Path) -> None:
     inputs, found = tmp_path / "corpus", tmp_path / "found"
     inputs.mkdir()
     found.mkdir()

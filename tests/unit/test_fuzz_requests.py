@@ -161,12 +161,12 @@ def process() -> Iterator[ProcessPoolExecutor]:
         yield pool
 
 
-def test_the_seeds_are_pictures(process: ProcessPoolExecutor) -> None:
+def test_seeds_are_pictures(process: ProcessPoolExecutor) -> None:
     outcomes = list(process.map(prepare, SEEDS))
     assert [outcome.message for outcome in outcomes] == [""] * len(SEEDS)
 
 
-def test_a_chunk_that_claims_gigabytes_costs_nothing(process: ProcessPoolExecutor) -> None:
+def test_chunk_that_claims_gigabytes_takes_no_memory(process: ProcessPoolExecutor) -> None:
     png = next(seed for seed in SEEDS if seed.startswith(b"\x89PNG"))
     huge = png[:33] + b"\xe0\0\0\0" + png[37:]  # the length of what follows the header
     outcome = process.submit(prepare, huge).result(timeout=30)
@@ -176,7 +176,7 @@ def test_a_chunk_that_claims_gigabytes_costs_nothing(process: ProcessPoolExecuto
 
 @fuzz(max_examples=1500)
 @given(element=ELEMENTS)
-def test_any_bytes_are_a_picture_or_refused(process: ProcessPoolExecutor, element: bytes) -> None:
+def test_any_bytes_are_decoded_or_refused(process: ProcessPoolExecutor, element: bytes) -> None:
     # A crash of the process, or an exception that is no refusal, fails here.
     outcome = process.submit(prepare, element).result(timeout=30)
     if outcome.shape is None:

@@ -33,35 +33,35 @@ FILES = {
 
 
 @pytest.mark.parametrize("data", FILES.values(), ids=FILES)
-def test_ordinary_files(data: bytes) -> None:
+def test_size_of_ordinary_files_is_read(data: bytes) -> None:
     sides = (HEIGHT, WIDTH) if data.startswith(b"\xff\xd8") else None
     assert read_header(data) == Header(HEIGHT * WIDTH, 1, sides)
 
 
-def test_the_three_kinds_of_webp_are_all_among_them() -> None:
+def test_ordinary_files_include_all_three_kinds_of_webp() -> None:
     kinds = {data[12:16] for name, data in FILES.items() if "WebP" in name}
     assert kinds == {b"VP8 ", b"VP8L", b"VP8X"}
 
 
 @pytest.mark.parametrize("data", FILES.values(), ids=FILES)
-def test_a_file_that_ends_in_its_header(data: bytes) -> None:
+def test_file_that_ends_in_its_header_is_damaged(data: bytes) -> None:
     for length in (3, 8, 12, 15, 20):
         assert read_header(data[:length]) is None
 
 
-def test_bitmaps_of_the_oldest_kind_and_upside_down() -> None:
+def test_oldest_and_top_down_bitmaps_are_read() -> None:
     assert read_header(b"BM" + bytes(12) + struct.pack("<IHH", 12, 7, 9)) == Header(63)
     assert read_header(b"BM" + bytes(12) + struct.pack("<Iii", 40, 7, -9)) == Header(63)
 
 
-def test_every_scan_of_a_jpeg_counts() -> None:
+def test_all_scans_of_a_jpeg_are_counted() -> None:
     progressive = encode(".jpg", 3, cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
     header = read_header(progressive)
     assert header is not None
     assert 6 < header.scans < 13
 
 
-def test_a_jpeg_is_read_past_other_segments_and_the_marks_in_them() -> None:
+def test_frame_is_found_behind_segments_that_contain_markers() -> None:
     jpeg = PHOTO.read_bytes()
     thumbnail = b"\xff\xc0\x00\x11\x08\x00\x01\x00\x01" + bytes(10)
     segment = b"\xff\xe1" + struct.pack(">H", len(thumbnail) + 2) + thumbnail
@@ -89,7 +89,7 @@ def tiff(order: str, entries: Sequence[tuple[str, str, int]], data: bytes = b"")
 
 
 @pytest.mark.parametrize("order", "<>")
-def test_a_tiff_is_as_large_as_its_tiles(order: str) -> None:
+def test_tiff_is_as_large_as_its_tiles(order: str) -> None:
     picture = [("width", "H", 10), ("height", "I", 70_000)]
     assert read_header(tiff(order, picture)) == Header(700_000)
     tiles = [("tile_width", "H", 16), ("tile_height", "H", 60_000)]
@@ -97,18 +97,18 @@ def test_a_tiff_is_as_large_as_its_tiles(order: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["width", "height", "tile_width", "compression", "length"])
-def test_a_tiff_that_states_something_twice_is_damaged(name: str) -> None:
+def test_tiff_with_a_tag_twice_is_damaged(name: str) -> None:
     entries = [("width", "H", 10), ("height", "H", 10), (name, "H", 10), (name, "H", 1000)]
     assert read_header(tiff("<", entries)) is None
 
 
-def test_a_tiff_must_state_its_size_in_the_usual_way() -> None:
+def test_tiff_with_an_unusual_size_tag_is_damaged() -> None:
     assert read_header(tiff("<", [("width", "H", 10)])) is None
     assert read_header(tiff("<", [("width", "H", 10), ("height", "Q", 10)])) is None
 
 
 @pytest.mark.parametrize("length", [0, 70])
-def test_scans_within_a_tiff_count(length: int) -> None:
+def test_scans_of_jpegs_in_a_tiff_are_counted(length: int) -> None:
     entries = [("width", "H", 10), ("height", "H", 10), ("compression", "H", 7)]
     place = [("offset", "I", 8), ("length", "I", length)]
     frame = b"\xff\xd8\xff\xc2" + struct.pack(">HBHH", 17, 8, 10, 10) + bytes(10)
@@ -118,7 +118,7 @@ def test_scans_within_a_tiff_count(length: int) -> None:
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the hostile files are not at hand")
-def test_no_file_is_larger_than_it_says() -> None:
+def test_decoded_picture_is_never_larger_than_its_header() -> None:
     checked = 0
     for path in sorted((SHARED / "nasty").rglob("*")):
         data = path.read_bytes() if path.is_file() else b""

@@ -21,7 +21,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("size, place, pad", CASES)
-def test_where_the_picture_lies(
+def test_square_centres_the_picture(
     size: tuple[int, int], place: tuple[int, int, int, int], pad: tuple[float, float]
 ) -> None:
     canvas, placement = letterbox(np.full((*size, 3), 200, np.uint8), 640, 640)
@@ -33,7 +33,7 @@ def test_where_the_picture_lies(
     assert placement.as_row() == pytest.approx((gain, gain, pad[1], pad[0], *size), abs=1e-9)
 
 
-def test_a_picture_of_the_right_size_is_not_touched() -> None:
+def test_picture_of_the_right_size_is_unchanged() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (640, 640, 3), np.uint8)
     canvas, _ = letterbox(picture, 640, 640)
     np.testing.assert_array_equal(canvas, picture)
@@ -74,7 +74,7 @@ def test_rect_pads_to_the_next_multiple_of_the_stride(
     assert placement.as_row() == pytest.approx((gain, gain, pad_x, pad_y, *size), abs=1e-9)
 
 
-def test_canvases_of_two_sizes_become_one_batch() -> None:
+def test_canvases_of_two_sizes_are_padded_to_one_batch() -> None:
     wide, tall = np.full((96, 160, 3), 7, np.uint8), np.full((160, 64, 3), 9, np.uint8)
     placements = [letterbox(picture, 160, 160, "rect")[1] for picture in (wide, tall)]
     batch = BatchBuilder({"images": HostNormaliser(), "pixels": PlaneSplitter()}, 2, None)
@@ -92,12 +92,12 @@ def test_canvases_of_two_sizes_become_one_batch() -> None:
     assert (moved[1].pad_x, moved[1].pad_y) == (48, 0)
 
 
-def test_a_canvas_that_is_large_enough_is_not_copied() -> None:
+def test_canvas_that_is_large_enough_is_not_copied() -> None:
     canvas, placement = letterbox(np.zeros((64, 64, 3), np.uint8), 64, 64, "rect")
     assert enlarge(canvas, placement, 64, 64)[0] is canvas
 
 
-def test_normalise_swaps_the_channels_and_divides_exactly() -> None:
+def test_normaliser_swaps_the_channels_and_divides_exactly() -> None:
     picture = np.random.default_rng(1).integers(0, 256, (32, 48, 3), np.uint8)
     normaliser = HostNormaliser()
     batch = normaliser.allocate(2, 32, 48)
@@ -106,7 +106,7 @@ def test_normalise_swaps_the_channels_and_divides_exactly() -> None:
     np.testing.assert_array_equal(batch[1], expected)
 
 
-def test_pixels_are_the_same_before_the_division() -> None:
+def test_pixels_are_the_values_before_the_division() -> None:
     picture = np.random.default_rng(1).integers(0, 256, (32, 48, 3), np.uint8)
     batch = BatchBuilder({"pixels": PlaneSplitter()}, 2, (32, 48))
     for index, canvas in enumerate((picture, np.invert(picture))):
@@ -131,18 +131,20 @@ def test_pixels_are_the_same_before_the_division() -> None:
         ((9000, 9000), "square", 8),
     ],
 )
-def test_how_much_smaller_a_picture_may_be(size: tuple[int, int], mode: str, expected: int) -> None:
+def test_reduction_leaves_nothing_to_enlarge(
+    size: tuple[int, int], mode: str, expected: int
+) -> None:
     assert reduction(*size, height=640, width=640, mode=mode) == expected
 
 
-def test_an_input_that_is_not_square_may_get_the_picture_turned() -> None:
+def test_reduction_allows_for_a_picture_that_is_turned() -> None:
     assert reduction(960, 1280, height=480, width=640) == 2
     assert reduction(1280, 960, height=480, width=640) == 2
     assert reduction(959, 1000, height=480, width=640) == 1  # turned it could be half as large
 
 
 @pytest.mark.parametrize("mode", ["square", "rect", "stretch"])
-def test_a_smaller_copy_lies_where_the_picture_would(mode: str) -> None:
+def test_smaller_copy_is_placed_like_the_original(mode: str) -> None:
     picture = np.random.default_rng(1).integers(0, 256, (721, 1281, 3), np.uint8)
     canvas, placement = letterbox(picture, 640, 640, mode)
     copy = cv2.resize(picture, (641, 361), interpolation=cv2.INTER_AREA).astype(np.uint8)

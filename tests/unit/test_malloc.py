@@ -31,7 +31,7 @@ print(libc.mallinfo2().hblks - apart)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
-def test_a_tensor_is_of_the_heap_and_a_larger_picture_apart() -> None:
+def test_tensor_is_in_the_heap_and_a_larger_picture_is_mapped() -> None:
     outcome = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         cwd=PREPROCESS,

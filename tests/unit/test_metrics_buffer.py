@@ -34,7 +34,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_counts_are_added_up_and_times_are_not() -> None:
+def test_counts_are_added_up_and_observations_are_not() -> None:
     go = threading.Event()
     counter, histogram = Metric(go), Metric(go)
     buffer = MetricsBuffer(print)
@@ -56,7 +56,7 @@ def test_counts_are_added_up_and_times_are_not() -> None:
     buffer.close()
 
 
-def test_a_fault_is_said_and_is_not_the_end() -> None:
+def test_failed_delivery_is_logged_and_the_next_one_is_made() -> None:
     go = threading.Event()
     go.set()
     counter = Metric(go)
@@ -70,7 +70,7 @@ def test_a_fault_is_said_and_is_not_the_end() -> None:
     buffer.close()
 
 
-def test_what_is_left_is_delivered_at_the_end() -> None:
+def test_close_delivers_the_rest() -> None:
     go = threading.Event()
     go.set()
     counter = Metric(go)
@@ -80,5 +80,5 @@ def test_what_is_left_is_delivered_at_the_end() -> None:
     assert counter.calls == [3]
 
 
-def test_it_ends_while_there_is_nothing_to_do() -> None:
+def test_empty_buffer_closes() -> None:
     MetricsBuffer(print).close()

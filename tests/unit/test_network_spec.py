@@ -46,7 +46,7 @@ def tensor(name: str, shape: list[str | int | None]) -> onnx.ValueInfoProto:
     return onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
 
 
-def test_what_it_says(folder: Path) -> None:
+def test_spec_of_a_fixed_size(folder: Path) -> None:
     spec = read_network_spec(folder)
     assert spec == NetworkSpec(
         height=480,
@@ -59,7 +59,7 @@ def test_what_it_says(folder: Path) -> None:
     assert spec.columns == 8
 
 
-def test_a_network_of_open_size_with_a_reduced_head(tmp_path: Path) -> None:
+def test_spec_of_an_open_size_with_a_reduced_head(tmp_path: Path) -> None:
     folder = write(tmp_path, letterbox="rect", head="reduced")
     spec = read_network_spec(folder)
     assert spec == NetworkSpec(
@@ -87,7 +87,7 @@ def test_a_network_of_open_size_with_a_reduced_head(tmp_path: Path) -> None:
         ("max_batch_size", "max_bach_size", "yolov5/config.pbtxt is not valid"),
     ],
 )
-def test_contradictions(folder: Path, old: str, new: str, sentence: str) -> None:
+def test_contradictory_files_are_refused(folder: Path, old: str, new: str, sentence: str) -> None:
     assert sentence in spoilt(folder, old, new)
 
 
@@ -99,7 +99,9 @@ def test_contradictions(folder: Path, old: str, new: str, sentence: str) -> None
         ('"32"', '"0"', "stride is '0'; allowed with letterbox rect: 1 whole number from 1"),
     ],
 )
-def test_contradictions_of_an_open_size(tmp_path: Path, old: str, new: str, sentence: str) -> None:
+def test_contradictory_files_of_an_open_size_are_refused(
+    tmp_path: Path, old: str, new: str, sentence: str
+) -> None:
     assert sentence in spoilt(write(tmp_path, letterbox="rect"), old, new)
 
 
@@ -113,13 +115,13 @@ def spoilt(folder: Path, old: str, new: str) -> str:
 
 
 @pytest.mark.parametrize("file", ["config.pbtxt", "labels.txt"])
-def test_a_missing_file_is_named(folder: Path, file: str) -> None:
+def test_missing_file_is_named(folder: Path, file: str) -> None:
     (folder / file).unlink()
     with pytest.raises(NetworkSpecError, match=f"yolov5/{file} cannot be read"):
         read_network_spec(folder)
 
 
-def test_the_network_must_be_named() -> None:
+def test_network_folder_is_named_by_the_setting() -> None:
     step = Path("/models/preprocess")
     assert network_folder(step, {"network": "plates"}) == Path("/models/plates")
     with pytest.raises(NetworkSpecError, match="setting 'network' is missing"):

@@ -37,14 +37,14 @@ FAR = row(400, 300, 50, 20, 0.5, 0.1, 0.2, 0.8)
 ROWS = torch.stack([FAR, NEARER, NEAR])
 
 
-def test_best_first_in_corners_with_the_product_as_score() -> None:
+def test_detections_are_corners_best_first_with_the_product_as_score() -> None:
     boxes, scores, classes = detect(ROWS, thresholds(), ALL, IDENTITY)
     assert boxes.tolist() == [[60, 60, 140, 140], [375, 290, 425, 310]]
     assert scores.tolist() == pytest.approx([0.81, 0.40])
     assert classes.tolist() == [0, 2]
 
 
-def test_overlap_is_judged_by_iou_thres_and_per_class() -> None:
+def test_overlap_is_judged_by_iou_thres_for_each_class() -> None:
     assert len(detect(ROWS, thresholds(iou_thres=0.61), ALL, IDENTITY)[0]) == 3
     other = ROWS.clone()
     other[1, 5:7] = torch.tensor([0.1, 0.9])
@@ -58,7 +58,7 @@ def test_thresholds_are_exclusive_as_in_the_reference() -> None:
     assert len(detect(rows, thresholds(conf_thres=0.49), ALL, IDENTITY)[0]) == 2
 
 
-def test_rows_of_a_reduced_head_give_the_same() -> None:
+def test_reduced_head_gives_the_same_detections() -> None:
     """They hold what `detect` would have worked out itself: the best score and its class."""
     full = torch.rand((500, 8), generator=torch.Generator().manual_seed(3)) ** 2
     full[:, :4] *= 640
@@ -72,7 +72,7 @@ def test_rows_of_a_reduced_head_give_the_same() -> None:
             torch.testing.assert_close(one, other)
 
 
-def test_a_reduced_head_cannot_do_multi_label_nor_classes_that_are_none() -> None:
+def test_reduced_head_refuses_multi_label_and_unknown_classes() -> None:
     with pytest.raises(InputError, match="the best class alone"):
         detect(ROWS[:, :6], thresholds(multi_label=1), ALL, IDENTITY, best_class_only=True)
     rows = torch.tensor([[10.0, 10.0, 5.0, 5.0, 0.9, 3.0]])
@@ -89,7 +89,7 @@ def test_multi_label_reports_each_class_over_the_threshold() -> None:
 
 
 @pytest.mark.parametrize("multi_label", [0, 1])
-def test_classes_that_are_not_wanted_are_left_out(multi_label: int) -> None:
+def test_classes_outside_the_filter_are_left_out(multi_label: int) -> None:
     wanted = torch.tensor([False, True, True])
     rows = torch.stack([NEAR, FAR, row(200, 200, 9, 9, 1.0, 0.6, 0.5, 0.0)])
     classes = detect(rows, thresholds(multi_label=multi_label), wanted, IDENTITY)[2].tolist()
@@ -101,7 +101,7 @@ def test_max_det_keeps_the_best() -> None:
     assert detect(ROWS, thresholds(max_det=1), ALL, IDENTITY)[2].tolist() == [0]
 
 
-def test_the_way_back_to_the_picture_and_its_edges() -> None:
+def test_boxes_are_mapped_back_and_clipped_to_the_picture() -> None:
     placement = Placement.from_row([0.5, 0.5, 0, 106.5, 427 * 2, 1280])
     rows = torch.stack([row(100, 206.5, 40, 20, 1, 1, 0, 0), row(0, 106.5, 40, 20, 0.9, 1, 0, 0)])
     boxes = detect(rows, thresholds(), ALL, placement)[0].tolist()
@@ -110,13 +110,13 @@ def test_the_way_back_to_the_picture_and_its_edges() -> None:
     assert detect(rows[:1], thresholds(), ALL, stretched)[0].tolist() == [[160, 98.25, 240, 108.25]]
 
 
-def test_nothing_found() -> None:
+def test_no_detections_are_empty_tensors() -> None:
     boxes, scores, classes = detect(ROWS * 0, thresholds(), ALL, IDENTITY)
     assert (boxes.shape, scores.shape, classes.shape) == ((0, 4), (0,), (0,))
 
 
 @pytest.mark.parametrize("best_class_only", [False, True])
-def test_at_most_so_many_candidates_enter_and_they_are_the_best(best_class_only: bool) -> None:
+def test_only_the_best_candidates_enter_the_suppression(best_class_only: bool) -> None:
     count = MAX_CANDIDATES + 5000
     rows = torch.rand((count, 6), generator=torch.Generator().manual_seed(0))
     rows[:, 4] = rows[:, 4].sqrt() * 0.5 + 0.5
@@ -128,14 +128,14 @@ def test_at_most_so_many_candidates_enter_and_they_are_the_best(best_class_only:
     assert torch.equal(scores.sort(descending=True).values, best)
 
 
-def test_half_precision_rows_are_computed_in_full() -> None:
+def test_half_precision_rows_are_computed_in_float32() -> None:
     boxes, scores, _ = detect(ROWS.half(), thresholds(), ALL, IDENTITY)
     assert (boxes.dtype, scores.dtype) == (torch.float32, torch.float32)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU here")
-def test_the_same_on_the_gpu() -> None:
+def test_gpu_gives_the_same_detections() -> None:
     host = detect(ROWS, thresholds(), ALL, IDENTITY)
     device = detect(ROWS.cuda(), thresholds(), ALL.cuda(), IDENTITY)
     for one, other in zip(host, device):
@@ -143,7 +143,7 @@ def test_the_same_on_the_gpu() -> None:
         torch.testing.assert_close(one, other.cpu())
 
 
-def test_pack_pads_to_the_most_of_the_request() -> None:
+def test_pack_pads_to_the_largest_number_of_detections() -> None:
     found = [part.numpy() for part in detect(ROWS, thresholds(), ALL, IDENTITY)]
     nothing = [part.numpy() for part in detect(ROWS * 0, thresholds(), ALL, IDENTITY)]
     packed = pack_detections(

@@ -26,7 +26,7 @@ def parse(given: dict[str, Any], defaults: Parameters = DEFAULTS) -> Parameters:
     return parse_parameters(given, LABELS, defaults)
 
 
-def test_nothing_given_is_the_defaults() -> None:
+def test_defaults_apply_if_nothing_is_given() -> None:
     defaults = replace(DEFAULTS, conf_thres=0.1, classes=frozenset({1}))
     assert parse({}, defaults) == defaults
 
@@ -52,7 +52,7 @@ def test_nothing_given_is_the_defaults() -> None:
         ({"x-yolo-agnostic_nms": "true"}, {"agnostic_nms": True}),
     ],
 )
-def test_what_is_allowed(given: dict[str, Any], expected: dict[str, Any]) -> None:
+def test_valid_parameter_is_read(given: dict[str, Any], expected: dict[str, Any]) -> None:
     parsed = parse(given)
     assert {name: getattr(parsed, name) for name in expected} == expected
 
@@ -97,7 +97,9 @@ def test_what_is_allowed(given: dict[str, Any], expected: dict[str, Any]) -> Non
         ({"conf_thres": 0.4, "X-Yolo-Conf-Thres": "0.4"}, "parameter 'conf_thres' is given twice;"),
     ],
 )
-def test_what_is_refused(given: dict[str, Any], sentence: str) -> None:
+def test_invalid_parameter_is_refused_with_what_is_allowed(
+    given: dict[str, Any], sentence: str
+) -> None:
     with pytest.raises(ParameterError) as caught:
         parse(given)
     message = str(caught.value)
@@ -106,7 +108,7 @@ def test_what_is_refused(given: dict[str, Any], sentence: str) -> None:
     assert all(character in string.printable and character != "\n" for character in message)
 
 
-def test_tritons_own_parameters_are_let_through() -> None:
+def test_parameters_of_triton_are_ignored() -> None:
     for name in (
         "sequence_id",
         "priority",
@@ -144,7 +146,7 @@ def test_classes_of_any_name_can_be_chosen(key: str, classes: str, expected: set
     assert parse_parameters({key: classes}, ODD, DEFAULTS).classes == expected
 
 
-def test_parameters_too_long_to_be_read_are_refused_at_once() -> None:
+def test_parameters_that_are_too_long_are_refused_at_once() -> None:
     assert read_text('{"max_det": 7}') == {"max_det": 7}
     for name in ("classes", "triton_x", "x" * 100):
         text = json.dumps({name: "0," * 20_000_000})
@@ -165,7 +167,7 @@ def test_the_longest_parameters_are_read_quickly() -> None:
     assert thread_time() - started < 0.1
 
 
-def test_rows_of_the_tensors() -> None:
+def test_parameters_become_rows_of_the_tensors() -> None:
     parsed = parse({"max_det": 7, "classes": "bus", "multi_label": True})
     assert parsed.as_row() == (0.25, 0.45, 7, False, True)
     assert parsed.class_filter(3) == [False, True, False]
@@ -173,7 +175,7 @@ def test_rows_of_the_tensors() -> None:
     assert sorted(Parameters.__dataclass_fields__) == sorted(NAMES)
 
 
-def test_multi_label_is_refused_where_the_model_tells_only_the_best_class() -> None:
+def test_multi_label_is_refused_if_the_model_reports_only_the_best_class() -> None:
     assert not parse_parameters({}, LABELS, DEFAULTS, best_class_only=True).multi_label
     with pytest.raises(ParameterError) as caught:
         parse_parameters({"multi_label": True}, LABELS, DEFAULTS, best_class_only=True)

@@ -27,12 +27,12 @@ def read_config(model: str) -> model_config_pb2.ModelConfig:
     return text_format.Parse(text, model_config_pb2.ModelConfig())
 
 
-def test_it_holds_these_models_and_nothing_else() -> None:
+def test_repository_holds_these_models_and_nothing_else() -> None:
     assert {path.name for path in REPOSITORY.iterdir()} == set(MODELS)
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_configuration_is_portable(model: str) -> None:
+def test_configuration_is_portable(model: str) -> None:
     config = read_config(model)
     assert config.name == model
     # It would name a file that only a Python-based backend has.
@@ -70,7 +70,7 @@ def modules() -> list[Path]:
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: f"{path.parts[-3]}/{path.name}")
-def test_the_code_needs_only_what_every_server_has(path: Path) -> None:
+def test_code_imports_only_what_every_server_has(path: Path) -> None:
     allowed = {"numpy", "cv2", "torch", "torchvision", "google", "tritonclient"}
     beside = {other.stem for other in path.parent.glob("*.py")}
     tree = ast.parse(path.read_text())
@@ -85,7 +85,7 @@ def test_the_code_needs_only_what_every_server_has(path: Path) -> None:
     assert imported - allowed - beside - sys.stdlib_module_names <= {"triton_python_backend_utils"}
 
 
-def test_the_client_and_the_endpoint_agree() -> None:
+def test_client_and_endpoint_agree() -> None:
     config = read_config(client_names.MODEL)
     assert [tensor.name for tensor in config.input] == [client_names.IMAGE]
     assert {tensor.name for tensor in config.output} == set(client_names.OUTPUTS)
@@ -104,7 +104,7 @@ def test_every_step_has_a_double_that_closes_it() -> None:
         assert (folder / model / "1").is_dir()
 
 
-def test_the_build_tool_and_the_ensemble_agree() -> None:
+def test_build_tool_and_ensemble_agree() -> None:
     config = read_config("yolov5_ensemble")
     step = config.ensemble_scheduling.step[1]
     assert step.model_name == build_names.MODEL
@@ -112,12 +112,12 @@ def test_the_build_tool_and_the_ensemble_agree() -> None:
     assert list(step.output_map) == [build_names.OUTPUT]
 
 
-def test_the_build_tool_offers_what_the_steps_can_do() -> None:
+def test_build_tool_offers_what_the_steps_can_do() -> None:
     assert build_names.LETTERBOX_MODES == network_spec.LETTERBOX_MODES
     assert build_names.HEADS == network_spec.HEADS
 
 
-def test_both_steps_look_at_the_served_network() -> None:
+def test_both_steps_read_the_served_network() -> None:
     for step in ("preprocess", "postprocess"):
         assert read_config(step).parameters["network"].string_value == build_names.MODEL
 
@@ -137,7 +137,7 @@ def test_every_default_is_in_the_configuration() -> None:
     }
 
 
-def test_only_triton_glue_is_free_of_types() -> None:
+def test_all_modules_but_triton_glue_are_typed() -> None:
     backends = sorted((ROOT / "server" / "backends").glob("*/*.py"))
     for path in (*modules(), *backends):
         if path.name != "model.py":

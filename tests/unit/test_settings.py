@@ -21,7 +21,7 @@ SETTINGS = {
 }
 
 
-def test_settings() -> None:
+def test_settings_are_read() -> None:
     settings = read_settings({**SETTINGS, "conf_thres": "0.3", "classes": "bus"}, ("car", "bus"))
     assert settings.limits == ImageLimits(bytes=1000, pixels=2000)
     assert settings.threads == 3
@@ -37,14 +37,14 @@ def test_settings() -> None:
     assert automatic.max_in_flight_images == 2 * automatic.threads + 2
 
 
-def test_multi_label_cannot_be_the_default_of_a_reduced_head() -> None:
+def test_multi_label_is_refused_as_default_of_a_reduced_head() -> None:
     given = {**SETTINGS, "multi_label": "true"}
     assert read_settings(given, ("car",)).defaults.multi_label
     with pytest.raises(ParameterError, match="only the best class of each box"):
         read_settings(given, ("car",), best_class_only=True)
 
 
-def test_a_default_that_is_missing() -> None:
+def test_missing_default_is_refused() -> None:
     given = {name: value for name, value in SETTINGS.items() if name != "iou_thres"}
     with pytest.raises(ParameterError, match="iou_thres has no default"):
         read_settings(given, ("car",))
@@ -63,7 +63,7 @@ def test_a_default_that_is_missing() -> None:
         ({"max_det": "0"}, "max_det is '0'; allowed: a whole number from 1 to 1000"),
     ],
 )
-def test_settings_out_of_range(change: dict[str, str], sentence: str) -> None:
+def test_setting_out_of_range_is_refused(change: dict[str, str], sentence: str) -> None:
     with pytest.raises((SettingsError, ParameterError)) as caught:
         read_settings({**SETTINGS, **change}, ("car",))
     assert sentence in str(caught.value)

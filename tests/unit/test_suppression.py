@@ -91,7 +91,7 @@ def test_result_is_that_of_torchvision(
         assert torch.equal(suppress(boxes, scores, None, iou, max_det), wanted)
 
 
-def test_result_is_that_of_torchvision_for_as_many_candidates_as_there_may_be() -> None:
+def test_result_is_that_of_torchvision_for_the_most_candidates() -> None:
     generator = torch.Generator().manual_seed(0)
     boxes = scattered(MAX_CANDIDATES, generator) * 3
     scores = torch.rand(MAX_CANDIDATES, generator=generator)
@@ -127,7 +127,7 @@ def scattered_rows(rows: Tensor) -> None:
 )
 @pytest.mark.parametrize("iou_thres", [0.0, 0.45, 1.0])
 @pytest.mark.parametrize("agnostic_nms", [0, 1])
-def test_the_heaviest_allowed_parameters_cost_less_than_a_third_of_a_second(
+def test_most_expensive_parameters_take_less_than_a_third_of_a_second(
     arrange: Callable[[Tensor], None], iou_thres: float, agnostic_nms: int
 ) -> None:
     rows = torch.rand((25_200, 85), generator=torch.Generator().manual_seed(0))
@@ -147,7 +147,7 @@ def test_the_heaviest_allowed_parameters_cost_less_than_a_third_of_a_second(
     assert min(times) < 0.3
 
 
-def test_operators_load_without_the_package_of_torchvision() -> None:
+def test_operators_load_without_importing_torchvision() -> None:
     code = (
         "import sys; import suppression, nms;"
         "print([name for name in sys.modules if name.startswith(('torchvision', 'torch._dynamo'))])"
@@ -195,7 +195,7 @@ def test_package_is_imported_when_its_library_is_elsewhere(
     assert torch.ops.torchvision.nms(one, one[0, 2:3], 0.5).tolist() == [0]
 
 
-def test_candidates_beyond_the_limit_are_the_worst_and_of_equal_ones_the_last() -> None:
+def test_candidates_dropped_are_the_worst_and_of_equal_ones_the_last() -> None:
     rows = torch.zeros((500, 85))
     rows[:, :4] = torch.tensor([100.0, 100.0, 9.0, 9.0])
     rows[:, 4] = 1
