@@ -1,5 +1,5 @@
-"""The decoder in a process of its own, as it is in the server: OpenCV takes its limit over when it
-is first imported, and a file that crashes it must not take the tests along."""
+"""The decoder in a process of its own, as in the server: OpenCV reads its limit when it is first
+imported, and a file that crashes the decoder must not end the tests."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def _prepare() -> None:
 
 
 def prepare(element: bytes) -> Outcome:
-    """Decode and letterbox one element; whatever is not an ImageError is the caller's to see."""
+    """Decode and letterbox one element; any exception but an ImageError is raised."""
     from letterbox import letterbox
 
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     started = time.thread_time()
     shape: tuple[int, ...] | None = None
     reason = message = ""

@@ -23,7 +23,7 @@ with atheris.instrument_imports():
     from decode import REASONS, Decoder, ImageError, ImageLimits
 
 LIMITS = ImageLimits(bytes=200_000, pixels=1_000_000)
-SECONDS, MEMORY = 1.0, 200 << 20  # that a small input may cost
+SECONDS, MEMORY = 1.0, 200 << 20  # the most that a small input may take
 decoder = Decoder(LIMITS)
 INSTRUMENTED = (containers, headers, png_rows, strip)
 
@@ -38,7 +38,7 @@ def resident(peak: bool) -> int:
 
 def decode(data: bytes) -> None:
     before = resident(peak=False)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     started = time.thread_time()
     try:
         picture = decoder.decode(data)
@@ -52,7 +52,7 @@ def decode(data: bytes) -> None:
 
 
 def with_right_sums(png: bytes) -> bytes:
-    """A PNG whose chunks all have the checksums of what is in them."""
+    """The PNG with the right checksum for every chunk."""
     parts, position = [png[:8]], 8
     while position + 12 <= len(png):
         (length,) = struct.unpack_from(">I", png, position)

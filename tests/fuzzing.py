@@ -1,4 +1,4 @@
-"""Inputs that are nearly right, made by Hypothesis; the same ones in every run."""
+"""Inputs that are nearly valid, made by Hypothesis; the same ones in every run."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from functools import partial
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-# Nothing is kept between runs and nothing is timed by the wall, so that a run is like the last one
-# on a busy machine, too.
+# Nothing is kept between runs and no wall-clock time counts: all runs are alike, on a busy machine
+# too.
 fuzz = partial(
     settings,
     derandomize=True,
@@ -21,11 +21,11 @@ fuzz = partial(
 
 @st.composite
 def spoilt(draw: st.DrawFn, seeds: Sequence[bytes]) -> bytes:
-    """One of the seeds with a few bytes changed, cut, repeated, put in, or taken from another."""
+    """One of the seeds with a few bytes changed, cut, repeated, inserted or copied from another."""
     data = draw(st.sampled_from(seeds))
     for _ in range(draw(st.integers(0, 6))):
         at = draw(st.integers(0, len(data)))
-        # Most of what matters to a parser is at the beginning.
+        # Parsers mostly depend on the beginning.
         at = draw(st.sampled_from((at, at % 64, at % 512))) if data else 0
         length = draw(st.integers(1, 40))
         kind = draw(st.sampled_from(("change", "cut off", "remove", "repeat", "put in", "splice")))
@@ -49,5 +49,5 @@ def spoilt_text(seeds: Sequence[str]) -> st.SearchStrategy[bytes]:
 
 
 def is_sentence(message: str) -> bool:
-    """One line that can be printed, whatever was given."""
+    """Whether the message is one printable line, and not empty."""
     return bool(message) and message.isprintable()

@@ -26,7 +26,7 @@ SIZES = [(480, 640), (333, 500), (500, 333), (97, 640), (1201, 801), (640, 640),
 
 @pytest.fixture(scope="module")
 def images() -> list[bytes]:
-    """Eight photos in eight sizes."""
+    """Eight photos of eight sizes."""
     encoded = []
     for path, (height, width) in zip(sorted(PHOTOS.iterdir()), SIZES):
         whole = cv2.imread(str(path))
@@ -73,7 +73,7 @@ def test_batch_without_any_detection_is_empty(server: RunningServer, blank: byte
 
 @pytest.fixture(scope="module")
 def asked(server: RunningServer, images: list[bytes]) -> Iterator[list[tuple[Any, ...]]]:
-    """64 requests of one to three images with mixed parameters, and their answers alone."""
+    """64 requests of one to three images with mixed parameters, and the answer to each alone."""
     parameters: list[dict[str, Any]] = [
         {},
         {"conf_thres": "0.6"},

@@ -1,5 +1,5 @@
-"""What crosses from step to step in the embedded server: pixels and candidates, not floats and all
-rows; and floats sent to the network give all rows, as on any other server."""
+"""In the embedded server pixels and the rows over the threshold cross between the steps, not floats
+and all rows; and floats sent to the network give all rows, as on any other server."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def prepared(count: int) -> NDArray[np.float32]:
 
 @pytest.fixture(scope="module")
 def network(bundled_repository: Path) -> Iterator[grpc.InferenceServerClient]:
-    """The network by itself, which no caller of the launcher's server can reach."""
+    """The network by itself, which callers of the launcher's server cannot reach."""
     flags = ["--model-control-mode=explicit", "--load-model=yolov5", "--model-config-name=embedded"]
     with ready_triton(bundled_repository, *flags) as client:
         yield client
 
 
 def rows(network: grpc.InferenceServerClient, **arrays: NDArray[Any]) -> NDArray[np.float32]:
-    """What the network by itself answers."""
+    """The network's answer to these inputs."""
     tensors = []
     for name, array in arrays.items():
         kind = {"float32": "FP32", "uint8": "UINT8"}[str(array.dtype)]
@@ -127,7 +127,7 @@ def test_weights_changed_by_hand_are_served(
 def test_small_tensors_give_the_same_answer_to_the_last_digit(
     tmp_path: Path, bundled_repository: Path, server: RunningServer
 ) -> None:
-    """A network that somebody has put there by hand has no configuration but config.pbtxt."""
+    """Compare with a network installed by hand, which has only config.pbtxt."""
     repository = tmp_path / "model_repository"
     shutil.copytree(bundled_repository, repository)
     shutil.rmtree(repository / "yolov5" / "configs")

@@ -1,4 +1,4 @@
-"""The contract's endpoint: names, shapes, and every way to call it."""
+"""The endpoint of the contract: names, shapes, and all transports."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def ask_generate(server: RunningServer, text: str, **parameters: Any) -> Outputs
     reply = post(f"{server.http}/v2/models/yolov5_ensemble/generate", json.dumps(body).encode())
     assert reply.status == 200, reply.body
     answer = {name: value for name, value in reply.json().items() if name in CONTRACT}
-    # /generate flattens arrays and writes those of one element as the element.
+    # /generate flattens arrays, and writes an array of one element as that element.
     count = answer["num_dets"]
     shapes = {"det_boxes": (1, count, 4), "image_size": (1, 2), "num_dets": (1, 1)}
     outputs: Outputs = {}
@@ -126,7 +126,7 @@ def test_classes_may_be_a_json_list_over_every_transport(server: RunningServer) 
 
 
 def test_header_may_hold_utf_8(server: RunningServer) -> None:
-    """There is no such class, but the answer shows that the name arrived whole."""
+    """There is no such class, but the error shows that the name arrived intact."""
     as_bytes = "Katze 猫".encode().decode("latin-1")  # http.client sends Latin-1
     reply = post_raw(server.http, PHOTO.read_bytes(), {"X-Yolo-Classes": as_bytes})
     assert reply.status == 400
@@ -136,7 +136,7 @@ def test_header_may_hold_utf_8(server: RunningServer) -> None:
 def test_concurrent_requests_of_different_thresholds_get_their_own_answers(
     server: RunningServer,
 ) -> None:
-    """The step answers those with a high conf_thres first."""
+    """The step answers requests with a high conf_thres first."""
     heavy: dict[str, Any] = {"conf_thres": 0, "iou_thres": 1, "max_det": 1000}
     given = [heavy, {}, {"conf_thres": 0.5}, {**heavy, "multi_label": True, "agnostic_nms": True}]
     image = PHOTO.read_bytes()
@@ -156,7 +156,7 @@ def test_parameters_choose_the_detections(server: RunningServer) -> None:
     assert confident["det_scores"][0].tolist() == [s for s in scores if s > 0.5]
     cells = ask_grpc(server.grpc, [image], {"classes": "0, WBC"})
     assert sorted(set(cells["det_classes"][0].tolist())) == [0, 2]
-    # A box may be reported under several classes, and only then.
+    # Only now a box may be reported with several classes.
     low = {"conf_thres": "0.01", "iou_thres": "1"}
     one = ask_grpc(server.grpc, [image], low)["num_dets"].item()
     several = ask_grpc(server.grpc, [image], {**low, "multi_label": True, "max_det": 1000})
@@ -195,7 +195,7 @@ def test_metrics_count_images_and_detections(server: RunningServer) -> None:
         "yolov5_letterbox_seconds_count",
         "yolov5_nms_seconds_count",
     )
-    time.sleep(0.5)  # until those of earlier requests are there: nobody waits for the metrics
+    time.sleep(0.5)  # for the updates of earlier requests, which are buffered
     before = [value(line) for line in counted]
     ask_grpc(server.grpc, [PHOTO.read_bytes()] * 2)
     assert post_raw(server.http, b"no image").status == 400

@@ -1,4 +1,4 @@
-"""Bad input: one sentence to the caller it concerns, nothing to anybody else."""
+"""Bad input: its caller gets one sentence, and other callers are not affected."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ BAD_PARAMETERS = {
 
 
 def with_scans(count: int) -> bytes:
-    """A progressive JPEG of 4000x4000 that makes its last scan again and again."""
+    """A progressive JPEG of 4000x4000 with its last scan repeated."""
     options = [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]
     jpeg = cv2.imencode(".jpg", np.zeros((4000, 4000, 3), np.uint8), options)[1].tobytes()
     last = jpeg.rindex(b"\xff\xda")

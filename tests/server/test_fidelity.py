@@ -1,4 +1,4 @@
-"""Against the reference implementation's answers: counts, classes, boxes, scores."""
+"""Answers match those of the reference implementation: counts, classes, boxes, scores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""More than the server can do: what is too much is refused at once, the rest answered as ever."""
+"""Overload: requests beyond the queue are refused at once, the rest are answered as usual."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PHOTO_BYTES = PHOTO.read_bytes()
 
 @dataclass
 class Call:
-    """One of many requests; `finished` and the rest once it has an answer."""
+    """One of many requests; `finished` and the fields after it are set when it has an answer."""
 
     started: float
     context: Any = None
@@ -46,7 +46,7 @@ class Call:
 
 
 class Crowd:
-    """Callers who do not wait for one another."""
+    """Sends requests without waiting for their answers."""
 
     def __init__(self, client: grpc.InferenceServerClient) -> None:
         self._client = client
@@ -68,7 +68,7 @@ class Crowd:
             self.calls.append(call)
 
     def wait(self) -> tuple[list[Call], list[Call]]:
-        """Those who were answered, and those who were not."""
+        """Wait for all; return the calls that were answered, and those that were refused."""
         for _ in self.calls:
             self._done.get(timeout=60)
         return (
@@ -84,7 +84,7 @@ def crowd(server: RunningServer) -> Iterator[Crowd]:
 
 
 def seconds_alone(server: RunningServer) -> float:
-    """For one request, when nobody else asks."""
+    """Duration of one request while there are no others."""
 
     def ask() -> float:
         started = time.monotonic()
@@ -103,7 +103,7 @@ def test_requests_beyond_the_queue_are_refused_at_once(server: RunningServer, cr
     expected = ask_grpc(server.grpc, [PHOTO_BYTES])
     before = seconds_alone(server)
     crowd.send(400)
-    # More than the queue holds, however far it has got with those.
+    # More than the queue holds, however many of the others are answered by now.
     with ThreadPoolExecutor(200) as pool:
         replies = [*pool.map(lambda _: post_raw(server.http, PHOTO_BYTES), range(200))]
     accepted, refused = crowd.wait()
@@ -121,13 +121,13 @@ def test_requests_beyond_the_queue_are_refused_at_once(server: RunningServer, cr
         assert call.error.status() == "StatusCode.UNAVAILABLE"
         assert "saturated: no more than 64 images may wait" in call.error.message()
     waited = median(call.seconds for call in refused)
-    # This process, which sends them all, is on the server's own cores: test_siege.py times it.
+    # This process, the sender, shares the server's cores; test_siege.py measures the time.
     assert waited < median(call.seconds for call in accepted)
     wait_until(lambda: seconds_alone(server) < 2 * before, 30)
 
 
 def test_concurrent_requests_are_answered_without_a_pause(server: RunningServer) -> None:
-    """Nobody is forgotten until the next comes, as by Triton's batcher with a queue policy."""
+    """Triton's batcher with a queue policy forgets requests until the next one comes."""
     alone = seconds_alone(server)
     slowest = []
     with ThreadPoolExecutor(3) as pool:
@@ -161,14 +161,14 @@ def test_cancelled_requests_do_not_reach_the_network(server: RunningServer, crow
         call.context.cancel()
     _, refused = crowd.wait()
     assert {call.error.status() for call in refused} == {"StatusCode.CANCELLED"}
-    ask_grpc(server.grpc, [PHOTO_BYTES])  # after all of them
+    ask_grpc(server.grpc, [PHOTO_BYTES])  # is answered after all of them
     assert inferences(server, "yolov5") - before < 40
 
 
 def test_single_caller_gets_a_fair_share_beside_twelve_callers_with_batches(
     server: RunningServer,
 ) -> None:
-    """Each asks again as soon as there is an answer; until 36 batches have been answered."""
+    """Each sends again as soon as it is answered, until 36 batches have been answered."""
     answered, refused = Counter[int](), Counter[int]()
     over = threading.Event()
 

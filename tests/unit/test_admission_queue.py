@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from admission_queue import AdmissionQueue, QueueFullError, Request
 
-PATIENCE = 1.0  # seconds, before the first report
+FIRST_TIMEOUT = 1.0  # seconds, before the first completion
 
 
 class Crowd:
-    """Requests in a queue, and what became of them, in order."""
+    """A queue, and the events of its requests in order."""
 
     def __init__(self, **arguments: int) -> None:
         self.queue = AdmissionQueue(**arguments)
@@ -52,13 +52,13 @@ def test_requests_beyond_max_in_flight_wait_for_completions(crowd: Crowd) -> Non
     crowd.queue.complete(1)
     assert crowd.next() == ("c", 3)
     crowd.assert_quiet()
-    crowd.queue.complete(3)  # b was lost on the way, or has been overtaken
+    crowd.queue.complete(3)  # b was lost, or is late
     assert crowd.next() == ("d", 4)
 
 
 def test_expired_request_is_refused_in_time_and_delays_no_other() -> None:
     crowd = Crowd(capacity=8, max_in_flight=1)
-    crowd.queue._in_flight.usual_interval = 5.0  # a slow network: a report is waited for for 10 s
+    crowd.queue._in_flight.usual_interval = 5.0  # a slow network: nothing is presumed lost for 3 s
     crowd.submit("a")
     assert crowd.next() == ("a", 1)
     crowd.submit("b", seconds=0.2)
@@ -109,7 +109,7 @@ def test_without_completions_requests_are_admitted_slowly(crowd: Crowd) -> None:
     started = monotonic()
     crowd.submit("b")
     assert crowd.next() == ("b", 3)
-    assert monotonic() - started > PATIENCE / 2
+    assert monotonic() - started > FIRST_TIMEOUT / 2
 
 
 @pytest.mark.parametrize("admission_id", [0, -1, 3, 1 << 40])
@@ -136,7 +136,7 @@ def test_full_queue_refuses_a_request() -> None:
 
 
 def fill(crowd: Crowd, images: int) -> int:
-    """How many requests of so many images may wait at the same time."""
+    """Fill the queue with requests of this size; return how many fitted."""
     for count in range(100):
         try:
             crowd.submit(f"{images}", images)
@@ -147,9 +147,9 @@ def fill(crowd: Crowd, images: int) -> int:
 
 @pytest.fixture
 def busy() -> Iterator[Crowd]:
-    """All that comes has to wait."""
+    """A queue in which every request has to wait."""
     crowd = Crowd(capacity=64, max_in_flight=1)
-    crowd.queue._in_flight.usual_interval = 60  # no report is missed
+    crowd.queue._in_flight.usual_interval = 60  # nothing is presumed lost for 3 s
     crowd.submit("first", 1)
     assert crowd.next() == ("first", 1)
     yield crowd
@@ -192,7 +192,7 @@ def test_single_image_passes_earlier_batches(busy: Crowd) -> None:
 
 
 def test_batch_is_passed_by_at_most_a_queue_of_single_images(busy: Crowd) -> None:
-    """However many callers come again and again, each as soon as it is answered."""
+    """Even if callers send another one as soon as they are answered."""
     busy.submit("batch", 8)
     for _ in range(20):
         busy.submit("single")
@@ -265,7 +265,7 @@ def test_requests_are_admitted_slowly_while_all_get_lost() -> None:
 
 
 def test_requests_of_a_slow_network_are_not_presumed_lost(crowd: Crowd) -> None:
-    crowd.queue._in_flight.usual_interval = 2.0  # seconds from one report to the next
+    crowd.queue._in_flight.usual_interval = 2.0  # seconds from one completion to the next
     crowd.submit("a", 2)
     assert crowd.next() == ("a", 2)
     crowd.submit("b")
@@ -276,12 +276,12 @@ def test_requests_of_a_slow_network_are_not_presumed_lost(crowd: Crowd) -> None:
 
 
 def test_late_completion_of_a_request_presumed_lost_gives_the_next_more_time(crowd: Crowd) -> None:
-    crowd.queue._in_flight.usual_interval = 0.05  # seconds: far less than what they take now
+    crowd.queue._in_flight.usual_interval = 0.05  # seconds, far less than the requests take now
     for admission_id, name in ((2, "a"), (4, "b"), (6, "c")):
         crowd.submit(name, 2)
         assert crowd.next() == (name, admission_id)
     time.sleep(0.5)
-    crowd.queue.complete(2)  # a comes after all
+    crowd.queue.complete(2)  # a was late
     assert crowd.queue._in_flight.usual_interval > 0.4
     crowd.submit("d")
     with pytest.raises(Empty):

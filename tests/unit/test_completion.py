@@ -32,7 +32,7 @@ def test_listener_gets_only_messages_with_its_key(ends: Ends) -> None:
     CompletionSender().send(other.as_row(7))
     assert others.get(timeout=10) == 7
     other.close()
-    CompletionSender().send(other.as_row(8))  # to nobody: never fails
+    CompletionSender().send(other.as_row(8))  # no listener: never fails
     CompletionSender().send(listener.as_row(9))
     assert completed.get(timeout=10) == 9
 
@@ -57,7 +57,7 @@ def test_message_without_the_key_is_ignored(ends: Ends, forged: bytes) -> None:
 
 def test_sender_can_address_only_sockets_of_listeners() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stranger:
-        stranger.bind("")  # an abstract name of five hexadecimal digits, which the kernel chooses
+        stranger.bind("")  # the kernel chooses an abstract name of five hexadecimal digits
         stranger.setblocking(False)
         address = stranger.getsockname()
         assert address[0] == 0

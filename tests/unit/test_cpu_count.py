@@ -61,7 +61,7 @@ VERSIONS = pytest.mark.parametrize("version, prefix", [(1, "4:cpu,cpuacct:"), (2
     [
         ("max", AFFINITY),
         ("400000", 4),
-        ("150000", 2),  # a part of a processor counts as one
+        ("150000", 2),  # a fraction of a processor counts as a whole one
         ("1000", 1),
         ("9900000", AFFINITY),
         ("0", AFFINITY),
@@ -72,7 +72,7 @@ VERSIONS = pytest.mark.parametrize("version, prefix", [(1, "4:cpu,cpuacct:"), (2
 def test_quota_of_a_container_is_obeyed(
     machine: Machine, version: int, prefix: str, quota: str, cpus: int
 ) -> None:
-    """Its namespace shows its own group as that above all."""
+    """Its namespace shows its own group as the root."""
     limit(machine.mount(version), version, quota)
     machine.join(f"{prefix}/")
     assert machine.cpus() == cpus

@@ -51,7 +51,7 @@ def test_grey_alpha_and_16_bits_become_three_channels_of_8(decode: Decode) -> No
 
 
 def with_orientation(jpeg: bytes, orientation: int) -> bytes:
-    """The JPEG with an EXIF segment that holds the orientation alone."""
+    """Add an EXIF segment that holds only the orientation."""
     tiff = b"MM\x00*\x00\x00\x00\x08" + struct.pack(">HHHIHHI", 1, 0x0112, 3, 1, orientation, 0, 0)
     segment = b"Exif\x00\x00" + tiff
     return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + jpeg[2:]
@@ -172,7 +172,7 @@ def progressive(picture: NDArray[np.uint8]) -> bytes:
 
 
 def with_scans(jpeg: bytes, more: int) -> bytes:
-    """A progressive JPEG that makes its last scan again and again."""
+    """Repeat the last scan of a progressive JPEG."""
     last = jpeg.rindex(b"\xff\xda")
     return jpeg[:-2] + jpeg[last:-2] * more + jpeg[-2:]
 
@@ -227,7 +227,7 @@ def test_smaller_picture_is_turned_like_the_full_one(orientation: int) -> None:
 
 
 def test_jpeg_is_not_reduced_if_the_result_is_ambiguous() -> None:
-    nearly = LARGE[:599, :600]  # 300x300 in half the size, whichever way round
+    nearly = LARGE[:599, :600]  # 300x300 at half the size, turned or not
     picture, size = Decoder(LIMITS).decode_scaled(encode(".jpg", nearly), lambda *_: 2)
     assert picture.shape[:2] == size == (599, 600)
     square = LARGE[:600, :600]

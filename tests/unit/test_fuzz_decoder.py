@@ -1,4 +1,4 @@
-"""A coverage-guided fuzzer looks for a file that the decoder dies of, or that costs it too much.
+"""A coverage-guided fuzzer looks for a file that ends the decoder, or costs too much.
 
 FUZZ_SECONDS says for how long (60 unless set).
 """
@@ -26,7 +26,7 @@ SECONDS = int(os.environ.get("FUZZ_SECONDS", "60"))
 
 @pytest.fixture(scope="module")
 def atheris(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the fuzzer in it, which is not among what is installed."""
+    """A folder with the fuzzer, which is not installed in the environment."""
     (pin,) = re.findall(r'^fuzz = \["(.+)"\]$', (ROOT / "pyproject.toml").read_text(), re.M)
     folder = tmp_path_factory.mktemp("atheris")
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]

@@ -1,4 +1,4 @@
-"""What callers send is theirs to choose: any parameters and any bytes are answered or refused."""
+"""Any parameters and any bytes that a caller sends are answered or refused."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def in_range(parameters: Parameters) -> bool:
 
 
 def names_one_of(message: str, given: dict[str, Any]) -> bool:
-    """Does it speak of a parameter that was given, as it was written or as it is called?"""
+    """Whether the message names a parameter that was given, as it was spelt or by its own name."""
     written = (ascii(key)[:50] for key in given)
     called = (name for name in NAMES for key in given if key.lower().endswith(spellings(name)))
     return any(name in message for name in (*written, *called))
@@ -168,7 +168,7 @@ def test_seeds_are_pictures(process: ProcessPoolExecutor) -> None:
 
 def test_chunk_that_claims_gigabytes_takes_no_memory(process: ProcessPoolExecutor) -> None:
     png = next(seed for seed in SEEDS if seed.startswith(b"\x89PNG"))
-    huge = png[:33] + b"\xe0\0\0\0" + png[37:]  # the length of what follows the header
+    huge = png[:33] + b"\xe0\0\0\0" + png[37:]  # the length of the chunk after the header
     outcome = process.submit(prepare, huge).result(timeout=30)
     assert outcome.reason == "undecodable"
     assert outcome.memory < 200 << 20
@@ -177,7 +177,7 @@ def test_chunk_that_claims_gigabytes_takes_no_memory(process: ProcessPoolExecuto
 @fuzz(max_examples=1500)
 @given(element=ELEMENTS)
 def test_any_bytes_are_decoded_or_refused(process: ProcessPoolExecutor, element: bytes) -> None:
-    # A crash of the process, or an exception that is no refusal, fails here.
+    # A crash of the process fails here, and so does any exception but a refusal.
     outcome = process.submit(prepare, element).result(timeout=30)
     if outcome.shape is None:
         assert outcome.reason in REASONS

@@ -1,4 +1,4 @@
-"""The size and the scans that a file states, before anything of it is decoded."""
+"""Size and scans of a file are known before it is decoded."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ TAGS.update({"tile_width": 322, "tile_height": 323})
 
 
 def tiff(order: str, entries: Sequence[tuple[str, str, int]], data: bytes = b"") -> bytes:
-    """A TIFF whose directory stands at its end; entries are name, H or I, value."""
+    """A TIFF with its directory at the end; entries are tag, H or I, value."""
     kinds = {"H": 3, "I": 4, "Q": 16}
     head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8 + len(data))
     directory = struct.pack(f"{order}H", len(entries))

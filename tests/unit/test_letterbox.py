@@ -7,8 +7,8 @@ from batch_builder import BatchBuilder
 from letterbox import PAD_VALUE, enlarge, letterbox, reduction
 from normalise import HostNormaliser, PlaneSplitter
 
-# Height, width; then where the picture lies in 640x640: top, left, height, width; then the exact
-# padding of the way back, which is not the rounded one. Worked out by hand from the formula.
+# Height and width of the picture; its place in 640x640: top, left, height, width; the exact padding
+# of its placement, which is not rounded. Worked out by hand from the formula.
 CASES = [
     ((480, 640), (80, 0, 480, 640), (80.0, 0.0)),
     ((427, 640), (106, 0, 427, 640), (106.5, 0.0)),
@@ -45,14 +45,14 @@ def test_stretch_has_no_padding_and_a_gain_for_each_axis() -> None:
     assert placement.as_row() == (0.5, 2.0, 0, 0, 320, 1280)
 
 
-# Height, width; the size that it gets with stride 32; where the picture lies in it; the gain and
-# the padding of the way back.
+# Height and width of the picture; of the canvas with stride 32; the picture's place in it; gain and
+# padding of its placement.
 RECT_CASES = [
     ((480, 640), (480, 640), (0, 0, 480, 640), (1.0, 0.0, 0.0)),
     ((427, 640), (448, 640), (10, 0, 427, 640), (1.0, 10.5, 0.0)),
     ((1080, 810), (640, 480), (0, 0, 640, 480), (640 / 1080, 0.0, 0.0)),
     ((720, 1280), (384, 640), (12, 0, 360, 640), (0.5, 12.0, 0.0)),
-    # 640 / 641 * 481 = 480.25 pixels become 480, so that the width decides the way back.
+    # 640 / 641 * 481 = 480.25 pixels are rounded to 480: the width determines the gain.
     ((641, 481), (640, 480), (0, 0, 640, 480), (480 / 481, (640 - 641 * 480 / 481) / 2, 0.0)),
     ((2000, 1), (640, 32), (0, 15, 640, 1), (0.32, 0.0, 15.84)),
 ]
@@ -140,7 +140,7 @@ def test_reduction_leaves_nothing_to_enlarge(
 def test_reduction_allows_for_a_picture_that_is_turned() -> None:
     assert reduction(960, 1280, height=480, width=640) == 2
     assert reduction(1280, 960, height=480, width=640) == 2
-    assert reduction(959, 1000, height=480, width=640) == 1  # turned it could be half as large
+    assert reduction(959, 1000, height=480, width=640) == 1  # if turned, it could be reduced by 2
 
 
 @pytest.mark.parametrize("mode", ["square", "rect", "stretch"])

@@ -1,4 +1,4 @@
-"""What glibc does once `malloc.configure` has been called, seen in a process of its own."""
+"""What glibc does after `malloc.configure`, in a process of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Counts and times reach the metrics, and nobody waits for that."""
+"""Updates reach the metrics without blocking the callers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from metrics_buffer import MetricsBuffer
 
 
 class Metric:
-    """As Triton's, which must not be touched by two threads at a time."""
+    """Like one of Triton's, which two threads must not use at a time."""
 
     touched = threading.Lock()
 
@@ -48,7 +48,7 @@ def test_counts_are_added_up_and_observations_are_not() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()  # none has waited: nothing is delivered yet
+        thread.join()  # none is blocked, though nothing is delivered yet
     go.set()
     wait_until(lambda: sum(counter.calls) == 800 and len(histogram.calls) == 400)
     assert len(counter.calls) < 20

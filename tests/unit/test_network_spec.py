@@ -13,12 +13,12 @@ NAMES = ("Platelets", "RBC", "WBC")
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A network's folder where a test may spoil it."""
+    """The folder of a network, for a test to change."""
     return write(tmp_path, height=480, width=640)
 
 
 def write(place: Path, *, letterbox: str = "square", head: str = "full", **size: int) -> Path:
-    """What `make model` writes, without the weights."""
+    """Write what `make model` does, with empty weights; return the network's folder."""
     model = onnx.helper.make_model(
         onnx.helper.make_graph(
             [],

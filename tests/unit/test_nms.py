@@ -30,7 +30,7 @@ def row(cx: float, cy: float, w: float, h: float, objectness: float, *classes: f
     return torch.tensor([cx, cy, w, h, objectness, *classes])
 
 
-# Two boxes that overlap by IoU 0.6, of the same class; and one far from them.
+# Two boxes of the same class with IoU 0.6, and one far from them.
 NEAR = row(100, 100, 80, 80, 0.9, 0.9, 0.1, 0.0)
 NEARER = row(120, 100, 80, 80, 0.8, 0.9, 0.1, 0.0)
 FAR = row(400, 300, 50, 20, 0.5, 0.1, 0.2, 0.8)
@@ -59,7 +59,7 @@ def test_thresholds_are_exclusive_as_in_the_reference() -> None:
 
 
 def test_reduced_head_gives_the_same_detections() -> None:
-    """They hold what `detect` would have worked out itself: the best score and its class."""
+    """Its rows hold what `detect` computes from a full head: the best score and its class."""
     full = torch.rand((500, 8), generator=torch.Generator().manual_seed(3)) ** 2
     full[:, :4] *= 640
     scores, classes = (full[:, 5:] * full[:, 4:5]).max(1, keepdim=True)
@@ -93,7 +93,7 @@ def test_classes_outside_the_filter_are_left_out(multi_label: int) -> None:
     wanted = torch.tensor([False, True, True])
     rows = torch.stack([NEAR, FAR, row(200, 200, 9, 9, 1.0, 0.6, 0.5, 0.0)])
     classes = detect(rows, thresholds(multi_label=multi_label), wanted, IDENTITY)[2].tolist()
-    # The best class of the last row is not wanted: only multi_label looks at its second best.
+    # The filter excludes the best class of the last row; only multi_label considers the second.
     assert classes == ([1, 2] if multi_label else [2])
 
 

@@ -1,5 +1,4 @@
-"""The model repository runs anywhere: nothing in it is for the embedded server alone. And a name
-that two places must share is the same in both."""
+"""The model repository runs on any Triton; and names that two places share are the same in both."""
 
 from __future__ import annotations
 
@@ -35,13 +34,13 @@ def test_repository_holds_these_models_and_nothing_else() -> None:
 def test_configuration_is_portable(model: str) -> None:
     config = read_config(model)
     assert config.name == model
-    # It would name a file that only a Python-based backend has.
+    # A runtime names a file that only a Python-based backend has.
     assert not config.runtime
-    # These stop a machine without a GPU; left out, Triton takes what there is.
+    # Other kinds fail on a machine without a GPU; by default Triton uses what there is.
     kinds = {group.kind for group in config.instance_group}
     assert kinds <= {model_config_pb2.ModelInstanceGroup.KIND_AUTO}
     assert not any(group.gpus for group in config.instance_group)
-    # It would ignore the thresholds, which are parameters.
+    # The cache ignores the thresholds, which are parameters.
     assert not config.response_cache.enable
     text = (REPOSITORY / model / "config.pbtxt").read_text()
     values = [parameter.string_value for parameter in config.parameters.values()]
@@ -53,7 +52,7 @@ def test_configuration_is_portable(model: str) -> None:
     for value in (*values, *files, config.default_model_filename):
         assert not value.startswith(("/", "~")), value
         assert ".." not in value
-    # Fields that the oldest server here, 2.51, cannot parse.
+    # A field that the oldest server supported, 2.51, cannot parse.
     assert "max_inflight_requests" not in text
 
 
@@ -125,7 +124,7 @@ def test_both_steps_read_the_served_network() -> None:
 def test_every_default_is_in_the_configuration() -> None:
     config = read_config("preprocess")
     given = {name: value.string_value for name, value in config.parameters.items()}
-    # All classes is the default of `classes`, and has no text.
+    # `classes` has no text for its default, which is all classes.
     assert set(NAMES) - set(given) == {"classes"}
     assert asdict(settings.read_settings(given, ("a",)).defaults) == {
         "conf_thres": 0.25,

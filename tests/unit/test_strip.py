@@ -1,4 +1,4 @@
-"""What reaches the decoder: the still picture and nothing else, in files of every format."""
+"""Of a file of any format, only a still picture reaches the decoder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from support import PHOTO
 
 LIMITS = ImageLimits(bytes=32 << 20, pixels=64_000_000)
 PICTURE = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
-EXIF = b"MM\0*\0\0\0\x08" + struct.pack(">HHHIHHI", 1, 0x0112, 3, 1, 6, 0, 0)  # on its side
+EXIF = b"MM\0*\0\0\0\x08" + struct.pack(">HHHIHHI", 1, 0x0112, 3, 1, 6, 0, 0)  # turned by 90°
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png(*more: bytes, rows: bytes | None = None, after: bytes = b"", interlaced: int = 0) -> bytes:
-    """`PICTURE`, or other rows of its size, with chunks before and after its data."""
+    """A PNG of `PICTURE`, or of other rows, with chunks before and after its data."""
     height, width = PICTURE.shape[:2]
     if rows is None:
         rows = b"".join(b"\0" + row.tobytes() for row in PICTURE[..., ::-1])

@@ -1,4 +1,4 @@
-"""Against torchvision.ops.batched_nms, to the bit; and what it costs."""
+"""The result equals that of torchvision.ops.batched_nms to the bit; and its cost is bounded."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def scattered(count: int, generator: torch.Generator) -> Tensor:
 
 
 def whole_numbers(count: int, generator: torch.Generator) -> Tensor:
-    """Many IoUs that are exactly a half, a third, a quarter, or 0 / 0."""
+    """Boxes of which many IoUs are exactly a half, a third, a quarter, or 0 / 0."""
     boxes = torch.randint(0, 6, (count, 4), generator=generator).float()
     boxes[:, 2:] += boxes[:, :2]
     return boxes
@@ -50,7 +50,7 @@ def not_finite(count: int, generator: torch.Generator) -> Tensor:
 
 
 def reference(boxes: Tensor, scores: Tensor, groups: Tensor, iou: float, max_det: int) -> Tensor:
-    """Torchvision's answer; equal scores, which it puts in any order, in that of the candidates."""
+    """The result of torchvision, with equal scores, which it orders arbitrarily, in input order."""
     kept: Tensor = batched_nms(boxes, scores, groups, iou).sort().values
     return kept[scores[kept].sort(descending=True, stable=True).indices][:max_det]
 
@@ -83,10 +83,10 @@ def test_result_is_that_of_torchvision(
     scores = (torch.rand(count, generator=generator) * score_steps).ceil() / score_steps
     groups = torch.randint(0, group_count, (count,), generator=generator)
     if make is not_finite and count <= 1000 and group_count > 1:
-        groups *= 0  # the offset of a class would be infinite for all
+        groups *= 0  # otherwise the offset between classes is infinite
     wanted = reference(boxes, scores, groups, iou, max_det)
     assert torch.equal(suppress(boxes, scores, groups, iou, max_det), wanted)
-    # A box that is not finite makes the offset of every class so, where there is one.
+    # One infinite box makes the offset between classes infinite.
     if group_count == 1 and (make is not not_finite or count > 1000):
         assert torch.equal(suppress(boxes, scores, None, iou, max_det), wanted)
 
@@ -111,7 +111,7 @@ def disjoint(rows: Tensor) -> None:
 
 
 def suppressed_by_the_last(rows: Tensor) -> None:
-    """999 boxes that suppress nothing, and one after them that suppresses all others."""
+    """999 boxes that suppress nothing, followed by one that suppresses all others."""
     disjoint(rows)
     rows[999:, :4] = torch.tensor([5000.0, 5000.0, 10.0, 10.0])
     rows[:1000, 4:] = 1
