@@ -7,7 +7,7 @@ from time import thread_time
 from typing import Any
 
 import pytest
-from parameters import NAMES, ParameterError, Parameters, parse_parameters, read_text
+from parameters import NAMES, ParameterError, Parameters, parse_parameters, read_json
 
 LABELS = ("person", "bus", "fire hydrant")
 
@@ -147,12 +147,12 @@ def test_classes_of_any_name_can_be_chosen(key: str, classes: str, expected: set
 
 
 def test_parameters_that_are_too_long_are_refused_at_once() -> None:
-    assert read_text('{"max_det": 7}') == {"max_det": 7}
+    assert read_json('{"max_det": 7}') == {"max_det": 7}
     for name in ("classes", "triton_x", "x" * 100):
         text = json.dumps({name: "0," * 20_000_000})
         started = thread_time()
         with pytest.raises(ParameterError, match="characters long; allowed: 4096 bytes for each"):
-            read_text(text)
+            read_json(text)
         assert thread_time() - started < 0.1
 
 
@@ -163,7 +163,7 @@ def test_the_longest_parameters_are_read_quickly() -> None:
         **{f"triton_{index}": "x" * 4096 for index in range(60)},
     }
     started = thread_time()
-    assert parse_parameters(read_text(json.dumps(given)), names, DEFAULTS).classes == {999}
+    assert parse_parameters(read_json(json.dumps(given)), names, DEFAULTS).classes == {999}
     assert thread_time() - started < 0.1
 
 

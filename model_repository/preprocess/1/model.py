@@ -16,7 +16,7 @@ from decode import ImageError
 from gather import Gather
 from image_pipeline import ImagePipeline
 from network_spec import network_folder, read_network_spec
-from parameters import ParameterError, parse_parameters, read_text
+from parameters import ParameterError, parse_parameters, read_json
 from preprocess_metrics import Metrics
 from settings import read_settings
 
@@ -77,7 +77,7 @@ class TritonPythonModel:
         except UnicodeDecodeError:
             raise ParameterError("a parameter is no text; allowed: UTF-8") from None
         return parse_parameters(
-            read_text(text or "{}"),
+            read_json(text or "{}"),
             self.network.class_names,
             self.settings.defaults,
             best_class_only=self.network.best_class_only,

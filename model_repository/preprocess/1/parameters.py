@@ -52,7 +52,7 @@ class Parameters(Thresholds):
         return [not self.classes or index in self.classes for index in range(count)]
 
 
-def read_text(text: str) -> dict[str, object]:
+def read_json(text: str) -> dict[str, object]:
     """Read the JSON object in which Triton hands over the parameters of a request.
 
     Raises:
@@ -85,7 +85,7 @@ def parse_parameters(
     Raises:
         ParameterError: an unknown name, a wrong kind, a value out of range, or a name given twice.
     """
-    return _possible(replace(defaults, **_read(given, names)), best_class_only)
+    return _check_multi_label(replace(defaults, **_read(given, names)), best_class_only)
 
 
 def read_defaults(
@@ -100,10 +100,10 @@ def read_defaults(
     for name in NAMES:
         if name not in values:
             raise ParameterError(f"{name} has no default; allowed: one for each parameter")
-    return _possible(Parameters(**values), best_class_only)
+    return _check_multi_label(Parameters(**values), best_class_only)
 
 
-def _possible(parameters: Parameters, best_class_only: bool) -> Parameters:
+def _check_multi_label(parameters: Parameters, best_class_only: bool) -> Parameters:
     if parameters.multi_label and best_class_only:
         raise ParameterError(
             "multi_label is true, but this model tells only the best class of each box;"
@@ -220,7 +220,7 @@ def _json_class(item: Any, named: Mapping[str, set[int]], count: int) -> set[int
     A number is an index. A string is a name, or an index if no class has that name.
     """
     if isinstance(item, str):
-        return named.get(item) or _indexed(item, count)
+        return named.get(item) or _as_index(item, count)
     return {item} if type(item) is int and 0 <= item < count else set()
 
 
@@ -229,10 +229,10 @@ def _text_class(item: Any, named: Mapping[str, set[int]], count: int) -> set[int
 
     Digits are an index, or a name if there is no such index.
     """
-    return _indexed(item, count) or named.get(item, set())
+    return _as_index(item, count) or named.get(item, set())
 
 
-def _indexed(item: str, count: int) -> set[int]:
+def _as_index(item: str, count: int) -> set[int]:
     is_index = _WHOLE.fullmatch(item) and len(item) < 10 and int(item) < count
     return {int(item)} if is_index else set()
 
