@@ -84,6 +84,14 @@ def test_code_imports_only_what_every_server_has(path: Path) -> None:
     assert imported - allowed - beside - sys.stdlib_module_names <= {"triton_python_backend_utils"}
 
 
+def test_steps_share_modules_by_links_that_can_be_copied() -> None:
+    written, read = (REPOSITORY / step / "1" for step in ("preprocess", "postprocess"))
+    shared = {path.name for path in read.glob("*.py") if (written / path.name).exists()}
+    for name in shared - {"model.py"}:
+        assert (read / name).readlink() == Path("../../preprocess/1") / name
+    assert {"completion.py", "network_spec.py", "placement.py", "thresholds.py"} <= shared
+
+
 def test_client_and_endpoint_agree() -> None:
     config = read_config(client_names.MODEL)
     assert [tensor.name for tensor in config.input] == [client_names.IMAGE]

@@ -67,10 +67,10 @@ def _hierarchies(proc: Path) -> Iterator[tuple[Path, tuple[str, ...]]]:
         controller = {"cgroup2": "", "cgroup": "cpu"}.get(kind[0])
         if controller is None or (controller and controller not in kind[2].split(",")):
             continue
-        root, mount_point = (re.sub(r"\\([0-7]{3})", _unescaped, text) for text in fields[3:5])
+        root, mount_point = (re.sub(r"\\([0-7]{3})", _unescape, text) for text in fields[3:5])
         group = groups.get(controller)
         if group is not None:
-            yield Path(mount_point), _below(group, root)
+            yield Path(mount_point), _path_below(group, root)
 
 
 def _groups(text: str) -> dict[str, str]:
@@ -84,7 +84,7 @@ def _groups(text: str) -> dict[str, str]:
     return groups
 
 
-def _below(group: str, root: str) -> tuple[str, ...]:
+def _path_below(group: str, root: str) -> tuple[str, ...]:
     """The folders from the mounted group down to ours; none if ours is not below it."""
     try:
         below = Path(group).relative_to(root).parts
@@ -93,5 +93,5 @@ def _below(group: str, root: str) -> tuple[str, ...]:
     return () if ".." in below else below
 
 
-def _unescaped(match: re.Match[str]) -> str:
+def _unescape(match: re.Match[str]) -> str:
     return chr(int(match[1], 8))

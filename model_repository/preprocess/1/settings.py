@@ -70,19 +70,20 @@ def read_settings(
         defaults=read_defaults(given, names, best_class_only=best_class_only),
         limits=_image_limits(config),
         scaled_decoding=_flag(config, "scaled_decoding"),
-        threads=_whole(config, "threads", 0, 1024) or cores,
-        max_queued_images=_whole(config, "max_queued_images", 1, 1 << 20),
-        max_queue_seconds=_whole(config, "max_queue_seconds", 1, 3600),
+        threads=_whole_number(config, "threads", 0, 1024) or cores,
+        max_queued_images=_whole_number(config, "max_queued_images", 1, 1 << 20),
+        max_queue_seconds=_whole_number(config, "max_queue_seconds", 1, 3600),
         # Enough for those being decoded and those in the network, and two to keep both busy.
-        max_in_flight_images=_whole(config, "max_in_flight_images", 0, 1 << 20) or 2 * cores + 2,
+        max_in_flight_images=_whole_number(config, "max_in_flight_images", 0, 1 << 20)
+        or 2 * cores + 2,
     )
 
 
 def _image_limits(config: Mapping[str, str]) -> ImageLimits:
     return ImageLimits(
-        bytes=_whole(config, "max_image_bytes", 1, 1 << 30),
+        bytes=_whole_number(config, "max_image_bytes", 1, 1 << 30),
         # OpenCV's own limit; that of each side is 2**20.
-        pixels=_whole(config, "max_image_pixels", 1, 1 << 30),
+        pixels=_whole_number(config, "max_image_pixels", 1, 1 << 30),
     )
 
 
@@ -93,7 +94,7 @@ def _flag(config: Mapping[str, str], name: str) -> bool:
     return text == "true"
 
 
-def _whole(config: Mapping[str, str], name: str, low: int, high: int) -> int:
+def _whole_number(config: Mapping[str, str], name: str, low: int, high: int) -> int:
     text = config.get(name, "")
     if not text.isdecimal() or not low <= int(text) <= high:
         raise SettingsError(
