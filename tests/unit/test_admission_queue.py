@@ -7,7 +7,7 @@ from time import monotonic
 from typing import Any
 
 import pytest
-from admission_queue import AdmissionQueue, QueueFullError, Request
+from admission_queue import AdmissionQueue, QueuedRequest, QueueFullError
 
 FIRST_TIMEOUT = 1.0  # seconds, before the first completion
 
@@ -21,7 +21,7 @@ class Crowd:
 
     def submit(self, name: str, images: int = 1, *, seconds: float = 60) -> None:
         self.queue.submit(
-            Request(
+            QueuedRequest(
                 images=images,
                 deadline=monotonic() + seconds,
                 on_admit=lambda admission_id: self.events.put((name, admission_id)),

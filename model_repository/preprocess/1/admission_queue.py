@@ -35,7 +35,7 @@ class QueueFullError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class QueuedRequest:
     """
     Attributes:
         images: how many it has.
@@ -63,7 +63,7 @@ class AdmissionQueue:
         self._reserve = capacity // _RESERVE_DIVISOR
         self._in_flight = InFlight(down_after=_DOWN_FACTOR * capacity)
         # In order of admission: turn, number of arrival, request.
-        self._queue: list[tuple[int, int, Request]] = []
+        self._queue: list[tuple[int, int, QueuedRequest]] = []
         self._arrivals = 0  # requests
         self._queued = 0  # images
         self._queued_in_batches = 0  # images of requests with several; included in `_queued`
@@ -73,7 +73,7 @@ class AdmissionQueue:
         self._thread = Thread(target=self._run, name="admission queue", daemon=True)
         self._thread.start()
 
-    def submit(self, request: Request) -> None:
+    def submit(self, request: QueuedRequest) -> None:
         """Admit the request at once, or have it wait for its turn.
 
         Raises:
@@ -173,7 +173,7 @@ class AdmissionQueue:
                 self._changed.wait(None if self._idle else self._pause())
                 self._idle = False
 
-    def _take_expired(self) -> list[Request]:
+    def _take_expired(self) -> list[QueuedRequest]:
         now = monotonic()
         expired = [entry for entry in self._queue if entry[-1].deadline < now]
         for entry in expired:
@@ -185,11 +185,11 @@ class AdmissionQueue:
         next_deadline = min(entry[-1].deadline for entry in self._queue)
         return min(self._in_flight.timeout(), max(_MIN_PAUSE, next_deadline - monotonic()))
 
-    def _dequeue(self, entry: tuple[int, int, Request]) -> None:
+    def _dequeue(self, entry: tuple[int, int, QueuedRequest]) -> None:
         self._queue.remove(entry)
         self._add_queued(entry[-1], -1)
 
-    def _add_queued(self, request: Request, sign: int) -> None:
+    def _add_queued(self, request: QueuedRequest, sign: int) -> None:
         self._queued += sign * request.images
         if request.images > 1:
             self._queued_in_batches += sign * request.images

@@ -35,7 +35,7 @@ def letterbox(
     """
     h, w = size or picture.shape[:2]
     if mode == "stretch":
-        return _resize(picture, height, width), _stretched(h, w, height, width)
+        return _resize(picture, height, width), _place_stretched(h, w, height, width)
     gain = min(height / h, width / w)
     # A picture 1 pixel wide and very high must keep a pixel.
     scaled_h, scaled_w = max(1, round(h * gain)), max(1, round(w * gain))
@@ -43,21 +43,21 @@ def letterbox(
         height, width = _up_to(stride, scaled_h), _up_to(stride, scaled_w)
         # The reference takes the gain from the padded size, which rounding may have made smaller.
         gain = min(height / h, width / w)
-    canvas = _centre(_resize(picture, scaled_h, scaled_w), height, width)
-    return canvas, _centred(h, w, height, width, gain)
+    canvas = _pad(_resize(picture, scaled_h, scaled_w), height, width)
+    return canvas, _place_centred(h, w, height, width, gain)
 
 
-def _stretched(h: int, w: int, height: int, width: int) -> Placement:
+def _place_stretched(h: int, w: int, height: int, width: int) -> Placement:
     return Placement(gain_x=width / w, gain_y=height / h, pad_x=0.0, pad_y=0.0, height=h, width=w)
 
 
-def _centred(h: int, w: int, height: int, width: int, gain: float) -> Placement:
+def _place_centred(h: int, w: int, height: int, width: int, gain: float) -> Placement:
     """The padding is exact: the reference rounds that of the pixels, but not that of the boxes."""
     pad_x, pad_y = (width - w * gain) / 2, (height - h * gain) / 2
     return Placement(gain_x=gain, gain_y=gain, pad_x=pad_x, pad_y=pad_y, height=h, width=w)
 
 
-def _centre(picture: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+def _pad(picture: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
     """Pad on all sides; as in the reference, an odd pixel goes to the bottom or the right."""
     h, w = picture.shape[:2]
     top, left = (height - h) // 2, (width - w) // 2
@@ -88,7 +88,7 @@ def enlarge(
     if (h, w) == (height, width):
         return canvas, placement
     pad_x, pad_y = placement.pad_x + (width - w) // 2, placement.pad_y + (height - h) // 2
-    return _centre(canvas, height, width), replace(placement, pad_x=pad_x, pad_y=pad_y)
+    return _pad(canvas, height, width), replace(placement, pad_x=pad_x, pad_y=pad_y)
 
 
 def _up_to(stride: int, side: int) -> int:

@@ -10,7 +10,7 @@ from time import monotonic
 import malloc
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from admission_queue import AdmissionQueue, QueueFullError, Request
+from admission_queue import AdmissionQueue, QueuedRequest, QueueFullError
 from completion import CompletionListener
 from decode import ImageError
 from gather import Gather
@@ -58,7 +58,7 @@ class TritonPythonModel:
         try:
             parameters = self.read_parameters(request)
             self.queue.submit(
-                Request(
+                QueuedRequest(
                     images=len(call.elements),
                     deadline=monotonic() + seconds,
                     on_admit=partial(self.prepare, call, parameters),
