@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import in_flight
+import pytest
+from in_flight import InFlight
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(in_flight, "monotonic", clock)
+    return clock
+
+
+@pytest.fixture
+def flight(clock: Clock) -> InFlight:
+    return InFlight(down_after=10)
+
+
+def test_admission_id_is_the_number_of_images_admitted(flight: InFlight) -> None:
+    assert [flight.admit(images) for images in (1, 8, 2)] == [1, 9, 11]
+    assert (flight.images, flight.admitted_images) == (11, 11)
+
+
+def test_completion_retires_the_request_and_those_before_it(flight: InFlight) -> None:
+    ids = [flight.admit(images) for images in (1, 8, 2)]
+    assert flight.complete(ids[1])
+    assert (flight.images, flight.admitted_images) == (2, 11)
+    assert flight.complete(ids[2])
+    assert flight.images == 0
+
+
+@pytest.mark.parametrize("admission_id", [-1, 0, 2, 4])
+def test_unknown_completion_changes_nothing(
+    flight: InFlight, clock: Clock, admission_id: int
+) -> None:
+    flight.admit(3)
+    clock.now += 0.5
+    assert not flight.complete(admission_id)
+    assert (flight.images, flight.usual_interval) == (3, 0.25)
+
+
+def test_second_completion_changes_nothing(flight: InFlight, clock: Clock) -> None:
+    flight.admit(3)
+    assert flight.complete(3)
+    clock.now += 9.0
+    usual = flight.usual_interval
+    assert not flight.complete(3)
+    assert flight.usual_interval == usual
+
+
+def test_release_retires_one_request_alone(flight: InFlight) -> None:
+    ids = [flight.admit(images) for images in (1, 8, 2)]
+    for admission_id in (ids[1], ids[1], 99):
+        flight.release(admission_id)
+        assert (flight.images, flight.admitted_images) == (3, 11)
+
+
+def test_usual_interval_follows_the_time_between_completions(
+    flight: InFlight, clock: Clock
+) -> None:
+    flight.admit(1)
+    clock.now += 0.75
+    flight.complete(1)  # 0.75 s after its admission
+    assert flight.usual_interval == pytest.approx(0.25 + 0.2 * (0.75 - 0.25))
+    flight.admit(1)
+    flight.admit(1)
+    clock.now += 1.0
+    flight.complete(2)
+    clock.now += 0.5
+    usual = flight.usual_interval
+    flight.complete(3)  # 0.5 s after the one before, 1.5 s after its admission
+    assert flight.usual_interval == pytest.approx(usual + 0.2 * (0.5 - usual))
+
+
+def test_interval_starts_with_the_first_request_that_a_completion_retires(
+    flight: InFlight, clock: Clock
+) -> None:
+    flight.admit(1)
+    clock.now += 1.0
+    flight.admit(1)
+    clock.now += 0.25
+    flight.complete(2)
+    assert flight.usual_interval == pytest.approx(0.25 + 0.2 * (1.25 - 0.25))
+
+
+@pytest.mark.parametrize(
+    "usual_interval, timeout", [(0.25, 1.0), (0.5, 2.0), (0.001, 0.05), (5.0, 3.0)]
+)
+def test_timeout_is_four_usual_intervals_within_bounds(
+    flight: InFlight, usual_interval: float, timeout: float
+) -> None:
+    flight.usual_interval = usual_interval
+    assert flight.timeout() == timeout
+
+
+def test_requests_are_presumed_lost_after_the_timeout_and_not_before(
+    flight: InFlight, clock: Clock
+) -> None:
+    flight.admit(2)
+    clock.now += 0.5
+    flight.admit(3)
+    clock.now += 0.9
+    assert not flight.give_up_overdue()  # counted from the last admission
+    assert flight.images == 5
+    clock.now += 0.11
+    assert flight.give_up_overdue()
+    assert (flight.images, flight.admitted_images) == (0, 5)
+
+
+def test_completion_postpones_the_timeout(flight: InFlight, clock: Clock) -> None:
+    flight.admit(1)
+    flight.admit(1)
+    clock.now += 0.9
+    flight.complete(1)
+    timeout = flight.timeout()
+    clock.now += timeout - 0.01
+    assert not flight.give_up_overdue()
+    clock.now += 0.02
+    assert flight.give_up_overdue()
+
+
+def test_late_completion_sets_the_usual_interval(flight: InFlight, clock: Clock) -> None:
+    for _ in range(2):
+        flight.admit(1)
+        clock.now += 1.0
+        assert flight.give_up_overdue()
+    clock.now += 0.25
+    assert flight.complete(1)  # admitted 2.25 s ago
+    assert flight.usual_interval == 2.25
+    assert flight.images == 0
+    clock.now += 0.5
+    assert flight.complete(2)  # 0.5 s after the completion before, 1.75 s after its admission
+    assert flight.usual_interval == 0.5
+    assert not flight.complete(2)
+
+
+def test_while_the_network_is_down_requests_are_given_up_slowly(
+    flight: InFlight, clock: Clock
+) -> None:
+    flight.usual_interval = 0.001
+    flight.admit(9)
+    clock.now += 0.06
+    assert flight.give_up_overdue()
+    assert flight.timeout() == 0.05
+    flight.admit(1)
+    clock.now += 0.06
+    assert flight.give_up_overdue()  # 10 images in a row
+    assert flight.timeout() == 1.0
+    flight.admit(1)
+    flight.complete(11)
+    assert flight.timeout() == 0.05
+
+
+def test_only_the_last_thousand_lost_requests_are_remembered(
+    flight: InFlight, clock: Clock
+) -> None:
+    for _ in range(1001):
+        flight.admit(1)
+    clock.now += 1.0
+    assert flight.give_up_overdue()
+    assert not flight.complete(1)
+    assert flight.complete(2)
