@@ -36,12 +36,13 @@ class QueueFullError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class QueuedRequest:
-    """
+    """A request, and what to call at the end of its wait.
+
     Attributes:
         images: how many it has.
         deadline: until when it may wait, by `time.monotonic()`.
         on_admit: called with the admission id, on any thread; must not raise, nor take long.
-        on_expire: called in place of `on_admit` when the deadline has passed.
+        on_expire: called instead when the deadline has passed.
     """
 
     images: int
@@ -51,10 +52,11 @@ class QueuedRequest:
 
 
 class AdmissionQueue:
-    """
+    """Admits requests in turn, expires those that wait too long, and refuses those that do not fit.
+
     Args:
         capacity: images that may wait; see above for requests with several.
-        max_in_flight: further requests wait while as many images are in flight.
+        max_in_flight: requests wait while this many images are in flight.
     """
 
     def __init__(self, *, capacity: int, max_in_flight: int) -> None:

@@ -1,4 +1,8 @@
-"""Decode encoded bytes into a picture, or refuse them with one sentence."""
+"""Decode encoded bytes into a picture, or refuse them with one sentence.
+
+To allow a further format, add its name to `FORMATS`, its first bytes to `_SIGNATURES`, and a reader
+of its size to `headers.py`.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ from strip import strip_to_still
 
 FORMATS = "JPEG, PNG, WebP, BMP, TIFF"
 
-# First bytes of the allowed formats. OpenCV recognises further formats by their content.
+# First bytes of the allowed formats. OpenCV would recognise further formats by their content.
 _SIGNATURES = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|BM|II[*+]\x00|MM\x00[*+]", re.DOTALL
 )

@@ -12,7 +12,8 @@ T = TypeVar("T")
 
 
 class Gather(Generic[T]):
-    """
+    """Collects the results of a request's images.
+
     Args:
         count: number of images.
         prepare: called for each image with its index, on several threads.
@@ -34,6 +35,7 @@ class Gather(Generic[T]):
         self._lock = Lock()
 
     def start(self, pool: Executor) -> None:
+        """Submit all images to the pool."""
         for index in range(len(self._results)):
             pool.submit(partial(self._do, index))
 

@@ -20,6 +20,8 @@ class ImagePipeline:
     """Prepares images for the network, in several threads at the same time.
 
     Args:
+        network: determines the size and letterbox of the input.
+        settings: limits of an image, and whether a JPEG may be decoded smaller.
         gpu: number of the GPU that the network runs on; None on the CPU.
         observe: called after each image with the seconds that decoding took, and the seconds that
             letterboxing and normalising took.
@@ -52,7 +54,7 @@ class ImagePipeline:
         self._observe = observe
 
     def new_batch(self, tensors: Collection[str], count: int) -> BatchBuilder:
-        """An empty batch for `count` images.
+        """Begin a batch of `count` images.
 
         Args:
             tensors: names of the tensors to make, of `images` and `pixels`; others are ignored.

@@ -27,7 +27,8 @@ class SettingsError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """
+    """The settings of `preprocess`.
+
     Attributes:
         defaults: of the request parameters.
         limits: of one image.
