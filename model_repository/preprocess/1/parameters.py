@@ -25,7 +25,7 @@ _RESERVED = re.compile(
 )
 _HEADER = re.compile(r"x-yolo-", re.IGNORECASE)
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
-_WHOLE = re.compile(r"\d+", re.ASCII)
+_WHOLE_NUMBER = re.compile(r"\d+", re.ASCII)
 
 MAX_BYTES = 4096  # of one parameter, in UTF-8
 # Characters of all parameters as JSON: more than the longest valid ones, with every character
@@ -138,7 +138,7 @@ def _quoted(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:56]}...'"
 
 
-def _unit_interval(name: str, value: object, names: Sequence[str]) -> float:
+def _read_unit_interval(name: str, value: object, names: Sequence[str]) -> float:
     number = math.nan
     if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
         number = float(value)
@@ -149,9 +149,9 @@ def _unit_interval(name: str, value: object, names: Sequence[str]) -> float:
     return float(number)
 
 
-def _count(name: str, value: object, names: Sequence[str]) -> int:
+def _read_max_det(name: str, value: object, names: Sequence[str]) -> int:
     number = 0
-    if isinstance(value, str) and _WHOLE.fullmatch(value.strip()) and len(value) < 20:
+    if isinstance(value, str) and _WHOLE_NUMBER.fullmatch(value.strip()) and len(value) < 20:
         number = int(value)
     elif isinstance(value, int) and _is_number(value):
         number = value
@@ -166,7 +166,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _flag(name: str, value: object, names: Sequence[str]) -> bool:
+def _read_flag(name: str, value: object, names: Sequence[str]) -> bool:
     if isinstance(value, bool):
         return value
     if isinstance(value, str):
@@ -176,15 +176,15 @@ def _flag(name: str, value: object, names: Sequence[str]) -> bool:
     raise ParameterError(f"{name} is {_quoted(value)}; allowed: true or false")
 
 
-def _classes(name: str, value: object, names: Sequence[str]) -> frozenset[int]:
+def _read_classes(name: str, value: object, names: Sequence[str]) -> frozenset[int]:
     if not isinstance(value, str):
         raise ParameterError(
             f"{name} is {_quoted(value)}; allowed: a string of indices or names, such as '0,2'"
         )
     if value.lstrip().startswith("["):
-        items, find = _json_list(name, value), _json_class
+        items, find = _read_json_list(name, value), _classes_from_json
     else:
-        items, find = [item.strip() for item in value.split(",")], _text_class
+        items, find = [item.strip() for item in value.split(",")], _classes_from_text
     named: dict[str, set[int]] = {}  # several classes may have the same name
     for index, label in enumerate(names):
         named.setdefault(label, set()).add(index)
@@ -200,7 +200,7 @@ def _classes(name: str, value: object, names: Sequence[str]) -> frozenset[int]:
     return frozenset(chosen)
 
 
-def _json_list(name: str, value: str) -> list[object]:
+def _read_json_list(name: str, value: str) -> list[object]:
     """Read the form for names that contain commas, or begin or end with a blank."""
     try:
         items = json.loads(value)
@@ -214,35 +214,35 @@ def _json_list(name: str, value: str) -> list[object]:
     return items
 
 
-def _json_class(item: Any, named: Mapping[str, set[int]], count: int) -> set[int]:
+def _classes_from_json(item: Any, named: Mapping[str, set[int]], count: int) -> set[int]:
     """Indices of the classes that an item of a JSON list means.
 
     A number is an index. A string is a name, or an index if no class has that name.
     """
     if isinstance(item, str):
-        return named.get(item) or _as_index(item, count)
+        return named.get(item) or _classes_from_index(item, count)
     return {item} if type(item) is int and 0 <= item < count else set()
 
 
-def _text_class(item: Any, named: Mapping[str, set[int]], count: int) -> set[int]:
+def _classes_from_text(item: Any, named: Mapping[str, set[int]], count: int) -> set[int]:
     """Indices of the classes that an item of a comma-separated list means.
 
     Digits are an index, or a name if there is no such index.
     """
-    return _as_index(item, count) or named.get(item, set())
+    return _classes_from_index(item, count) or named.get(item, set())
 
 
-def _as_index(item: str, count: int) -> set[int]:
-    is_index = _WHOLE.fullmatch(item) and len(item) < 10 and int(item) < count
+def _classes_from_index(item: str, count: int) -> set[int]:
+    is_index = _WHOLE_NUMBER.fullmatch(item) and len(item) < 10 and int(item) < count
     return {int(item)} if is_index else set()
 
 
 _READERS: dict[str, Callable[[str, object, Sequence[str]], object]] = {
-    "conf_thres": _unit_interval,
-    "iou_thres": _unit_interval,
-    "max_det": _count,
-    "classes": _classes,
-    "agnostic_nms": _flag,
-    "multi_label": _flag,
+    "conf_thres": _read_unit_interval,
+    "iou_thres": _read_unit_interval,
+    "max_det": _read_max_det,
+    "classes": _read_classes,
+    "agnostic_nms": _read_flag,
+    "multi_label": _read_flag,
 }
 NAMES = tuple(_READERS)
