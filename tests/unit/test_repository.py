@@ -12,7 +12,9 @@ import pytest
 import settings
 from google.protobuf import text_format
 from parameters import NAMES
+from placement import Placement
 from support import REPOSITORY, ROOT
+from thresholds import Thresholds
 from tritonclient.grpc import model_config_pb2
 
 from yolov5_build import _names as build_names
@@ -90,6 +92,19 @@ def test_steps_share_modules_by_links_that_can_be_copied() -> None:
     for name in shared - {"model.py"}:
         assert (read / name).readlink() == Path("../../preprocess/1") / name
     assert {"completion.py", "network_spec.py", "placement.py", "thresholds.py"} <= shared
+
+
+def test_both_steps_describe_the_tensors_between_them_alike() -> None:
+    written = {tensor.name: tensor for tensor in read_config("preprocess").output}
+    read = {tensor.name: tensor for tensor in read_config("postprocess").input}
+    assert read.keys() - written.keys() == {"output0"}
+    for name in read.keys() & written.keys():
+        assert read[name].data_type == written[name].data_type
+        assert read[name].dims == written[name].dims
+    placement = Placement.from_row([1, 1, 0, 0, 480, 640])
+    thresholds = Thresholds.from_row([0.25, 0.45, 300, 0, 0])
+    assert [*read["placement"].dims] == [len(placement.as_row())]
+    assert [*read["nms"].dims] == [len(thresholds.as_row())]
 
 
 def test_client_and_endpoint_agree() -> None:
