@@ -11,8 +11,8 @@ import onnx
 import onnxruntime
 import pytest
 from compact import check_candidates, compact
+from config_check import ConfigError
 from forms import open_forms
-from graph import ConfigError
 from numpy.typing import NDArray
 from support import BUNDLED, GraphTensor
 

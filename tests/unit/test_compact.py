@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from compact import InputError, check_inputs, compact, without_own_inputs
-from graph import ConfigError, check_config
+from config_check import ConfigError, check_config
 from single import Answer, Tensors
 from support import GraphTensor
 

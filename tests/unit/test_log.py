@@ -19,7 +19,7 @@ from yolov5_server._repeats import RepeatLimiter
 
 FAILED = (
     "E1122 17:36:22.6 8834 model_lifecycle.cc:642] \"failed to load 'yolov5' version 1: Internal: "
-    'ConfigError: the dims differ\\n\\nAt:\\n  /x/graph.py(96): _check\\n"\n'
+    'ConfigError: the dims differ\\n\\nAt:\\n  /x/config_check.py(96): _check\\n"\n'
 )
 NOISE = 'W1122 17:19:07.7 5315 pinned_memory_manager.cc:273] "Unable to ..., pinned memory pool"\n'
 WARNING = 'W1122 17:19:07.7 5315 x.cc:1] "disk full"\n'

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from batch import run_batch
 from bound import bound
-from graph import ConfigError, check_config, dims
+from config_check import ConfigError, check_config, dims
 from onnx import TensorProto, helper
 from session import providers, session_options, thread_counts
 from support import GraphTensor

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from graph import dims
+from config_check import dims
 from lanes import Run
 
 

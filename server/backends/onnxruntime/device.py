@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
-from graph import dims
+from config_check import dims
 
 _TORCH_TYPES = {
     "tensor(float)": torch.float32,

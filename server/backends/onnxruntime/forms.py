@@ -15,7 +15,7 @@ from typing import Any
 
 from bound import bound
 from compact import ROWS, check_candidates, without_own_inputs
-from graph import check_config
+from config_check import check_config
 from lanes import Run
 from onnxruntime import InferenceSession
 from session import open_session, thread_counts

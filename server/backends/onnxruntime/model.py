@@ -12,9 +12,9 @@ from pathlib import Path
 import triton_python_backend_utils as pb_utils
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "shared"))
+from config_check import DATA_TYPES, dims
 from cores import cores_of_instance
 from forms import check, open_forms, runner, weights_path
-from graph import DATA_TYPES, dims
 from serving import OnLanes
 from session import open_session
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import onnxruntime
-from graph import ConfigError
+from config_check import ConfigError
 from lanes import widths
 
 _LEVELS = {

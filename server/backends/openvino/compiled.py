@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import openvino
-from graph import ConfigError
+from config_check import ConfigError
 
-# OpenVINO's names of the types that `graph` compares.
+# OpenVINO's names of the types that `config_check` compares.
 _TYPES = {
     "f32": "tensor(float)",
     "f16": "tensor(float16)",
@@ -23,7 +23,7 @@ _TYPES = {
 
 
 class Port(NamedTuple):
-    """An input or output, in the terms of `graph`."""
+    """An input or output, in the terms of `config_check`."""
 
     name: str
     type: str

@@ -11,8 +11,8 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[1] / "shared"))
 from compact import without_own_inputs
 from compiled import Network
+from config_check import check_config
 from cores import cores_of_instance
-from graph import check_config
 from lanes import widths
 from serving import OnLanes
 

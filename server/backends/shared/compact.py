@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from graph import check_config, dims
+from config_check import check_config, dims
 from lanes import Run
 from numpy.typing import NDArray
 
