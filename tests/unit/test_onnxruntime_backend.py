@@ -9,8 +9,8 @@ import onnx
 import onnxruntime
 import pytest
 from batch import run_batch
-from bound import bound
 from config_check import ConfigError, check_config, dims
+from io_binding import bind_outputs
 from onnx import TensorProto, helper
 from session import providers, session_options, thread_counts
 from support import GraphTensor
@@ -210,7 +210,7 @@ def test_a_run_into_memory_that_is_used_again(tmp_path: Path) -> None:
     opset = [helper.make_opsetid("", 17)]
     onnx.save(helper.make_model(doubled, opset_imports=opset, ir_version=8), tmp_path / "m.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
-    run = bound(session, ["y"])
+    run = bind_outputs(session, ["y"])
     assert run is not None
     first = run({"x": np.array([[1, 2, 3]], np.float32)})["y"]
     assert first.tolist() == [[2, 4, 6]]
@@ -231,4 +231,4 @@ def test_memory_of_unknown_size_cannot_be_used_again(tmp_path: Path) -> None:
     )
     opset = [helper.make_opsetid("", 17)]
     onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "m.onnx")
-    assert bound(onnxruntime.InferenceSession(tmp_path / "m.onnx"), ["y"]) is None
+    assert bind_outputs(onnxruntime.InferenceSession(tmp_path / "m.onnx"), ["y"]) is None

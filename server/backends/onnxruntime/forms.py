@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bound import bound
 from compact import ROWS, check_candidates, without_own_inputs
 from config_check import check_config
+from io_binding import bind_outputs
 from lanes import Run
 from onnxruntime import InferenceSession
 from session import open_session, thread_counts
@@ -66,7 +66,7 @@ def check(config: Mapping[str, Any], session: InferenceSession) -> None:
 
 def runner(config: Mapping[str, Any], session: InferenceSession) -> Run:
     names = [tensor["name"] for tensor in config["output"]]
-    one_by_one = bound(session, names) if config["max_batch_size"] > 0 else None
+    one_by_one = bind_outputs(session, names) if config["max_batch_size"] > 0 else None
     return one_by_one or partial(_run, session, names)
 
 

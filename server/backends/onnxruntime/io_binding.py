@@ -12,7 +12,7 @@ from config_check import dims
 from lanes import Run
 
 
-def bound(session: onnxruntime.InferenceSession, names: Sequence[str]) -> Run | None:
+def bind_outputs(session: onnxruntime.InferenceSession, names: Sequence[str]) -> Run | None:
     """The network, for one image at a time.
 
     Returns:
