@@ -14,9 +14,9 @@ import triton_python_backend_utils as pb_utils
 sys.path.append(str(Path(__file__).resolve().parents[1] / "shared"))
 from config_check import DATA_TYPES, dims
 from cores import cores_of_instance
-from forms import check, open_forms, runner, weights_path
 from serving import OnLanes
 from session import open_session
+from variants import check, open_variants, runner, weights_path
 
 DEFAULT_MAX_BATCH_SIZE = 4  # the C++ backend's, where a configuration leaves it open
 
@@ -64,8 +64,8 @@ class TritonPythonModel:
             self.work = on_device or OnLanes(config, {1: runner(config, session)}, 1)
             return
         cores = cores_of_instance(config)
-        forms = open_forms(config, folder, cores, warn=pb_utils.Logger.log_warn)
-        self.work = OnLanes(config, forms.full, cores, candidates=forms.candidates)
+        variants = open_variants(config, folder, cores, warn=pb_utils.Logger.log_warn)
+        self.work = OnLanes(config, variants.full, cores, prefiltered=variants.prefiltered)
 
     def execute(self, requests):
         return self.work.execute(requests)

@@ -8,7 +8,7 @@ there. A configuration may therefore state, beside `images` and `output0`:
 - `nms`, FP32, whose first number is a confidence: rows whose objectness is not over it are left
   out, as the step after the network would do first of all.
 
-The network may have a second form of its own for those who bring both, which does less.
+The network may have a prefiltered variant of its own for those who bring both, which does less.
 """
 
 from __future__ import annotations
@@ -68,11 +68,13 @@ def check_inputs(names: Sequence[str], given: Mapping[str, Any]) -> None:
         raise InputError(f"one of the inputs '{IMAGES}' and '{PIXELS}' is needed, and only one")
 
 
-def check_candidates(
+def check_prefiltered(
     config: Mapping[str, Any], inputs: Sequence[Any], outputs: Sequence[Any]
 ) -> None:
-    """Compare the configuration with the network's second form: `pixels` and `nms` of one image
-    -> those rows of `output0` whose objectness is over the first of `nms`.
+    """Compare the configuration with the network's prefiltered variant.
+
+    The variant takes `pixels` and `nms` of one image and answers with the rows of `output0` whose
+    objectness is over the first number of `nms`.
 
     Raises:
         ConfigError: they do not fit.
@@ -90,11 +92,11 @@ def check_candidates(
     check_config(stated, inputs, outputs)
 
 
-def compact(run: Run, candidates: Run | None = None) -> Run:
+def compact(run: Run, prefiltered: Run | None = None) -> Run:
     """A network that takes these inputs too, for one image at a time.
 
     Args:
-        candidates: its second form.
+        prefiltered: its prefiltered variant.
     """
     local = threading.local()
 
@@ -106,8 +108,8 @@ def compact(run: Run, candidates: Run | None = None) -> Run:
         return np.divide(pixels, np.float32(255), out=out, dtype=np.float32)
 
     def run_compact(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        if candidates and PIXELS in inputs and NMS in inputs:
-            return candidates(inputs)
+        if prefiltered and PIXELS in inputs and NMS in inputs:
+            return prefiltered(inputs)
         rest = dict(inputs)
         nms = rest.pop(NMS, None)
         if PIXELS in rest:

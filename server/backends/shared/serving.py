@@ -22,7 +22,7 @@ class OnLanes:
         config: Triton's, as it hands it to a backend.
         runs: the network by number of threads, see `Lanes`; of one image each where it batches.
         cores: of this instance.
-        candidates: the second form of the network by number of threads, where it has one, see
+        prefiltered: the network's prefiltered variant by number of threads, if it has one; see
             `compact`.
     """
 
@@ -32,12 +32,12 @@ class OnLanes:
         runs: Mapping[int, Run],
         cores: int,
         *,
-        candidates: Mapping[int, Run] = MappingProxyType({}),
+        prefiltered: Mapping[int, Run] = MappingProxyType({}),
     ) -> None:
         self.name = config["name"]
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.batching = config["max_batch_size"] > 0
-        self.lanes = Lanes({n: compact(run, candidates.get(n)) for n, run in runs.items()}, cores)
+        self.lanes = Lanes({n: compact(run, prefiltered.get(n)) for n, run in runs.items()}, cores)
 
     def execute(self, requests: Sequence[Any]) -> None:
         works = [work for request in requests for work in self.work(request)]

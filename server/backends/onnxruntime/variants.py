@@ -1,7 +1,7 @@
-"""The network's runs on a CPU by number of threads; in a second form too where there is one.
+"""The network on a CPU, by number of threads: in full and, if it has one, in a prefiltered variant.
 
-The second form is for those who bring pixels and a confidence, see `compact`: a file of its own
-beside the weights, that `make model` writes and the configuration names as `candidates`.
+The prefiltered variant answers requests that bring pixels and a confidence, see `compact`. It is a
+file beside the weights, which `make model` writes and the configuration names as `prefiltered`.
 """
 
 from __future__ import annotations
@@ -13,28 +13,29 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from compact import ROWS, check_candidates, without_own_inputs
+from compact import ROWS, check_prefiltered, without_own_inputs
 from config_check import check_config
 from io_binding import bind_outputs
 from lanes import Run
 from onnxruntime import InferenceSession
 from session import open_session, thread_counts
 
-_FULL_KEY = "full_sha256"  # of the weights that a second form is a form of, in its metadata
+# Key of a prefiltered variant's metadata: the hash of the weights that it was made from.
+_FULL_KEY = "full_sha256"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Forms:
-    """By number of threads, of one image each where the network batches; `candidates` is empty
-    where there is one form only."""
+class Variants:
+    """Runs by number of threads, of one image each if the network batches. `prefiltered` is empty
+    if there is only the full network."""
 
     full: Mapping[int, Run]
-    candidates: Mapping[int, Run]
+    prefiltered: Mapping[int, Run]
 
 
-def open_forms(
+def open_variants(
     config: Mapping[str, Any], folder: Path, cores: int, *, warn: Callable[[str], None]
-) -> Forms:
+) -> Variants:
     """
     Args:
         config: Triton's, as it hands it to a backend.
@@ -52,7 +53,7 @@ def open_forms(
         session = open_session(config, weights, kind="CPU", device=0, threads=threads)
         check(config, session)
         full[threads] = runner(config, session)
-    return Forms(full=full, candidates=_open_candidates(config, weights, counts, warn))
+    return Variants(full=full, prefiltered=_open_prefiltered(config, weights, counts, warn))
 
 
 def check(config: Mapping[str, Any], session: InferenceSession) -> None:
@@ -74,18 +75,18 @@ def weights_path(config: Mapping[str, Any], folder: Path) -> Path:
     return folder / (config.get("default_model_filename") or "model.onnx")
 
 
-def _open_candidates(
+def _open_prefiltered(
     config: Mapping[str, Any],
     weights: Path,
     counts: Sequence[int],
     warn: Callable[[str], None],
 ) -> dict[int, Run]:
-    name = config.get("parameters", {}).get("candidates", {}).get("string_value")
+    name = config.get("parameters", {}).get("prefiltered", {}).get("string_value")
     runs: dict[int, Run] = {}
     for threads in counts if name else ():
         path = weights.with_name(name)
         session = open_session(config, path, kind="CPU", device=0, threads=threads)
-        check_candidates(config, session.get_inputs(), session.get_outputs())
+        check_prefiltered(config, session.get_inputs(), session.get_outputs())
         if not runs and not _belongs_to(session, weights):
             warn(
                 f"{name} was not made from this {weights.name}, which runs in its place;"
@@ -93,11 +94,11 @@ def _open_candidates(
             )
             return {}
         columns = next(t["dims"][-1] for t in config["output"] if t["name"] == ROWS)
-        runs[threads] = partial(_run_candidates, session, int(columns))
+        runs[threads] = partial(_run_prefiltered, session, int(columns))
     return runs
 
 
-def _run_candidates(
+def _run_prefiltered(
     session: InferenceSession, columns: int, inputs: Mapping[str, Any]
 ) -> dict[str, Any]:
     (rows,) = session.run([ROWS], inputs)
