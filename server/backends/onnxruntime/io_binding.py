@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 from config_check import dims
-from lanes import Run
+from executor import Run
 
 
 def bind_outputs(session: onnxruntime.InferenceSession, names: Sequence[str]) -> Run | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import onnxruntime
 from config_check import ConfigError
-from lanes import widths
+from executor import widths
 
 _LEVELS = {
     -1: onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,

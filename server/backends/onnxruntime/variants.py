@@ -15,8 +15,8 @@ from typing import Any
 
 from compact import ROWS, check_prefiltered, without_own_inputs
 from config_check import check_config
+from executor import Run
 from io_binding import bind_outputs
-from lanes import Run
 from onnxruntime import InferenceSession
 from session import open_session, thread_counts
 

@@ -13,7 +13,7 @@ from compact import without_own_inputs
 from compiled import Network
 from config_check import check_config
 from cores import cores_of_instance
-from lanes import widths
+from executor import widths
 from serving import OnLanes
 
 

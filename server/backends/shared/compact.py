@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from config_check import check_config, dims
-from lanes import Run
+from executor import Run
 from numpy.typing import NDArray
 
 IMAGES, PIXELS, NMS, ROWS = "images", "pixels", "nms", "output0"

@@ -1,4 +1,4 @@
-"""Triton glue that the backends for the CPU share: requests onto lanes, answers back."""
+"""Triton glue that the backends for the CPU share: requests to the executor, answers back."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from compact import InputError, check_inputs, compact
-from lanes import Lanes, Run
+from executor import ImageExecutor, Run
 from numpy.typing import NDArray
 from single import Answer, Tensors
 
@@ -20,7 +20,7 @@ class OnLanes:
 
     Args:
         config: Triton's, as it hands it to a backend.
-        runs: the network by number of threads, see `Lanes`; of one image each where it batches.
+        runs: the network by number of threads, for `ImageExecutor`; one image each if it batches.
         cores: of this instance.
         prefiltered: the network's prefiltered variant by number of threads, if it has one; see
             `compact`.
@@ -37,12 +37,14 @@ class OnLanes:
         self.name = config["name"]
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.batching = config["max_batch_size"] > 0
-        self.lanes = Lanes({n: compact(run, prefiltered.get(n)) for n, run in runs.items()}, cores)
+        self.executor = ImageExecutor(
+            {n: compact(run, prefiltered.get(n)) for n, run in runs.items()}, cores
+        )
 
     def execute(self, requests: Sequence[Any]) -> None:
         works = [work for request in requests for work in self.work(request)]
         for waiting, work in zip(reversed(range(len(works))), works):
-            self.lanes.start(work, waiting=waiting)
+            self.executor.submit(work, waiting=waiting)
         # Each is answered when it is done, by the thread that did it.
 
     def work(self, request: Any) -> Iterable[Callable[[Run], None]]:
@@ -85,7 +87,7 @@ class OnLanes:
         )
 
     def close(self) -> None:
-        self.lanes.close()
+        self.executor.close()
 
 
 def on_host(tensor: Any) -> NDArray[Any]:

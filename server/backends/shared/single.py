@@ -11,7 +11,7 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
-from lanes import Run
+from executor import Run
 
 Tensors = Mapping[str, Any]  # by name; NumPy arrays, the first dimension the batch
 

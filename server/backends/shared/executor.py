@@ -27,7 +27,7 @@ def widths(cpus: int) -> list[int]:
     return [*found, cpus]
 
 
-class Lanes:
+class ImageExecutor:
     """
     Args:
         runs: the network by number of threads; each may be called from several threads.
@@ -37,15 +37,15 @@ class Lanes:
     def __init__(self, runs: Mapping[int, Run], cpus: int) -> None:
         self._runs = sorted(runs.items())
         self._cpus = cpus
-        lanes = max(1, cpus // self._runs[0][0])
-        self._pool = ThreadPoolExecutor(lanes, thread_name_prefix="lane")
-        self._room = Semaphore(2 * lanes)  # a lane that is free finds the next image there
+        workers = max(1, cpus // self._runs[0][0])
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="network")
+        self._slots = Semaphore(2 * workers)  # a free worker finds the next image queued
         self._lock = Lock()
         self._active = 0
-        self._crowds: deque[int] = deque(maxlen=_MEMORY)
+        self._recent_load: deque[int] = deque(maxlen=_MEMORY)
 
-    def start(self, work: Callable[[Run], None], *, waiting: int = 0) -> None:
-        """Have `work` called with the network on a lane of its own, once one is free.
+    def submit(self, work: Callable[[Run], None], *, waiting: int = 0) -> None:
+        """Have `work` called with the network on a thread of its own, once one is free.
 
         Returns when it has begun or is among the next, so that all others stay in Triton's queue.
 
@@ -53,12 +53,12 @@ class Lanes:
             work: must not raise.
             waiting: how many are to be started directly after this one.
         """
-        self._room.acquire()
+        self._slots.acquire()
         with self._lock:
             self._active += 1
-            self._crowds.append(self._active + waiting)
+            self._recent_load.append(self._active + waiting)
             # Of two callers in turn, the one finds the cores free and the other does not.
-            run = self._choose(max(self._crowds))
+            run = self._choose(max(self._recent_load))
         self._pool.submit(self._call, work, run)
 
     def _choose(self, images: int) -> Run:
@@ -72,7 +72,7 @@ class Lanes:
         finally:
             with self._lock:
                 self._active -= 1
-            self._room.release()
+            self._slots.release()
 
     def close(self) -> None:
         """Wait until all that was started is done."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from cores import cores_of_instance
 from cpu_count import available_cpus
-from lanes import Lanes, Run, widths
+from executor import ImageExecutor, Run, widths
 from single import Answer, Tensors
 
 
@@ -51,42 +51,42 @@ def work(run: Run) -> None:
 
 def test_one_alone_gets_all_cores_and_many_get_one_each() -> None:
     runs = Runs(1, 4, 8)
-    lanes = Lanes(runs.by_threads, 8)
+    executor = ImageExecutor(runs.by_threads, 8)
     for expected in (8, 4, 1):  # while 0, 1 and 2 others run: 8, 4 and 2 cores for each
-        lanes.start(work)
+        executor.submit(work)
         assert runs.begun.acquire(timeout=10)
         assert runs.chosen[-1] == expected
     runs.go.release(3)
-    lanes.close()
+    executor.close()
 
 
 def test_after_a_crowd_the_next_few_do_not_count_on_being_alone() -> None:
     runs = Runs(1, 2)
-    lanes = Lanes(runs.by_threads, 2)
+    executor = ImageExecutor(runs.by_threads, 2)
     for waiting in (1, 0, 0, 0, 0):
-        lanes.start(work, waiting=waiting)
+        executor.submit(work, waiting=waiting)
         runs.go.release()
         time.sleep(0.1)  # until it is done
-    lanes.close()
+    executor.close()
     assert runs.chosen == [1, 1, 1, 1, 2]
 
 
 def test_those_that_come_together_know_of_each_other() -> None:
     runs = Runs(1, 4, 8)
-    lanes = Lanes(runs.by_threads, 8)
-    lanes.start(work, waiting=1)
-    lanes.start(work)
+    executor = ImageExecutor(runs.by_threads, 8)
+    executor.submit(work, waiting=1)
+    executor.submit(work)
     runs.go.release(2)
-    lanes.close()
+    executor.close()
     assert runs.chosen == [4, 4]
 
 
 def test_what_cannot_begin_is_waited_for() -> None:
     runs = Runs(1, 2)
-    lanes = Lanes(runs.by_threads, 2)
+    executor = ImageExecutor(runs.by_threads, 2)
     for _ in range(4):  # two that begin, and the next two
-        lanes.start(work)
-    fifth = threading.Thread(target=lanes.start, args=(work,))
+        executor.submit(work)
+    fifth = threading.Thread(target=executor.submit, args=(work,))
     fifth.start()
     fifth.join(0.2)
     assert fifth.is_alive()
@@ -95,19 +95,19 @@ def test_what_cannot_begin_is_waited_for() -> None:
     fifth.join(10)
     assert not fifth.is_alive()
     runs.go.release(4)
-    lanes.close()
+    executor.close()
     assert len(runs.chosen) == 5
 
 
-def test_a_lane_is_free_again_after_a_fault() -> None:
+def test_failed_work_frees_its_thread() -> None:
     def fail(run: Run) -> None:
         raise RuntimeError
 
     runs = Runs(1)
-    lanes = Lanes(runs.by_threads, 1)
+    executor = ImageExecutor(runs.by_threads, 1)
     for _ in range(3):
-        lanes.start(fail)
-    lanes.close()
+        executor.submit(fail)
+    executor.close()
 
 
 def answered(inputs: Tensors, run: Run, *, batching: bool = True) -> Tensors | Exception:
