@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from cores import cores_of_instance
 from cpu_count import available_cpus
-from executor import ImageExecutor, Run, widths
+from executor import ImageExecutor, Run, thread_counts
 from single import Answer, Tensors
 
 
 @pytest.mark.parametrize(
     "cpus, expected", [(1, [1]), (2, [1, 2]), (4, [1, 4]), (6, [1, 4, 6]), (64, [1, 4, 16, 64])]
 )
-def test_widths(cpus: int, expected: list[int]) -> None:
-    assert widths(cpus) == expected
+def test_thread_counts_grow_fourfold_up_to_all_cores(cpus: int, expected: list[int]) -> None:
+    assert thread_counts(cpus) == expected
 
 
 def test_the_cores_are_shared_out_among_the_instances() -> None:

@@ -12,7 +12,7 @@ from batch import run_batch
 from config_check import ConfigError, check_config, dims
 from io_binding import bind_outputs
 from onnx import TensorProto, helper
-from session import providers, session_options, thread_counts
+from session import configured_thread_counts, providers, session_options
 from support import GraphTensor
 
 INPUTS = [GraphTensor("images", "tensor(float)", ["batch", 3, 640, 640])]
@@ -73,8 +73,8 @@ def parameters(**values: str) -> dict[str, Any]:
 
 
 def test_threads_of_a_run() -> None:
-    assert thread_counts(config(), 6) == [1, 4, 6]
-    assert thread_counts(parameters(intra_op_thread_count="3"), 6) == [3]
+    assert configured_thread_counts(config(), 6) == [1, 4, 6]
+    assert configured_thread_counts(parameters(intra_op_thread_count="3"), 6) == [3]
     assert session_options(config(), threads=3).intra_op_num_threads == 3
 
 
@@ -102,7 +102,7 @@ def test_options_of_the_cpp_backend() -> None:
 )
 def test_options_out_of_range(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
-        thread_counts(wrong, 2)
+        configured_thread_counts(wrong, 2)
         session_options(wrong, threads=2)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import onnxruntime
 from config_check import ConfigError
-from executor import widths
+from executor import thread_counts
 
 _LEVELS = {
     -1: onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -107,14 +107,14 @@ def providers(
     return [*chosen, ("CPUExecutionProvider", {})]
 
 
-def thread_counts(config: Mapping[str, Any], cpus: int) -> list[int]:
+def configured_thread_counts(config: Mapping[str, Any], cpus: int) -> list[int]:
     """How many threads a run may be given on the CPU; one number where the configuration says it.
 
     Args:
         cpus: of this instance.
     """
     given = _number(config, "intra_op_thread_count", 0)
-    return [given] if given else widths(cpus)
+    return [given] if given else thread_counts(cpus)
 
 
 def _number(config: Mapping[str, Any], name: str, default: int, *, most: int = 1024) -> int:

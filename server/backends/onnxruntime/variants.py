@@ -18,7 +18,7 @@ from config_check import check_config
 from executor import Run
 from io_binding import bind_outputs
 from onnxruntime import InferenceSession
-from session import open_session, thread_counts
+from session import configured_thread_counts, open_session
 
 # Key of a prefiltered variant's metadata: the hash of the weights that it was made from.
 _FULL_KEY = "full_sha256"
@@ -47,7 +47,7 @@ def open_variants(
         ConfigError: a file is missing, cannot be read, or does not fit the configuration.
     """
     weights = weights_path(config, folder)
-    counts = thread_counts(config, cores)
+    counts = configured_thread_counts(config, cores)
     full = {}
     for threads in counts:
         session = open_session(config, weights, kind="CPU", device=0, threads=threads)

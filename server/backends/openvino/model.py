@@ -13,7 +13,7 @@ from compact import without_own_inputs
 from compiled import Network
 from config_check import check_config
 from cores import cores_of_instance
-from executor import widths
+from executor import thread_counts
 from serving import OnLanes
 
 
@@ -24,7 +24,7 @@ class TritonPythonModel:
         network = Network(config, folder / (config.get("default_model_filename") or "model.xml"))
         check_config(without_own_inputs(config, network.outputs), network.inputs, network.outputs)
         cores = cores_of_instance(config)
-        runs = {n: network.run_with(n, max(1, cores // n)) for n in widths(cores)}
+        runs = {n: network.run_with(n, max(1, cores // n)) for n in thread_counts(cores)}
         self.work = OnLanes(config, runs, cores)
 
     def execute(self, requests):

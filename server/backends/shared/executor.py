@@ -18,12 +18,12 @@ _MEMORY = 4
 Run = Callable[[Mapping[str, Any]], Mapping[str, Any]]  # inputs by name -> outputs by name
 
 
-def widths(cpus: int) -> list[int]:
+def thread_counts(cpus: int) -> list[int]:
     """The numbers of threads that a network is held for: 1, 4, 16 and so on, and all cores."""
-    found, width = [], 1
-    while width < cpus:
-        found.append(width)
-        width *= 4
+    found, threads = [], 1
+    while threads < cpus:
+        found.append(threads)
+        threads *= 4
     return [*found, cpus]
 
 
