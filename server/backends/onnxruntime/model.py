@@ -14,7 +14,7 @@ import triton_python_backend_utils as pb_utils
 sys.path.append(str(Path(__file__).resolve().parents[1] / "shared"))
 from config_check import DATA_TYPES, dims
 from cores import cores_of_instance
-from serving import OnLanes
+from cpu_model import CpuModel
 from session import open_session
 from variants import check, open_variants, runner, weights_path
 
@@ -58,17 +58,17 @@ class TritonPythonModel:
             session = open_session(config, path, kind=kind, device=device)
             check(config, session)
             # It imports torch, which takes long.
-            from on_device import OnDevice
+            from gpu_model import GpuModel
 
-            on_device = OnDevice.of(config, session, device)
-            self.work = on_device or OnLanes(config, {1: runner(config, session)}, 1)
+            model = GpuModel.from_session(config, session, device)
+            self.model = model or CpuModel(config, {1: runner(config, session)}, 1)
             return
         cores = cores_of_instance(config)
         variants = open_variants(config, folder, cores, warn=pb_utils.Logger.log_warn)
-        self.work = OnLanes(config, variants.full, cores, prefiltered=variants.prefiltered)
+        self.model = CpuModel(config, variants.full, cores, prefiltered=variants.prefiltered)
 
     def execute(self, requests):
-        return self.work.execute(requests)
+        return self.model.execute(requests)
 
     def finalize(self):
-        self.work.close()
+        self.model.close()

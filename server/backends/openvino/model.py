@@ -13,8 +13,8 @@ from compact import without_own_inputs
 from compiled import Network
 from config_check import check_config
 from cores import cores_of_instance
+from cpu_model import CpuModel
 from executor import thread_counts
-from serving import OnLanes
 
 
 class TritonPythonModel:
@@ -25,10 +25,10 @@ class TritonPythonModel:
         check_config(without_own_inputs(config, network.outputs), network.inputs, network.outputs)
         cores = cores_of_instance(config)
         runs = {n: network.run_with(n, max(1, cores // n)) for n in thread_counts(cores)}
-        self.work = OnLanes(config, runs, cores)
+        self.model = CpuModel(config, runs, cores)
 
     def execute(self, requests):
-        return self.work.execute(requests)
+        return self.model.execute(requests)
 
     def finalize(self):
-        self.work.close()
+        self.model.close()

@@ -12,7 +12,7 @@ from batch import Tensors, run_batch
 from device import DeviceRunner
 
 
-class OnDevice:
+class GpuModel:
     """
     Args:
         config: Triton's, as it hands it to a backend.
@@ -26,9 +26,9 @@ class OnDevice:
         self.join = runner.join if config["max_batch_size"] > 0 else None
 
     @classmethod
-    def of(
+    def from_session(
         cls, config: Mapping[str, Any], session: onnxruntime.InferenceSession, device: int
-    ) -> OnDevice | None:
+    ) -> GpuModel | None:
         """None where the session cannot be run so."""
         if DeviceRunner.supports(session):
             return cls(config, DeviceRunner(session, device))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from single import Answer, Tensors
 
 
-class OnLanes:
+class CpuModel:
     """What a `TritonPythonModel` that runs a network on the CPU does.
 
     Args:
