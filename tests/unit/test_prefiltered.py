@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from compact import check_prefiltered, compact
 from config_check import ConfigError
 from numpy.typing import NDArray
+from prefilter import check_prefiltered, with_prefilter
 from support import BUNDLED, GraphTensor
 from variants import open_variants
 
@@ -147,7 +147,7 @@ def test_it_is_for_those_who_bring_bytes_and_a_confidence() -> None:
 
         return run
 
-    network = compact(variant("full"), variant("prefiltered"))
+    network = with_prefilter(variant("full"), variant("prefiltered"))
     pixels = np.zeros((1, 3, 8, 8), np.uint8)
     network({"pixels": pixels, "nms": nms(0.5)})
     network({"pixels": pixels})

@@ -1,7 +1,7 @@
 """The network on a CPU, by number of threads: in full and, if it has one, in a prefiltered variant.
 
-The prefiltered variant answers requests that bring pixels and a confidence, see `compact`. It is a
-file beside the weights, which `make model` writes and the configuration names as `prefiltered`.
+The prefiltered variant answers requests that bring pixels and a confidence, see `prefilter`. It is
+a file beside the weights, which `make model` writes and the configuration names as `prefiltered`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from compact import ROWS, check_prefiltered, without_own_inputs
 from config_check import check_config
 from executor import Run
 from io_binding import bind_outputs
 from onnxruntime import InferenceSession
+from prefilter import ROWS, check_prefiltered, without_own_inputs
 from session import configured_thread_counts, open_session
 
 # Key of a prefiltered variant's metadata: the hash of the weights that it was made from.

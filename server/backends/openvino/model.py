@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "shared"))
-from compact import without_own_inputs
 from compiled import Network
 from config_check import check_config
 from cores import cores_of_instance
 from cpu_model import CpuModel
 from executor import thread_counts
+from prefilter import without_own_inputs
 
 
 class TritonPythonModel:

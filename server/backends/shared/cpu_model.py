@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from compact import InputError, check_inputs, compact
 from executor import ImageExecutor, Run
 from numpy.typing import NDArray
+from prefilter import InputError, check_inputs, with_prefilter
 from single import Answer, Tensors
 
 
@@ -23,7 +23,7 @@ class CpuModel:
         runs: the network by number of threads, for `ImageExecutor`; one image each if it batches.
         cores: of this instance.
         prefiltered: the network's prefiltered variant by number of threads, if it has one; see
-            `compact`.
+            `prefilter`.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class CpuModel:
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.batching = config["max_batch_size"] > 0
         self.executor = ImageExecutor(
-            {n: compact(run, prefiltered.get(n)) for n, run in runs.items()}, cores
+            {n: with_prefilter(run, prefiltered.get(n)) for n, run in runs.items()}, cores
         )
 
     def execute(self, requests: Sequence[Any]) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from compact import InputError, check_inputs, compact, without_own_inputs
 from config_check import ConfigError, check_config
+from prefilter import InputError, check_inputs, with_prefilter, without_own_inputs
 from single import Answer, Tensors
 from support import GraphTensor
 
@@ -64,7 +64,7 @@ def test_pixels_become_what_preprocess_would_have_sent() -> None:
         seen.append(inputs["images"].copy())
         return {"output0": np.zeros((1, 4, 8), np.float32)}
 
-    network = compact(run)
+    network = with_prefilter(run)
     random = np.random.default_rng(1)
     for shape in ((1, 3, 32, 64), (1, 3, 64, 64), (1, 3, 32, 32)):  # larger, then smaller
         pixels = random.integers(0, 256, shape, np.uint8)
@@ -78,7 +78,7 @@ def test_pixels_become_what_preprocess_would_have_sent() -> None:
 def test_rows_that_are_not_over_the_confidence_are_left_out() -> None:
     rows = np.arange(40, dtype=np.float32).reshape(1, 5, 8)
     rows[0, :, 4] = [0.2, 0.5, 0.25, np.nan, 0.26]
-    network = compact(lambda _: {"output0": rows})
+    network = with_prefilter(lambda _: {"output0": rows})
     images = np.zeros((1, 3, 8, 8), np.float32)
     nms = np.array([[0.25, 0.45, 300, 0, 0]], np.float32)
     np.testing.assert_array_equal(

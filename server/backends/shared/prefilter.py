@@ -92,7 +92,7 @@ def check_prefiltered(
     check_config(stated, inputs, outputs)
 
 
-def compact(run: Run, prefiltered: Run | None = None) -> Run:
+def with_prefilter(run: Run, prefiltered: Run | None = None) -> Run:
     """A network that takes these inputs too, for one image at a time.
 
     Args:
@@ -107,7 +107,7 @@ def compact(run: Run, prefiltered: Run | None = None) -> Run:
         out: NDArray[np.float32] = local.memory[: pixels.size].reshape(pixels.shape)
         return np.divide(pixels, np.float32(255), out=out, dtype=np.float32)
 
-    def run_compact(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    def run_prefiltered(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         if prefiltered and PIXELS in inputs and NMS in inputs:
             return prefiltered(inputs)
         rest = dict(inputs)
@@ -120,4 +120,4 @@ def compact(run: Run, prefiltered: Run | None = None) -> Run:
         rows = outputs[ROWS][0]
         return {**outputs, ROWS: rows[rows[:, _OBJECTNESS] > nms[0, 0]][None]}
 
-    return run_compact
+    return run_prefiltered
