@@ -10,7 +10,7 @@ import pytest
 from cores import cores_of_instance
 from cpu_count import available_cpus
 from executor import ImageExecutor, Run, thread_counts
-from single import Answer, Tensors
+from image_gather import ImageGather, Tensors
 
 
 @pytest.mark.parametrize(
@@ -112,8 +112,8 @@ def test_failed_work_frees_its_thread() -> None:
 
 def answered(inputs: Tensors, run: Run, *, batching: bool = True) -> Tensors | Exception:
     answers: list[Tensors | Exception] = []
-    answer = Answer(inputs, batching=batching, respond=answers.append)
-    parts: list[Callable[[Run], None]] = [*answer.work()]
+    gather = ImageGather(inputs, batching=batching, respond=answers.append)
+    parts: list[Callable[[Run], None]] = [*gather.tasks()]
     for part in reversed(parts):
         assert not answers
         part(run)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 from config_check import ConfigError, check_config
+from image_gather import ImageGather, Tensors
 from prefilter import InputError, check_inputs, with_prefilter, without_own_inputs
-from single import Answer, Tensors
 from support import GraphTensor
 
 INPUTS = [GraphTensor("images", "tensor(float)", ["batch", 3, 640, 640])]
@@ -97,8 +97,8 @@ def test_images_with_fewer_rows_get_empty_ones() -> None:
         return {"output0": np.full((1, counts[number], 8), number + 1, np.float32)}
 
     answers: list[Any] = []
-    answer = Answer({"x": np.arange(3)}, batching=True, respond=answers.append)
-    for part in answer.work():
+    gather = ImageGather({"x": np.arange(3)}, batching=True, respond=answers.append)
+    for part in gather.tasks():
         part(run)
     (found,) = answers
     assert found["output0"].shape == (3, 3, 8)

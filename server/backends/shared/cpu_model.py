@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from executor import ImageExecutor, Run
+from image_gather import ImageGather, Tensors
 from numpy.typing import NDArray
 from prefilter import InputError, check_inputs, with_prefilter
-from single import Answer, Tensors
 
 
 class CpuModel:
@@ -42,12 +42,12 @@ class CpuModel:
         )
 
     def execute(self, requests: Sequence[Any]) -> None:
-        works = [work for request in requests for work in self.work(request)]
-        for waiting, work in zip(reversed(range(len(works))), works):
-            self.executor.submit(work, waiting=waiting)
+        tasks = [task for request in requests for task in self.tasks(request)]
+        for waiting, task in zip(reversed(range(len(tasks))), tasks):
+            self.executor.submit(task, waiting=waiting)
         # Each is answered when it is done, by the thread that did it.
 
-    def work(self, request: Any) -> Iterable[Callable[[Run], None]]:
+    def tasks(self, request: Any) -> Iterable[Callable[[Run], None]]:
         """What will answer this request, image by image."""
         sender = request.get_response_sender()
 
@@ -68,7 +68,7 @@ class CpuModel:
         except InputError as error:
             respond(error)
             return ()
-        return Answer(inputs, batching=self.batching, respond=respond).work()
+        return ImageGather(inputs, batching=self.batching, respond=respond).tasks()
 
     def response(self, request: Any, outputs: Tensors | Exception) -> Any:
         if isinstance(outputs, InputError):

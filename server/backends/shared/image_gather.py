@@ -16,7 +16,7 @@ from executor import Run
 Tensors = Mapping[str, Any]  # by name; NumPy arrays, the first dimension the batch
 
 
-class Answer:
+class ImageGather:
     """Collects what the images of one request give.
 
     Args:
@@ -36,7 +36,7 @@ class Answer:
         self._error: Exception | None = None
         self._left = self._images
 
-    def work(self) -> Iterator[Callable[[Run], None]]:
+    def tasks(self) -> Iterator[Callable[[Run], None]]:
         """What is to be done, image by image, in any order and on any thread."""
         for index in range(self._images):
             yield partial(self._do, index)
