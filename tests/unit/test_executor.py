@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cores import cores_of_instance
+from cores import cores_for_instance
 from cpu_count import available_cpus
 from executor import ImageExecutor, Run, thread_counts
 from image_gather import ImageGather, Tensors
@@ -21,9 +21,9 @@ def test_thread_counts_grow_fourfold_up_to_all_cores(cpus: int, expected: list[i
 
 
 def test_the_cores_are_shared_out_among_the_instances() -> None:
-    assert cores_of_instance({"instance_group": [{"count": 1}]}) == available_cpus()
-    assert cores_of_instance({}) == available_cpus()
-    assert cores_of_instance({"instance_group": [{"count": 10_000}]}) == 1
+    assert cores_for_instance({"instance_group": [{"count": 1}]}) == available_cpus()
+    assert cores_for_instance({}) == available_cpus()
+    assert cores_for_instance({"instance_group": [{"count": 10_000}]}) == 1
 
 
 class Runs:

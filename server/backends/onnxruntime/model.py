@@ -13,7 +13,7 @@ import triton_python_backend_utils as pb_utils
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "shared"))
 from config_check import DATA_TYPES, dims
-from cores import cores_of_instance
+from cores import cores_for_instance
 from cpu_model import CpuModel
 from session import open_session
 from variants import check, open_variants, runner, weights_path
@@ -63,7 +63,7 @@ class TritonPythonModel:
             model = GpuModel.from_session(config, session, device)
             self.model = model or CpuModel(config, {1: runner(config, session)}, 1)
             return
-        cores = cores_of_instance(config)
+        cores = cores_for_instance(config)
         variants = open_variants(config, folder, cores, warn=pb_utils.Logger.log_warn)
         self.model = CpuModel(config, variants.full, cores, prefiltered=variants.prefiltered)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[1] / "shared"))
 from compiled import Network
 from config_check import check_config
-from cores import cores_of_instance
+from cores import cores_for_instance
 from cpu_model import CpuModel
 from executor import thread_counts
 from prefilter import without_own_inputs
@@ -23,7 +23,7 @@ class TritonPythonModel:
         folder = Path(args["model_repository"], args["model_version"])
         network = Network(config, folder / (config.get("default_model_filename") or "model.xml"))
         check_config(without_own_inputs(config, network.outputs), network.inputs, network.outputs)
-        cores = cores_of_instance(config)
+        cores = cores_for_instance(config)
         runs = {n: network.run_with(n, max(1, cores // n)) for n in thread_counts(cores)}
         self.model = CpuModel(config, runs, cores)
 

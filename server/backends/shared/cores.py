@@ -8,7 +8,7 @@ from typing import Any
 from cpu_count import available_cpus
 
 
-def cores_of_instance(config: Mapping[str, Any]) -> int:
+def cores_for_instance(config: Mapping[str, Any]) -> int:
     """Its share of those that there are.
 
     Args:
