@@ -16,7 +16,7 @@ from tritonclient.grpc import model_config_pb2
 
 APIS = "model-repository,shared-memory,trace,logging"
 _HEADER = "x-yolov5-launcher"
-# Loading a model by its name loads its double too, which may not be loadable: see _swap.py.
+# Loading a model by its name loads its double too, which may not be loadable: see _reload.py.
 _OF_DOUBLES = re.compile(r"load failed for model 'closed::[^\n]*\n?")
 _SECONDS = 120  # for a load: torch from a cold, slow disk
 _ANSWER_SECONDS = 5  # for all else

@@ -20,7 +20,7 @@ _NOISE = re.compile(
     r"|CUDA driver version is insufficient|Failed to initialize NVML|DCGM"
     r"|^Signal \(\d+\) received"
     r"|libpng (warning|error):|Corrupt JPEG data|Premature end of JPEG|Invalid SOS parameters"
-    r"|closed::|models::\w+\.\d+'"  # see _swap.py, which reports on those itself
+    r"|closed::|models::\w+\.\d+'"  # see _reload.py, which reports on those itself
     r"|extraneous bytes before marker|Unsupported marker type|Bogus |TIFF\w*:|imdecode_?\("
 )
 # What Triton says when a model does not load, around the sentence of the model itself; a Python

@@ -29,8 +29,8 @@ from ._loading import StartingProcesses
 from ._log import LogPump
 from ._paths import make_folder, plain
 from ._preflight import ENSEMBLE, NETWORK, chosen_configs, precision_of, read_config
+from ._reload import Reloader
 from ._settings import CLOSED_STEPS, FLAGS, Settings
-from ._swap import Swap
 from ._watch import Fault, Watch
 from ._wiring import wired
 
@@ -64,7 +64,7 @@ class Server:
         self._log: LogPump | None = None
         self._folder: Path | None = None
         self._control = ModelControl(settings.url(settings.http_port))
-        self._swap: Swap | None = None
+        self._reloader: Reloader | None = None
         self._watch: Watch | None = None
         self._guard: GroupGuard | None = None
         self._starting: StartingProcesses | None = None
@@ -95,16 +95,16 @@ class Server:
         self._configs = chosen_configs(self.settings)
         _compile_steps(self.settings.repository)
         self._lay_out()
-        self._swap = Swap(
+        self._reloader = Reloader(
             settings=self.settings,
             models=self._folder / _MODELS,
             closed=self._folder / _CLOSED,
             config_name=self._configs or _NO_CONFIGS,
             control=self._control,
             loading=self._loading,
-            expect=self._expect,
+            on_models_changed=self._expect,
             abandon=self._abandon_load,
-            say=log,
+            log=log,
         )
         environment = _environment(self._folder)
         parent = os.getpid()
@@ -132,7 +132,7 @@ class Server:
         steps = [s for s in _preflight.STEPS if not self.settings.triton or s != NETWORK]
         self._starting = StartingProcesses(self._process.pid, steps)
         self._guard = GroupGuard(self._process.pid, _ORPHAN_SECONDS)
-        self._swap.server = self._process.pid
+        self._reloader.server = self._process.pid
 
     def _lay_out(self) -> None:
         """Make Triton's two repositories: links to the models, and the doubles of the steps.
@@ -188,7 +188,7 @@ class Server:
         Raises:
             StartError: Triton ended instead, or does neither.
         """
-        assert self._process is not None and self._log is not None and self._swap is not None
+        assert self._process is not None and self._log is not None and self._reloader is not None
         assert self._starting is not None
         started = time.monotonic()
         while not stop.wait(_READY_LOOK):
@@ -209,7 +209,7 @@ class Server:
                 )
                 self._watch.expect(_preflight.STEPS)
                 for work in (
-                    self._swap.watch,
+                    self._reloader.watch,
                     self._watch.watch_processes,
                     self._watch.watch_endpoint,
                 ):

@@ -32,10 +32,10 @@ from support import (
 )
 
 from yolov5_build.__main__ import main as build
-from yolov5_server._swap import _locked
+from yolov5_server._reload import _locked
 
-SECONDS = 60  # for one change-over, on two cores that are busy
-SWAPS = int(os.environ.get("SWAPS", "20"))
+SECONDS = 60  # for one reload, on two busy cores
+RELOADS = int(os.environ.get("RELOADS", "20"))
 SQUARE, SMALL = ["--imgsz=640"], ["--imgsz=320", "--reduced-head"]
 FULL = ["--imgsz=320"]
 EVERYTHING = {"conf_thres": 0.01}
@@ -241,7 +241,7 @@ def test_a_launcher_that_is_killed_while_triton_waits_leaves_nothing(repository:
 @pytest.mark.slow
 @pytest.mark.timeout(4 * 3600)
 def test_many_changes_of_networks_under_load(repository: Path, tmp_path: Path) -> None:
-    """SWAPS says how many. None of them ends the server, and no request fails."""
+    """RELOADS says how many. None of them ends the server, and no request fails."""
     (tmp_path / "small").mkdir()
     small = make_repository(tmp_path / "small", BUNDLED, *FULL) / "yolov5"
     square = Path(shutil.copytree(repository / "yolov5", tmp_path / "square"))
@@ -249,14 +249,16 @@ def test_many_changes_of_networks_under_load(repository: Path, tmp_path: Path) -
         running_server(f"--repository={repository}") as server,
         callers(server, 8) as (answers, failures),
     ):
-        for number in range(SWAPS):
+        for number in range(RELOADS):
             version = number + 2
             install_version(repository, square if number % 2 else small, version)
             wait_for(server, f"Now serving version {version} of the network, FP32.")
             assert failures == [], server.log.read_text()
         time.sleep(15)  # the last processes of before end
         log = server.log.read_text()
-    print(f"\n{SWAPS} changes of networks, {sum(answers.values())} answers, {len(failures)} failed")
+    print(
+        f"\n{RELOADS} changes of networks, {sum(answers.values())} answers, {len(failures)} failed"
+    )
     assert failures == []
     assert "Starting Triton again" not in log
     assert len(answers) == 2

@@ -1,10 +1,10 @@
-"""Another network while the server runs: no request fails, and none meets two networks.
+"""Reload another network while the server runs: no request fails, and none uses two networks.
 
-A request takes hold of all the models on its way when it enters the ensemble, so that replacing the
-ensemble's configuration is what changes over, in one moment. The three steps are therefore first
-loaded with the new network under names of their own, `preprocess.2` and so on; then the ensemble is
-led over to those, and the steps before them are unloaded. A step is closed to callers by a double
-of its name in another repository (server/closed_steps), and so are these.
+A request takes hold of all the models on its way when it enters the ensemble. Replacing the
+ensemble's configuration therefore cuts over to another network in one moment. First the three steps
+are loaded with the new network under names of their own, `preprocess.2` and so on; then the
+ensemble is cut over to them, and the earlier steps are unloaded. Each of the new steps is closed to
+callers as the first ones are: by a double of its name in another repository (server/closed_steps).
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from ._wiring import wired
 _SECONDS = 0.5  # between two looks at the repository
 
 
-class Swap:
-    """Watches the served network's folder, and changes over when another one is installed.
+class Reloader:
+    """Watches the served network's folder, and reloads when another one is installed.
 
     Args:
         settings: of the server.
@@ -48,9 +48,10 @@ class Swap:
         closed: the repository with the doubles of the steps.
         config_name: under which Triton looks for a model's configuration before config.pbtxt.
         loading: held by whoever loads models.
-        expect: told which models answer from now on, or None for as long as that is open.
+        on_models_changed: called with the models that answer from now on; with None until that is
+            known.
         abandon: ends the server, for the reason given: it cannot load anything any more.
-        say: passes a line on to the operator.
+        log: passes a line on to the operator.
     """
 
     server: int  # Triton's process number, to be set before `watch`
@@ -64,9 +65,9 @@ class Swap:
         config_name: str,
         control: ModelControl,
         loading: threading.Lock,
-        expect: Callable[[Collection[str] | None], None],
+        on_models_changed: Callable[[Collection[str] | None], None],
         abandon: Callable[[str], None],
-        say: Callable[[str], None],
+        log: Callable[[str], None],
     ) -> None:
         self._settings = settings
         self._repository = settings.repository
@@ -76,9 +77,9 @@ class Swap:
         self._config_name = config_name
         self._control = control
         self._loading = loading
-        self._expect = expect
+        self._on_models_changed = on_models_changed
         self._abandon = abandon
-        self._say = say
+        self._log = log
         self._served = self._identity()
         self._count = 1  # of the networks that were to be taken over, and the first
         self._steps = {step: step for step in STEPS}  # their names now
@@ -92,12 +93,12 @@ class Swap:
             # replaced while it loads.
             with _locked(self._repository), self._loading:
                 self._served = self._identity()
-                report = self._take_over()
+                report = self._reload()
             if report and not stop.is_set():  # else it failed because the server was ended
-                self._say(report)
+                self._log(report)
 
-    def _take_over(self) -> str | None:
-        """Change over to the installed network, or stay with the old one.
+    def _reload(self) -> str | None:
+        """Reload the installed network, or stay with the old one.
 
         Returns:
             What is served now, a sentence; None where that is for the next server to say.
@@ -106,7 +107,7 @@ class Swap:
         steps = {step: f"{step}.{self._count}" for step in STEPS}
         error: Exception | None = None
         try:
-            self._change_over(steps)
+            self._cut_over(steps)
         except LoadStuckError as stuck:
             self._abandon(f"Another network was not taken over: {stuck}.")
             return None
@@ -119,7 +120,7 @@ class Swap:
         except ControlError as silent:
             self._abandon(f"Triton does not say which network it serves: {silent}.")
             return None
-        self._expect(served)
+        self._on_models_changed(served)
         if not is_new:
             self._remove(steps)
             return f"The new network is not taken over, the old one is served: {error}"
@@ -136,7 +137,7 @@ class Swap:
             return None
         return status.st_ino, status.st_ctime_ns
 
-    def _change_over(self, steps: Mapping[str, str]) -> None:
+    def _cut_over(self, steps: Mapping[str, str]) -> None:
         """
         Args:
             steps: the names of the steps with the new network.
@@ -157,8 +158,8 @@ class Swap:
         ensemble = wired(read_config(self._repository, ENSEMBLE), network)
         for one in ensemble.ensemble_scheduling.step:
             one.model_name = steps[one.model_name]
-        # Change over, in one moment: the processes of before may end from now on.
-        self._expect(None)
+        # Cut over, in one moment: the earlier processes may end from now on.
+        self._on_models_changed(None)
         self._control.load(ENSEMBLE, ensemble)
 
     def _stage(self, steps: Mapping[str, str], configs: str | None) -> None:
