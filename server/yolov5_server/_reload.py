@@ -50,7 +50,7 @@ class Reloader:
         loading: held by whoever loads models.
         on_models_changed: called with the models that answer from now on; with None until that is
             known.
-        abandon: ends the server, for the reason given: it cannot load anything any more.
+        on_stuck: called with a sentence when Triton can load nothing any more; ends the server.
         log: passes a line on to the operator.
     """
 
@@ -66,7 +66,7 @@ class Reloader:
         control: ModelControl,
         loading: threading.Lock,
         on_models_changed: Callable[[Collection[str] | None], None],
-        abandon: Callable[[str], None],
+        on_stuck: Callable[[str], None],
         log: Callable[[str], None],
     ) -> None:
         self._settings = settings
@@ -78,7 +78,7 @@ class Reloader:
         self._control = control
         self._loading = loading
         self._on_models_changed = on_models_changed
-        self._abandon = abandon
+        self._on_stuck = on_stuck
         self._log = log
         self._served = self._identity()
         self._count = 1  # of the networks that were to be taken over, and the first
@@ -109,7 +109,7 @@ class Reloader:
         try:
             self._cut_over(steps)
         except LoadStuckError as stuck:
-            self._abandon(f"Another network was not taken over: {stuck}.")
+            self._on_stuck(f"Another network was not taken over: {stuck}.")
             return None
         except (ControlError, StartError, OSError) as raised:
             error = raised
@@ -118,7 +118,7 @@ class Reloader:
             is_new = steps[NETWORK] in served
             version = self._control.version(steps[NETWORK] if is_new else self._steps[NETWORK])
         except ControlError as silent:
-            self._abandon(f"Triton does not say which network it serves: {silent}.")
+            self._on_stuck(f"Triton does not say which network it serves: {silent}.")
             return None
         self._on_models_changed(served)
         if not is_new:

@@ -31,7 +31,7 @@ from ._paths import make_folder, plain
 from ._preflight import ENSEMBLE, NETWORK, chosen_configs, precision_of, read_config
 from ._reload import Reloader
 from ._settings import CLOSED_STEPS, FLAGS, Settings
-from ._watch import Fault, Watch
+from ._watchdog import Fault, Watchdog
 from ._wiring import wired
 
 STOP_SECONDS = 7.0  # until the process group is killed; Ctrl-C promises 10 s in all
@@ -65,7 +65,7 @@ class Server:
         self._folder: Path | None = None
         self._control = ModelControl(settings.url(settings.http_port))
         self._reloader: Reloader | None = None
-        self._watch: Watch | None = None
+        self._watchdog: Watchdog | None = None
         self._guard: GroupGuard | None = None
         self._starting: StartingProcesses | None = None
         self._configs: str | None = None
@@ -103,7 +103,7 @@ class Server:
             control=self._control,
             loading=self._loading,
             on_models_changed=self._expect,
-            abandon=self._abandon_load,
+            on_stuck=self._on_stuck,
             log=log,
         )
         environment = _environment(self._folder)
@@ -201,17 +201,17 @@ class Server:
                 if not self._control.hide(self._process.pid):
                     log("warning: the key of Triton's model control is in the process list.")
                 self._log.release()
-                self._watch = Watch(
+                self._watchdog = Watchdog(
                     server=self._process.pid,
                     loading=self._loading,
                     health=self._health,
-                    abandon=self._abandon,
+                    on_fault=self._on_fault,
                 )
-                self._watch.expect(_preflight.STEPS)
+                self._watchdog.expect(_preflight.STEPS)
                 for work in (
                     self._reloader.watch,
-                    self._watch.watch_processes,
-                    self._watch.watch_endpoint,
+                    self._watchdog.watch_processes,
+                    self._watchdog.watch_endpoint,
                 ):
                     threading.Thread(target=self._go_on_with, args=(work,), daemon=True).start()
                 return True
@@ -246,13 +246,13 @@ class Server:
         return None
 
     def _expect(self, models: Collection[str] | None) -> None:
-        if self._watch is not None:
-            self._watch.expect(models)
+        if self._watchdog is not None:
+            self._watchdog.expect(models)
 
-    def _abandon_load(self, sentence: str) -> None:
-        self._abandon(Fault(what=_preflight.NETWORK, reason="load", sentence=sentence))
+    def _on_stuck(self, sentence: str) -> None:
+        self._on_fault(Fault(what=_preflight.NETWORK, reason="load", sentence=sentence))
 
-    def _abandon(self, fault: Fault) -> None:
+    def _on_fault(self, fault: Fault) -> None:
         """End it, by force: it would not answer whom it has."""
         assert self._process is not None
         # Else it was quicker, or is being ended.

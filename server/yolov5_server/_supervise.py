@@ -13,7 +13,7 @@ from ._errors import StartError
 from ._health import Health, HealthServer
 from ._server import Server
 from ._settings import Settings
-from ._watch import Fault
+from ._watchdog import Fault
 
 
 def supervise(

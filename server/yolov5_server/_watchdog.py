@@ -46,12 +46,12 @@ class Fault:
     sentence: str
 
 
-class Watch:
+class Watchdog:
     """
     Args:
         server: its process number.
         loading: held by whoever loads models.
-        abandon: ends the server.
+        on_fault: called with the first fault; ends the server.
     """
 
     def __init__(
@@ -60,12 +60,12 @@ class Watch:
         server: int,
         loading: threading.Lock,
         health: Health,
-        abandon: Callable[[Fault], None],
+        on_fault: Callable[[Fault], None],
     ) -> None:
         self._server = server
         self._loading = loading
         self._health = health
-        self._abandon = abandon
+        self._on_fault = on_fault
         self._lock = threading.Lock()  # of what follows
         self._expected: dict[int, ModelProcess] = {}
         self._last: dict[int, ModelProcess] = {}  # before it was open
@@ -102,19 +102,19 @@ class Watch:
             self._earlier = {process.key for process in there.values()}
 
     def watch_processes(self, stop: threading.Event) -> None:
-        """Look at them until `stop` is set, or the server has been abandoned."""
+        """Look at them until `stop` is set, or a fault was found."""
         while not stop.is_set() and is_alive(self._server):  # `Server.wait` reports its end
             with self._lock:
                 fault = self._dead_or_stopped()
                 expected = list(self._expected)
             if fault:
                 if not stop.is_set():
-                    self._abandon(fault)
+                    self._on_fault(fault)
                 return
             _wait_for_an_end(expected, _LOOK)
 
     def watch_endpoint(self, stop: threading.Event) -> None:
-        """Ask it until `stop` is set, or the server has been abandoned."""
+        """Ask it until `stop` is set, or a fault was found."""
         detector = HangDetector()
         while not stop.wait(_LOOK if detector.is_failing else _CANARY):
             reason = self._health.hangs()
@@ -130,7 +130,7 @@ class Watch:
             )
             if verdict and not stop.is_set():
                 sentence = f"Triton hangs: {verdict}."
-                self._abandon(Fault(what="tritonserver", reason="hung", sentence=sentence))
+                self._on_fault(Fault(what="tritonserver", reason="hung", sentence=sentence))
                 return
 
     def _dead_or_stopped(self) -> Fault | None:

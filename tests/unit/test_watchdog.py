@@ -19,7 +19,7 @@ from yolov5_server._control import ControlError
 from yolov5_server._health import Health
 from yolov5_server._loading import LoadStuckError, StartingProcesses
 from yolov5_server._processes import cpu_seconds, model_processes
-from yolov5_server._watch import Fault, Watch
+from yolov5_server._watchdog import Fault, Watchdog
 
 Start = Callable[[str], "subprocess.Popen[bytes]"]
 
@@ -47,15 +47,15 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 @pytest.fixture
-def watch() -> Iterator[tuple[Watch, list[Fault]]]:
+def watchdog() -> Iterator[tuple[Watchdog, list[Fault]]]:
     """One that looks at the processes, and what it has found."""
     found: list[Fault] = []
     stop = threading.Event()
-    one = Watch(
+    one = Watchdog(
         server=os.getpid(),
         loading=threading.Lock(),
         health=Health(Settings()),
-        abandon=found.append,
+        on_fault=found.append,
     )
     thread = threading.Thread(target=one.watch_processes, args=(stop,))
     thread.start()
@@ -78,9 +78,9 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def test_the_end_of_an_expected_process_is_seen(
-    start: Start, watch: tuple[Watch, list[Fault]]
+    start: Start, watchdog: tuple[Watchdog, list[Fault]]
 ) -> None:
-    one, found = watch
+    one, found = watchdog
     process = start("postprocess")
     one.expect(["postprocess"])
     time.sleep(0.3)
@@ -91,9 +91,9 @@ def test_the_end_of_an_expected_process_is_seen(
 
 
 def test_a_process_that_stays_stopped_is_seen(
-    start: Start, watch: tuple[Watch, list[Fault]]
+    start: Start, watchdog: tuple[Watchdog, list[Fault]]
 ) -> None:
-    one, found = watch
+    one, found = watchdog
     process = start("yolov5.2")
     one.expect(["yolov5.2"])
     process.send_signal(signal.SIGSTOP)
@@ -104,9 +104,9 @@ def test_a_process_that_stays_stopped_is_seen(
 
 
 def test_processes_of_an_earlier_network_may_end_whenever_they_like(
-    start: Start, watch: tuple[Watch, list[Fault]]
+    start: Start, watchdog: tuple[Watchdog, list[Fault]]
 ) -> None:
-    one, found = watch
+    one, found = watchdog
     first = start("yolov5")
     one.expect(["yolov5"])
     incoming = start("yolov5.2")
@@ -124,9 +124,9 @@ def test_processes_of_an_earlier_network_may_end_whenever_they_like(
 
 
 def test_a_process_that_ended_before_its_network_was_taken_over_is_missed(
-    start: Start, watch: tuple[Watch, list[Fault]]
+    start: Start, watchdog: tuple[Watchdog, list[Fault]]
 ) -> None:
-    one, found = watch
+    one, found = watchdog
     start("yolov5")
     one.expect(["yolov5"])
     loaded = start("yolov5.2")
@@ -138,9 +138,9 @@ def test_a_process_that_ended_before_its_network_was_taken_over_is_missed(
 
 
 def test_the_old_network_still_counts_when_the_new_one_was_not_taken_over(
-    start: Start, watch: tuple[Watch, list[Fault]]
+    start: Start, watchdog: tuple[Watchdog, list[Fault]]
 ) -> None:
-    one, found = watch
+    one, found = watchdog
     old = start("yolov5")
     one.expect(["yolov5"])
     failed = start("yolov5.2")
@@ -154,9 +154,9 @@ def test_the_old_network_still_counts_when_the_new_one_was_not_taken_over(
 
 
 def test_no_end_counts_while_it_is_open_which_network_answers(
-    start: Start, watch: tuple[Watch, list[Fault]]
+    start: Start, watchdog: tuple[Watchdog, list[Fault]]
 ) -> None:
-    one, found = watch
+    one, found = watchdog
     process = start("yolov5")
     one.expect(["yolov5"])
     one.expect(None)
