@@ -11,7 +11,7 @@ from pathlib import Path
 
 from . import Server, Settings, StartError
 from ._console import STDOUT, flush, log
-from ._parent import stop_with_make
+from ._parent import exit_with_make
 from ._settings import PRECISIONS, REPOSITORY
 from ._startup import end_in_time, open_standard_streams, raise_descriptor_limit
 from ._supervise import supervise
@@ -22,20 +22,20 @@ EXAMPLE = "examples/bccd/photos/BloodImage_00007.jpg"
 def main(arguments: list[str] | None = None) -> int:
     open_standard_streams()
     raise_descriptor_limit()
-    stop, hurry = threading.Event(), threading.Event()
+    should_exit, force_exit = threading.Event(), threading.Event()
 
     def on_signal(number: int, frame: object) -> None:
-        (hurry if stop.is_set() else stop).set()
+        (force_exit if should_exit.is_set() else should_exit).set()
 
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
         signal.signal(signal.SIGHUP, on_signal)  # the terminal was closed
-    end_in_time(stop)
+    end_in_time(should_exit)
     try:
         settings = _settings(arguments)
-        stop_with_make(stop)
-        supervise(settings, stop, hurry, _announce)
+        exit_with_make(should_exit)
+        supervise(settings, should_exit, force_exit, _announce)
     except StartError as error:
         log(f"error: {error}")
         return 1

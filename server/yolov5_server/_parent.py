@@ -14,19 +14,21 @@ import threading
 from pathlib import Path
 
 
-def stop_with_make(stop: threading.Event) -> None:
-    """If make has started this process, set `stop` once make is gone or was interrupted."""
+def exit_with_make(should_exit: threading.Event) -> None:
+    """If make has started this process, set `should_exit` once make is gone or was interrupted."""
     parent = os.getppid()
     if _read(parent, "comm").strip() in ("make", "gmake") and _catches_interrupts(parent):
-        threading.Thread(target=_watch, args=(parent, stop), name="make", daemon=True).start()
+        threading.Thread(
+            target=_watch, args=(parent, should_exit), name="make", daemon=True
+        ).start()
 
 
-def _watch(parent: int, stop: threading.Event) -> None:
+def _watch(parent: int, should_exit: threading.Event) -> None:
     # On a fatal signal make first puts the signal's default action back: that is what shows.
     while os.getppid() == parent and _catches_interrupts(parent):
-        if stop.wait(0.2):
+        if should_exit.wait(0.2):
             return
-    stop.set()
+    should_exit.set()
 
 
 def _catches_interrupts(pid: int) -> bool:

@@ -84,9 +84,9 @@ class Reloader:
         self._count = 1  # of the networks that were to be taken over, and the first
         self._steps = {step: step for step in STEPS}  # their names now
 
-    def watch(self, stop: threading.Event) -> None:
-        """Do so until `stop` is set."""
-        while not stop.wait(_SECONDS):
+    def watch(self, should_exit: threading.Event) -> None:
+        """Do so until `should_exit` is set."""
+        while not should_exit.wait(_SECONDS):
             if self._identity() in (None, self._served):
                 continue
             # Whoever installs a network takes the same lock, and may hold it for long: none is
@@ -94,7 +94,7 @@ class Reloader:
             with _locked(self._repository), self._loading:
                 self._served = self._identity()
                 report = self._reload()
-            if report and not stop.is_set():  # else it failed because the server was ended
+            if report and not should_exit.is_set():  # else it failed because the server was ended
                 self._log(report)
 
     def _reload(self) -> str | None:

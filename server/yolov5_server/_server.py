@@ -179,11 +179,11 @@ class Server:
             "--backend-config=python,stub-timeout-seconds=120",  # torch from a cold, slow disk
         ]
 
-    def wait_ready(self, stop: threading.Event) -> bool:
+    def wait_ready(self, should_exit: threading.Event) -> bool:
         """Wait until all models are ready.
 
         Returns:
-            False where `stop` was set first.
+            False where `should_exit` was set first.
 
         Raises:
             StartError: Triton ended instead, or does neither.
@@ -191,7 +191,7 @@ class Server:
         assert self._process is not None and self._log is not None and self._reloader is not None
         assert self._starting is not None
         started = time.monotonic()
-        while not stop.wait(_READY_LOOK):
+        while not should_exit.wait(_READY_LOOK):
             if self._process.poll() is not None:
                 raise StartError(f"Triton did not start: {self._log.failure()}.")
             if self._log.no_models:
@@ -284,23 +284,23 @@ class Server:
             return False
         return True
 
-    def wait(self, stop: threading.Event) -> Fault | None:
-        """Wait until Triton ends, then say why; or until `stop` is set, then None."""
+    def wait(self, should_exit: threading.Event) -> Fault | None:
+        """Wait until Triton ends, then say why; or until `should_exit` is set, then None."""
         assert self._process is not None
-        while not stop.wait(0.05):
+        while not should_exit.wait(0.05):
             if (status := self._process.poll()) is not None:
                 sentence = f"Triton ended by itself (exit status {status})."
                 return self._fault or Fault(what="tritonserver", reason="ended", sentence=sentence)
         return None
 
-    def close(self, hurry: threading.Event) -> None:
-        """End what is left of it: politely at first, by force after a while or with `hurry`."""
+    def close(self, force_exit: threading.Event) -> None:
+        """End the server: politely at first, by force after a while or with `force_exit`."""
         self._ended.set()
         if self._process is not None:
             deadline = time.monotonic() + STOP_SECONDS
             self._process.terminate()
             while self._process.poll() is None and time.monotonic() < deadline:
-                if hurry.wait(0.05):
+                if force_exit.wait(0.05):
                     break
             # Its group holds the model processes, also those that a crash has left alone.
             with contextlib.suppress(ProcessLookupError):

@@ -18,16 +18,16 @@ from ._watchdog import Fault
 
 def supervise(
     settings: Settings,
-    stop: threading.Event,
-    hurry: threading.Event,
+    should_exit: threading.Event,
+    force_exit: threading.Event,
     announce: Callable[[Server], None],
 ) -> None:
-    """Keep a server running until `stop` is set.
+    """Keep a server running until `should_exit` is set.
 
     One that was ready once is brought back for ever, with a pause that grows while it keeps ending.
 
     Args:
-        hurry: ends it without waiting for requests under way.
+        force_exit: ends it without waiting for requests under way.
         announce: called when the first one is ready.
 
     Raises:
@@ -40,7 +40,7 @@ def supervise(
     except OSError as error:
         raise _preflight.port_error(settings, "HEALTH_PORT", error) from None
     try:
-        _Supervisor(settings, health, announce).run(stop, hurry)
+        _Supervisor(settings, health, announce).run(should_exit, force_exit)
     finally:
         probes.shutdown()
         probes.server_close()
@@ -57,21 +57,23 @@ class _Supervisor:
         self._down_since: float | None = None  # None until the first one has been ready
         self._uptime = 0.0  # of the last one
 
-    def run(self, stop: threading.Event, hurry: threading.Event) -> None:
-        while (fault := self._run_server(stop, hurry)) is not None:
+    def run(self, should_exit: threading.Event, force_exit: threading.Event) -> None:
+        while (fault := self._run_server(should_exit, force_exit)) is not None:
             pause = self._backoff.next_pause(self._uptime)
             self._health.restarts[fault.what, fault.reason] += 1
             self._health.down(fault.sentence, pause=pause)
             when = f" in {pause:g} s" if pause else ""
             log(f"{fault.sentence} Starting Triton again{when}.")
-            if stop.wait(pause):
+            if should_exit.wait(pause):
                 return
 
-    def _run_server(self, stop: threading.Event, hurry: threading.Event) -> Fault | None:
+    def _run_server(
+        self, should_exit: threading.Event, force_exit: threading.Event
+    ) -> Fault | None:
         """Run one server to its end.
 
         Returns:
-            Why it ended or did not start; None where `stop` was set.
+            Why it ended or did not start; None where `should_exit` was set.
 
         Raises:
             StartError: it did not start, and none has before.
@@ -82,7 +84,7 @@ class _Supervisor:
             if self._down_since is not None:
                 _preflight.check_repository(self._settings)
             server.start()
-            if not server.wait_ready(stop):
+            if not server.wait_ready(should_exit):
                 return None
             ready_at = time.monotonic()
             self._health.up()
@@ -90,11 +92,11 @@ class _Supervisor:
                 self._announce(server)
             else:
                 log(f"Triton is back after {ready_at - self._down_since:.1f} s.{_serving(server)}")
-            if (fault := server.wait(stop)) is not None:
+            if (fault := server.wait(should_exit)) is not None:
                 self._health.down(fault.sentence)
             return fault
         except Exception as error:
-            if stop.is_set():
+            if should_exit.is_set():
                 return None
             if self._down_since is None and ready_at is None:
                 if isinstance(error, (StartError, OSError, RuntimeError)):
@@ -107,7 +109,7 @@ class _Supervisor:
             self._uptime = 0.0 if ready_at is None else now - ready_at
             if ready_at is not None:
                 self._down_since = now
-            server.close(hurry)
+            server.close(force_exit)
 
 
 def _serving(server: Server) -> str:

@@ -101,22 +101,22 @@ class Watchdog:
                 self._expected |= {p.pid: p for p in fresh or kept or youngest}
             self._earlier = {process.key for process in there.values()}
 
-    def watch_processes(self, stop: threading.Event) -> None:
-        """Look at them until `stop` is set, or a fault was found."""
-        while not stop.is_set() and is_alive(self._server):  # `Server.wait` reports its end
+    def watch_processes(self, should_exit: threading.Event) -> None:
+        """Look at them until `should_exit` is set, or a fault was found."""
+        while not should_exit.is_set() and is_alive(self._server):  # `Server.wait` reports its end
             with self._lock:
                 fault = self._dead_or_stopped()
                 expected = list(self._expected)
             if fault:
-                if not stop.is_set():
+                if not should_exit.is_set():
                     self._on_fault(fault)
                 return
             _wait_for_an_end(expected, _LOOK)
 
-    def watch_endpoint(self, stop: threading.Event) -> None:
-        """Ask it until `stop` is set, or a fault was found."""
+    def watch_endpoint(self, should_exit: threading.Event) -> None:
+        """Ask it until `should_exit` is set, or a fault was found."""
         detector = HangDetector()
-        while not stop.wait(_LOOK if detector.is_failing else _CANARY):
+        while not should_exit.wait(_LOOK if detector.is_failing else _CANARY):
             reason = self._health.hangs()
             if reason is None or self._loading.locked():  # another network is being taken over
                 detector.reset()
@@ -128,7 +128,7 @@ class Watchdog:
                 cpu=cpu_seconds(self._server),
                 progress=self._health.progress(),
             )
-            if verdict and not stop.is_set():
+            if verdict and not should_exit.is_set():
                 sentence = f"Triton hangs: {verdict}."
                 self._on_fault(Fault(what="tritonserver", reason="hung", sentence=sentence))
                 return

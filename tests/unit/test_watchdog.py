@@ -50,17 +50,17 @@ def start(tmp_path: Path) -> Iterator[Start]:
 def watchdog() -> Iterator[tuple[Watchdog, list[Fault]]]:
     """One that looks at the processes, and what it has found."""
     found: list[Fault] = []
-    stop = threading.Event()
+    should_exit = threading.Event()
     one = Watchdog(
         server=os.getpid(),
         loading=threading.Lock(),
         health=Health(Settings()),
         on_fault=found.append,
     )
-    thread = threading.Thread(target=one.watch_processes, args=(stop,))
+    thread = threading.Thread(target=one.watch_processes, args=(should_exit,))
     thread.start()
     yield one, found
-    stop.set()
+    should_exit.set()
     thread.join()
 
 
