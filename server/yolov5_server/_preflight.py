@@ -155,13 +155,13 @@ def read_network_config(
     return config
 
 
-def precision_of(config: model_config_pb2.ModelConfig) -> str:
+def network_precision(config: model_config_pb2.ModelConfig) -> str:
     """What the network computes in: fp32, fp16, bf16, int8 or int8-symmetric."""
     return config.parameters["precision"].string_value or "fp32"
 
 
 def check_precision(config: model_config_pb2.ModelConfig, wanted: str) -> None:
-    found = precision_of(config)
+    found = network_precision(config)
     if wanted != "auto" and found != wanted:
         remedy = "`make model` without --half and --int8 installs one in FP32"
         if config.parameters["source"].string_value == "onnx":

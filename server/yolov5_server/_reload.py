@@ -29,7 +29,7 @@ from ._preflight import (
     STEPS,
     check_precision,
     chosen_configs,
-    precision_of,
+    network_precision,
     read_config,
     read_network_config,
 )
@@ -127,7 +127,7 @@ class Reloader:
         self._remove(self._steps)
         self._steps = steps
         config = read_config(self._repository, NETWORK, chosen_configs(self._settings))
-        return f"Now serving version {version} of the network, {precision_of(config).upper()}."
+        return f"Now serving version {version} of the network, {network_precision(config).upper()}."
 
     def _identity(self) -> tuple[int, int] | None:
         """Changes with every installation, which puts another folder in the place of the old."""

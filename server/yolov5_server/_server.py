@@ -28,7 +28,7 @@ from ._health import Health
 from ._loading import StartingProcesses
 from ._log import LogPump
 from ._paths import make_folder, plain
-from ._preflight import ENSEMBLE, NETWORK, chosen_configs, precision_of, read_config
+from ._preflight import ENSEMBLE, NETWORK, chosen_configs, network_precision, read_config
 from ._reload import Reloader
 from ._settings import CLOSED_STEPS, FLAGS, Settings
 from ._watchdog import Fault, Watchdog
@@ -265,7 +265,7 @@ class Server:
     def precision(self) -> str:
         """What the network that it was started with computes in, and by which backend."""
         config = read_config(self.settings.repository, NETWORK, self._configs)
-        return f"{precision_of(config).upper()}, by {config.backend or config.platform}"
+        return f"{network_precision(config).upper()}, by {config.backend or config.platform}"
 
     @property
     def version(self) -> int | None:
