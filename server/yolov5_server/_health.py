@@ -23,7 +23,7 @@ from math import ceil
 from typing import Any, cast
 
 from ._control import DIRECT
-from ._preflight import ENSEMBLE, read_config
+from ._repository import ENSEMBLE, read_config
 from ._settings import Settings
 
 # One grey pixel, as PNG.

@@ -20,14 +20,14 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from ._checks import check_precision
 from ._control import ControlError, ModelControl
 from ._errors import StartError
 from ._loading import LoadStuckError, load
-from ._preflight import (
+from ._repository import (
     ENSEMBLE,
     NETWORK,
     STEPS,
-    check_precision,
     chosen_configs,
     network_precision,
     read_config,

@@ -18,8 +18,8 @@ from http.client import HTTPException
 from pathlib import Path
 from traceback import format_exc
 
-from . import _preflight
 from ._backends import assemble_backends, triton_folder
+from ._checks import SHARED_MEMORY, python_library
 from ._console import log
 from ._control import DIRECT, ControlError, ModelControl
 from ._errors import StartError
@@ -28,8 +28,16 @@ from ._health import Health
 from ._loading import StartingProcesses
 from ._log import LogPump
 from ._paths import make_folder, plain
-from ._preflight import ENSEMBLE, NETWORK, chosen_configs, network_precision, read_config
 from ._reload import Reloader
+from ._repository import (
+    ENSEMBLE,
+    MODELS,
+    NETWORK,
+    STEPS,
+    chosen_configs,
+    network_precision,
+    read_config,
+)
 from ._settings import CLOSED_STEPS, FLAGS, Settings
 from ._watchdog import Fault, Watchdog
 from ._wiring import wired
@@ -129,7 +137,7 @@ class Server:
         assert self._process.stdout is not None
         self._log = LogPump(self._process.stdout, verbose=self.settings.verbose)
         # The network's backend may be one in C++ in a container, which needs no process.
-        steps = [s for s in _preflight.STEPS if not self.settings.triton or s != NETWORK]
+        steps = [s for s in STEPS if not self.settings.triton or s != NETWORK]
         self._starting = StartingProcesses(self._process.pid, steps)
         self._guard = GroupGuard(self._process.pid, _ORPHAN_SECONDS)
         self._reloader.server = self._process.pid
@@ -141,7 +149,7 @@ class Server:
         """
         assert self._folder is not None
         (self._folder / _MODELS).mkdir()
-        for model in _preflight.MODELS:
+        for model in MODELS:
             (self._folder / _MODELS / model).symlink_to(self.settings.repository / model)
         shutil.copytree(CLOSED_STEPS, self._folder / _CLOSED)
 
@@ -158,7 +166,7 @@ class Server:
             # Loaded by name, so that the launcher can load another network later. Readiness is
             # then that of the server, not of every model that happens to be loading.
             "--model-control-mode=explicit",
-            *(f"--load-model={model}" for model in _preflight.MODELS),
+            *(f"--load-model={model}" for model in MODELS),
             "--strict-readiness=false",
             f"--backend-directory={backends}",
             f"--http-address={http_address}",
@@ -207,7 +215,7 @@ class Server:
                     health=self._health,
                     on_fault=self._on_fault,
                 )
-                self._watchdog.expect(_preflight.STEPS)
+                self._watchdog.expect(STEPS)
                 for work in (
                     self._reloader.watch,
                     self._watchdog.watch_processes,
@@ -250,7 +258,7 @@ class Server:
             self._watchdog.expect(models)
 
     def _on_stuck(self, sentence: str) -> None:
-        self._on_fault(Fault(what=_preflight.NETWORK, reason="load", sentence=sentence))
+        self._on_fault(Fault(what=NETWORK, reason="load", sentence=sentence))
 
     def _on_fault(self, fault: Fault) -> None:
         """End it, by force: it would not answer whom it has."""
@@ -271,7 +279,7 @@ class Server:
     def version(self) -> int | None:
         """Of the network that is served; None where Triton does not say."""
         try:
-            return self._control.version(_preflight.NETWORK)
+            return self._control.version(NETWORK)
         except ControlError:
             return None
 
@@ -314,7 +322,7 @@ class Server:
                     pass
         if self._log is not None:
             self._log.close()
-        for region in _preflight.SHARED_MEMORY.glob(f"{self._prefix}*"):
+        for region in SHARED_MEMORY.glob(f"{self._prefix}*"):
             region.unlink(missing_ok=True)
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -325,7 +333,7 @@ def _compile_steps(repository: Path) -> None:
 
     A step whose folder has changed since it was loaded is loaded anew together with the ensemble.
     """
-    for step in _preflight.STEPS:
+    for step in STEPS:
         compileall.compile_dir(repository / step, quiet=2)
 
 
@@ -352,7 +360,7 @@ def _environment(links: Path) -> dict[str, str]:
     environment["PYTHONNOUSERSITE"] = "1"
     for name, value in _MALLOC.items():
         environment.setdefault(name, value)
-    if library := _preflight.python_library():
+    if library := python_library():
         # Alone: conda, for one, has a C++ library beside it, which Triton must not take.
         (links / "lib").mkdir()
         (links / "lib" / library.name).symlink_to(library)
@@ -364,7 +372,7 @@ def _environment(links: Path) -> dict[str, str]:
 
 def _remove_stale_shared_memory() -> None:
     """What servers left behind that were killed together with their launcher."""
-    for region in _preflight.SHARED_MEMORY.glob(f"{_SHARED_MEMORY_PREFIX}*"):
+    for region in SHARED_MEMORY.glob(f"{_SHARED_MEMORY_PREFIX}*"):
         launcher = region.name.removeprefix(_SHARED_MEMORY_PREFIX).partition("_")[0]
         if launcher.isdecimal() and not Path("/proc", launcher).exists():
             with contextlib.suppress(OSError):

@@ -6,8 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from . import _preflight
 from ._backoff import Backoff
+from ._checks import check, check_repository, port_error
 from ._console import log
 from ._errors import StartError
 from ._health import Health, HealthServer
@@ -33,12 +33,12 @@ def supervise(
     Raises:
         StartError: the first one does not start.
     """
-    _preflight.check(settings)
+    check(settings)
     health = Health(settings)
     try:
         probes = HealthServer(settings, health)
     except OSError as error:
-        raise _preflight.port_error(settings, "HEALTH_PORT", error) from None
+        raise port_error(settings, "HEALTH_PORT", error) from None
     try:
         _Supervisor(settings, health, announce).run(should_exit, force_exit)
     finally:
@@ -82,7 +82,7 @@ class _Supervisor:
         ready_at: float | None = None
         try:
             if self._down_since is not None:
-                _preflight.check_repository(self._settings)
+                check_repository(self._settings)
             server.start()
             if not server.wait_ready(should_exit):
                 return None

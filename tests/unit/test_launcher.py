@@ -12,19 +12,17 @@ from support import REPOSITORY, free_ports
 from tritonclient.grpc import model_config_pb2
 
 from yolov5_build._plan import to_plan
-from yolov5_server import Settings, StartError, _paths, _preflight
+from yolov5_server import Settings, StartError, _paths, _repository
 from yolov5_server._backends import assemble_backends, triton_folder
-from yolov5_server._control import ModelControl
-from yolov5_server._paths import is_plain, make_folder, plain
-from yolov5_server._preflight import (
+from yolov5_server._checks import (
     check_ports,
     check_precision,
     check_shared_memory,
-    chosen_configs,
     python_library,
-    read_config,
-    read_network_config,
 )
+from yolov5_server._control import ModelControl
+from yolov5_server._paths import is_plain, make_folder, plain
+from yolov5_server._repository import chosen_configs, read_config, read_network_config
 from yolov5_server._wiring import wired
 
 
@@ -92,8 +90,8 @@ def test_missing_models_and_weights(tmp_path: Path) -> None:
 def test_which_configuration_of_the_network_goes_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_preflight, "_cpu_has_bf16", lambda: True)
-    monkeypatch.setattr(_preflight, "_has_gpu", lambda: False)
+    monkeypatch.setattr(_repository, "_cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(_repository, "_has_gpu", lambda: False)
     configs = tmp_path / "yolov5" / "configs"
     configs.mkdir(parents=True)
     (tmp_path / "yolov5" / "config.pbtxt").write_text('backend: "onnxruntime"')
@@ -111,9 +109,9 @@ def test_which_configuration_of_the_network_goes_first(
     assert read_config(tmp_path, "yolov5", "embedded-bf16").backend == "openvino"
     assert read_config(tmp_path, "yolov5").backend == "onnxruntime"
     with monkeypatch.context() as patched:
-        patched.setattr(_preflight, "_has_gpu", lambda: True)
+        patched.setattr(_repository, "_has_gpu", lambda: True)
         assert chosen() is None
-    monkeypatch.setattr(_preflight, "_cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(_repository, "_cpu_has_bf16", lambda: False)
     assert chosen() == "embedded"
     (tmp_path / "yolov5" / "config.pbtxt").write_text('platform: "tensorrt_plan"')
     assert chosen() is None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import shutil
 import socket
 import sys
@@ -12,21 +11,20 @@ from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 
-from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from ._errors import StartError
+from ._repository import (
+    MODELS,
+    NETWORK,
+    chosen_configs,
+    network_precision,
+    read_config,
+    read_network_config,
+)
 from ._settings import Settings
 
-NETWORK = "yolov5"
-STEPS = ("preprocess", NETWORK, "postprocess")
-ENSEMBLE = "yolov5_ensemble"
-MODELS = (*STEPS, ENSEMBLE)
 SHARED_MEMORY = Path("/dev/shm")
-# Configurations of the network of these names, which `make model` writes, stand in for its
-# config.pbtxt on a CPU: the second where that has BF16, for a network that keeps its mAP so.
-EMBEDDED_CONFIGS = "embedded"
-EMBEDDED_BF16_CONFIGS = "embedded-bf16"
 _BYTES = {model_config_pb2.TYPE_FP32: 4, model_config_pb2.TYPE_FP16: 2}
 
 
@@ -72,92 +70,6 @@ def port_error(settings: Settings, name: str, error: OSError) -> StartError:
         f"Port {settings.ports[name]} on {settings.host} cannot be used ({error.strerror});"
         f" set {name} to another one."
     )
-
-
-def chosen_configs(settings: Settings) -> str | None:
-    """The name of the configurations that go before config.pbtxt, for the models that have one."""
-    if settings.triton is not None or _has_gpu():
-        return None
-    fit = {EMBEDDED_CONFIGS}
-    if settings.precision == "auto" and _cpu_has_bf16() and importlib.util.find_spec("openvino"):
-        fit.add(EMBEDDED_BF16_CONFIGS)
-    config = read_config(settings.repository, NETWORK)
-    if is_plan(config):
-        return None
-    folder = settings.repository / NETWORK / "configs"
-    there = [name for name in sorted(fit) if (folder / f"{name}.pbtxt").is_file()]
-    return there[-1] if there else None
-
-
-def is_plan(config: model_config_pb2.ModelConfig) -> bool:
-    """Whether it is TensorRT's."""
-    return bool(config.platform == "tensorrt_plan" or config.backend == "tensorrt")
-
-
-def _cpu_has_bf16() -> bool:
-    """Whether this machine multiplies such numbers itself; OpenVINO imitates it elsewhere."""
-    flags = Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split()
-    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)
-
-
-def _has_gpu() -> bool:
-    return Path("/dev/nvidiactl").exists()
-
-
-def read_config(
-    repository: Path, model: str, configs: str | None = None
-) -> model_config_pb2.ModelConfig:
-    """
-    Args:
-        configs: see `chosen_configs`.
-
-    Raises:
-        StartError: it is missing or not valid.
-    """
-    path = repository / model / "configs" / f"{configs}.pbtxt"
-    if not path.is_file():
-        path = repository / model / "config.pbtxt"
-    config = model_config_pb2.ModelConfig()
-    try:
-        text_format.Parse(path.read_text("utf-8"), config)
-    except OSError:
-        raise StartError(
-            f"{repository.name}/{model}/config.pbtxt is missing;"
-            " `git checkout model_repository` or `make model` brings it back."
-        ) from None
-    except (text_format.ParseError, UnicodeDecodeError) as error:
-        fault = "".join(c if c.isprintable() else "?" for c in str(error)).rstrip(".")
-        raise StartError(f"{path.relative_to(repository.parent)} is not valid: {fault}.") from None
-    return config
-
-
-def read_network_config(
-    repository: Path, configs: str | None = None, *, plans: bool = False
-) -> model_config_pb2.ModelConfig:
-    """The configuration of the served network, whose files are all there.
-
-    Args:
-        configs: see `chosen_configs`.
-        plans: whether the server can run a TensorRT plan.
-
-    Raises:
-        StartError: something is missing or cannot be run.
-    """
-    config = read_config(repository, NETWORK, configs)
-    weights = config.default_model_filename or "model.onnx"
-    if not any((version / weights).is_file() for version in (repository / NETWORK).glob("[0-9]*")):
-        raise StartError(f"{repository.name}/yolov5 holds no {weights}; `make model` installs one.")
-    if not plans and is_plan(config):
-        raise StartError(
-            f"{repository.name}/yolov5 is a TensorRT plan, which the embedded server cannot run;"
-            " `make engine ARGS=--undo` goes back to ONNX, a Triton container runs the plan."
-        )
-    return config
-
-
-def network_precision(config: model_config_pb2.ModelConfig) -> str:
-    """What the network computes in: fp32, fp16, bf16, int8 or int8-symmetric."""
-    return config.parameters["precision"].string_value or "fp32"
 
 
 def check_precision(config: model_config_pb2.ModelConfig, wanted: str) -> None:
