@@ -15,6 +15,7 @@ from typing import Any
 from yolov5_client import DataError
 from yolov5_client._streams import prepare_streams
 from yolov5_client.evaluation import Split, read_split
+from yolov5_server.hardware import cpu_has_bf16
 
 from . import _names as names
 from ._checkpoint import Checkpoint, load_checkpoint
@@ -29,7 +30,7 @@ from ._metadata import read_metadata
 from ._onnx_import import import_onnx
 from ._prefiltered import export_prefiltered
 from ._quantise import CALIBRATION_PHOTOS, TARGETS, quantise
-from ._runtimes import ONNX_RUNTIME, OPENVINO_BF16, cpu_has_bf16
+from ._runtimes import ONNX_RUNTIME, OPENVINO_BF16
 from ._safetensors import SUFFIX, load_safetensors, save_safetensors
 
 _ROOT = Path(__file__).parents[2]

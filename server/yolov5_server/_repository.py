@@ -10,6 +10,7 @@ from tritonclient.grpc import model_config_pb2
 
 from ._errors import StartError
 from ._settings import Settings
+from .hardware import cpu_has_bf16, has_gpu
 
 NETWORK = "yolov5"
 STEPS = ("preprocess", NETWORK, "postprocess")
@@ -74,10 +75,10 @@ def read_network_config(
 
 def chosen_configs(settings: Settings) -> str | None:
     """The name of the configurations that go before config.pbtxt, for the models that have one."""
-    if settings.triton is not None or _has_gpu():
+    if settings.triton is not None or has_gpu():
         return None
     fit = {EMBEDDED_CONFIGS}
-    if settings.precision == "auto" and _cpu_has_bf16() and importlib.util.find_spec("openvino"):
+    if settings.precision == "auto" and cpu_has_bf16() and importlib.util.find_spec("openvino"):
         fit.add(EMBEDDED_BF16_CONFIGS)
     config = read_config(settings.repository, NETWORK)
     if is_plan(config):
@@ -95,13 +96,3 @@ def is_plan(config: model_config_pb2.ModelConfig) -> bool:
 def network_precision(config: model_config_pb2.ModelConfig) -> str:
     """What the network computes in: fp32, fp16, bf16, int8 or int8-symmetric."""
     return config.parameters["precision"].string_value or "fp32"
-
-
-def _cpu_has_bf16() -> bool:
-    """Whether this machine multiplies such numbers itself; OpenVINO imitates it elsewhere."""
-    flags = Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split()
-    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)
-
-
-def _has_gpu() -> bool:
-    return Path("/dev/nvidiactl").exists()

@@ -90,8 +90,8 @@ def test_missing_models_and_weights(tmp_path: Path) -> None:
 def test_which_configuration_of_the_network_goes_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_repository, "_cpu_has_bf16", lambda: True)
-    monkeypatch.setattr(_repository, "_has_gpu", lambda: False)
+    monkeypatch.setattr(_repository, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(_repository, "has_gpu", lambda: False)
     configs = tmp_path / "yolov5" / "configs"
     configs.mkdir(parents=True)
     (tmp_path / "yolov5" / "config.pbtxt").write_text('backend: "onnxruntime"')
@@ -109,9 +109,9 @@ def test_which_configuration_of_the_network_goes_first(
     assert read_config(tmp_path, "yolov5", "embedded-bf16").backend == "openvino"
     assert read_config(tmp_path, "yolov5").backend == "onnxruntime"
     with monkeypatch.context() as patched:
-        patched.setattr(_repository, "_has_gpu", lambda: True)
+        patched.setattr(_repository, "has_gpu", lambda: True)
         assert chosen() is None
-    monkeypatch.setattr(_repository, "_cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(_repository, "cpu_has_bf16", lambda: False)
     assert chosen() == "embedded"
     (tmp_path / "yolov5" / "config.pbtxt").write_text('platform: "tensorrt_plan"')
     assert chosen() is None
