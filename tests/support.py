@@ -30,8 +30,7 @@ from numpy.typing import NDArray
 from yolov5_build import load_checkpoint
 from yolov5_build.__main__ import main as build
 from yolov5_client import Detections
-from yolov5_server._backends import assemble_backends, triton_folder
-from yolov5_server._server import _environment
+from yolov5_server.embedded import assemble_backends, server_environment, triton_folder
 
 ROOT = Path(__file__).parents[1]
 REPOSITORY = ROOT / "model_repository"
@@ -216,7 +215,7 @@ def plain_triton(
                 *([] if complete else ["--disable-auto-complete-config"]),
                 *arguments,
             ],
-            env=_environment(Path(folder)),
+            env=server_environment(Path(folder)),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import shutil
 import socket
-import sys
-import sysconfig
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
@@ -104,30 +101,3 @@ def _values(dims: Sequence[int], largest: list[int]) -> int:
     if list(dims[1:]) == [-1, -1]:
         dims = [dims[0], *largest]
     return prod(abs(side) for side in dims)
-
-
-def python_library() -> Path | None:
-    """The shared library of this interpreter, which Triton's Python stub needs.
-
-    Returns:
-        The file, or None where the system's own search finds it.
-
-    Raises:
-        StartError: this Python has no shared library.
-    """
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    library = f"libpython{version}.so.1.0"
-    # An interpreter that was moved after it was built, such as one of uv, may name a folder that
-    # is not there.
-    folders = [sysconfig.get_config_var("LIBDIR"), Path(sys.base_prefix, "lib")]
-    for folder in filter(None, folders):
-        if (found := Path(folder, library)).exists():
-            return found
-    try:
-        ctypes.CDLL(library)
-    except OSError:
-        raise StartError(
-            f"{library} is not installed, and Triton's Python backend needs it;"
-            f" on Debian and Ubuntu: apt install libpython{version}."
-        ) from None
-    return None

@@ -10,7 +10,6 @@ import secrets
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -18,8 +17,7 @@ from http.client import HTTPException
 from pathlib import Path
 from traceback import format_exc
 
-from ._backends import assemble_backends, triton_folder
-from ._checks import SHARED_MEMORY, python_library
+from ._checks import SHARED_MEMORY
 from ._console import log
 from ._control import DIRECT, ControlError, ModelControl
 from ._errors import StartError
@@ -41,6 +39,7 @@ from ._repository import (
 from ._settings import CLOSED_STEPS, FLAGS, Settings
 from ._watchdog import Fault, Watchdog
 from ._wiring import wired
+from .embedded import assemble_backends, server_environment, triton_folder
 
 STOP_SECONDS = 7.0  # until the process group is killed; Ctrl-C promises 10 s in all
 _DRAIN_SECONDS = 5  # that Triton itself gives requests in flight
@@ -52,14 +51,6 @@ _PR_SET_PDEATHSIG = 1
 # Folders of the launcher that Triton reads as repositories.
 _MODELS, _CLOSED = "models", "closed"
 _NO_CONFIGS = "none"  # a name of configurations that no model in the repository has
-# A tensor of 5 MB crosses from step to step for every image. Its memory is kept for the next one:
-# as glibc comes, it is given back and filled with zeros anew each time.
-_MALLOC = {
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
-    "MALLOC_ARENA_MAX": "4",
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-}
 
 
 class Server:
@@ -114,7 +105,7 @@ class Server:
             on_stuck=self._on_stuck,
             log=log,
         )
-        environment = _environment(self._folder)
+        environment = server_environment(self._folder)
         parent = os.getpid()
 
         def in_child() -> None:
@@ -335,39 +326,6 @@ def _compile_steps(repository: Path) -> None:
     """
     for step in STEPS:
         compileall.compile_dir(repository / step, quiet=2)
-
-
-def _environment(links: Path) -> dict[str, str]:
-    """The server's environment: this interpreter for the models, and none of its user's habits.
-
-    Args:
-        links: a folder for links to what lies elsewhere.
-    """
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP")
-    }
-    interpreter = Path(sys.executable)
-    # Triton's Python stub takes the environment whose `python3` comes first.
-    environment["PATH"] = os.pathsep.join(
-        (
-            f"{plain(interpreter.parents[1], links, 'python')}/bin",
-            environment.get("PATH", os.defpath),
-        )
-    )
-    environment["PYTHONDONTWRITEBYTECODE"] = "1"  # the model repository stays as it is
-    environment["PYTHONNOUSERSITE"] = "1"
-    for name, value in _MALLOC.items():
-        environment.setdefault(name, value)
-    if library := python_library():
-        # Alone: conda, for one, has a C++ library beside it, which Triton must not take.
-        (links / "lib").mkdir()
-        (links / "lib" / library.name).symlink_to(library)
-        known = environment.get("LD_LIBRARY_PATH")
-        folders = filter(None, (str(links / "lib"), known))
-        environment["LD_LIBRARY_PATH"] = os.pathsep.join(folders)
-    return environment
 
 
 def _remove_stale_shared_memory() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from support import PHOTO, ROOT, SHARED_MEMORY, ask_grpc, running_server
 
-from yolov5_server._backends import assemble_backends, triton_folder
+from yolov5_server.embedded import assemble_backends, triton_folder
 
 USER = 61_000  # no name, no home, and no file on this machine is its own
 # It may read what it likes, since Python may lie in root's home; it may write like anyone.

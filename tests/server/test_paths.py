@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support import PHOTO, ROOT, ask_grpc, running_server
 
-from yolov5_server._backends import assemble_backends, triton_folder
+from yolov5_server.embedded import assemble_backends, triton_folder
 
 # As `make serve`, but for the ports.
 SERVE = """export "$@"

@@ -31,7 +31,7 @@ from support import (
 
 from yolov5_client import Client, YoloClientError
 from yolov5_client._cli import main
-from yolov5_server._backends import assemble_backends, triton_folder
+from yolov5_server.embedded import assemble_backends, triton_folder
 
 # Generous, for a machine that runs other things, too: test_endurance.py has the figures.
 SEEN_SECONDS, BACK_SECONDS = 20.0, 60.0

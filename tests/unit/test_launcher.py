@@ -13,17 +13,16 @@ from tritonclient.grpc import model_config_pb2
 
 from yolov5_build._plan import to_plan
 from yolov5_server import Settings, StartError, _paths, _repository
-from yolov5_server._backends import assemble_backends, triton_folder
 from yolov5_server._checks import (
     check_ports,
     check_precision,
     check_shared_memory,
-    python_library,
 )
 from yolov5_server._control import ModelControl
 from yolov5_server._paths import is_plain, make_folder, plain
 from yolov5_server._repository import chosen_configs, read_config, read_network_config
 from yolov5_server._wiring import wired
+from yolov5_server.embedded import assemble_backends, python_library, triton_folder
 
 
 @pytest.mark.parametrize(
