@@ -24,9 +24,7 @@ from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
 
-from yolov5_server import Settings, StartError
-from yolov5_server._control import DIRECT
-from yolov5_server._parent import exit_with_make
+from yolov5_server import Settings, StartError, exit_with_make, open_directly
 
 HERE = Path(__file__).parent
 STOP_SECONDS = 9.0  # Ctrl-C promises 10; the launcher takes 7 at most
@@ -209,7 +207,7 @@ def _check(children: Children) -> None:
 
 def _answers(triton: Settings, path: str) -> bool:
     try:
-        DIRECT.open(f"http://{triton.url(triton.http_port)}/v2/{path}", timeout=1).close()
+        open_directly(f"http://{triton.url(triton.http_port)}/v2/{path}", timeout=1).close()
     except (OSError, HTTPException):
         return False
     return True

@@ -14,6 +14,8 @@ from typing import Any
 from google.protobuf import json_format
 from tritonclient.grpc import model_config_pb2
 
+from ._http import open_directly
+
 APIS = "model-repository,shared-memory,trace,logging"
 _HEADER = "x-yolov5-launcher"
 # Loading a model by its name loads its double too, which may not be loadable: see _reload.py.
@@ -95,7 +97,7 @@ class ModelControl:
             {"Content-Type": "application/json", _HEADER: self._key},
         )
         try:
-            with DIRECT.open(request, timeout=seconds) as answer:
+            with open_directly(request, timeout=seconds) as answer:
                 return json.loads(answer.read() or "null")
         except urllib.error.HTTPError as error:
             try:
@@ -128,7 +130,3 @@ class ModelControl:
             return self._key.encode() not in Path("/proc", str(pid), "cmdline").read_bytes()
         except (OSError, ValueError, IndexError):
             return False
-
-
-# Without the proxies that the environment may name: the server is on this machine.
-DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))

@@ -22,7 +22,7 @@ from io import BufferedIOBase
 from math import ceil
 from typing import Any, cast
 
-from ._control import DIRECT
+from ._http import open_directly
 from ._repository import ENSEMBLE, read_config
 from ._settings import Settings
 
@@ -62,7 +62,7 @@ class Statistics:
 
     def __init__(self, base: str, *, known: int, batch: int) -> None:
         # Not of the steps, which are closed to callers.
-        with DIRECT.open(f"{base}/models/{ENSEMBLE}/stats", timeout=1) as answer:
+        with open_directly(f"{base}/models/{ENSEMBLE}/stats", timeout=1) as answer:
             found = json.load(answer)["model_stats"][0]["inference_stats"]
         self.answered = found["success"]["count"]
         self.grown = self.answered > known
@@ -161,7 +161,7 @@ class Health:
         """Images that were decoded or answered so far, as far as Triton tells."""
         with (
             contextlib.suppress(OSError, HTTPException),
-            DIRECT.open(self._metrics, timeout=1) as answer,
+            open_directly(self._metrics, timeout=1) as answer,
         ):
             self._decoded = sum(map(float, _DECODED.findall(answer.read().decode())))
         return self._answered + self._decoded
@@ -214,7 +214,7 @@ class Health:
         )
         self.canaries["sent"] += 1
         try:
-            DIRECT.open(request, timeout=self._patience).close()
+            open_directly(request, timeout=self._patience).close()
         except (OSError, HTTPException):
             self.canaries["failed"] += 1
             raise

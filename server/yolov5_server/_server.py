@@ -19,10 +19,11 @@ from traceback import format_exc
 
 from ._checks import SHARED_MEMORY
 from ._console import log
-from ._control import DIRECT, ControlError, ModelControl
+from ._control import ControlError, ModelControl
 from ._errors import StartError
 from ._guard import GroupGuard
 from ._health import Health
+from ._http import open_directly
 from ._loading import StartingProcesses
 from ._log import LogPump
 from ._paths import make_folder, plain
@@ -278,7 +279,7 @@ class Server:
         base = f"http://{self.settings.url(self.settings.http_port)}/v2"
         try:
             for path in ("health/ready", "models/yolov5_ensemble/ready"):
-                DIRECT.open(f"{base}/{path}", timeout=1).close()
+                open_directly(f"{base}/{path}", timeout=1).close()
         except (OSError, HTTPException):
             return False
         return True
