@@ -34,41 +34,43 @@ SATURATED = "the server is saturated"
 LATE = "the endpoint does not answer an image in time"
 BUSY_REASONS = (SATURATED, LATE)  # of a server that has too much to do, and of one that hangs
 _DECODED = re.compile(r"^yolov5_decode_seconds_count(?:{.*?})? ([0-9.e+]+)$", re.MULTILINE)
-_FRESH = 1.0  # seconds that a finding holds
-_PATIENCE = 2.0  # seconds for an image of one pixel, at the least
-_FIRST_PATIENCE = 20.0  # the same for the first one of a server
-_PROBERS = 64  # connections at the same time
-_SILENCE = 2.0  # seconds that a connection may send nothing
+_CACHE_SECONDS = 1.0  # seconds that a finding holds
+_CANARY_TIMEOUT = 2.0  # seconds for an image of one pixel, at the least
+_FIRST_CANARY_TIMEOUT = 20.0  # the same for the first one of a server
+_MAX_CONNECTIONS = 64  # connections at the same time
+_IDLE_SECONDS = 2.0  # seconds that a connection may send nothing
 _HEAD_SECONDS = 5.0  # for the whole head of a request
 _HEAD_BYTES = 16 << 10
-_HOPELESS = 60.0  # seconds without health after which whoever watches the launcher should end it
+_LIVE_SECONDS = 60.0  # without health; then the launcher itself should be restarted
 
 
 class Statistics:
     """
     Args:
-        known: images that had been answered before.
+        before: images that had been answered before.
         batch: images that a step takes at once, at the most.
 
     Attributes:
         answered: images that the endpoint has answered with detections.
-        grown: these are more than were known.
-        patience: seconds for an image of one pixel. A network that is slow on this machine is not
-            a dead one: it may have to wait for a batch, and for another in front of it.
+        has_grown: `answered` is more than `before`.
+        canary_timeout: seconds for an image of one pixel. A network that is slow on this machine is
+            not dead: the image may have to wait for a batch, and for another one before that.
 
     Raises:
         OSError, HTTPException, ValueError, KeyError, TypeError: Triton does not say.
     """
 
-    def __init__(self, base: str, *, known: int, batch: int) -> None:
+    def __init__(self, base: str, *, before: int, batch: int) -> None:
         # Not of the steps, which are closed to callers.
         with open_directly(f"{base}/models/{ENSEMBLE}/stats", timeout=1) as answer:
             found = json.load(answer)["model_stats"][0]["inference_stats"]
         self.answered = found["success"]["count"]
-        self.grown = self.answered > known
+        self.has_grown = self.answered > before
         compute = found["compute_infer"]
         mean = compute["ns"] / max(1, compute["count"]) / 1e9
-        self.patience = max(_PATIENCE if self.answered else _FIRST_PATIENCE, 2 * batch * mean)
+        self.canary_timeout = max(
+            _CANARY_TIMEOUT if self.answered else _FIRST_CANARY_TIMEOUT, 2 * batch * mean
+        )
 
 
 class Health:
@@ -80,16 +82,16 @@ class Health:
         self._metrics = f"http://{settings.url(settings.metrics_port)}/metrics"
         self._batch = read_config(settings.repository, ENSEMBLE).max_batch_size
         self._lock = threading.Lock()
-        self._asking = threading.Lock()
-        self._told: str | None = "it is starting"  # by the launcher
+        self._checking = threading.Lock()
+        self._down_reason: str | None = "it is starting"  # by the launcher
         self._restart_at = float("-inf")  # when a pause before the next start ends
-        self._found: str | None = None  # by asking
-        self._looked = float("-inf")
-        self._bad_since: float | None = self._clock()
+        self._cached_reason: str | None = None  # by asking
+        self._checked_at = float("-inf")
+        self._unhealthy_since: float | None = self._clock()
         self._answered = 0
         self._decoded = 0.0
         self._progress = self._clock()  # when an image was last known to be answered
-        self._patience = _PATIENCE
+        self._canary_timeout = _CANARY_TIMEOUT
         self.restarts: Counter[tuple[str, str]] = Counter()
         self.canaries: Counter[str] = Counter()
 
@@ -101,24 +103,25 @@ class Health:
             pause: seconds until the next start.
         """
         with self._lock:
-            self._told = reason
+            self._down_reason = reason
             self._restart_at = self._clock() + pause
-            self._bad_since = self._bad_since or self._clock()
+            self._unhealthy_since = self._unhealthy_since or self._clock()
 
     def up(self) -> None:
         with self._lock:
-            self._told = self._found = self._bad_since = None
-            self._looked = float("-inf")
+            self._down_reason = self._cached_reason = self._unhealthy_since = None
+            self._checked_at = float("-inf")
             self._answered, self._progress = 0, self._clock()
 
     @property
-    def hopeless(self) -> bool:
-        """It has been bad for longer than the launcher should take to heal it."""
+    def is_live(self) -> bool:
+        """Whether the launcher may still repair the service by itself."""
         with self._lock:
-            if self._bad_since is None:
-                return False
-            # A pause is the launcher's own doing: whoever ended it then would only add to the wait.
-            return self._clock() - max(self._bad_since, self._restart_at) > _HOPELESS
+            if self._unhealthy_since is None:
+                return True
+            # The launcher chose the pause: restarting it then would only lengthen the wait.
+            unhealthy = self._clock() - max(self._unhealthy_since, self._restart_at)
+            return unhealthy <= _LIVE_SECONDS
 
     @property
     def pause(self) -> float:
@@ -127,7 +130,7 @@ class Health:
             return self._remaining_pause()
 
     def _remaining_pause(self) -> float:
-        return 0.0 if self._told is None else max(0.0, self._restart_at - self._clock())
+        return 0.0 if self._down_reason is None else max(0.0, self._restart_at - self._clock())
 
     def check(self) -> str | None:
         """Why an image would not be answered now; None where it would be.
@@ -135,25 +138,25 @@ class Health:
         What was found less than a second ago counts, and so does an answer that any caller has
         got since then; else an image is sent.
         """
-        with self._asking:
+        with self._checking:
             with self._lock:
-                if self._told is not None:
+                if self._down_reason is not None:
                     if pause := self._remaining_pause():
-                        return f"{self._told} Starting Triton again in {ceil(pause)} s."
-                    return self._told
-                if self._clock() - self._looked < _FRESH:
-                    return self._found
-            return self._look()
+                        return f"{self._down_reason} Starting Triton again in {ceil(pause)} s."
+                    return self._down_reason
+                if self._clock() - self._checked_at < _CACHE_SECONDS:
+                    return self._cached_reason
+            return self._refresh()
 
     def hangs(self) -> str | None:
         """Why the server should be given up; one that is merely saturated should not."""
-        with self._asking:
+        with self._checking:
             with self._lock:
-                fresh = self._clock() - self._looked < _FRESH
-                if self._told is not None or (fresh and self._found is None):
+                fresh = self._clock() - self._checked_at < _CACHE_SECONDS
+                if self._down_reason is not None or (fresh and self._cached_reason is None):
                     return None
-            reason = self._look()
-        if reason == SATURATED and self._clock() - self._progress < 2 * self._patience:
+            reason = self._refresh()
+        if reason == SATURATED and self._clock() - self._progress < 2 * self._canary_timeout:
             return None
         return reason
 
@@ -166,30 +169,30 @@ class Health:
             self._decoded = sum(map(float, _DECODED.findall(answer.read().decode())))
         return self._answered + self._decoded
 
-    def _look(self) -> str | None:
-        """Ask, and remember what was found; with `_asking` held."""
-        found = self._ask()
+    def _refresh(self) -> str | None:
+        """Ask, and remember what was found; with `_checking` held."""
+        found = self._probe()
         now = self._clock()
         with self._lock:
-            self._found, self._looked = found, now
+            self._cached_reason, self._checked_at = found, now
             if found is None:
                 self._progress = now
-                self._bad_since = None if self._told is None else self._bad_since
+                self._unhealthy_since = None if self._down_reason is None else self._unhealthy_since
             else:
-                self._bad_since = self._bad_since or now
+                self._unhealthy_since = self._unhealthy_since or now
         return found
 
-    def _ask(self) -> str | None:
+    def _probe(self) -> str | None:
         try:
             statistics = self._statistics()
-            if statistics.grown:
+            if statistics.has_grown:
                 return None
-            self._patience = statistics.patience
+            self._canary_timeout = statistics.canary_timeout
             try:
                 self._send()
             except (OSError, HTTPException):
                 # Others may have been answered while this one had to wait.
-                if self._statistics().grown:
+                if self._statistics().has_grown:
                     return None
                 raise
             self._answered += 1  # that was its own
@@ -198,7 +201,7 @@ class Health:
             return _sentence(error)
 
     def _statistics(self) -> Statistics:
-        statistics = Statistics(self._base, known=self._answered, batch=self._batch)
+        statistics = Statistics(self._base, before=self._answered, batch=self._batch)
         self._answered = statistics.answered
         return statistics
 
@@ -214,7 +217,7 @@ class Health:
         )
         self.canaries["sent"] += 1
         try:
-            open_directly(request, timeout=self._patience).close()
+            open_directly(request, timeout=self._canary_timeout).close()
         except (OSError, HTTPException):
             self.canaries["failed"] += 1
             raise
@@ -241,8 +244,9 @@ def _message(error: urllib.error.HTTPError) -> str:
 class HealthServer(ThreadingHTTPServer):
     """What probes ask.
 
-    GET /ready: 200 if an image would be answered, else 503 with the reason. GET /live: 200 unless
-    there is no hope left. GET /metrics: what the launcher has had to do, for Prometheus.
+    - GET /ready: 200 if an image would be answered, else 503 with the reason.
+    - GET /live: 200 unless the launcher itself should be restarted.
+    - GET /metrics: restarts and canaries, for Prometheus.
 
     A connection that has not sent its request makes room for a newer one, and does not last long.
 
@@ -252,7 +256,7 @@ class HealthServer(ThreadingHTTPServer):
 
     daemon_threads = True
     block_on_close = False
-    request_queue_size = 2 * _PROBERS
+    request_queue_size = 2 * _MAX_CONNECTIONS
 
     def __init__(self, settings: Settings, health: Health) -> None:
         self.address_family = settings.family
@@ -273,10 +277,10 @@ class HealthServer(ThreadingHTTPServer):
     def process_request(self, request: Any, client_address: Any) -> None:
         """In a thread, while there are not too many: they hold the launcher's own descriptors."""
         with self._connections:
-            if self._open >= _PROBERS:
-                self._hang_up(older_than=0.0, most=1)
-                self._connections.wait_for(lambda: self._open < _PROBERS, timeout=0.5)
-            if self._open >= _PROBERS:
+            if self._open >= _MAX_CONNECTIONS:
+                self._close_silent(older_than=0.0, most=1)
+                self._connections.wait_for(lambda: self._open < _MAX_CONNECTIONS, timeout=0.5)
+            if self._open >= _MAX_CONNECTIONS:
                 self.shutdown_request(request)
                 return
             self._open += 1
@@ -307,9 +311,9 @@ class HealthServer(ThreadingHTTPServer):
     def service_actions(self) -> None:
         """Called by the standard library twice a second, and after each connection."""
         with self._connections:
-            self._hang_up(older_than=_HEAD_SECONDS, most=_PROBERS)
+            self._close_silent(older_than=_HEAD_SECONDS, most=_MAX_CONNECTIONS)
 
-    def _hang_up(self, *, older_than: float, most: int) -> None:
+    def _close_silent(self, *, older_than: float, most: int) -> None:
         """End connections that have sent no request; the caller holds `_connections`."""
         now = time.monotonic()
         for request, since in list(self._reading.items())[:most]:
@@ -342,7 +346,7 @@ class _Head:
 
 class _Handler(BaseHTTPRequestHandler):
     server: HealthServer
-    timeout = _SILENCE
+    timeout = _IDLE_SECONDS
 
     def setup(self) -> None:
         super().setup()
@@ -360,7 +364,8 @@ class _Handler(BaseHTTPRequestHandler):
             body: dict[str, Any] = {"ready": reason is None}
             self._send(503 if reason else 200, body | ({"reason": reason} if reason else {}))
         elif self.path == "/live":
-            self._send(503 if health.hopeless else 200, {"live": not health.hopeless})
+            live = health.is_live
+            self._send(200 if live else 503, {"live": live})
         elif self.path == "/metrics":
             self._send(200, _metrics(health))
         else:

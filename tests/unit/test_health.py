@@ -38,12 +38,12 @@ def test_readiness_names_the_reason_and_the_pause_that_is_left(
     assert "\nyolov5_restart_pause_seconds 0.0\n" in _metrics(health)
 
 
-def test_a_launcher_that_only_waits_is_not_hopeless(health: Health, clock: Clock) -> None:
+def test_a_launcher_that_pauses_between_starts_is_live(health: Health, clock: Clock) -> None:
     for _ in range(10):
         health.down("Triton ended by itself (exit status -9).", pause=30)
         clock.now += 35
-        assert not health.hopeless
+        assert health.is_live
     clock.now += 60
-    assert health.hopeless
+    assert not health.is_live
     health.up()
-    assert not health.hopeless
+    assert health.is_live
