@@ -10,7 +10,8 @@ from ._backoff import Backoff
 from ._checks import check, check_repository, port_error
 from ._console import log
 from ._errors import StartError
-from ._health import Health, HealthServer
+from ._health import Health
+from ._health_server import HealthServer
 from ._server import Server
 from ._settings import Settings
 from ._watchdog import Fault

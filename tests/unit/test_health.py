@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from yolov5_server import Settings
-from yolov5_server._health import Health, _metrics
+from yolov5_server._health import Health
+from yolov5_server._health_server import _metrics
 
 
 class Clock:

@@ -11,7 +11,8 @@ import pytest
 from support import free_ports
 
 from yolov5_server import Settings
-from yolov5_server._health import Health, HealthServer
+from yolov5_server._health import Health
+from yolov5_server._health_server import HealthServer
 
 
 @pytest.fixture
