@@ -19,8 +19,8 @@ from ._http import open_directly
 APIS = "model-repository,shared-memory,trace,logging"
 _HEADER = "x-yolov5-launcher"
 # Loading a model by its name loads its double too, which may not be loadable: see _reload.py.
-_OF_DOUBLES = re.compile(r"load failed for model 'closed::[^\n]*\n?")
-_SECONDS = 120  # for a load: torch from a cold, slow disk
+_DOUBLE_FAILED = re.compile(r"load failed for model 'closed::[^\n]*\n?")
+_LOAD_SECONDS = 120  # for a load: torch from a cold, slow disk
 _ANSWER_SECONDS = 5  # for all else
 
 
@@ -69,7 +69,7 @@ class ModelControl:
         Raises:
             ControlError: Triton does not say.
         """
-        config = self._ask(f"{self._address}/models/{ensemble}/config", None, _ANSWER_SECONDS)
+        config = self._request(f"{self._address}/models/{ensemble}/config", None, _ANSWER_SECONDS)
         try:
             return [step["model_name"] for step in config["ensemble_scheduling"]["step"]]
         except (KeyError, TypeError):
@@ -81,16 +81,16 @@ class ModelControl:
         Raises:
             ControlError: none is, or Triton does not say.
         """
-        index = self._ask(f"{self._address}/repository/index", {"ready": True}, _ANSWER_SECONDS)
+        index = self._request(f"{self._address}/repository/index", {"ready": True}, _ANSWER_SECONDS)
         versions = [int(one.get("version", 0)) for one in index if one["name"] == model]
         if not versions:
             raise ControlError(f"{model} is not served")
         return max(versions)
 
     def _post(self, path: str, body: dict[str, Any]) -> None:
-        self._ask(f"{self._base}/{path}", body, _SECONDS)
+        self._request(f"{self._base}/{path}", body, _LOAD_SECONDS)
 
-    def _ask(self, url: str, body: dict[str, Any] | None, seconds: float) -> Any:
+    def _request(self, url: str, body: dict[str, Any] | None, seconds: float) -> Any:
         request = urllib.request.Request(
             url,
             None if body is None else json.dumps(body).encode(),
@@ -101,7 +101,7 @@ class ModelControl:
                 return json.loads(answer.read() or "null")
         except urllib.error.HTTPError as error:
             try:
-                message = _OF_DOUBLES.sub("", json.load(error)["error"])
+                message = _DOUBLE_FAILED.sub("", json.load(error)["error"])
             except (ValueError, KeyError, TypeError):
                 message = str(error)
             if not message.strip():
@@ -110,7 +110,7 @@ class ModelControl:
         except (OSError, HTTPException, ValueError) as error:
             raise ControlError(str(error)) from None
 
-    def hide(self, pid: int) -> bool:
+    def hide_key(self, pid: int) -> bool:
         """Blot the key out of the arguments that everybody on this machine can see.
 
         Triton takes it on its command line alone, and copies it before it loads a model.

@@ -17,7 +17,7 @@ from contextlib import suppress
 from ._control import ControlError
 from ._processes import read_process, starting_processes
 
-_LOOK = 0.2  # seconds between two looks at the processes
+_POLL_SECONDS = 0.2  # seconds between two looks at the processes
 _GONE_SECONDS = 5.0  # that Triton is given to notice the end of a process
 _MISSING_SECONDS = 20.0  # that it is given to start one
 _STOPPED_SECONDS = 5.0  # that a process may be stopped; it is ended then
@@ -49,7 +49,7 @@ class StartingProcesses:
         self._gone_at: float | None = None
         self._missing_at: float | None = None
         self._stopped_at: dict[int, float] = {}
-        self._looked_at = float("-inf")
+        self._polled_at = float("-inf")
 
     def are_stuck(self) -> bool:
         """Whether one has ended, and Triton goes on as if it had not. Ends those that are stopped.
@@ -57,9 +57,9 @@ class StartingProcesses:
         Meant to be called often until Triton has loaded them, and no longer.
         """
         now = self._clock()
-        if now - self._looked_at < _LOOK:  # all of /proc is read for it
+        if now - self._polled_at < _POLL_SECONDS:  # all of /proc is read for it
             return False
-        self._looked_at = now
+        self._polled_at = now
         there = starting_processes(self._server)
         self._seen |= set(there) - self._earlier
         self._end_stopped({pid: there[pid] for pid in self._seen & set(there)}, now)
@@ -115,7 +115,7 @@ def load(
     thread = threading.Thread(target=work, name=f"load {model}", daemon=True)
     thread.start()
     while thread.is_alive():
-        thread.join(_LOOK)
+        thread.join(_POLL_SECONDS)
         if thread.is_alive() and processes.are_stuck():
             raise LoadStuckError(f"a process of {model} has ended while it was loading")
     if errors:

@@ -32,7 +32,7 @@ _FAILED = re.compile(
 
 # What a shell or the loader says where the process of a model cannot be started; Triton, which does
 # not see that, waits for many minutes.
-_NO_STUB = re.compile(r"triton_python_backend_stub\S*: (?P<reason>.+)$")
+_STUB_FAILED = re.compile(r"triton_python_backend_stub\S*: (?P<reason>.+)$")
 _HEADER = re.compile(r"[IWEF]\d{4} [\d:.]+ \d+ (?P<place>[\w.]+:\d+)\]")
 _LONGEST_LINE = 8192  # bytes; the rest of a longer one counts as the next
 _MOST_HELD = 500  # lines before the server is ready; the last ones say why it is not
@@ -46,7 +46,7 @@ class LogPump:
     whatever callers do, there are few lines a second, and little memory is taken.
 
     Attributes:
-        no_models: why no Python model can be started; empty unless that was said.
+        stub_failure: why no Python model can be started; empty unless that was said.
 
     Args:
         stream: a file or pipe, which is read by its descriptor.
@@ -63,7 +63,7 @@ class LogPump:
         self._held: deque[str] | None = None if verbose else deque(maxlen=_MOST_HELD)
         self._lock = threading.Lock()
         self._failure: str | None = None
-        self.no_models = ""
+        self.stub_failure = ""
         self._repeats = RepeatLimiter()
         self._last: tuple[bytes, str | None, str] = (b"", None, "")
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
@@ -97,8 +97,8 @@ class LogPump:
             self._last = (data, self._kind(text), text)
             if failed := _FAILED.search(text):
                 self._failure = f"it could not load {failed['model']}: {failed['reason']}"
-            if not _HEADER.match(text) and (found := _NO_STUB.search(text)):
-                self.no_models = found["reason"]
+            if not _HEADER.match(text) and (found := _STUB_FAILED.search(text)):
+                self.stub_failure = found["reason"]
         _, kind, text = self._last
         if kind is not None and (line := self._repeats.take(kind, text, time.monotonic())):
             self._pass_on([line])

@@ -36,7 +36,7 @@ from ._repository import (
 from ._settings import Settings
 from ._wiring import wired
 
-_SECONDS = 0.5  # between two looks at the repository
+_POLL_SECONDS = 0.5  # between two looks at the repository
 
 
 class Reloader:
@@ -80,19 +80,19 @@ class Reloader:
         self._on_models_changed = on_models_changed
         self._on_stuck = on_stuck
         self._log = log
-        self._served = self._identity()
-        self._count = 1  # of the networks that were to be taken over, and the first
+        self._served = self._installed_folder()
+        self._generation = 1  # of the networks that were to be taken over, and the first
         self._steps = {step: step for step in STEPS}  # their names now
 
     def watch(self, should_exit: threading.Event) -> None:
         """Do so until `should_exit` is set."""
-        while not should_exit.wait(_SECONDS):
-            if self._identity() in (None, self._served):
+        while not should_exit.wait(_POLL_SECONDS):
+            if self._installed_folder() in (None, self._served):
                 continue
             # Whoever installs a network takes the same lock, and may hold it for long: none is
             # replaced while it loads.
             with _locked(self._repository), self._loading:
-                self._served = self._identity()
+                self._served = self._installed_folder()
                 report = self._reload()
             if report and not should_exit.is_set():  # else it failed because the server was ended
                 self._log(report)
@@ -103,8 +103,8 @@ class Reloader:
         Returns:
             What is served now, a sentence; None where that is for the next server to say.
         """
-        self._count += 1
-        steps = {step: f"{step}.{self._count}" for step in STEPS}
+        self._generation += 1
+        steps = {step: f"{step}.{self._generation}" for step in STEPS}
         error: Exception | None = None
         try:
             self._cut_over(steps)
@@ -122,14 +122,14 @@ class Reloader:
             return None
         self._on_models_changed(served)
         if not is_new:
-            self._remove(steps)
+            self._unload(steps)
             return f"The new network is not taken over, the old one is served: {error}"
-        self._remove(self._steps)
+        self._unload(self._steps)
         self._steps = steps
         config = read_config(self._repository, NETWORK, chosen_configs(self._settings))
         return f"Now serving version {version} of the network, {network_precision(config).upper()}."
 
-    def _identity(self) -> tuple[int, int] | None:
+    def _installed_folder(self) -> tuple[int, int] | None:
         """Changes with every installation, which puts another folder in the place of the old."""
         try:
             status = (self._repository / NETWORK).stat()
@@ -192,7 +192,7 @@ class Reloader:
             config.parameters["network"].string_value = steps[NETWORK]
         write_config(path, config)
 
-    def _remove(self, steps: Mapping[str, str]) -> None:
+    def _unload(self, steps: Mapping[str, str]) -> None:
         """Have Triton forget these; requests that they have already are answered."""
         for step, name in steps.items():
             with suppress(ControlError):  # it stays in memory

@@ -44,7 +44,7 @@ from .embedded import assemble_backends, server_environment, triton_folder
 
 STOP_SECONDS = 7.0  # until the process group is killed; Ctrl-C promises 10 s in all
 _DRAIN_SECONDS = 5  # that Triton itself gives requests in flight
-_READY_LOOK = 0.05  # seconds between two looks at a server that starts
+_READY_POLL_SECONDS = 0.05  # seconds between two looks at a server that starts
 _ORPHAN_SECONDS = _DRAIN_SECONDS + 1  # that Triton has to end after this process was killed
 _START_SECONDS = 900.0  # for all models to be ready; a TensorRT engine may be built first
 _SHARED_MEMORY_PREFIX = "yolov5_triton_"
@@ -94,7 +94,7 @@ class Server:
             raise StartError(f"{binary} is not there; --triton names the folder of a Triton.")
         self._configs = chosen_configs(self.settings)
         _compile_steps(self.settings.repository)
-        self._lay_out()
+        self._make_repositories()
         self._reloader = Reloader(
             settings=self.settings,
             models=self._folder / _MODELS,
@@ -134,7 +134,7 @@ class Server:
         self._guard = GroupGuard(self._process.pid, _ORPHAN_SECONDS)
         self._reloader.server = self._process.pid
 
-    def _lay_out(self) -> None:
+    def _make_repositories(self) -> None:
         """Make Triton's two repositories: links to the models, and the doubles of the steps.
 
         The links are what makes room for the steps of another network beside those of the first.
@@ -191,14 +191,14 @@ class Server:
         assert self._process is not None and self._log is not None and self._reloader is not None
         assert self._starting is not None
         started = time.monotonic()
-        while not should_exit.wait(_READY_LOOK):
+        while not should_exit.wait(_READY_POLL_SECONDS):
             if self._process.poll() is not None:
                 raise StartError(f"Triton did not start: {self._log.failure()}.")
-            if self._log.no_models:
-                raise StartError(f"Triton cannot start its models: {self._log.no_models}.")
+            if self._log.stub_failure:
+                raise StartError(f"Triton cannot start its models: {self._log.stub_failure}.")
             if self._is_ready():
                 self._wire()
-                if not self._control.hide(self._process.pid):
+                if not self._control.hide_key(self._process.pid):
                     log("warning: the key of Triton's model control is in the process list.")
                 self._log.release()
                 self._watchdog = Watchdog(
@@ -213,7 +213,7 @@ class Server:
                     self._watchdog.watch_processes,
                     self._watchdog.watch_endpoint,
                 ):
-                    threading.Thread(target=self._go_on_with, args=(work,), daemon=True).start()
+                    threading.Thread(target=self._run_until_exit, args=(work,), daemon=True).start()
                 return True
             if self._starting.are_stuck():
                 reason = self._log.failure()
@@ -235,7 +235,7 @@ class Server:
         except ControlError as error:
             log(f"warning: tensors between the steps are larger than need be: {error}")
 
-    def _go_on_with(self, work: Callable[[threading.Event], None]) -> None:
+    def _run_until_exit(self, work: Callable[[threading.Event], None]) -> None:
         """What is unforeseen is said, and ends none of those that watch."""
         while not self._ended.is_set():
             try:

@@ -27,9 +27,9 @@ from ._processes import (
     read_process,
 )
 
-_LOOK = 0.2  # seconds between two looks at the processes
-_STOPPED = 1.0  # seconds that a process may be stopped: a debugger does that, too
-_CANARY = 1.0  # seconds between two looks at the endpoint
+_POLL_SECONDS = 0.2  # seconds between two looks at the processes
+_STOPPED_SECONDS = 1.0  # seconds that a process may be stopped: a debugger does that, too
+_CANARY_SECONDS = 1.0  # seconds between two looks at the endpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +68,9 @@ class Watchdog:
         self._on_fault = on_fault
         self._lock = threading.Lock()  # of what follows
         self._expected: dict[int, ModelProcess] = {}
-        self._last: dict[int, ModelProcess] = {}  # before it was open
-        self._earlier: set[tuple[int, int]] = set()  # keys of all processes seen up to then
-        self._absent: str | None = None  # one that answers and has no process
+        self._previous: dict[int, ModelProcess] = {}  # before it was open
+        self._seen: set[tuple[int, int]] = set()  # keys of all processes seen up to then
+        self._missing: str | None = None  # one that answers and has no process
         self._stopped: dict[int, float] = {}  # since when
 
     def expect(self, models: Collection[str] | None) -> None:
@@ -83,40 +83,40 @@ class Watchdog:
             models: None for as long as it is open which ones they are: no end counts then.
         """
         with self._lock:
-            self._last = self._expected or self._last
+            self._previous = self._expected or self._previous
             self._expected = {}
             if models is None:
                 return
             there = model_processes(self._server)
-            last = {process.key for process in self._last.values()}
-            had_process = {process.step for process in self._last.values()}
+            last = {process.key for process in self._previous.values()}
+            had_process = {process.step for process in self._previous.values()}
             for model in models:
                 own = [process for process in there.values() if process.model == model]
                 if not own and model.partition(".")[0] in had_process:
-                    self._absent = model  # it ended after it had been loaded
-                fresh = [process for process in own if process.key not in self._earlier]
+                    self._missing = model  # it ended after it had been loaded
+                fresh = [process for process in own if process.key not in self._seen]
                 # Triton does not load anew what looks as before.
                 kept = [process for process in own if process.key in last]
                 youngest = sorted(own, key=lambda process: process.started)[-1:]
                 self._expected |= {p.pid: p for p in fresh or kept or youngest}
-            self._earlier = {process.key for process in there.values()}
+            self._seen = {process.key for process in there.values()}
 
     def watch_processes(self, should_exit: threading.Event) -> None:
         """Look at them until `should_exit` is set, or a fault was found."""
         while not should_exit.is_set() and is_alive(self._server):  # `Server.wait` reports its end
             with self._lock:
-                fault = self._dead_or_stopped()
+                fault = self._find_fault()
                 expected = list(self._expected)
             if fault:
                 if not should_exit.is_set():
                     self._on_fault(fault)
                 return
-            _wait_for_an_end(expected, _LOOK)
+            _wait_for_exit(expected, _POLL_SECONDS)
 
     def watch_endpoint(self, should_exit: threading.Event) -> None:
         """Ask it until `should_exit` is set, or a fault was found."""
         detector = HangDetector()
-        while not should_exit.wait(_LOOK if detector.is_failing else _CANARY):
+        while not should_exit.wait(_POLL_SECONDS if detector.is_failing else _CANARY_SECONDS):
             reason = self._health.hangs()
             if reason is None or self._loading.locked():  # another network is being taken over
                 detector.reset()
@@ -133,13 +133,13 @@ class Watchdog:
                 self._on_fault(Fault(what="tritonserver", reason="hung", sentence=sentence))
                 return
 
-    def _dead_or_stopped(self) -> Fault | None:
-        if self._is_stopped_for_long(self._server, is_stopped(self._server)):
+    def _find_fault(self) -> Fault | None:
+        if self._is_stopped_too_long(self._server, is_stopped(self._server)):
             sentence = f"tritonserver: its process {self._server} is stopped."
             return Fault(what="tritonserver", reason="stopped", sentence=sentence)
-        if self._absent is not None and is_alive(self._server):
-            step = self._absent.partition(".")[0]
-            sentence = f"{self._absent}: its process has died."
+        if self._missing is not None and is_alive(self._server):
+            step = self._missing.partition(".")[0]
+            sentence = f"{self._missing}: its process has died."
             return Fault(what=step, reason="died", sentence=sentence)
         for pid, expected in self._expected.items():
             now = read_process(pid, self._server)
@@ -148,19 +148,19 @@ class Watchdog:
                     return None  # they end with it
                 sentence = f"{expected.model}: its process {pid} has died."
                 return Fault(what=expected.step, reason="died", sentence=sentence)
-            if self._is_stopped_for_long(pid, now.stopped):
+            if self._is_stopped_too_long(pid, now.stopped):
                 sentence = f"{expected.model}: its process {pid} is stopped."
                 return Fault(what=expected.step, reason="stopped", sentence=sentence)
         return None
 
-    def _is_stopped_for_long(self, pid: int, stopped: bool) -> bool:
+    def _is_stopped_too_long(self, pid: int, stopped: bool) -> bool:
         if not stopped:
             self._stopped.pop(pid, None)
             return False
-        return time.monotonic() - self._stopped.setdefault(pid, time.monotonic()) > _STOPPED
+        return time.monotonic() - self._stopped.setdefault(pid, time.monotonic()) > _STOPPED_SECONDS
 
 
-def _wait_for_an_end(pids: Collection[int], seconds: float) -> None:
+def _wait_for_exit(pids: Collection[int], seconds: float) -> None:
     """Return as soon as one of them has ended, and after so many seconds at the latest."""
     descriptors: list[int] = []
     poll = select.poll()

@@ -170,12 +170,12 @@ def test_the_key_is_not_left_in_the_process_list() -> None:
             arguments = Path("/proc", str(process.pid), "cmdline")
             while key not in arguments.read_text():  # until it has become that command
                 time.sleep(0.01)
-            assert control.hide(process.pid)
+            assert control.hide_key(process.pid)
             assert key not in arguments.read_text()
             assert arguments.read_text().split("\0")[-2] == "last"
         finally:
             process.kill()
-    assert not control.hide(process.pid)
+    assert not control.hide_key(process.pid)
 
 
 def test_room_in_shared_memory(bundled_repository: Path) -> None:
