@@ -1,4 +1,4 @@
-"""Triton glue that the backends for the CPU share: requests to the executor, answers back."""
+"""Triton glue that the CPU backends share: requests to the executor, responses back."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from prefilter import InputError, check_inputs, with_prefilter
 
 
 class CpuModel:
-    """What a `TritonPythonModel` that runs a network on the CPU does.
+    """Serves a network on the CPU, for a `TritonPythonModel`.
 
     Args:
-        config: Triton's, as it hands it to a backend.
+        config: the model's configuration, as Triton passes it to a backend.
         runs: the network by number of threads, for `ImageExecutor`; one image each if it batches.
-        cores: of this instance.
+        cores: number of cores of this instance.
         prefiltered: the network's prefiltered variant by number of threads, if it has one; see
-            `prefilter`.
+            `variants`.
     """
 
     def __init__(
@@ -45,10 +45,10 @@ class CpuModel:
         tasks = [task for request in requests for task in self.tasks(request)]
         for waiting, task in zip(reversed(range(len(tasks))), tasks):
             self.executor.submit(task, waiting=waiting)
-        # Each is answered when it is done, by the thread that did it.
+        # The thread that finishes a request answers it.
 
     def tasks(self, request: Any) -> Iterable[Callable[[Run], None]]:
-        """What will answer this request, image by image."""
+        """Split the request into one task for each image; the last one to finish answers it."""
         sender = request.get_response_sender()
 
         def respond(outputs: Tensors | Exception) -> None:
@@ -61,7 +61,7 @@ class CpuModel:
         inputs: dict[str, NDArray[Any]] = {}
         for name in self.inputs:
             tensor = pb_utils.get_input_tensor_by_name(request, name)
-            if tensor is not None:  # one that may be left out, and was
+            if tensor is not None:  # absent: it is optional
                 inputs[name] = on_host(tensor)
         try:
             check_inputs(self.inputs, inputs)
@@ -94,7 +94,7 @@ def on_host(tensor: Any) -> NDArray[Any]:
     if tensor.is_cpu():
         array: NDArray[Any] = np.from_dlpack(tensor)  # `as_numpy` copies
         return array
-    # A GPU that the step before uses and the runtime that is installed cannot.
+    # The step before uses a GPU that the installed runtime cannot use.
     import torch
 
     copied: NDArray[Any] = torch.utils.dlpack.from_dlpack(tensor.to_dlpack()).cpu().numpy()

@@ -1,7 +1,7 @@
-"""Images side by side on the CPU, each on as many cores as the others leave it.
+"""Run a network over several images at once on the CPU, sharing the cores between them.
 
-A network runs fastest over many images when each has a core to itself, and over one image when it
-has them all. Both are wanted of the same server, so the network is held for both.
+Many images run fastest with one core each, a single image with all cores. One server has to do
+both, so the network is loaded once for each number of threads.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Lock, Semaphore
 from typing import Any
 
-# How many images after the last that was not alone it is taken that the next will not be either.
-_MEMORY = 4
+_RECENT_IMAGES = 4  # number of images for which recent concurrency is assumed to continue
 
 Run = Callable[[Mapping[str, Any]], Mapping[str, Any]]  # inputs by name -> outputs by name
 
 
 def thread_counts(cpus: int) -> list[int]:
-    """The numbers of threads that a network is held for: 1, 4, 16 and so on, and all cores."""
+    """Numbers of threads to load a network for: 1, 4, 16 and so on, and all cores."""
     found, threads = [], 1
     while threads < cpus:
         found.append(threads)
@@ -28,10 +27,11 @@ def thread_counts(cpus: int) -> list[int]:
 
 
 class ImageExecutor:
-    """
+    """Runs each image on a thread of its own, with the cores that the others leave.
+
     Args:
         runs: the network by number of threads; each may be called from several threads.
-        cpus: how many cores there are for all runs together.
+        cpus: number of cores for all runs together.
     """
 
     def __init__(self, runs: Mapping[int, Run], cpus: int) -> None:
@@ -42,38 +42,39 @@ class ImageExecutor:
         self._slots = Semaphore(2 * workers)  # a free worker finds the next image queued
         self._lock = Lock()
         self._active = 0
-        self._recent_load: deque[int] = deque(maxlen=_MEMORY)
+        self._recent_load: deque[int] = deque(maxlen=_RECENT_IMAGES)
 
-    def submit(self, work: Callable[[Run], None], *, waiting: int = 0) -> None:
-        """Have `work` called with the network on a thread of its own, once one is free.
+    def submit(self, task: Callable[[Run], None], *, waiting: int = 0) -> None:
+        """Call `task` with the network on a thread of its own, once one is free.
 
-        Returns when it has begun or is among the next, so that all others stay in Triton's queue.
+        Blocks until the task runs or is among the next, so that all others stay in Triton's queue.
 
         Args:
-            work: must not raise.
-            waiting: how many are to be started directly after this one.
+            task: must not raise.
+            waiting: number of tasks that will be submitted directly after this one.
         """
         self._slots.acquire()
         with self._lock:
             self._active += 1
             self._recent_load.append(self._active + waiting)
-            # Of two callers in turn, the one finds the cores free and the other does not.
+            # Two callers that take turns see the cores free and busy alternately: the largest
+            # recent load decides.
             run = self._choose(max(self._recent_load))
-        self._pool.submit(self._call, work, run)
+        self._pool.submit(self._call, task, run)
 
     def _choose(self, images: int) -> Run:
         share = self._cpus // images
         fitting = [run for threads, run in self._runs if threads <= share]
         return fitting[-1] if fitting else self._runs[0][1]
 
-    def _call(self, work: Callable[[Run], None], run: Run) -> None:
+    def _call(self, task: Callable[[Run], None], run: Run) -> None:
         try:
-            work(run)
+            task(run)
         finally:
             with self._lock:
                 self._active -= 1
             self._slots.release()
 
     def close(self) -> None:
-        """Wait until all that was started is done."""
+        """Wait until all submitted tasks are done."""
         self._pool.shutdown()

@@ -1,14 +1,14 @@
-"""Fewer bytes into a detection network and out of it, by two inputs that its graph does not have.
+"""Send fewer bytes into a detection network and out of it, by two inputs that its graph lacks.
 
-Between two steps Triton copies every tensor three times. The pictures as float32 are four times as
-large as they were, and of the rows that a network answers with nearly all say that nothing is
-there. A configuration may therefore state, beside `images` and `output0`:
+Between two steps Triton copies every tensor three times. As float32, images are four times as large
+as their pixels, and almost all rows of a network's output are background. A configuration may
+therefore state two more inputs:
 
-- `pixels`, UINT8, in place of `images`: the same as 0..255, divided by 255 here.
+- `pixels`, UINT8, in place of `images`: RGB 0..255, divided by 255 here.
 - `nms`, FP32, whose first number is a confidence: rows whose objectness is not over it are left
-  out, as the step after the network would do first of all.
+  out of `output0`. The step after the network would drop them first anyway.
 
-The network may have a prefiltered variant of its own for those who bring both, which does less.
+A request with both may be answered by the network's prefiltered variant, which computes less.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from executor import Run
 from numpy.typing import NDArray
 
 IMAGES, PIXELS, NMS, ROWS = "images", "pixels", "nms", "output0"
-_OBJECTNESS = 4  # the column
+_OBJECTNESS = 4  # column of a row
 
 
 class InputError(ValueError):
@@ -31,19 +31,19 @@ class InputError(ValueError):
 
 
 def without_own_inputs(config: Mapping[str, Any], outputs: Sequence[Any]) -> Mapping[str, Any]:
-    """The configuration as the graph has to fit it.
+    """The configuration without what this module adds to it: the part that the graph must fit.
 
     Args:
-        config: Triton's, as it hands it to a backend.
-        outputs: of the graph: objects with `name` and `shape`.
+        config: the model's configuration, as Triton passes it to a backend.
+        outputs: tensors of the graph: objects with `name` and `shape`.
     """
     stated = {tensor["name"] for tensor in config["input"]}
     if IMAGES not in stated or not stated & {PIXELS, NMS}:
         return config
     shapes = {output.name: dims(output.shape) for output in outputs}
 
-    def whole(output: Mapping[str, Any]) -> Mapping[str, Any]:
-        """With the number of rows that the graph has, where some may be left out."""
+    def with_all_rows(output: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Put back the graph's number of rows, which `nms` makes variable."""
         if NMS not in stated or output["name"] != ROWS or ROWS not in shapes:
             return output
         return {**output, "dims": [shapes[ROWS][1], *output["dims"][1:]]}
@@ -51,18 +51,19 @@ def without_own_inputs(config: Mapping[str, Any], outputs: Sequence[Any]) -> Map
     return {
         **config,
         "input": [tensor for tensor in config["input"] if tensor["name"] not in (PIXELS, NMS)],
-        "output": [whole(output) for output in config["output"]],
+        "output": [with_all_rows(output) for output in config["output"]],
     }
 
 
 def check_inputs(names: Sequence[str], given: Mapping[str, Any]) -> None:
-    """
+    """Check that a request has exactly one of `images` and `pixels`.
+
     Args:
-        names: that the configuration states.
-        given: the inputs of a request, by name.
+        names: the inputs that the configuration states.
+        given: the inputs of the request, by name.
 
     Raises:
-        InputError: a request must bring one of `images` and `pixels`.
+        InputError: it has both or neither.
     """
     if PIXELS in names and (IMAGES in given) == (PIXELS in given):
         raise InputError(f"one of the inputs '{IMAGES}' and '{PIXELS}' is needed, and only one")
@@ -80,28 +81,29 @@ def check_prefiltered(
         ConfigError: they do not fit.
     """
 
-    def of_one_image(tensors: Sequence[Mapping[str, Any]], *names: str) -> list[dict[str, Any]]:
+    def for_one_image(tensors: Sequence[Mapping[str, Any]], *names: str) -> list[dict[str, Any]]:
         return [{**t, "dims": [1, *t["dims"]]} for t in tensors if t["name"] in names]
 
     stated = {
         **config,
         "max_batch_size": 0,
-        "input": of_one_image(config["input"], PIXELS, NMS),
-        "output": of_one_image(config["output"], ROWS),
+        "input": for_one_image(config["input"], PIXELS, NMS),
+        "output": for_one_image(config["output"], ROWS),
     }
     check_config(stated, inputs, outputs)
 
 
 def with_prefilter(run: Run, prefiltered: Run | None = None) -> Run:
-    """A network that takes these inputs too, for one image at a time.
+    """Let a network take `pixels` and `nms` too, one image at a time.
 
     Args:
-        prefiltered: its prefiltered variant.
+        run: the network.
+        prefiltered: its prefiltered variant, which answers requests with both.
     """
     local = threading.local()
 
-    def images(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """0..1, in memory that the next image on this thread takes again."""
+    def images_from(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Scale to 0..1, in memory that the next image on this thread overwrites."""
         if not hasattr(local, "memory") or local.memory.size < pixels.size:
             local.memory = np.empty(pixels.size, np.float32)
         out: NDArray[np.float32] = local.memory[: pixels.size].reshape(pixels.shape)
@@ -113,7 +115,7 @@ def with_prefilter(run: Run, prefiltered: Run | None = None) -> Run:
         rest = dict(inputs)
         nms = rest.pop(NMS, None)
         if PIXELS in rest:
-            rest[IMAGES] = images(rest.pop(PIXELS))
+            rest[IMAGES] = images_from(rest.pop(PIXELS))
         outputs = run(rest)
         if nms is None:
             return outputs
