@@ -1,4 +1,4 @@
-"""Triton glue for a network on a GPU: the requests of a batch in one run, tensors by DLPack."""
+"""Triton glue for a network on a GPU: one run for each batch, tensors by DLPack."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from device import DeviceRunner
 
 
 class GpuModel:
-    """
+    """Serves a network on a GPU, for a `TritonPythonModel`.
+
     Args:
-        config: Triton's, as it hands it to a backend.
+        config: the model's configuration, as Triton passes it to a backend.
         runner: the network.
     """
 
@@ -29,7 +30,7 @@ class GpuModel:
     def from_session(
         cls, config: Mapping[str, Any], session: onnxruntime.InferenceSession, device: int
     ) -> GpuModel | None:
-        """None where the session cannot be run so."""
+        """None if the session cannot run without copies to the host."""
         if DeviceRunner.supports(session):
             return cls(config, DeviceRunner(session, device))
         return None

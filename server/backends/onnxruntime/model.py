@@ -1,8 +1,8 @@
 """Triton glue of the Python-based backend `onnxruntime`.
 
-It stands in for Triton's C++ backend of the same name, which the embedded server does not carry:
-one `config.pbtxt` with `backend: "onnxruntime"` runs on both. The work is in the modules beside,
-and in those that the backends share.
+It replaces Triton's C++ backend of the same name, which the embedded server does not have: the same
+`config.pbtxt` with `backend: "onnxruntime"` runs on both. The work is in the modules beside this
+one, and in those that the backends share.
 """
 
 import json
@@ -18,7 +18,7 @@ from cpu_model import CpuModel
 from session import open_session
 from variants import check, open_variants, runner, weights_path
 
-DEFAULT_MAX_BATCH_SIZE = 4  # the C++ backend's, where a configuration leaves it open
+DEFAULT_MAX_BATCH_SIZE = 4  # as in the C++ backend, if the configuration has none
 
 
 class TritonPythonModel:
@@ -57,7 +57,7 @@ class TritonPythonModel:
             path = weights_path(config, folder)
             session = open_session(config, path, kind=kind, device=device)
             check(config, session)
-            # It imports torch, which takes long.
+            # Imported here because it imports torch, which is slow.
             from gpu_model import GpuModel
 
             model = GpuModel.from_session(config, session, device)

@@ -26,8 +26,12 @@ _FULL_KEY = "full_sha256"
 
 @dataclass(frozen=True, kw_only=True)
 class Variants:
-    """Runs by number of threads, of one image each if the network batches. `prefiltered` is empty
-    if there is only the full network."""
+    """A network's variants by number of threads, run on one image each if the network batches.
+
+    Attributes:
+        full: the network, with all rows.
+        prefiltered: its prefiltered variant; empty if it has none.
+    """
 
     full: Mapping[int, Run]
     prefiltered: Mapping[int, Run]
@@ -36,12 +40,13 @@ class Variants:
 def open_variants(
     config: Mapping[str, Any], folder: Path, cores: int, *, warn: Callable[[str], None]
 ) -> Variants:
-    """
+    """Load a network's variants and check them against the configuration.
+
     Args:
-        config: Triton's, as it hands it to a backend.
-        folder: of the version that is served.
-        cores: of this instance.
-        warn: passes a line on to the log.
+        config: the model's configuration, as Triton passes it to a backend.
+        folder: of the served version.
+        cores: number of cores of this instance.
+        warn: writes a warning to the log.
 
     Raises:
         ConfigError: a file is missing, cannot be read, or does not fit the configuration.
@@ -57,9 +62,10 @@ def open_variants(
 
 
 def check(config: Mapping[str, Any], session: InferenceSession) -> None:
-    """
+    """Check that the configuration fits the network.
+
     Raises:
-        ConfigError: the configuration does not fit the network.
+        ConfigError: it does not.
     """
     outputs = session.get_outputs()
     check_config(without_own_inputs(config, outputs), session.get_inputs(), outputs)
@@ -103,7 +109,7 @@ def _run_prefiltered(
 ) -> dict[str, Any]:
     (rows,) = session.run([ROWS], inputs)
     if not rows.size:
-        # The best of no rows has as many columns as there are classes, in ONNX Runtime.
+        # For the best class of no rows ONNX Runtime answers with a column for each class.
         rows = rows.reshape(1, 0, columns)
     return {ROWS: rows}
 

@@ -1,7 +1,7 @@
 """Triton glue of the Python-based backend `openvino`.
 
-It stands in for Triton's C++ backend of the same name, which the embedded server does not carry.
-The work is in the module beside, and in those that the backends share.
+It replaces Triton's C++ backend of the same name, which the embedded server does not have. The work
+is in the module beside this one, and in those that the backends share.
 """
 
 import json
