@@ -1,4 +1,4 @@
-"""All that can be checked before Triton is started, because Triton says it late or at length."""
+"""Checks before Triton is started: Triton itself would report these errors late, or at length."""
 
 from __future__ import annotations
 
@@ -26,25 +26,27 @@ _BYTES = {model_config_pb2.TYPE_FP32: 4, model_config_pb2.TYPE_FP16: 2}
 
 
 def check(settings: Settings) -> None:
-    """
+    """Check the ports and the repository.
+
     Raises:
-        StartError: the first thing found that would keep the server from starting.
+        StartError: the first error that would keep the server from starting.
     """
     check_ports(settings)
     check_repository(settings)
 
 
 def check_repository(settings: Settings) -> None:
-    """
+    """Check that the repository is complete and can be served with these settings.
+
     Raises:
-        StartError: what is to be served is not as it should be, or not what was asked for.
+        StartError: it is not.
     """
     configs = chosen_configs(settings)
     for model in MODELS:
         read_config(settings.repository, model, configs)
     config = read_network_config(settings.repository, configs, plans=settings.triton is not None)
     check_precision(config, settings.precision)
-    # The other one leaves the number of rows open.
+    # config.pbtxt: the embedded configurations leave the number of rows open.
     check_shared_memory(
         read_config(settings.repository, NETWORK), shutil.disk_usage(SHARED_MEMORY).free
     )
@@ -53,7 +55,7 @@ def check_repository(settings: Settings) -> None:
 def check_ports(settings: Settings) -> None:
     for name, port in settings.ports.items():
         with socket.socket(settings.family, socket.SOCK_STREAM) as probe:
-            # As Triton binds: a port that only waits for its last connections to fade is free.
+            # As Triton does: a port whose last connections are in TIME_WAIT is free.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((settings.host, port))
@@ -63,6 +65,7 @@ def check_ports(settings: Settings) -> None:
 
 
 def port_error(settings: Settings, name: str, error: OSError) -> StartError:
+    """The error for a port that cannot be bound; `name` is its variable."""
     return StartError(
         f"Port {settings.ports[name]} on {settings.host} cannot be used ({error.strerror});"
         f" set {name} to another one."
@@ -70,6 +73,10 @@ def port_error(settings: Settings, name: str, error: OSError) -> StartError:
 
 
 def check_precision(config: model_config_pb2.ModelConfig, wanted: str) -> None:
+    """
+    Raises:
+        StartError: the installed network does not have the wanted precision.
+    """
     found = network_precision(config)
     if wanted != "auto" and found != wanted:
         remedy = "`make model` without --half and --int8 installs one in FP32"
@@ -79,7 +86,15 @@ def check_precision(config: model_config_pb2.ModelConfig, wanted: str) -> None:
 
 
 def check_shared_memory(config: model_config_pb2.ModelConfig, free: int) -> None:
-    """A full batch crosses from step to step in /dev/shm: into the network and out of it."""
+    """Check that /dev/shm has room for a full batch, into the network and out of it.
+
+    Args:
+        config: of the network.
+        free: bytes.
+
+    Raises:
+        StartError: it has not.
+    """
     imgsz = config.parameters["imgsz"].string_value
     if not all(side.isdecimal() for side in imgsz.split()):
         raise StartError(f"imgsz in yolov5/config.pbtxt is {imgsz!r}; allowed: height and width.")
@@ -97,7 +112,7 @@ def check_shared_memory(config: model_config_pb2.ModelConfig, free: int) -> None
 
 
 def _values(dims: Sequence[int], largest: list[int]) -> int:
-    """Numbers in a tensor whose open sides, if they are an image's, have these largest sizes."""
+    """Count a tensor's values; dynamic height and width count as the largest image's."""
     if list(dims[1:]) == [-1, -1]:
         dims = [dims[0], *largest]
     return prod(abs(side) for side in dims)

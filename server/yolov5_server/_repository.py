@@ -1,4 +1,4 @@
-"""The model repository: its names, and its configurations as the server will read them."""
+"""Read the model repository: names of its models, and their configurations as Triton reads them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ NETWORK = "yolov5"
 STEPS = ("preprocess", NETWORK, "postprocess")
 ENSEMBLE = "yolov5_ensemble"
 MODELS = (*STEPS, ENSEMBLE)
-# Configurations of the network of these names, which `make model` writes, stand in for its
-# config.pbtxt on a CPU: the second where that has BF16, for a network that keeps its mAP so.
+# `make model` writes configurations of the network with these names. On a CPU they replace its
+# config.pbtxt: the second if the CPU has BF16 and the network keeps its mAP in BF16.
 EMBEDDED_CONFIGS = "embedded"
 EMBEDDED_BF16_CONFIGS = "embedded-bf16"
 
@@ -25,7 +25,8 @@ EMBEDDED_BF16_CONFIGS = "embedded-bf16"
 def read_config(
     repository: Path, model: str, configs: str | None = None
 ) -> model_config_pb2.ModelConfig:
-    """
+    """Read the configuration of one model.
+
     Args:
         configs: see `chosen_configs`.
 
@@ -52,7 +53,7 @@ def read_config(
 def read_network_config(
     repository: Path, configs: str | None = None, *, plans: bool = False
 ) -> model_config_pb2.ModelConfig:
-    """The configuration of the served network, whose files are all there.
+    """Read the configuration of the served network, and check that its weights are installed.
 
     Args:
         configs: see `chosen_configs`.
@@ -74,7 +75,7 @@ def read_network_config(
 
 
 def chosen_configs(settings: Settings) -> str | None:
-    """The name of the configurations that go before config.pbtxt, for the models that have one."""
+    """Name of the configurations that replace config.pbtxt in models that have them, or None."""
     if settings.triton is not None or has_gpu():
         return None
     fit = {EMBEDDED_CONFIGS}
@@ -84,12 +85,12 @@ def chosen_configs(settings: Settings) -> str | None:
     if is_plan(config):
         return None
     folder = settings.repository / NETWORK / "configs"
-    there = [name for name in sorted(fit) if (folder / f"{name}.pbtxt").is_file()]
-    return there[-1] if there else None
+    found = [name for name in sorted(fit) if (folder / f"{name}.pbtxt").is_file()]
+    return found[-1] if found else None
 
 
 def is_plan(config: model_config_pb2.ModelConfig) -> bool:
-    """Whether it is TensorRT's."""
+    """Whether the network is a TensorRT plan."""
     return bool(config.platform == "tensorrt_plan" or config.backend == "tensorrt")
 
 

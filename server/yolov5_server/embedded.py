@@ -15,8 +15,8 @@ from ._errors import StartError
 from ._paths import plain
 from ._settings import BACKENDS
 
-# A tensor of 5 MB crosses from step to step for every image. Its memory is kept for the next one:
-# as glibc comes, it is given back and filled with zeros anew each time.
+# A tensor of 5 MB crosses from step to step for every image. These settings keep its memory for the
+# next one; by default glibc returns it, and the kernel fills it with zeros again each time.
 _MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
@@ -26,12 +26,12 @@ _MALLOC = {
 
 
 def triton_folder() -> Path:
-    """Where the wheel has put `tritonserver`.
+    """The folder in the wheel that holds `bin/tritonserver`.
 
     Raises:
         StartError: the wheel is not installed.
     """
-    # The package itself is not imported: it does much more than carry the binary.
+    # Not imported: the package does much more than hold the binary.
     spec = importlib.util.find_spec("pytriton")
     if spec is None or spec.origin is None:
         raise StartError("The nvidia-pytriton wheel is not installed; run `make setup`.")
@@ -39,16 +39,26 @@ def triton_folder() -> Path:
 
 
 def assemble_backends(triton: Path, folder: Path) -> Path:
-    """Put together what `--backend-directory` names, as `folder`, from the wheel's Triton.
+    """Make the folder for `--backend-directory`: the wheel's Python backend and this project's.
 
-    `libtriton_python.so` must be a real file, since Triton refuses one that a link leads to; the
-    stub must stay a link, since it finds its own libraries relative to where it lies.
+    `libtriton_python.so` is copied, because Triton refuses a link to it. The stub is a link,
+    because it finds its libraries relative to its own place.
+
+    Args:
+        triton: see `triton_folder`.
+        folder: to be made, or extended.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        StartError: this version of Python has no backend.
     """
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = triton / "python_backend_stubs" / version / "triton_python_backend_stub"
     if not stub.is_file():
         raise StartError(f"Triton has no Python backend for Python {version}; use 3.10 to 3.12.")
-    # Triton gives its owner alone the right to run it, where nobody has that yet.
+    # Without this Triton would make it executable for its owner only.
     with contextlib.suppress(PermissionError):
         stub.chmod(0o755)
     shutil.copytree(
@@ -63,10 +73,13 @@ def assemble_backends(triton: Path, folder: Path) -> Path:
 
 
 def server_environment(links: Path) -> dict[str, str]:
-    """The server's environment: this interpreter for the models, and none of its user's habits.
+    """Environment of a Triton: this interpreter for its models, without the user's Python settings.
 
     Args:
-        links: a folder for links to what lies elsewhere.
+        links: an existing folder for links to the interpreter and its library.
+
+    Raises:
+        StartError: this Python has no shared library.
     """
     environment = {
         name: value
@@ -74,7 +87,7 @@ def server_environment(links: Path) -> dict[str, str]:
         if name not in ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP")
     }
     interpreter = Path(sys.executable)
-    # Triton's Python stub takes the environment whose `python3` comes first.
+    # Triton's Python stub uses the environment of the first `python3` on the path.
     environment["PATH"] = os.pathsep.join(
         (
             f"{plain(interpreter.parents[1], links, 'python')}/bin",
@@ -86,7 +99,7 @@ def server_environment(links: Path) -> dict[str, str]:
     for name, value in _MALLOC.items():
         environment.setdefault(name, value)
     if library := python_library():
-        # Alone: conda, for one, has a C++ library beside it, which Triton must not take.
+        # A folder with nothing else: conda has a C++ library beside it that Triton must not load.
         (links / "lib").mkdir()
         (links / "lib" / library.name).symlink_to(library)
         known = environment.get("LD_LIBRARY_PATH")
@@ -96,18 +109,18 @@ def server_environment(links: Path) -> dict[str, str]:
 
 
 def python_library() -> Path | None:
-    """The shared library of this interpreter, which Triton's Python stub needs.
+    """Find the shared library of this interpreter, which Triton's Python stub needs.
 
     Returns:
-        The file, or None where the system's own search finds it.
+        The file, or None if the system's own search finds it.
 
     Raises:
         StartError: this Python has no shared library.
     """
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     library = f"libpython{version}.so.1.0"
-    # An interpreter that was moved after it was built, such as one of uv, may name a folder that
-    # is not there.
+    # An interpreter that was moved after it was built, such as uv's, may name a folder that does
+    # not exist.
     folders = [sysconfig.get_config_var("LIBDIR"), Path(sys.base_prefix, "lib")]
     for folder in filter(None, folders):
         if (found := Path(folder, library)).exists():
