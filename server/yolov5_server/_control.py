@@ -1,4 +1,4 @@
-"""Triton's model control, which answers only who has the key of this launcher."""
+"""Triton's model control, restricted to this launcher by a secret key."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from ._http import open_directly
 
 APIS = "model-repository,shared-memory,trace,logging"
 _HEADER = "x-yolov5-launcher"
-# Loading a model by its name loads its double too, which may not be loadable: see _reload.py.
+# Loading a model by its name also loads its double, which may fail to load: see _reload.py.
 _DOUBLE_FAILED = re.compile(r"load failed for model 'closed::[^\n]*\n?")
-_LOAD_SECONDS = 120  # for a load: torch from a cold, slow disk
-_ANSWER_SECONDS = 5  # for all else
+_LOAD_SECONDS = 120  # for loading a model: torch may come from a cold, slow disk
+_ANSWER_SECONDS = 5  # for everything else
 
 
 class ControlError(Exception):
-    """Triton has not done what it was asked to; the message is its own."""
+    """Triton refused or failed; the message is its own."""
 
 
 class ModelControl:
-    """
+    """Loads and unloads models.
+
     Args:
         address: `host:port` of Triton's HTTP.
     """
@@ -41,17 +42,17 @@ class ModelControl:
 
     @property
     def restriction(self) -> str:
-        """What Triton's options for restricted APIs take: which of them need which header."""
+        """Value of Triton's options for restricted APIs: their names, and the header they need."""
         return f"{APIS}:{_HEADER}={self._key}"
 
     def load(self, model: str, config: model_config_pb2.ModelConfig | None = None) -> None:
-        """Load a model, or load it anew; an ensemble together with the models it is made of.
+        """Load or reload a model; an ensemble is loaded together with its steps.
 
         Args:
-            config: in place of the configuration in the repository.
+            config: replaces the configuration in the repository.
 
         Raises:
-            ControlError: it could not be loaded; what was served before still is.
+            ControlError: it could not be loaded. The models of before are still served.
         """
         body: dict[str, Any] = {}
         if config is not None:
@@ -60,14 +61,14 @@ class ModelControl:
         self._post(f"{model}/load", body)
 
     def unload(self, model: str) -> None:
-        """Unload a model; requests that it has already are answered."""
+        """Unload a model, once the requests that it has are answered."""
         self._post(f"{model}/unload", {})
 
     def steps(self, ensemble: str) -> list[str]:
-        """The models that this ensemble leads a request through now.
+        """Names of the models that this ensemble is made of now.
 
         Raises:
-            ControlError: Triton does not say.
+            ControlError: Triton does not tell.
         """
         config = self._request(f"{self._address}/models/{ensemble}/config", None, _ANSWER_SECONDS)
         try:
@@ -76,10 +77,10 @@ class ModelControl:
             raise ControlError(f"{ensemble} is not served") from None
 
     def version(self, model: str) -> int:
-        """The version of this model that is served now.
+        """The served version of this model.
 
         Raises:
-            ControlError: none is, or Triton does not say.
+            ControlError: none is served, or Triton does not tell.
         """
         index = self._request(f"{self._address}/repository/index", {"ready": True}, _ANSWER_SECONDS)
         versions = [int(one.get("version", 0)) for one in index if one["name"] == model]
@@ -111,15 +112,18 @@ class ModelControl:
             raise ControlError(str(error)) from None
 
     def hide_key(self, pid: int) -> bool:
-        """Blot the key out of the arguments that everybody on this machine can see.
+        """Overwrite the key in Triton's command line, which every user of this machine can read.
 
-        Triton takes it on its command line alone, and copies it before it loads a model.
+        Triton accepts the key only on its command line, and copies it before it loads a model.
+
+        Args:
+            pid: Triton's process number.
 
         Returns:
-            Whether it is gone from there.
+            Whether the key is gone.
         """
         try:
-            # The 48th and 49th of the fields, of which the second may hold blanks.
+            # Fields 48 and 49: where the arguments start and end. Field 2 may contain spaces.
             fields = Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()
             start, end = int(fields[45]), int(fields[46])
             with Path("/proc", str(pid), "mem").open("r+b", buffering=0) as memory:

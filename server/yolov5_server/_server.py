@@ -1,4 +1,4 @@
-"""The life of one tritonserver: start, ready, stop, and nothing left behind."""
+"""Run one tritonserver: start it, wait until it is ready, end it, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -43,19 +43,19 @@ from ._wiring import wired
 from .embedded import assemble_backends, server_environment, triton_folder
 
 STOP_SECONDS = 7.0  # until the process group is killed; Ctrl-C promises 10 s in all
-_DRAIN_SECONDS = 5  # that Triton itself gives requests in flight
-_READY_POLL_SECONDS = 0.05  # seconds between two looks at a server that starts
-_ORPHAN_SECONDS = _DRAIN_SECONDS + 1  # that Triton has to end after this process was killed
+_DRAIN_SECONDS = 5  # grace that Triton gives requests in flight
+_READY_POLL_SECONDS = 0.05  # between two checks of a server that starts
+_ORPHAN_SECONDS = _DRAIN_SECONDS + 1  # for Triton to end after this process was killed
 _START_SECONDS = 900.0  # for all models to be ready; a TensorRT engine may be built first
 _SHARED_MEMORY_PREFIX = "yolov5_triton_"
 _PR_SET_PDEATHSIG = 1
-# Folders of the launcher that Triton reads as repositories.
+# Folders in the server's own folder that Triton reads as repositories.
 _MODELS, _CLOSED = "models", "closed"
-_NO_CONFIGS = "none"  # a name of configurations that no model in the repository has
+_NO_CONFIGS = "none"  # no model in the repository has configurations of this name
 
 
 class Server:
-    """One server process with its model processes; call `start`, the waits, and always `close`."""
+    """One Triton with its model processes: call `start`, then the waits, and always `close`."""
 
     def __init__(self, settings: Settings, health: Health) -> None:
         self.settings = settings
@@ -75,13 +75,36 @@ class Server:
         self._prefix = f"{_SHARED_MEMORY_PREFIX}{os.getpid()}_{secrets.token_hex(4)}_"
 
     def start(self) -> None:
-        """Start the process; it is not ready yet then.
+        """Start the process, which is not ready yet when this returns.
 
         Raises:
             StartError: something is missing or in the way.
         """
         _remove_stale_shared_memory()
         self._folder = make_folder()
+        binary, backends = self._find_triton()
+        self._configs = chosen_configs(self.settings)
+        _compile_steps(self.settings.repository)
+        self._make_repositories()
+        reloader = self._make_reloader()
+        environment = server_environment(self._folder)
+        self._process = self._spawn(self._command(binary, backends), environment)
+        assert self._process.stdout is not None
+        self._log = LogPump(self._process.stdout, verbose=self.settings.verbose)
+        # In a container the network's backend may be in C++ and need no process.
+        steps = [s for s in STEPS if not self.settings.triton or s != NETWORK]
+        self._starting = StartingProcesses(self._process.pid, steps)
+        self._guard = GroupGuard(self._process.pid, _ORPHAN_SECONDS)
+        reloader.server = self._process.pid
+        self._reloader = reloader
+
+    def _find_triton(self) -> tuple[Path, Path]:
+        """The binary and the folder of its backends.
+
+        Raises:
+            StartError: it is not installed.
+        """
+        assert self._folder is not None
         triton = self.settings.triton
         if triton is None:
             triton = triton_folder()
@@ -92,10 +115,11 @@ class Server:
         binary = triton / "bin" / "tritonserver"
         if not binary.is_file():
             raise StartError(f"{binary} is not there; --triton names the folder of a Triton.")
-        self._configs = chosen_configs(self.settings)
-        _compile_steps(self.settings.repository)
-        self._make_repositories()
-        self._reloader = Reloader(
+        return binary, backends
+
+    def _make_reloader(self) -> Reloader:
+        assert self._folder is not None
+        return Reloader(
             settings=self.settings,
             models=self._folder / _MODELS,
             closed=self._folder / _CLOSED,
@@ -106,38 +130,32 @@ class Server:
             on_stuck=self._on_stuck,
             log=log,
         )
-        environment = server_environment(self._folder)
+
+    def _spawn(self, command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
         parent = os.getpid()
 
         def in_child() -> None:
-            # Should this process be killed outright, Triton gets SIGTERM and cleans up.
+            # If this process is killed outright, Triton gets SIGTERM and cleans up.
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
             if os.getppid() != parent:
                 os._exit(1)
 
-        self._process = subprocess.Popen(
-            self._command(binary, backends),
+        return subprocess.Popen(
+            command,
             env=environment,
             cwd=self._folder,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            # A group of its own: Ctrl-C reaches this process alone, and stragglers can be found.
+            # A group of its own: Ctrl-C reaches only this process, and stragglers can be found.
             start_new_session=True,
             preexec_fn=in_child,
         )
-        assert self._process.stdout is not None
-        self._log = LogPump(self._process.stdout, verbose=self.settings.verbose)
-        # The network's backend may be one in C++ in a container, which needs no process.
-        steps = [s for s in STEPS if not self.settings.triton or s != NETWORK]
-        self._starting = StartingProcesses(self._process.pid, steps)
-        self._guard = GroupGuard(self._process.pid, _ORPHAN_SECONDS)
-        self._reloader.server = self._process.pid
 
     def _make_repositories(self) -> None:
         """Make Triton's two repositories: links to the models, and the doubles of the steps.
 
-        The links are what makes room for the steps of another network beside those of the first.
+        With links, a reload can put the steps of another network beside those of the first.
         """
         assert self._folder is not None
         (self._folder / _MODELS).mkdir()
@@ -147,7 +165,7 @@ class Server:
 
     def _command(self, binary: Path, backends: Path) -> list[str]:
         s = self.settings
-        # Two HTTP libraries, two ways to write IPv6; a wrong one binds to some other address.
+        # HTTP and gRPC write IPv6 in two ways; with the wrong one Triton binds to another address.
         ipv6 = ":" in s.host
         http_address, grpc_address = (f"ipv6:{s.host}", f"[{s.host}]") if ipv6 else (s.host,) * 2
         return [
@@ -155,8 +173,8 @@ class Server:
             # Relative to the working directory: Triton tells callers these names.
             f"--model-repository={_MODELS}",
             f"--model-repository={_CLOSED}",
-            # Loaded by name, so that the launcher can load another network later. Readiness is
-            # then that of the server, not of every model that happens to be loading.
+            # Models are loaded by name: then the launcher can load another network later, and
+            # readiness is that of the server, not of every model that happens to be loading.
             "--model-control-mode=explicit",
             *(f"--load-model={model}" for model in MODELS),
             "--strict-readiness=false",
@@ -169,7 +187,7 @@ class Server:
             f"--metrics-port={s.metrics_port}",
             f"--model-config-name={self._configs or _NO_CONFIGS}",
             *FLAGS.read_text("utf-8").split(),
-            # Nobody manages the server from outside.
+            # Only the launcher may manage the server.
             f"--http-restricted-api={self._control.restriction}",
             f"--grpc-restricted-protocol={self._control.restriction}",
             f"--exit-timeout-secs={_DRAIN_SECONDS}",
@@ -183,12 +201,12 @@ class Server:
         """Wait until all models are ready.
 
         Returns:
-            False where `should_exit` was set first.
+            False if `should_exit` was set first.
 
         Raises:
-            StartError: Triton ended instead, or does neither.
+            StartError: Triton ended, or is stuck.
         """
-        assert self._process is not None and self._log is not None and self._reloader is not None
+        assert self._process is not None and self._log is not None
         assert self._starting is not None
         started = time.monotonic()
         while not should_exit.wait(_READY_POLL_SECONDS):
@@ -201,19 +219,7 @@ class Server:
                 if not self._control.hide_key(self._process.pid):
                     log("warning: the key of Triton's model control is in the process list.")
                 self._log.release()
-                self._watchdog = Watchdog(
-                    server=self._process.pid,
-                    loading=self._loading,
-                    health=self._health,
-                    on_fault=self._on_fault,
-                )
-                self._watchdog.expect(STEPS)
-                for work in (
-                    self._reloader.watch,
-                    self._watchdog.watch_processes,
-                    self._watchdog.watch_endpoint,
-                ):
-                    threading.Thread(target=self._run_until_exit, args=(work,), daemon=True).start()
+                self._start_watching()
                 return True
             if self._starting.are_stuck():
                 reason = self._log.failure()
@@ -235,13 +241,29 @@ class Server:
         except ControlError as error:
             log(f"warning: tensors between the steps are larger than need be: {error}")
 
+    def _start_watching(self) -> None:
+        assert self._process is not None and self._reloader is not None
+        self._watchdog = Watchdog(
+            server=self._process.pid,
+            loading=self._loading,
+            health=self._health,
+            on_fault=self._on_fault,
+        )
+        self._watchdog.expect(STEPS)
+        for work in (
+            self._reloader.watch,
+            self._watchdog.watch_processes,
+            self._watchdog.watch_endpoint,
+        ):
+            threading.Thread(target=self._run_until_exit, args=(work,), daemon=True).start()
+
     def _run_until_exit(self, work: Callable[[threading.Event], None]) -> None:
-        """What is unforeseen is said, and ends none of those that watch."""
+        """Run `work` until the server ends; log an unexpected exception and start it again."""
         while not self._ended.is_set():
             try:
                 return work(self._ended)
             except Exception:
-                log(f"warning: the launcher has a fault, and goes on.\n{format_exc()}")
+                log(f"warning: unexpected error in the launcher, which continues.\n{format_exc()}")
                 self._ended.wait(1)
         return None
 
@@ -253,9 +275,9 @@ class Server:
         self._on_fault(Fault(what=NETWORK, reason="load", sentence=sentence))
 
     def _on_fault(self, fault: Fault) -> None:
-        """End it, by force: it would not answer whom it has."""
+        """Kill the server: it would not answer its requests anyway."""
         assert self._process is not None
-        # Else it was quicker, or is being ended.
+        # Otherwise it has ended by itself, or is being ended.
         if self._process.poll() is None and not self._ended.is_set():
             self._health.down(fault.sentence)
             self._fault = fault
@@ -263,13 +285,13 @@ class Server:
 
     @property
     def precision(self) -> str:
-        """What the network that it was started with computes in, and by which backend."""
+        """Precision and backend of the network at the start, for people."""
         config = read_config(self.settings.repository, NETWORK, self._configs)
         return f"{network_precision(config).upper()}, by {config.backend or config.platform}"
 
     @property
     def version(self) -> int | None:
-        """Of the network that is served; None where Triton does not say."""
+        """Version of the served network; None if Triton does not tell."""
         try:
             return self._control.version(NETWORK)
         except ControlError:
@@ -285,7 +307,11 @@ class Server:
         return True
 
     def wait(self, should_exit: threading.Event) -> Fault | None:
-        """Wait until Triton ends, then say why; or until `should_exit` is set, then None."""
+        """Wait until Triton ends.
+
+        Returns:
+            Why it ended; None if `should_exit` was set first.
+        """
         assert self._process is not None
         while not should_exit.wait(0.05):
             if (status := self._process.poll()) is not None:
@@ -302,13 +328,13 @@ class Server:
             while self._process.poll() is None and time.monotonic() < deadline:
                 if force_exit.wait(0.05):
                     break
-            # Its group holds the model processes, also those that a crash has left alone.
+            # Its group also holds model processes that a crash left behind.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             if self._guard is not None:
                 self._guard.close()
-            # As a container's first process, this one inherits those.
+            # As the first process of a container, this one inherits the model processes.
             with contextlib.suppress(ChildProcessError):
                 while os.waitpid(-self._process.pid, 0)[0]:
                     pass
@@ -321,16 +347,17 @@ class Server:
 
 
 def _compile_steps(repository: Path) -> None:
-    """Write what the interpreters of the steps would, whatever PYTHONDONTWRITEBYTECODE says.
+    """Write the bytecode of the steps now, whatever PYTHONDONTWRITEBYTECODE says.
 
-    A step whose folder has changed since it was loaded is loaded anew together with the ensemble.
+    If their interpreters wrote it later, the folders would change, and Triton would load the steps
+    again whenever it loads the ensemble.
     """
     for step in STEPS:
         compileall.compile_dir(repository / step, quiet=2)
 
 
 def _remove_stale_shared_memory() -> None:
-    """What servers left behind that were killed together with their launcher."""
+    """Remove shared memory of servers that were killed together with their launcher."""
     for region in SHARED_MEMORY.glob(f"{_SHARED_MEMORY_PREFIX}*"):
         launcher = region.name.removeprefix(_SHARED_MEMORY_PREFIX).partition("_")[0]
         if launcher.isdecimal() and not Path("/proc", launcher).exists():

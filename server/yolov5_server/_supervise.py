@@ -1,4 +1,4 @@
-"""One server after the other, until somebody ends them."""
+"""Keep a server running: start it, and start it again whenever it ends."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ def supervise(
 ) -> None:
     """Keep a server running until `should_exit` is set.
 
-    One that was ready once is brought back for ever, with a pause that grows while it keeps ending.
+    A server that was ready once is restarted for ever; the pause before a restart grows while the
+    server keeps ending.
 
     Args:
-        force_exit: ends it without waiting for requests under way.
-        announce: called when the first one is ready.
+        force_exit: if set, the server ends without waiting for requests in flight.
+        announce: called when the first server is ready.
 
     Raises:
-        StartError: the first one does not start.
+        StartError: the first server does not start.
     """
     check(settings)
     health = Health(settings)
@@ -55,8 +56,8 @@ class _Supervisor:
         self._health = health
         self._announce = announce
         self._backoff = Backoff()
-        self._down_since: float | None = None  # None until the first one has been ready
-        self._uptime = 0.0  # of the last one
+        self._down_since: float | None = None  # None until the first server has been ready
+        self._uptime = 0.0  # of the last server, in seconds
 
     def run(self, should_exit: threading.Event, force_exit: threading.Event) -> None:
         while (fault := self._run_server(should_exit, force_exit)) is not None:
@@ -74,10 +75,10 @@ class _Supervisor:
         """Run one server to its end.
 
         Returns:
-            Why it ended or did not start; None where `should_exit` was set.
+            Why it ended or did not start; None if `should_exit` was set.
 
         Raises:
-            StartError: it did not start, and none has before.
+            StartError: it did not start, and no server did before.
         """
         server = Server(self._settings, self._health)
         ready_at: float | None = None
@@ -114,6 +115,6 @@ class _Supervisor:
 
 
 def _serving(server: Server) -> str:
-    """Another network may have been installed since the server before this one was started."""
+    """Name the served version: another network may have been installed since the last start."""
     version = server.version
     return f" It serves version {version} of the network." if version else ""
