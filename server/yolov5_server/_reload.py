@@ -36,7 +36,7 @@ from ._repository import (
 from ._settings import Settings
 from ._wiring import wired
 
-_POLL_SECONDS = 0.5  # between two looks at the repository
+_POLL_SECONDS = 0.5  # between two checks of the repository
 
 
 class Reloader:
@@ -44,14 +44,14 @@ class Reloader:
 
     Args:
         settings: of the server.
-        models: the folder that Triton was given as its repository.
+        models: the folder that Triton reads as its repository.
         closed: the repository with the doubles of the steps.
-        config_name: under which Triton looks for a model's configuration before config.pbtxt.
-        loading: held by whoever loads models.
+        config_name: name of the configurations that Triton prefers to config.pbtxt.
+        loading: held while models are being loaded.
         on_models_changed: called with the models that answer from now on; with None until that is
             known.
         on_stuck: called with a sentence when Triton can load nothing any more; ends the server.
-        log: passes a line on to the operator.
+        log: writes a line to the operator's log.
     """
 
     server: int  # Triton's process number, to be set before `watch`
@@ -81,27 +81,27 @@ class Reloader:
         self._on_stuck = on_stuck
         self._log = log
         self._served = self._installed_folder()
-        self._generation = 1  # of the networks that were to be taken over, and the first
-        self._steps = {step: step for step in STEPS}  # their names now
+        self._generation = 1  # number of networks so far, also of those that failed to load
+        self._steps = {step: step for step in STEPS}  # step -> name of the model that serves it
 
     def watch(self, should_exit: threading.Event) -> None:
-        """Do so until `should_exit` is set."""
+        """Watch until `should_exit` is set."""
         while not should_exit.wait(_POLL_SECONDS):
             if self._installed_folder() in (None, self._served):
                 continue
-            # Whoever installs a network takes the same lock, and may hold it for long: none is
-            # replaced while it loads.
+            # `make model` takes the same lock to install a network, and may hold it for long. So
+            # no network is replaced while it loads.
             with _locked(self._repository), self._loading:
                 self._served = self._installed_folder()
                 report = self._reload()
-            if report and not should_exit.is_set():  # else it failed because the server was ended
+            if report and not should_exit.is_set():  # otherwise it failed because the server ended
                 self._log(report)
 
     def _reload(self) -> str | None:
         """Reload the installed network, or stay with the old one.
 
         Returns:
-            What is served now, a sentence; None where that is for the next server to say.
+            A sentence on what is served now; None if the server has to be restarted first.
         """
         self._generation += 1
         steps = {step: f"{step}.{self._generation}" for step in STEPS}
@@ -130,7 +130,7 @@ class Reloader:
         return f"Now serving version {version} of the network, {network_precision(config).upper()}."
 
     def _installed_folder(self) -> tuple[int, int] | None:
-        """Changes with every installation, which puts another folder in the place of the old."""
+        """Identity of the installed network's folder, which every installation replaces."""
         try:
             status = (self._repository / NETWORK).stat()
         except OSError:
@@ -138,21 +138,22 @@ class Reloader:
         return status.st_ino, status.st_ctime_ns
 
     def _cut_over(self, steps: Mapping[str, str]) -> None:
-        """
+        """Load the steps with the new network, then cut the ensemble over to them.
+
         Args:
-            steps: the names of the steps with the new network.
+            steps: step -> name of the model that is to serve it.
 
         Raises:
             LoadStuckError: Triton waits for ever.
-            ControlError, StartError, OSError: the rest was not done; all that is served is whole.
+            ControlError, StartError, OSError: a part failed. The old network is still served.
         """
         configs = chosen_configs(self._settings)
         network = read_network_config(self._repository, configs, plans=self._plans)
         check_precision(network, self._settings.precision)
         self._stage(steps, configs)
-        # All that can fail is tried before anything that is served is touched.
+        # Whatever can fail comes before the served ensemble is changed.
         for step, name in steps.items():
-            # The network's backend may be one in C++ there, which needs no process.
+            # In a container the network's backend may be in C++ and need no process.
             has_process = not (self._plans and step == NETWORK)
             load(self._control.load, name, server=self.server, has_process=has_process)
         ensemble = wired(read_config(self._repository, ENSEMBLE), network)
@@ -163,7 +164,7 @@ class Reloader:
         self._control.load(ENSEMBLE, ensemble)
 
     def _stage(self, steps: Mapping[str, str], configs: str | None) -> None:
-        """Copy the steps, to be loaded under these names, and give each a double."""
+        """Copy the steps under their new names, and give each a double."""
         for step, name in steps.items():
             shutil.copytree(
                 self._repository / step,
@@ -171,12 +172,12 @@ class Reloader:
                 ignore=shutil.ignore_patterns("configs"),
             )
             self._write_config(self._models / name / "config.pbtxt", step, steps)
-            # Under the name by which Triton was told to look for such.
+            # Triton reads this one first; it was told the name when it was started.
             chosen = self._models / name / "configs" / f"{self._config_name}.pbtxt"
             self._write_config(chosen, step, steps, configs)
-            # The first steps' doubles are made of the endpoint, but with a later one Triton would
-            # load the endpoint anew. This one is made of itself: Triton does not load it, and knows
-            # its name, which is enough.
+            # The doubles of the first steps consist of the endpoint; for a later one Triton would
+            # reload the endpoint. This one consists of itself: Triton cannot load it, but knows its
+            # name, which is enough.
             shutil.copytree(self._closed / step, self._closed / name)
             double = read_config(self._closed, step)
             double.name = name
@@ -193,9 +194,9 @@ class Reloader:
         write_config(path, config)
 
     def _unload(self, steps: Mapping[str, str]) -> None:
-        """Have Triton forget these; requests that they have already are answered."""
+        """Unload these steps, once the requests that they have are answered."""
         for step, name in steps.items():
-            with suppress(ControlError):  # it stays in memory
+            with suppress(ControlError):  # then it stays in memory
                 self._control.unload(name)
             if name != step:
                 shutil.rmtree(self._models / name, ignore_errors=True)

@@ -1,9 +1,9 @@
-"""Sees that a running server no longer answers images, whatever it says of itself.
+"""Notice that a running server no longer answers images, even if it calls itself ready.
 
-After the end of a model's process Triton fails every request for ever and calls itself ready. A
-process that is gone is found in /proc, and anything else by an image that is not answered. The
-server is ended then, for the launcher to start another: loading the one model anew is slower under
-load, and Triton has been seen to fall over a lock that the dead process held.
+After a model's process has died, Triton fails every request for ever and calls itself ready. The
+watchdog finds a dead process in /proc, and any other fault by an image that is not answered. The
+launcher then restarts the whole server: reloading one model is slower under load, and Triton was
+seen to crash over a lock that the dead process held.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ from ._processes import (
     read_process,
 )
 
-_POLL_SECONDS = 0.2  # seconds between two looks at the processes
-_STOPPED_SECONDS = 1.0  # seconds that a process may be stopped: a debugger does that, too
-_CANARY_SECONDS = 1.0  # seconds between two looks at the endpoint
+_POLL_SECONDS = 0.2  # between two checks of the processes
+_STOPPED_SECONDS = 1.0  # that a process may be stopped, as by a debugger
+_CANARY_SECONDS = 1.0  # between two checks of the endpoint
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """
+    """Why a server has ended, or has to be ended.
+
     Attributes:
         what: a model, or `tritonserver`.
         reason: a word for the metrics.
@@ -47,10 +48,12 @@ class Fault:
 
 
 class Watchdog:
-    """
+    """Watches the processes and the endpoint of one server.
+
     Args:
-        server: its process number.
-        loading: held by whoever loads models.
+        server: Triton's process number.
+        loading: held while models are being loaded.
+        health: of this server.
         on_fault: called with the first fault; ends the server.
     """
 
@@ -66,43 +69,42 @@ class Watchdog:
         self._loading = loading
         self._health = health
         self._on_fault = on_fault
-        self._lock = threading.Lock()  # of what follows
+        self._lock = threading.Lock()  # guards the attributes below
         self._expected: dict[int, ModelProcess] = {}
-        self._previous: dict[int, ModelProcess] = {}  # before it was open
-        self._seen: set[tuple[int, int]] = set()  # keys of all processes seen up to then
-        self._missing: str | None = None  # one that answers and has no process
-        self._stopped: dict[int, float] = {}  # since when
+        self._previous: dict[int, ModelProcess] = {}  # expected before the models began to change
+        self._seen: set[tuple[int, int]] = set()  # keys of all processes at the last `expect`
+        self._missing: str | None = None  # a model that should answer and has no process
+        self._stopped: dict[int, float] = {}  # since when, by process number
 
     def expect(self, models: Collection[str] | None) -> None:
-        """Name the models that answer from now on; their latest processes have to stay.
+        """Set the models that answer from now on; their latest processes must not end.
 
-        Those of before end in their own time, when the last of their requests is answered, and
-        nothing follows from that.
+        Earlier processes end once their last request is answered, and that is no fault.
 
         Args:
-            models: None for as long as it is open which ones they are: no end counts then.
+            models: None while the models are changing: until the next call no end is a fault.
         """
         with self._lock:
             self._previous = self._expected or self._previous
             self._expected = {}
             if models is None:
                 return
-            there = model_processes(self._server)
+            running = model_processes(self._server)
             last = {process.key for process in self._previous.values()}
             had_process = {process.step for process in self._previous.values()}
             for model in models:
-                own = [process for process in there.values() if process.model == model]
+                own = [process for process in running.values() if process.model == model]
                 if not own and model.partition(".")[0] in had_process:
-                    self._missing = model  # it ended after it had been loaded
+                    self._missing = model  # its process ended after the model was loaded
                 fresh = [process for process in own if process.key not in self._seen]
-                # Triton does not load anew what looks as before.
+                # Triton does not reload a model whose files are unchanged: its process stays.
                 kept = [process for process in own if process.key in last]
                 youngest = sorted(own, key=lambda process: process.started)[-1:]
                 self._expected |= {p.pid: p for p in fresh or kept or youngest}
-            self._seen = {process.key for process in there.values()}
+            self._seen = {process.key for process in running.values()}
 
     def watch_processes(self, should_exit: threading.Event) -> None:
-        """Look at them until `should_exit` is set, or a fault was found."""
+        """Watch the processes until `should_exit` is set or a fault is found."""
         while not should_exit.is_set() and is_alive(self._server):  # `Server.wait` reports its end
             with self._lock:
                 fault = self._find_fault()
@@ -114,11 +116,11 @@ class Watchdog:
             _wait_for_exit(expected, _POLL_SECONDS)
 
     def watch_endpoint(self, should_exit: threading.Event) -> None:
-        """Ask it until `should_exit` is set, or a fault was found."""
+        """Watch the endpoint until `should_exit` is set or a fault is found."""
         detector = HangDetector()
         while not should_exit.wait(_POLL_SECONDS if detector.is_failing else _CANARY_SECONDS):
             reason = self._health.hangs()
-            if reason is None or self._loading.locked():  # another network is being taken over
+            if reason is None or self._loading.locked():  # a network is being reloaded
                 detector.reset()
                 continue
             verdict = detector.judge(
@@ -145,7 +147,7 @@ class Watchdog:
             now = read_process(pid, self._server)
             if now is None or now.key != expected.key:
                 if not is_alive(self._server):
-                    return None  # they end with it
+                    return None  # Triton itself has ended, and its model processes with it
                 sentence = f"{expected.model}: its process {pid} has died."
                 return Fault(what=expected.step, reason="died", sentence=sentence)
             if self._is_stopped_too_long(pid, now.stopped):
@@ -161,12 +163,12 @@ class Watchdog:
 
 
 def _wait_for_exit(pids: Collection[int], seconds: float) -> None:
-    """Return as soon as one of them has ended, and after so many seconds at the latest."""
+    """Wait until one of these processes has ended, at most for so many seconds."""
     descriptors: list[int] = []
     poll = select.poll()
     try:
         for pid in pids:
-            with suppress(OSError):  # it has gone, or this kernel knows no such descriptors
+            with suppress(OSError):  # it has ended, or this kernel has no pidfd
                 descriptors.append(os.pidfd_open(pid))
                 poll.register(descriptors[-1], select.POLLIN)
         poll.poll(seconds * 1000)
