@@ -1,6 +1,6 @@
-"""Whether an image would be answered: asked of the endpoint itself, and told over HTTP.
+"""Find out whether the endpoint would answer an image, by its statistics or by sending one.
 
-Triton's own health goes on saying ready when a model's process is dead: no answer for a probe.
+Triton's own readiness is of no use for probes: it stays "ready" when a model's process is dead.
 """
 
 from __future__ import annotations
@@ -28,32 +28,34 @@ _PIXEL = base64.b64decode(
 )
 SATURATED = "the server is saturated"
 LATE = "the endpoint does not answer an image in time"
-BUSY_REASONS = (SATURATED, LATE)  # of a server that has too much to do, and of one that hangs
+BUSY_REASONS = (SATURATED, LATE)  # of an overloaded server as well as of a hung one
 _DECODED = re.compile(r"^yolov5_decode_seconds_count(?:{.*?})? ([0-9.e+]+)$", re.MULTILINE)
-_CACHE_SECONDS = 1.0  # seconds that a finding holds
-_CANARY_TIMEOUT = 2.0  # seconds for an image of one pixel, at the least
-_FIRST_CANARY_TIMEOUT = 20.0  # the same for the first one of a server
+_CACHE_SECONDS = 1.0  # that a result stays valid
+_CANARY_TIMEOUT = 2.0  # seconds, at least, for the answer to an image of one pixel
+_FIRST_CANARY_TIMEOUT = 20.0  # the same for the first image of a server
 _LIVE_SECONDS = 60.0  # without health; then the launcher itself should be restarted
 
 
 class Statistics:
-    """
+    """Triton's statistics of the endpoint.
+
     Args:
-        before: images that had been answered before.
-        batch: images that a step takes at once, at the most.
+        base: Triton's HTTP address up to `/v2`.
+        before: number of images that were answered at the last time.
+        batch: largest batch of a step.
 
     Attributes:
-        answered: images that the endpoint has answered with detections.
+        answered: number of images that the endpoint has answered with detections.
         has_grown: `answered` is more than `before`.
         canary_timeout: seconds for an image of one pixel. A network that is slow on this machine is
             not dead: the image may have to wait for a batch, and for another one before that.
 
     Raises:
-        OSError, HTTPException, ValueError, KeyError, TypeError: Triton does not say.
+        OSError, HTTPException, ValueError, KeyError, TypeError: Triton does not tell.
     """
 
     def __init__(self, base: str, *, before: int, batch: int) -> None:
-        # Not of the steps, which are closed to callers.
+        # Of the endpoint, because the steps are closed to callers.
         with open_directly(f"{base}/models/{ENSEMBLE}/stats", timeout=1) as answer:
             found = json.load(answer)["model_stats"][0]["inference_stats"]
         self.answered = found["success"]["count"]
@@ -66,7 +68,12 @@ class Statistics:
 
 
 class Health:
-    """What is known of the service, for the launcher and for probes. Threads may share it."""
+    """The health of the service, for the launcher and for probes. Threads may share it.
+
+    Attributes:
+        restarts: restarts so far, by what failed and the reason.
+        canaries: images of one pixel so far, `sent` and `failed`.
+    """
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -75,20 +82,20 @@ class Health:
         self._batch = read_config(settings.repository, ENSEMBLE).max_batch_size
         self._lock = threading.Lock()
         self._checking = threading.Lock()
-        self._down_reason: str | None = "it is starting"  # by the launcher
-        self._restart_at = float("-inf")  # when a pause before the next start ends
-        self._cached_reason: str | None = None  # by asking
+        self._down_reason: str | None = "it is starting"  # set by the launcher
+        self._restart_at = float("-inf")  # when the pause before the next start ends
+        self._cached_reason: str | None = None  # result of the last check
         self._checked_at = float("-inf")
         self._unhealthy_since: float | None = self._clock()
         self._answered = 0
         self._decoded = 0.0
-        self._progress = self._clock()  # when an image was last known to be answered
+        self._progress = self._clock()  # when an image was last seen to be answered
         self._canary_timeout = _CANARY_TIMEOUT
         self.restarts: Counter[tuple[str, str]] = Counter()
         self.canaries: Counter[str] = Counter()
 
     def down(self, reason: str, *, pause: float = 0.0) -> None:
-        """Say so until `up`, whatever the endpoint seems to do.
+        """Report the service as down until `up` is called, whatever the endpoint answers.
 
         Args:
             reason: a sentence.
@@ -100,6 +107,7 @@ class Health:
             self._unhealthy_since = self._unhealthy_since or self._clock()
 
     def up(self) -> None:
+        """Report the health of the endpoint from now on."""
         with self._lock:
             self._down_reason = self._cached_reason = self._unhealthy_since = None
             self._checked_at = float("-inf")
@@ -117,7 +125,7 @@ class Health:
 
     @property
     def pause(self) -> float:
-        """Seconds until the next start, while one is put off; else 0."""
+        """Seconds until the next start; 0 if none is being delayed."""
         with self._lock:
             return self._remaining_pause()
 
@@ -125,10 +133,13 @@ class Health:
         return 0.0 if self._down_reason is None else max(0.0, self._restart_at - self._clock())
 
     def check(self) -> str | None:
-        """Why an image would not be answered now; None where it would be.
+        """Check whether an image would be answered now.
 
-        What was found less than a second ago counts, and so does an answer that any caller has
-        got since then; else an image is sent.
+        A result of less than a second ago is reused. Otherwise the service is healthy if any caller
+        has received an answer since then; if not, an image is sent.
+
+        Returns:
+            Why an image would not be answered; None if it would.
         """
         with self._checking:
             with self._lock:
@@ -141,7 +152,7 @@ class Health:
             return self._refresh()
 
     def hangs(self) -> str | None:
-        """Why the server should be given up; one that is merely saturated should not."""
+        """Why the server may have to be ended; None for a healthy or merely saturated server."""
         with self._checking:
             with self._lock:
                 fresh = self._clock() - self._checked_at < _CACHE_SECONDS
@@ -153,7 +164,7 @@ class Health:
         return reason
 
     def progress(self) -> float:
-        """Images that were decoded or answered so far, as far as Triton tells."""
+        """Number of images decoded or answered so far, as far as Triton tells."""
         with (
             contextlib.suppress(OSError, HTTPException),
             open_directly(self._metrics, timeout=1) as answer,
@@ -162,7 +173,7 @@ class Health:
         return self._answered + self._decoded
 
     def _refresh(self) -> str | None:
-        """Ask, and remember what was found; with `_checking` held."""
+        """Check the endpoint and store the result. The caller holds `_checking`."""
         found = self._probe()
         now = self._clock()
         with self._lock:
@@ -183,11 +194,11 @@ class Health:
             try:
                 self._send()
             except (OSError, HTTPException):
-                # Others may have been answered while this one had to wait.
+                # Images of other callers may have been answered while this one waited.
                 if self._statistics().has_grown:
                     return None
                 raise
-            self._answered += 1  # that was its own
+            self._answered += 1  # the canary itself
             return None
         except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:
             return _sentence(error)
@@ -198,7 +209,7 @@ class Health:
         return statistics
 
     def _send(self) -> None:
-        """The canary: an image of one pixel through the endpoint."""
+        """Send the canary, an image of one pixel, to the endpoint."""
         request = urllib.request.Request(
             f"{self._base}/models/{ENSEMBLE}/infer",
             _PIXEL,
@@ -226,7 +237,7 @@ def _sentence(error: Exception) -> str:
 
 
 def _message(error: urllib.error.HTTPError) -> str:
-    """What Triton says of it, in brackets; it is what every caller is told."""
+    """Triton's own message in brackets, which callers get as well."""
     try:
         return f" ({json.loads(error.read(1000))['error']})"
     except (OSError, HTTPException, ValueError, KeyError, TypeError):

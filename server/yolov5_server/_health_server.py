@@ -15,23 +15,24 @@ from typing import Any, cast
 from ._health import Health
 from ._settings import Settings
 
-_MAX_CONNECTIONS = 64  # connections at the same time
-_IDLE_SECONDS = 2.0  # seconds that a connection may send nothing
+_MAX_CONNECTIONS = 64  # at the same time
+_IDLE_SECONDS = 2.0  # that a connection may send nothing
 _HEAD_SECONDS = 5.0  # for the whole head of a request
 _HEAD_BYTES = 16 << 10
 
 
 class HealthServer(ThreadingHTTPServer):
-    """What probes ask.
+    """Answers probes.
 
     - GET /ready: 200 if an image would be answered, else 503 with the reason.
     - GET /live: 200 unless the launcher itself should be restarted.
     - GET /metrics: restarts and canaries, for Prometheus.
 
-    A connection that has not sent its request makes room for a newer one, and does not last long.
+    Connections that have sent no request are closed after a while, and earlier if a new one needs
+    the place.
 
     Raises:
-        OSError: it cannot listen there.
+        OSError: the port cannot be used.
     """
 
     daemon_threads = True
@@ -43,7 +44,7 @@ class HealthServer(ThreadingHTTPServer):
         self.health = health
         self._connections = threading.Condition()
         self._open = 0
-        self._reading: dict[socket.socket, float] = {}  # since when, the oldest first
+        self._reading: dict[socket.socket, float] = {}  # since when, oldest first
         super().__init__((settings.host, settings.health_port), _Handler)
         threading.Thread(target=self.serve_forever, name="health", daemon=True).start()
 
@@ -51,11 +52,11 @@ class HealthServer(ThreadingHTTPServer):
         try:
             return super().get_request()
         except OSError:
-            time.sleep(0.1)  # no descriptor is free; asking again at once would take a core
+            time.sleep(0.1)  # no descriptor is free; trying again at once would use up a core
             raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """In a thread, while there are not too many: they hold the launcher's own descriptors."""
+        """Handle a connection in a thread; at most `_MAX_CONNECTIONS`, which limits descriptors."""
         with self._connections:
             if self._open >= _MAX_CONNECTIONS:
                 self._close_silent(older_than=0.0, most=1)
@@ -84,30 +85,30 @@ class HealthServer(ThreadingHTTPServer):
             self._connections.notify_all()
 
     def head_is_read(self, request: socket.socket) -> None:
-        """Its answer is under way now: it is closed after that, and not before."""
+        """Note that the request has arrived: the connection is no longer closed as silent."""
         with self._connections:
             self._reading.pop(request, None)
 
     def service_actions(self) -> None:
-        """Called by the standard library twice a second, and after each connection."""
+        """Close silent connections. The standard library calls this twice a second."""
         with self._connections:
             self._close_silent(older_than=_HEAD_SECONDS, most=_MAX_CONNECTIONS)
 
     def _close_silent(self, *, older_than: float, most: int) -> None:
-        """End connections that have sent no request; the caller holds `_connections`."""
+        """Close connections that have sent no request. The caller holds `_connections`."""
         now = time.monotonic()
         for request, since in list(self._reading.items())[:most]:
             if now - since >= older_than:
                 del self._reading[request]
                 with contextlib.suppress(OSError):
-                    request.shutdown(socket.SHUT_RDWR)  # its thread reads an end, and closes it
+                    request.shutdown(socket.SHUT_RDWR)  # its thread then closes it
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A prober that hangs up is no fault of ours."""
+        """Ignore errors: a prober may hang up."""
 
 
 class _Head:
-    """The stream of a request, of which so many bytes are read and no more."""
+    """The stream of a request, of which at most `_HEAD_BYTES` are read."""
 
     def __init__(self, stream: BufferedIOBase) -> None:
         self._stream = stream
@@ -164,7 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(text.encode())
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Probes are not logged."""
+        """Do not log probes."""
 
 
 def _metrics(health: Health) -> str:
@@ -172,16 +173,16 @@ def _metrics(health: Health) -> str:
         "# HELP yolov5_ready Whether an image would be answered.",
         "# TYPE yolov5_ready gauge",
         f"yolov5_ready {int(health.check() is None)}",
-        "# HELP yolov5_restarts_total What the launcher has brought back, and why.",
+        "# HELP yolov5_restarts_total Restarts by the launcher: what failed, and why.",
         "# TYPE yolov5_restarts_total counter",
         *(
             f'yolov5_restarts_total{{what="{what}",reason="{reason}"}} {count}'
             for (what, reason), count in sorted(health.restarts.items())
         ),
-        "# HELP yolov5_restart_pause_seconds Until the next start, while the launcher puts it off.",
+        "# HELP yolov5_restart_pause_seconds Time until the next start, if it is delayed.",
         "# TYPE yolov5_restart_pause_seconds gauge",
         f"yolov5_restart_pause_seconds {health.pause:.1f}",
-        "# HELP yolov5_canaries_total Images of one pixel that the launcher has sent.",
+        "# HELP yolov5_canaries_total Images of one pixel sent by the launcher.",
         "# TYPE yolov5_canaries_total counter",
         *(
             f'yolov5_canaries_total{{outcome="{outcome}"}} {health.canaries[outcome]}'

@@ -1,7 +1,7 @@
-"""Under `make serve`: an end of make that make does not pass on.
+"""Exit together with make, under `make serve`.
 
-GNU make hands SIGTERM to its children, but not SIGINT: it counts on the terminal, which sends that
-to the whole foreground group. Whoever signals make alone would wait for ever, and `kill -9` of make
+GNU make passes SIGTERM on to its children, but not SIGINT, because a terminal sends SIGINT to the
+whole foreground group. Without this module, SIGINT to make alone would have no effect, and SIGKILL
 would leave the server behind.
 """
 
@@ -24,7 +24,7 @@ def exit_with_make(should_exit: threading.Event) -> None:
 
 
 def _watch(parent: int, should_exit: threading.Event) -> None:
-    # On a fatal signal make first puts the signal's default action back: that is what shows.
+    # On a fatal signal make first restores the signal's default action, which is visible.
     while os.getppid() == parent and _catches_interrupts(parent):
         if should_exit.wait(0.2):
             return

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from yolov5_server import Settings
+from yolov5_client._commands import status
+from yolov5_server import Settings, _health
 from yolov5_server._health import Health
 from yolov5_server._health_server import _metrics
 
@@ -48,3 +49,7 @@ def test_a_launcher_that_pauses_between_starts_is_live(health: Health, clock: Cl
     assert not health.is_live
     health.up()
     assert health.is_live
+
+
+def test_the_client_sends_the_same_canary_as_the_launcher() -> None:
+    assert status._PIXEL == _health._PIXEL
