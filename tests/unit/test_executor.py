@@ -20,7 +20,7 @@ def test_thread_counts_grow_fourfold_up_to_all_cores(cpus: int, expected: list[i
     assert thread_counts(cpus) == expected
 
 
-def test_the_cores_are_shared_out_among_the_instances() -> None:
+def test_instances_share_the_cores_evenly() -> None:
     assert cores_for_instance({"instance_group": [{"count": 1}]}) == available_cpus()
     assert cores_for_instance({}) == available_cpus()
     assert cores_for_instance({"instance_group": [{"count": 10_000}]}) == 1
@@ -49,7 +49,7 @@ def work(run: Run) -> None:
     run({"x": np.zeros(1)})
 
 
-def test_one_alone_gets_all_cores_and_many_get_one_each() -> None:
+def test_single_image_gets_all_cores_and_many_images_get_one_each() -> None:
     runs = Runs(1, 4, 8)
     executor = ImageExecutor(runs.by_threads, 8)
     for expected in (8, 4, 1):  # while 0, 1 and 2 others run: 8, 4 and 2 cores for each
@@ -60,7 +60,7 @@ def test_one_alone_gets_all_cores_and_many_get_one_each() -> None:
     executor.close()
 
 
-def test_after_a_crowd_the_next_few_do_not_count_on_being_alone() -> None:
+def test_images_after_concurrent_ones_still_get_few_threads() -> None:
     runs = Runs(1, 2)
     executor = ImageExecutor(runs.by_threads, 2)
     for waiting in (1, 0, 0, 0, 0):
@@ -71,7 +71,7 @@ def test_after_a_crowd_the_next_few_do_not_count_on_being_alone() -> None:
     assert runs.chosen == [1, 1, 1, 1, 2]
 
 
-def test_those_that_come_together_know_of_each_other() -> None:
+def test_images_submitted_together_share_the_cores() -> None:
     runs = Runs(1, 4, 8)
     executor = ImageExecutor(runs.by_threads, 8)
     executor.submit(work, waiting=1)
@@ -81,7 +81,7 @@ def test_those_that_come_together_know_of_each_other() -> None:
     assert runs.chosen == [4, 4]
 
 
-def test_what_cannot_begin_is_waited_for() -> None:
+def test_submit_blocks_while_the_next_images_are_queued() -> None:
     runs = Runs(1, 2)
     executor = ImageExecutor(runs.by_threads, 2)
     for _ in range(4):  # two that begin, and the next two
@@ -121,7 +121,7 @@ def answered(inputs: Tensors, run: Run, *, batching: bool = True) -> Tensors | E
     return found
 
 
-def test_the_images_of_a_request_run_one_by_one_and_answer_together() -> None:
+def test_images_of_a_request_run_one_by_one_and_are_answered_together() -> None:
     memory = np.zeros((1, 2), np.float32)
     rows = []
 
@@ -141,7 +141,7 @@ def test_the_images_of_a_request_run_one_by_one_and_answer_together() -> None:
     assert rows == [3]
 
 
-def test_a_request_fails_as_a_whole() -> None:
+def test_request_fails_if_one_of_its_images_fails() -> None:
     def run(inputs: Tensors) -> Tensors:
         if inputs["x"][0] == 1:
             raise ValueError("one")

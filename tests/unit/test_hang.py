@@ -32,7 +32,7 @@ class Server:
         return None
 
 
-def test_one_failure_is_no_reason() -> None:
+def test_one_failure_is_no_hang() -> None:
     server = Server(share=0.0)
     assert server.look() is None
     server.detector.reset()
@@ -40,12 +40,12 @@ def test_one_failure_is_no_reason() -> None:
     assert server.detector.is_failing
 
 
-def test_a_server_that_computes_nothing_hangs() -> None:
+def test_server_that_computes_nothing_is_hung() -> None:
     assert Server(share=0.0).given_up_after() == 6.0
     assert Server(share=0.02).given_up_after() == 6.0
 
 
-def test_a_server_that_waits_for_lost_requests_is_not_hung() -> None:
+def test_server_that_waits_for_cancelled_requests_is_not_hung() -> None:
     detector = HangDetector()
     verdicts = [
         detector.judge("saturated", may_be_busy=True, now=now, cpu=cpu, progress=progress)
@@ -54,7 +54,7 @@ def test_a_server_that_waits_for_lost_requests_is_not_hung() -> None:
     assert verdicts == [None] * 4
 
 
-def test_a_process_that_has_ended_takes_its_time_along_and_is_no_sign_of_a_hang() -> None:
+def test_drop_in_cpu_time_after_a_process_ended_is_no_hang() -> None:
     detector = HangDetector()
     verdicts = [
         detector.judge("late", may_be_busy=True, now=now, cpu=cpu, progress=now)
@@ -63,21 +63,21 @@ def test_a_process_that_has_ended_takes_its_time_along_and_is_no_sign_of_a_hang(
     assert verdicts == [None] * 4
 
 
-def test_a_server_that_fails_at_once_is_not_busy() -> None:
+def test_server_that_fails_at_once_is_not_busy() -> None:
     assert Server(share=1.9, may_be_busy=False).given_up_after() == 4.0
 
 
-def test_a_busy_server_has_a_minute() -> None:
+def test_busy_server_without_progress_is_hung_after_a_minute() -> None:
     server = Server(share=0.5)
     after = server.given_up_after()
     assert after is not None and BUSY_SECONDS < after <= BUSY_SECONDS + 6
 
 
-def test_a_busy_server_that_decodes_is_never_given_up() -> None:
+def test_busy_server_with_progress_is_never_hung() -> None:
     assert Server(share=1.5, images=0.2).given_up_after() is None
 
 
-def test_a_busy_server_that_stops_computing_hangs() -> None:
+def test_busy_server_that_stops_computing_is_hung() -> None:
     server = Server(share=1.0)
     for _ in range(5):
         assert server.look() is None

@@ -25,9 +25,7 @@ def health(clock: Clock) -> Health:
     return Health(Settings(), clock)
 
 
-def test_readiness_names_the_reason_and_the_pause_that_is_left(
-    health: Health, clock: Clock
-) -> None:
+def test_readiness_names_the_reason_and_the_remaining_pause(health: Health, clock: Clock) -> None:
     assert health.check() == "it is starting"
     health.down("Triton ended by itself (exit status -9).", pause=8)
     clock.now += 3.5
@@ -40,7 +38,7 @@ def test_readiness_names_the_reason_and_the_pause_that_is_left(
     assert "\nyolov5_restart_pause_seconds 0.0\n" in _metrics(health)
 
 
-def test_a_launcher_that_pauses_between_starts_is_live(health: Health, clock: Clock) -> None:
+def test_launcher_that_pauses_between_starts_is_live(health: Health, clock: Clock) -> None:
     for _ in range(10):
         health.down("Triton ended by itself (exit status -9).", pause=30)
         clock.now += 35
@@ -51,5 +49,5 @@ def test_a_launcher_that_pauses_between_starts_is_live(health: Health, clock: Cl
     assert health.is_live
 
 
-def test_the_client_sends_the_same_canary_as_the_launcher() -> None:
+def test_client_sends_the_same_canary_as_the_launcher() -> None:
     assert status._PIXEL == _health._PIXEL

@@ -27,7 +27,7 @@ def check(stated: dict[str, Any]) -> None:
     check_config(without_own_inputs(stated, OUTPUTS), INPUTS, OUTPUTS)
 
 
-def test_a_configuration_may_state_them_beside_the_graphs_own() -> None:
+def test_configuration_may_state_pixels_and_nms_beside_the_graphs_inputs() -> None:
     check(config(IMAGES, PIXELS, NMS))
     check(config(IMAGES, rows=25200))
 
@@ -42,12 +42,12 @@ def test_a_configuration_may_state_them_beside_the_graphs_own() -> None:
         config({**IMAGES, "dims": [3, 320, 320]}, PIXELS, NMS),
     ],
 )
-def test_all_else_must_fit_the_graph_as_ever(stated: dict[str, Any]) -> None:
+def test_other_inputs_and_outputs_must_fit_the_graph(stated: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         check(stated)
 
 
-def test_one_kind_of_picture_is_needed() -> None:
+def test_request_needs_exactly_one_of_images_and_pixels() -> None:
     names = ["images", "pixels", "nms"]
     check_inputs(names, {"images": 0})
     check_inputs(names, {"pixels": 0, "nms": 0})
@@ -57,7 +57,7 @@ def test_one_kind_of_picture_is_needed() -> None:
             check_inputs(names, given)
 
 
-def test_pixels_become_what_preprocess_would_have_sent() -> None:
+def test_pixels_are_scaled_as_preprocess_scales_images() -> None:
     seen = []
 
     def run(inputs: Tensors) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def test_pixels_become_what_preprocess_would_have_sent() -> None:
         np.testing.assert_array_equal(seen[-1], expected)
 
 
-def test_rows_that_are_not_over_the_confidence_are_left_out() -> None:
+def test_rows_not_over_the_confidence_are_left_out() -> None:
     rows = np.arange(40, dtype=np.float32).reshape(1, 5, 8)
     rows[0, :, 4] = [0.2, 0.5, 0.25, np.nan, 0.26]
     network = with_prefilter(lambda _: {"output0": rows})
@@ -89,7 +89,7 @@ def test_rows_that_are_not_over_the_confidence_are_left_out() -> None:
     np.testing.assert_array_equal(network({"images": images})["output0"], rows)
 
 
-def test_images_with_fewer_rows_get_empty_ones() -> None:
+def test_images_with_fewer_rows_are_padded_with_zeros() -> None:
     counts = {0: 2, 1: 0, 2: 3}
 
     def run(inputs: Tensors) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def nms(conf_thres: float) -> Array:
 
 
 @pytest.mark.parametrize("conf_thres", [0.25, 0.001, 0.0, 1.0])
-def test_they_are_the_rows_over_the_confidence(
+def test_prefiltered_rows_are_the_rows_over_the_confidence(
     checkpoint: Checkpoint, tmp_path: Path, conf_thres: float
 ) -> None:
     full, prefiltered = exported(checkpoint, tmp_path, imgsz=(256, 320))
@@ -64,7 +64,7 @@ def test_they_are_the_rows_over_the_confidence(
     np.testing.assert_array_equal(found, wanted[None])
 
 
-def test_of_images_of_any_shape(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_dynamic_variant_takes_images_of_any_shape(checkpoint: Checkpoint, tmp_path: Path) -> None:
     full, prefiltered = exported(checkpoint, tmp_path, imgsz=128, dynamic=True)
     images = example_images(96, 160)[:1]
     whole = rows(full, images=images)[0]
@@ -74,7 +74,9 @@ def test_of_images_of_any_shape(checkpoint: Checkpoint, tmp_path: Path) -> None:
     assert found.shape[1] > 3
 
 
-def test_of_the_best_class_alone(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_reduced_head_keeps_every_row_over_the_confidence(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     full, prefiltered = exported(checkpoint, tmp_path, imgsz=128, reduced_head=True)
     images = example_images(128, 128)[:1]
     whole = rows(full, images=images)[0]
@@ -83,7 +85,9 @@ def test_of_the_best_class_alone(checkpoint: Checkpoint, tmp_path: Path) -> None
     assert {*map(bytes, whole[whole[:, 4] > 0.1])} <= {*map(bytes, found)} <= {*map(bytes, whole)}
 
 
-def test_it_is_held_against_the_network(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_variant_that_answers_differently_is_refused(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     full, prefiltered = exported(checkpoint, tmp_path, imgsz=64)
     with pytest.raises(BuildError, match="prefiltered variant answers in another shape"):
         export_prefiltered(checkpoint, prefiltered, full, imgsz=64, reduced_head=True)
@@ -93,7 +97,7 @@ def test_it_is_held_against_the_network(checkpoint: Checkpoint, tmp_path: Path) 
         export_prefiltered(other, prefiltered, full, imgsz=64)
 
 
-def test_only_networks_in_fp32_have_it(tmp_path: Path) -> None:
+def test_only_fp32_networks_have_a_prefiltered_variant(tmp_path: Path) -> None:
     for flags, there in (((), True), (("--half",), False)):
         arguments = [str(BUNDLED), "--imgsz=64", f"--repository={tmp_path}", *flags]
         assert command.main(arguments) == 0
@@ -130,14 +134,14 @@ def config(side: int = 64, columns: int = 8, **changes: Any) -> dict[str, Any]:
     }
 
 
-def test_the_configuration_must_fit_it() -> None:
+def test_configuration_must_fit_the_prefiltered_variant() -> None:
     check_prefiltered(config(), INPUTS, OUTPUTS)
     for wrong in (config(96), config(columns=9), config(input=config()["input"][:1])):
         with pytest.raises(ConfigError):
             check_prefiltered(wrong, INPUTS, OUTPUTS)
 
 
-def test_it_is_for_those_who_bring_bytes_and_a_confidence() -> None:
+def test_only_requests_with_pixels_and_nms_use_the_prefiltered_variant() -> None:
     asked = []
 
     def variant(name: str) -> Any:
@@ -159,7 +163,9 @@ def test_it_is_for_those_who_bring_bytes_and_a_confidence() -> None:
     ]
 
 
-def test_both_variants_for_each_number_of_threads(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_both_variants_are_opened_for_each_number_of_threads(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     exported(checkpoint, tmp_path, imgsz=64)
     warnings: list[str] = []
     variants = open_variants(config(), tmp_path, 4, warn=warnings.append)
@@ -175,7 +181,7 @@ def test_both_variants_for_each_number_of_threads(checkpoint: Checkpoint, tmp_pa
     assert warnings == []
 
 
-def test_one_of_another_network_is_not_used(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_variant_of_another_network_is_not_used(checkpoint: Checkpoint, tmp_path: Path) -> None:
     """Somebody has put another model.onnx there by hand."""
     full, prefiltered = exported(checkpoint, tmp_path, imgsz=64)
     noted = onnxruntime.InferenceSession(prefiltered).get_modelmeta().custom_metadata_map
@@ -196,7 +202,7 @@ def test_one_of_another_network_is_not_used(checkpoint: Checkpoint, tmp_path: Pa
         open_variants(config(), tmp_path, 2, warn=warnings.append)
 
 
-def test_best_class_of_no_rows_has_the_columns_that_are_stated(
+def test_reduced_head_without_rows_keeps_its_columns(
     checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     exported(checkpoint, tmp_path, imgsz=64, reduced_head=True)

@@ -77,7 +77,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def test_the_end_of_an_expected_process_is_seen(
+def test_end_of_an_expected_process_is_a_fault(
     start: Start, watchdog: tuple[Watchdog, list[Fault]]
 ) -> None:
     one, found = watchdog
@@ -90,7 +90,7 @@ def test_the_end_of_an_expected_process_is_seen(
     assert fault.sentence == f"postprocess: its process {process.pid} has died."
 
 
-def test_a_process_that_stays_stopped_is_seen(
+def test_process_that_stays_stopped_is_a_fault(
     start: Start, watchdog: tuple[Watchdog, list[Fault]]
 ) -> None:
     one, found = watchdog
@@ -103,7 +103,7 @@ def test_a_process_that_stays_stopped_is_seen(
     assert (fault.what, fault.reason) == ("yolov5", "stopped")
 
 
-def test_processes_of_an_earlier_network_may_end_whenever_they_like(
+def test_end_of_an_earlier_networks_process_is_no_fault(
     start: Start, watchdog: tuple[Watchdog, list[Fault]]
 ) -> None:
     one, found = watchdog
@@ -123,7 +123,7 @@ def test_processes_of_an_earlier_network_may_end_whenever_they_like(
     assert wait_for(found).sentence == f"yolov5: its process {second.pid} has died."
 
 
-def test_a_process_that_ended_before_its_network_was_taken_over_is_missed(
+def test_process_that_ended_before_the_cut_over_is_a_fault(
     start: Start, watchdog: tuple[Watchdog, list[Fault]]
 ) -> None:
     one, found = watchdog
@@ -137,7 +137,7 @@ def test_a_process_that_ended_before_its_network_was_taken_over_is_missed(
     assert (fault.what, fault.sentence) == ("yolov5", "yolov5.2: its process has died.")
 
 
-def test_the_old_network_still_counts_when_the_new_one_was_not_taken_over(
+def test_old_network_is_still_watched_after_a_failed_reload(
     start: Start, watchdog: tuple[Watchdog, list[Fault]]
 ) -> None:
     one, found = watchdog
@@ -153,7 +153,7 @@ def test_the_old_network_still_counts_when_the_new_one_was_not_taken_over(
     assert wait_for(found).sentence == f"yolov5: its process {old.pid} has died."
 
 
-def test_no_end_counts_while_it_is_open_which_network_answers(
+def test_no_end_is_a_fault_while_the_models_are_changing(
     start: Start, watchdog: tuple[Watchdog, list[Fault]]
 ) -> None:
     one, found = watchdog
@@ -165,7 +165,7 @@ def test_no_end_counts_while_it_is_open_which_network_answers(
     assert not found
 
 
-def test_a_load_whose_process_has_ended_is_given_up(
+def test_load_is_given_up_when_its_process_has_ended(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loading, "_GONE_SECONDS", 0.3)
@@ -182,7 +182,7 @@ def test_a_load_whose_process_has_ended_is_given_up(
     release.set()
 
 
-def test_a_load_that_fails_says_why() -> None:
+def test_failed_load_raises_tritons_reason() -> None:
     def fails(*_: object) -> None:
         raise ControlError("no such file")
 
@@ -190,7 +190,7 @@ def test_a_load_that_fails_says_why() -> None:
         loading.load(fails, "yolov5", server=os.getpid(), has_process=True)
 
 
-def test_a_process_that_stays_stopped_while_it_loads_is_ended(start: Start) -> None:
+def test_process_that_stays_stopped_while_loading_is_killed(start: Start) -> None:
     now = [0.0]
     processes = StartingProcesses(os.getpid(), ["preprocess"], clock=lambda: now[0])
     process = start("preprocess")
@@ -202,7 +202,7 @@ def test_a_process_that_stays_stopped_while_it_loads_is_ended(start: Start) -> N
     assert process.wait(5) == -signal.SIGKILL
 
 
-def test_a_process_that_ended_before_anybody_looked_is_missed(start: Start) -> None:
+def test_load_is_stuck_if_a_process_never_appears(start: Start) -> None:
     now = [0.0]
     models = ["preprocess", "postprocess"]
     processes = StartingProcesses(os.getpid(), models, clock=lambda: now[0])
@@ -216,7 +216,7 @@ def test_a_process_that_ended_before_anybody_looked_is_missed(start: Start) -> N
     assert not processes.are_stuck()
 
 
-def test_cpu_time_of_the_model_processes_counts(start: Start) -> None:
+def test_cpu_time_includes_the_model_processes(start: Start) -> None:
     before = cpu_seconds(os.getpid())
     start("yolov5")
     sum(range(3_000_000))
