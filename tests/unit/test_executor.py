@@ -27,7 +27,7 @@ def test_instances_share_the_cores_evenly() -> None:
 
 
 class Runs:
-    """A network for each of these numbers of threads, which waits until it is let go on."""
+    """A network for each of these numbers of threads, which blocks until it is released."""
 
     def __init__(self, *counts: int) -> None:
         self.chosen: list[int] = []
@@ -52,7 +52,7 @@ def work(run: Run) -> None:
 def test_single_image_gets_all_cores_and_many_images_get_one_each() -> None:
     runs = Runs(1, 4, 8)
     executor = ImageExecutor(runs.by_threads, 8)
-    for expected in (8, 4, 1):  # while 0, 1 and 2 others run: 8, 4 and 2 cores for each
+    for expected in (8, 4, 1):  # with 0, 1 and 2 others running: 8, 4 and 2 cores each
         executor.submit(work)
         assert runs.begun.acquire(timeout=10)
         assert runs.chosen[-1] == expected
@@ -66,7 +66,7 @@ def test_images_after_concurrent_ones_still_get_few_threads() -> None:
     for waiting in (1, 0, 0, 0, 0):
         executor.submit(work, waiting=waiting)
         runs.go.release()
-        time.sleep(0.1)  # until it is done
+        time.sleep(0.1)  # let it finish
     executor.close()
     assert runs.chosen == [1, 1, 1, 1, 2]
 
@@ -84,7 +84,7 @@ def test_images_submitted_together_share_the_cores() -> None:
 def test_submit_blocks_while_the_next_images_are_queued() -> None:
     runs = Runs(1, 2)
     executor = ImageExecutor(runs.by_threads, 2)
-    for _ in range(4):  # two that begin, and the next two
+    for _ in range(4):  # two that run, and two that are queued
         executor.submit(work)
     fifth = threading.Thread(target=executor.submit, args=(work,))
     fifth.start()
@@ -127,7 +127,7 @@ def test_images_of_a_request_run_one_by_one_and_are_answered_together() -> None:
 
     def run(inputs: Tensors) -> dict[str, Any]:
         rows.append(len(inputs["x"]))
-        memory[:] = inputs["x"] * 2  # as OpenVINO does, into the same memory each time
+        memory[:] = inputs["x"] * 2  # into the same memory each time, as OpenVINO does
         return {"y": memory}
 
     images = np.arange(6, dtype=np.float32).reshape(3, 2)

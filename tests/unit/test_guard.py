@@ -11,7 +11,7 @@ from pathlib import Path
 _LAUNCHER = """
 import subprocess, sys, time
 from yolov5_server._guard import GroupGuard
-# Its own group, and deaf to all that can be ignored.
+# A group of its own that ignores SIGTERM.
 child = subprocess.Popen(["sh", "-c", "trap '' TERM; sleep 60 & sleep 60"], start_new_session=True)
 guard = GroupGuard(child.pid, 1)
 print(child.pid, guard._process.pid, flush=True)

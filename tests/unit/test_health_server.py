@@ -1,4 +1,4 @@
-"""Probes are answered whatever else is connected to the health port. No Triton is needed."""
+"""Probes are answered, whatever else is connected to the health port. No Triton is needed."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ def test_endpoint_is_wired_with_the_inputs_of_the_network() -> None:
     assert dict(yolov5.input_map) == {"pixels": "pixels", "nms": "nms"}
     assert "images" not in preprocess.output_map
     assert preprocess.output_map["pixels"] == "pixels"
-    # What is made there is what is taken here.
+    # The network takes only what preprocess makes.
     made = set(preprocess.output_map.values())
     assert set(yolov5.input_map.values()) <= made
     assert preprocess.output_map["nms"] == "nms"
@@ -168,7 +168,7 @@ def test_key_is_hidden_from_the_process_list() -> None:
     with subprocess.Popen(command) as process:
         try:
             arguments = Path("/proc", str(process.pid), "cmdline")
-            while key not in arguments.read_text():  # until it has become that command
+            while key not in arguments.read_text():  # until the new process runs the command
                 time.sleep(0.01)
             assert control.hide_key(process.pid)
             assert key not in arguments.read_text()
@@ -180,7 +180,7 @@ def test_key_is_hidden_from_the_process_list() -> None:
 
 def test_shared_memory_must_hold_a_full_batch(bundled_repository: Path) -> None:
     config = read_network_config(bundled_repository)
-    # In and out of the network: 8 * (3*640*640 + 25200*8) * 4 bytes, twice.
+    # Into and out of the network: 8 * (3*640*640 + 25200*8) * 4 bytes, twice.
     needed = 2 * 8 * (3 * 640 * 640 + 25200 * 8) * 4
     check_shared_memory(config, needed)
     with pytest.raises(StartError, match="has 64 MB free, but .* need 87 MB; .* --shm-size"):

@@ -1,4 +1,4 @@
-"""What of Triton's output is passed on; neither it nor its reader can harm the launcher."""
+"""Filtering of Triton's output; neither the output nor its reader can harm the launcher."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WARNING = 'W1122 17:19:07.7 5315 x.cc:1] "disk full"\n'
 
 
 class Pumped:
-    """A pump of its own, at the other end of a pipe."""
+    """A log pump that reads the other end of a pipe."""
 
     def __init__(self, *, verbose: bool = False) -> None:
         reader, writer = os.pipe()
@@ -124,7 +124,7 @@ def test_repeats_are_shown_less_and_less_often() -> None:
     pauses = [later - earlier for (earlier, _), (later, _) in pairwise(shown)]
     assert pauses == sorted(pauses)
     assert max(pauses) == pytest.approx(10.0)
-    # After a quiet time the next one is shown at once.
+    # After a quiet time the next line is shown at once.
     assert repeats.due(100.0) and not repeats.due(111.0)
     assert repeats.take("kind", "again", 112.0) == "again"
 
@@ -194,7 +194,7 @@ def closed_pipe() -> IO[bytes]:
 
 
 def launcher(**streams: object) -> subprocess.CompletedProcess[bytes]:
-    """One that ends with an error at once."""
+    """Run a launcher that ends with an error at once."""
     command = [sys.executable, "-m", "yolov5_server", "--host=nowhere"]
     return subprocess.run(command, timeout=60, **streams)  # type: ignore[call-overload, no-any-return]
 

@@ -121,7 +121,7 @@ def test_providers_follow_instance_kind_and_accelerators() -> None:
         ("CUDAExecutionProvider", {"device_id": 1}),
         CPU,
     ]
-    # onnxruntime without CUDA on a machine with a GPU: the network runs on the CPU.
+    # With a GPU but without CUDA in the package, the network runs on the CPU.
     assert providers(config(), EVERYTHING[2:], "GPU", 1) == [CPU]
     tensorrt = accelerated(
         "gpu_execution_accelerator",
@@ -216,7 +216,7 @@ def test_output_buffers_are_reused_for_each_thread(tmp_path: Path) -> None:
     assert first.tolist() == [[2, 4, 6]]
     assert run({"x": np.array([[4, 5, 6]], np.float32)})["y"] is first
     assert first.tolist() == [[8, 10, 12]]
-    with ThreadPoolExecutor(1) as pool:  # has its own
+    with ThreadPoolExecutor(1) as pool:  # another thread has its own buffers
         other = pool.submit(run, {"x": np.array([[7, 8, 9]], np.float32)}).result()["y"]
     assert other.tolist() == [[14, 16, 18]]
     assert first.tolist() == [[8, 10, 12]]

@@ -1,4 +1,4 @@
-"""Pixels into a network's process and candidates out of it, in place of floats and all rows."""
+"""Pixels into a network in place of floats, and few rows out of it in place of all."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def test_configuration_may_state_pixels_and_nms_beside_the_graphs_inputs() -> No
 @pytest.mark.parametrize(
     "stated",
     [
-        config(PIXELS, NMS),  # the graph's own is missing
-        config(IMAGES),  # what would leave rows out?
+        config(PIXELS, NMS),  # the graph's own input is missing
+        config(IMAGES),  # a dynamic number of rows needs nms
         config(IMAGES, PIXELS, NMS, columns=9),
         config(IMAGES, PIXELS, NMS, {**NMS, "name": "other"}),
         config({**IMAGES, "dims": [3, 320, 320]}, PIXELS, NMS),
@@ -51,7 +51,7 @@ def test_request_needs_exactly_one_of_images_and_pixels() -> None:
     names = ["images", "pixels", "nms"]
     check_inputs(names, {"images": 0})
     check_inputs(names, {"pixels": 0, "nms": 0})
-    check_inputs(["x"], {"x": 0})  # some other network
+    check_inputs(["x"], {"x": 0})  # not a detection network
     for given in ({}, {"nms": 0}, {"images": 0, "pixels": 0}):
         with pytest.raises(InputError, match="one of the inputs 'images' and 'pixels' is needed"):
             check_inputs(names, given)

@@ -81,7 +81,7 @@ def test_reduced_head_keeps_every_row_over_the_confidence(
     images = example_images(128, 128)[:1]
     whole = rows(full, images=images)[0]
     found = rows(prefiltered, pixels=np.rint(images * 255).astype(np.uint8), nms=nms(0.1))[0]
-    # A score is not over a confidence that its objectness is not over.
+    # A score is at most its objectness.
     assert {*map(bytes, whole[whole[:, 4] > 0.1])} <= {*map(bytes, found)} <= {*map(bytes, whole)}
 
 
@@ -109,7 +109,7 @@ def test_only_fp32_networks_have_a_prefiltered_variant(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# In the server's backend
+# In the backend `onnxruntime`
 
 INPUTS = [
     GraphTensor("pixels", "tensor(uint8)", [1, 3, 64, 64]),
@@ -182,7 +182,7 @@ def test_both_variants_are_opened_for_each_number_of_threads(
 
 
 def test_variant_of_another_network_is_not_used(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    """Somebody has put another model.onnx there by hand."""
+    """Another model.onnx was copied into the folder by hand."""
     full, prefiltered = exported(checkpoint, tmp_path, imgsz=64)
     noted = onnxruntime.InferenceSession(prefiltered).get_modelmeta().custom_metadata_map
     assert noted == {"full_sha256": hashlib.sha256(full.read_bytes()).hexdigest()}

@@ -1,4 +1,4 @@
-"""Processes that look like a Triton's, with the test in Triton's place."""
+"""Watch processes that look like Triton's model processes; the test takes Triton's place."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Start = Callable[[str], "subprocess.Popen[bytes]"]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts a process of a model."""
+    """A function that starts the process of a model."""
     processes = []
 
     def now(model: str) -> subprocess.Popen[bytes]:
@@ -48,7 +48,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 @pytest.fixture
 def watchdog() -> Iterator[tuple[Watchdog, list[Fault]]]:
-    """One that looks at the processes, and what it has found."""
+    """A watchdog that watches the processes, and the faults that it has found."""
     found: list[Fault] = []
     should_exit = threading.Event()
     one = Watchdog(
