@@ -27,7 +27,7 @@ def assert_alike(found: Outputs, expected: Outputs) -> None:
 
 
 @pytest.mark.parametrize("letterbox", ["square", "rect"])
-def test_bf16_is_served_and_finds_the_same(
+def test_bf16_is_served_and_finds_the_same_objects(
     tmp_path: Path, letterbox: str, server: RunningServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     repository = tmp_path / "model_repository"
@@ -47,11 +47,11 @@ def test_bf16_is_served_and_finds_the_same(
                 assert_alike(alone, ask_grpc(server.grpc, [image]))
 
 
-def test_the_references_numbers_are_by_onnx_runtime(server: RunningServer) -> None:
+def test_fp32_is_served_by_onnx_runtime(server: RunningServer) -> None:
     assert "Precision: FP32, by onnxruntime." in server.log.read_text()
 
 
-def test_bf16_that_costs_too_much_is_not_served(
+def test_bf16_that_loses_too_much_accuracy_is_not_served(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(build, "ALLOWED_LOSS", -1.0)

@@ -120,7 +120,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_back_each_time(own: RunningServer, case: str) -> None:
+def test_server_is_restarted_in_time_after_each_failure(own: RunningServer, case: str) -> None:
     if case == "out of memory" and not os.access(CGROUP.parent, os.W_OK):
         pytest.skip("no writable memory cgroup here")
     said = len(own.log.read_text())
@@ -163,7 +163,7 @@ def test_back_each_time(own: RunningServer, case: str) -> None:
     assert max(back) < allowed
 
 
-def test_forty_kills_two_seconds_apart(bundled_repository: Path) -> None:
+def test_server_is_ready_within_a_minute_after_forty_kills(bundled_repository: Path) -> None:
     """Whatever runs then is killed, in turn; a minute after the last one all is well."""
     targets = ("bin/tritonserver", *(f"/{step}/1/" for step in STEPS))
     with running_server(f"--repository={bundled_repository}") as server:

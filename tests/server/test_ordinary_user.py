@@ -61,7 +61,7 @@ def writable_by_others(place: Path) -> list[Path]:
     return [Path(os.fsdecode(name)) for name in found.split(b"\0") if name]
 
 
-def test_an_ordinary_user_serves_from_a_tree_it_cannot_write(
+def test_ordinary_user_can_serve_from_a_tree_without_write_access(
     bundled_repository: Path, folder: Path
 ) -> None:
     if os.getuid() != 0:

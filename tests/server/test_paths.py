@@ -19,7 +19,7 @@ exec "$0" -m yolov5_server --precision=fp32 --repository="$REPOSITORY" --http-po
 
 
 @pytest.mark.parametrize("name", ["a b é", "$(touch pwned);'\"`x`:%&"])
-def test_a_server_from_a_checkout_with_an_odd_path(
+def test_server_runs_from_a_checkout_with_an_odd_path(
     bundled_repository: Path, tmp_path: Path, name: str
 ) -> None:
     odd = tmp_path / name
@@ -50,7 +50,7 @@ def test_a_server_from_a_checkout_with_an_odd_path(
     assert not any(path.name == "pwned" for path in (*ROOT.iterdir(), *odd.iterdir()))
 
 
-def test_models_that_cannot_be_started_are_told_at_once(
+def test_models_that_cannot_be_started_end_the_start_at_once(
     bundled_repository: Path, tmp_path: Path
 ) -> None:
     backends = assemble_backends(triton_folder(), tmp_path / "backends")

@@ -96,7 +96,9 @@ def callers(server: RunningServer, count: int) -> Iterator[tuple[Counter[object]
 
 
 @pytest.mark.parametrize("count", [8, pytest.param(32, marks=pytest.mark.slow)])
-def test_no_request_fails_and_none_meets_two_networks(repository: Path, count: int) -> None:
+def test_no_request_fails_or_uses_two_networks_during_a_reload(
+    repository: Path, count: int
+) -> None:
     with running_server(f"--repository={repository}") as server:
         image = PHOTO.read_bytes()
         first = fingerprint(ask_grpc(server.grpc, [image], EVERYTHING))
@@ -128,7 +130,7 @@ def test_no_request_fails_and_none_meets_two_networks(repository: Path, count: i
                 infer(client, [image], model="preprocess.2")
 
 
-def test_a_network_that_cannot_be_loaded_is_not_taken_over(repository: Path) -> None:
+def test_network_that_cannot_be_loaded_is_not_served(repository: Path) -> None:
     with running_server(f"--repository={repository}") as server:
         before = ask_grpc(server.grpc, [PHOTO.read_bytes()])
         with callers(server, 2) as (_, failures):
@@ -200,7 +202,7 @@ def served_version(server: RunningServer) -> str:
 @pytest.mark.parametrize(
     "model, library", [("yolov5", "onnxruntime"), ("postprocess", "libtorch_cpu")]
 )
-def test_a_network_whose_process_is_killed_while_it_loads_is_not_taken_over(
+def test_network_whose_process_is_killed_while_loading_is_not_served(
     repository: Path, model: str, library: str
 ) -> None:
     with running_server(f"--repository={repository}") as server:
@@ -216,7 +218,7 @@ def test_a_network_whose_process_is_killed_while_it_loads_is_not_taken_over(
         assert ready(server) == (True, "")
 
 
-def test_a_process_killed_before_triton_knows_it_does_not_hold_the_lock(repository: Path) -> None:
+def test_process_killed_before_triton_knows_it_does_not_hold_the_lock(repository: Path) -> None:
     """Triton waits for it for ever, and is started anew."""
     with running_server(f"--repository={repository}") as server:
         install(repository, *FULL)
@@ -229,7 +231,7 @@ def test_a_process_killed_before_triton_knows_it_does_not_hold_the_lock(reposito
         assert ready(server) == (True, "")
 
 
-def test_a_launcher_that_is_killed_while_triton_waits_leaves_nothing(repository: Path) -> None:
+def test_launcher_killed_during_a_stuck_load_leaves_nothing(repository: Path) -> None:
     with running_server(f"--repository={repository}") as server:
         install(repository, *FULL)
         kill_while_it_loads(server, "postprocess")
@@ -240,7 +242,7 @@ def test_a_launcher_that_is_killed_while_triton_waits_leaves_nothing(repository:
 
 @pytest.mark.slow
 @pytest.mark.timeout(4 * 3600)
-def test_many_changes_of_networks_under_load(repository: Path, tmp_path: Path) -> None:
+def test_many_reloads_under_load(repository: Path, tmp_path: Path) -> None:
     """RELOADS says how many. None of them ends the server, and no request fails."""
     (tmp_path / "small").mkdir()
     small = make_repository(tmp_path / "small", BUNDLED, *FULL) / "yolov5"
@@ -264,7 +266,7 @@ def test_many_changes_of_networks_under_load(repository: Path, tmp_path: Path) -
     assert len(answers) == 2
 
 
-def test_nobody_else_can_load_a_model(repository: Path) -> None:
+def test_only_the_launcher_can_load_a_model(repository: Path) -> None:
     with running_server(f"--repository={repository}") as server:
         for action in ("load", "unload"):
             with (
@@ -278,7 +280,7 @@ def test_nobody_else_can_load_a_model(repository: Path) -> None:
         assert post_raw(server.http, PHOTO.read_bytes()).status == 200
 
 
-def test_it_can_be_ended_in_the_middle_of_it(repository: Path) -> None:
+def test_server_can_be_ended_during_a_reload(repository: Path) -> None:
     with running_server(f"--repository={repository}") as server:
         install(repository, *SMALL)
         deadline = time.monotonic() + SECONDS

@@ -142,7 +142,7 @@ def quantile(seconds: list[float], share: float) -> float:
     return float(np.quantile(seconds, share))
 
 
-def test_hostile_files_mixed_with_good_ones(own: RunningServer) -> None:
+def test_hostile_files_do_not_change_answers_to_good_ones(own: RunningServer) -> None:
     good = [path.read_bytes() for path in sorted(PHOTOS.iterdir())]
     wanted: dict[bytes, Detections | str] = {}
     slowest = 0.0
@@ -241,7 +241,7 @@ async def storm(
         await asyncio.gather(*callers, return_exceptions=True)
 
 
-def test_256_callers_for_two_minutes(own: RunningServer) -> None:
+def test_throughput_recovers_after_256_callers(own: RunningServer) -> None:
     before = rate(own, 10)
     accepted: list[float] = []
     refused: list[float] = []
@@ -267,7 +267,9 @@ def test_256_callers_for_two_minutes(own: RunningServer) -> None:
     assert after > 0.9 * before
 
 
-def test_mixed_load_and_attacks_for_long(own: RunningServer) -> None:
+def test_memory_and_descriptors_do_not_grow_under_mixed_load_and_attacks(
+    own: RunningServer,
+) -> None:
     """Good and bad requests, callers who cancel, some who hang up in the middle, and attackers.
 
     Each good answer is the right one, and what is refused is refused as saturated.

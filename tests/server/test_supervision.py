@@ -75,7 +75,7 @@ def asking(server: RunningServer, callers: int = 4) -> Iterator[Callable[[], int
             thread.join()
 
 
-def test_health_of_a_server_that_is_well(
+def test_healthy_server_reports_ready_and_live(
     server: RunningServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert ready(server) == (True, "")
@@ -93,7 +93,7 @@ def test_health_of_a_server_that_is_well(
     ("number", "what", "reason"),
     [(signal.SIGKILL, "has died", "died"), (signal.SIGSTOP, "is stopped", "stopped")],
 )
-def test_a_model_process_that_fails(
+def test_server_with_a_failed_model_process_is_restarted(
     own: RunningServer, number: signal.Signals, what: str, reason: str
 ) -> None:
     before = regions(own)
@@ -124,7 +124,9 @@ def test_a_model_process_that_fails(
         (signal.SIGSTOP, r"tritonserver: its process \d+ is stopped\."),
     ],
 )
-def test_a_server_that_fails(own: RunningServer, number: signal.Signals, sentence: str) -> None:
+def test_failed_server_is_restarted(
+    own: RunningServer, number: signal.Signals, sentence: str
+) -> None:
     before = regions(own)
     with asking(own) as good:
         os.kill(own.processes("bin/tritonserver")[0], number)
@@ -142,7 +144,7 @@ def assert_back(server: RunningServer, good: Callable[[], int]) -> None:
 
 
 @pytest.mark.slow
-def test_a_busy_server_is_not_taken_for_a_hung_one(server: RunningServer) -> None:
+def test_busy_server_is_not_restarted(server: RunningServer) -> None:
     """Eight pictures of 64 megapixels are all that one request may bring."""
     rng = np.random.default_rng(0)
     picture = rng.integers(0, 256, (800, 800, 3), np.uint8).repeat(10, 0).repeat(10, 1)
@@ -172,7 +174,7 @@ def kill_whatever_starts(server: RunningServer, condition: Callable[[], bool]) -
         time.sleep(0.02)
 
 
-def test_a_server_that_will_not_live_is_started_after_growing_pauses(
+def test_server_that_keeps_ending_is_restarted_after_growing_pauses(
     bundled_repository: Path,
 ) -> None:
     with running_server(f"--repository={bundled_repository}") as server:
@@ -195,7 +197,7 @@ def test_a_server_that_will_not_live_is_started_after_growing_pauses(
         wait_until(lambda: server.leftovers() == [], 5)
 
 
-def test_a_repository_that_breaks_later_is_named_until_it_is_whole(
+def test_repository_that_breaks_later_is_named_until_it_is_repaired(
     bundled_repository: Path, tmp_path: Path
 ) -> None:
     repository = Path(shutil.copytree(bundled_repository, tmp_path / "model_repository"))
@@ -213,7 +215,7 @@ def test_a_repository_that_breaks_later_is_named_until_it_is_whole(
         assert 'yolov5_restarts_total{what="tritonserver",reason="start"}' in metrics(server)
 
 
-def test_a_health_port_in_use_is_named(bundled_repository: Path) -> None:
+def test_health_port_in_use_is_named(bundled_repository: Path) -> None:
     import socket
 
     (port,) = free_ports(1)
