@@ -1,4 +1,4 @@
-"""The steps are the endpoint's: a caller can neither run one of them nor learn anything from it."""
+"""The steps are closed: a caller can neither run one of them nor learn anything from it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 STEPS = ("preprocess", "yolov5", "postprocess")
 OTHER_SPELLINGS = ("models::preprocess", "closed::preprocess", "models/preprocess", "preprocess:1")
-# What ended a process of postprocess: sizes that are negative, or overflow when multiplied.
+# Shapes that crashed postprocess: sizes that are negative, or overflow when multiplied.
 FORGED_SHAPES = ([1, -2, -8], [1, 2**61 + 2, 8], [1, 25200, 8])
 
 

@@ -1,4 +1,4 @@
-"""The launcher: it says what is wrong, passes signals on, and leaves nothing behind."""
+"""The launcher names errors, handles signals and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def own(bundled_repository: Path) -> str:
 
 
 def assert_gone(server: RunningServer) -> None:
-    """Process entries fade a moment after their end."""
+    """Assert that nothing is left; ended processes stay listed for a moment."""
     deadline = time.monotonic() + 2
     while (left := server.leftovers()) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -86,7 +86,7 @@ def test_server_can_be_ended_before_it_is_ready(own: str) -> None:
 def test_second_signal_ends_the_server_at_once(own: str) -> None:
     with running_server(own) as server:
         for stub in server.processes("/postprocess/1/"):
-            os.kill(stub, signal.SIGKILL)  # so that a polite end takes seconds
+            os.kill(stub, signal.SIGKILL)  # then a polite end takes seconds
         server.process.send_signal(signal.SIGINT)
         time.sleep(0.5)
         assert server.stop(signal.SIGINT) < 1.5
@@ -100,7 +100,7 @@ def test_no_server_outlives_a_killed_launcher(own: str) -> None:
         while any("process" in left or "port" in left for left in server.leftovers()):
             assert time.monotonic() < deadline, server.leftovers()
             time.sleep(0.1)
-        # The next one to start removes the shared memory that nobody else could.
+        # The next launcher removes the shared memory.
         with running_server(own):
             assert [left for left in server.leftovers() if str(server.process.pid) in left] == []
 
@@ -109,7 +109,7 @@ def test_no_server_outlives_a_killed_launcher(own: str) -> None:
 @pytest.mark.parametrize(
     "send",
     [
-        lambda make: os.killpg(make, signal.SIGINT),  # to the foreground group, as a terminal does
+        lambda make: os.killpg(make, signal.SIGINT),  # to the foreground group, as a terminal
         lambda make: os.kill(make, signal.SIGTERM),
         lambda make: os.kill(make, signal.SIGINT),  # which make does not pass on
         lambda make: os.kill(make, signal.SIGKILL),
@@ -137,14 +137,14 @@ def test_log_is_short_and_shows_a_command_to_try(own: str) -> None:
 
 
 def listening() -> set[tuple[str, int]]:
-    """Addresses, in the kernel's hexadecimal, and ports that somebody listens on."""
+    """Addresses, in the kernel's hexadecimal, and ports that any process listens on."""
     found = set()
     for table in ("tcp", "tcp6"):
         for line in Path("/proc/net", table).read_text().splitlines()[1:]:
             _, local, _, state, *_ = line.split()
             if state == "0A":
                 address, _, port = local.rpartition(":")
-                mapped = "0000000000000000FFFF0000"  # IPv4 by way of an IPv6 socket
+                mapped = "0000000000000000FFFF0000"  # IPv4 on an IPv6 socket
                 found.add((address.removeprefix(mapped), int(port, 16)))
     return found
 
@@ -215,7 +215,7 @@ def test_changed_defaults_are_served(bundled_repository: Path, tmp_path: Path) -
 
 @contextmanager
 def connections(port: int, count: int) -> Iterator[list[socket.socket]]:
-    """Connections that send nothing."""
+    """Open connections that send nothing."""
     held = [socket.create_connection(("127.0.0.1", port), 5) for _ in range(count)]
     try:
         yield held
@@ -261,7 +261,7 @@ def full_disk() -> int:
 
 
 def full_pipe() -> int:
-    """The end for writing of one that nobody reads."""
+    """The writing end of a full pipe that nobody reads."""
     _, writer = os.pipe()  # the other end stays open until the tests end
     os.set_blocking(writer, False)
     with suppress(BlockingIOError):

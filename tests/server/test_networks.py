@@ -1,4 +1,4 @@
-"""Networks of every kind, installed as `make model` does it and asked through a real server."""
+"""Networks of every kind, installed as `make model` does and served by a real server."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ IMAGES = [path.read_bytes() for path in sorted(PHOTOS.iterdir())]
 
 
 def answers(*arguments: str, weights: Path = BUNDLED, folder: Path) -> list[Outputs]:
-    """What a server with this network says to the bundled photos."""
+    """Answers of a server with this network to the bundled photos."""
     repository = make_repository(folder, weights, *arguments)
     with running_server(f"--repository={repository}", "--precision=auto") as server:
         return [ask_grpc(server.grpc, [image]) for image in IMAGES]
@@ -80,10 +80,10 @@ def test_rect_answers_requests_of_several_shapes(tmp_path: Path) -> None:
     with running_server(f"--repository={repository}") as server:
         alone = [ask_grpc(server.grpc, [image]) for image in encoded]
         assert min(answer["num_dets"].item() for answer in alone) > 2
-        # Pictures of one shape get what each gets alone.
+        # Images of one shape get the same answers as alone.
         twice = ask_grpc(server.grpc, [encoded[0]] * 2)
         assert_same(row(twice, 1), alone[0], exact=False)
-        # Those of several share a padding, with which a network answers a little differently.
+        # Images of several shapes share a padding, which changes the answers a little.
         together = ask_grpc(server.grpc, encoded)
         assert together["image_size"].tolist() == [[240, 640], [480, 240], [480, 640]]
         for index, answer in enumerate(alone):
@@ -97,7 +97,7 @@ def test_rect_answers_requests_of_several_shapes(tmp_path: Path) -> None:
 
 
 def test_export_with_batch_size_one_takes_batches(tmp_path: Path, expected: list[Outputs]) -> None:
-    """Batch 1 is what YOLOv5's exporter writes unless told otherwise."""
+    """YOLOv5's exporter writes batch size 1 by default."""
     foreign = export_as_others_do(tmp_path / "best.onnx", metadata={})
     (tmp_path / "names.txt").write_text("Platelets\nRBC\nWBC\n")
     names = f"--names={tmp_path / 'names.txt'}"

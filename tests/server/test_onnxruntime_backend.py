@@ -105,7 +105,7 @@ def test_failing_request_of_a_batch_fails_alone(tmp_path: Path) -> None:
         np.testing.assert_array_equal(answers[1].result(), [[30, 30], [20, 10]])
         with pytest.raises(grpc.InferenceServerException, match="error running model 'graph'"):
             bad.result()
-        # They were one batch, or it would show nothing.
+        # The test needs them to have been one batch.
         statistics = client.get_inference_statistics("graph", as_json=True)["model_stats"][0]
         sizes = {int(batch["batch_size"]) for batch in statistics["batch_stats"]}
         assert max(sizes) >= 3

@@ -1,4 +1,4 @@
-"""A checkout and a temporary folder in places that a shell would misread."""
+"""A checkout and a temporary folder with paths that a shell would misread."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from support import PHOTO, ROOT, ask_grpc, running_server
 
 from yolov5_server.embedded import assemble_backends, triton_folder
 
-# As `make serve`, but for the ports.
+# As `make serve`, except for the ports.
 SERVE = """export "$@"
 exec "$0" -m yolov5_server --precision=fp32 --repository="$REPOSITORY" --http-port="$HTTP_PORT" \\
   --grpc-port="$GRPC_PORT" --metrics-port="$METRICS_PORT" --health-port="$HEALTH_PORT"
@@ -28,7 +28,7 @@ def test_server_runs_from_a_checkout_with_an_odd_path(
     temporary.mkdir()
     repository = shutil.copytree(bundled_repository, odd / "model_repository")
     shutil.copytree(ROOT / "server", odd / "server")
-    # The environment of that checkout: of the same packages, with an interpreter of its own.
+    # The environment of that checkout: the same packages, and an interpreter of its own.
     environment = odd / ".venv"
     (environment / "bin").mkdir(parents=True)
     for link in ("python3", "python"):
@@ -37,7 +37,7 @@ def test_server_runs_from_a_checkout_with_an_odd_path(
     (environment / "lib").symlink_to(Path(sys.prefix, "lib"))
 
     variables = [f"TMPDIR={temporary}"]
-    if ":" not in name:  # it would end the folder's name there
+    if ":" not in name:  # PYTHONPATH separates folders by colons
         variables.append(f"PYTHONPATH={odd / 'server'}")
     command = ["env", *variables, "sh", "-c", SERVE, str(environment / "bin" / "python")]
     command.append(f"REPOSITORY={repository}")

@@ -1,4 +1,4 @@
-"""Another network is installed while the server answers."""
+"""Install another network while the server answers requests."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def fingerprint(outputs: Outputs) -> tuple[int, float]:
 
 @contextmanager
 def callers(server: RunningServer, count: int) -> Iterator[tuple[Counter[object], list[str]]]:
-    """Callers that ask without a pause, over connections of their own, while the block runs."""
+    """Callers that send requests without a pause while the block runs, each with a connection."""
     done, answers, failures = threading.Event(), Counter[object](), list[str]()
     image = PHOTO.read_bytes()
 
@@ -118,7 +118,7 @@ def test_no_request_fails_or_uses_two_networks_during_a_reload(
         assert last == first
         assert set(answers) == {first, second}
         assert min(answers.values()) > count
-        # What is left is one network and its steps, closed to callers as the first ones were.
+        # One network and its steps are left, closed to callers as the first ones were.
         deadline = time.monotonic() + SECONDS
         while len(server.processes("triton_python_backend_stub")) > 3:
             assert time.monotonic() < deadline
@@ -141,7 +141,7 @@ def test_network_that_cannot_be_loaded_is_not_served(repository: Path) -> None:
             shutil.rmtree(repository / "yolov5")
             broken.rename(repository / "yolov5")
             wait_for(server, "The new network is not taken over, the old one is served:")
-            # And the next one is.
+            # The next network is served.
             install(repository, *SMALL)
             wait_for(server, "Now serving version 3")
         assert failures == []
@@ -150,7 +150,7 @@ def test_network_that_cannot_be_loaded_is_not_served(repository: Path) -> None:
 
 
 def install_version(repository: Path, network: Path, version: int) -> None:
-    """Put a prepared network in the place of the served one, as `make model` does it."""
+    """Replace the served network by a prepared one, as `make model` does."""
     new = Path(shutil.copytree(network, repository.parent / f"new-{version}"))
     (old_version,) = new.glob("[0-9]*")
     old_version.rename(new / str(version))
@@ -173,7 +173,7 @@ def is_locked(folder: Path) -> bool:
 
 
 def kill_while_it_loads(server: RunningServer, model: str, *, library: str = "") -> None:
-    """Kill the model's process as soon as it is there, or has opened this library."""
+    """Kill the model's process as soon as it has started, or has opened this library."""
     deadline = time.monotonic() + SECONDS
     while not (found := server.processes(f"/{model}.2/")) or not all(
         library in Path(f"/proc/{pid}/maps").read_text() for pid in found
@@ -185,7 +185,7 @@ def kill_while_it_loads(server: RunningServer, model: str, *, library: str = "")
 
 
 def served_version(server: RunningServer) -> str:
-    """Of the network that has had another image after one more request."""
+    """Version of the network whose image count grows with one more request."""
 
     def images() -> dict[str, str]:
         with urllib.request.urlopen(server.metrics, timeout=5) as answer:
@@ -219,7 +219,7 @@ def test_network_whose_process_is_killed_while_loading_is_not_served(
 
 
 def test_process_killed_before_triton_knows_it_does_not_hold_the_lock(repository: Path) -> None:
-    """Triton waits for it for ever, and is started anew."""
+    """Triton waits for that process for ever, and is restarted."""
     with running_server(f"--repository={repository}") as server:
         install(repository, *FULL)
         kill_while_it_loads(server, "postprocess")
@@ -243,7 +243,7 @@ def test_launcher_killed_during_a_stuck_load_leaves_nothing(repository: Path) ->
 @pytest.mark.slow
 @pytest.mark.timeout(4 * 3600)
 def test_many_reloads_under_load(repository: Path, tmp_path: Path) -> None:
-    """RELOADS says how many. None of them ends the server, and no request fails."""
+    """No reload ends the server, and no request fails. RELOADS sets their number."""
     (tmp_path / "small").mkdir()
     small = make_repository(tmp_path / "small", BUNDLED, *FULL) / "yolov5"
     square = Path(shutil.copytree(repository / "yolov5", tmp_path / "square"))
@@ -256,7 +256,7 @@ def test_many_reloads_under_load(repository: Path, tmp_path: Path) -> None:
             install_version(repository, square if number % 2 else small, version)
             wait_for(server, f"Now serving version {version} of the network, FP32.")
             assert failures == [], server.log.read_text()
-        time.sleep(15)  # the last processes of before end
+        time.sleep(15)  # for the processes of earlier networks to end
         log = server.log.read_text()
     print(
         f"\n{RELOADS} changes of networks, {sum(answers.values())} answers, {len(failures)} failed"
@@ -289,7 +289,7 @@ def test_server_can_be_ended_during_a_reload(repository: Path) -> None:
             time.sleep(0.02)
         assert server.stop() < 10
         assert server.process.returncode == 0
-        deadline = time.monotonic() + 2  # process entries fade a moment after their end
+        deadline = time.monotonic() + 2  # ended processes stay listed for a moment
         while (left := server.leftovers()) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert left == []

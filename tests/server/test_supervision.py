@@ -1,4 +1,4 @@
-"""What dies or hangs in a running server is seen, said, and brought back."""
+"""Processes of a running server that die or hang are noticed, logged and restarted."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from yolov5_client import Client, YoloClientError
 from yolov5_client._cli import main
 from yolov5_server.embedded import assemble_backends, triton_folder
 
-# Generous, for a machine that runs other things, too: test_endurance.py has the figures.
+# Generous, for a busy machine; test_endurance.py measures the times.
 SEEN_SECONDS, BACK_SECONDS = 20.0, 60.0
 
 
 @pytest.fixture
 def own(bundled_repository: Path, tmp_path: Path) -> Iterator[RunningServer]:
-    """On a Triton in a folder of its own, as in a container."""
+    """A server with Triton in a folder of its own, as in a container."""
     triton = tmp_path / "triton"
     assemble_backends(triton_folder(), triton / "backends")
     (triton / "bin").mkdir()
@@ -50,7 +50,7 @@ def own(bundled_repository: Path, tmp_path: Path) -> Iterator[RunningServer]:
 
 @contextmanager
 def asking(server: RunningServer, callers: int = 4) -> Iterator[Callable[[], int]]:
-    """Steady load; gives a function that says how many good answers there have been."""
+    """Keep callers asking; yields a function that counts the good answers so far."""
     stop = threading.Event()
     good = [0] * callers
 
@@ -106,7 +106,7 @@ def test_server_with_a_failed_model_process_is_restarted(
             assert_back(own, good)
         log = own.log.read_text()[said:]
         seen = rf"{model}: its process {victim} {what}"
-        fallen = r"Triton ended by itself \(exit status -\d+\)"  # of a lock that the process held
+        fallen = r"Triton ended by itself \(exit status -\d+\)"  # over a lock that the process held
         assert re.search(rf"({seen}|{fallen})\. Starting Triton again\.", log)
         assert re.search(r"Triton is back after \d+\.\d s\.", log)
         with urllib.request.urlopen(f"{own.health}/metrics") as answer:
@@ -136,7 +136,7 @@ def test_failed_server_is_restarted(
 
 
 def assert_back(server: RunningServer, good: Callable[[], int]) -> None:
-    """It has been made to fail just now, and is known to be, and answers again before long."""
+    """Assert that the server, which has just failed, reports that and answers again in time."""
     wait_until(lambda: not ready(server)[0], SEEN_SECONDS)
     wait_until(lambda: ready(server)[0], BACK_SECONDS)
     answered = good()
@@ -145,7 +145,7 @@ def assert_back(server: RunningServer, good: Callable[[], int]) -> None:
 
 @pytest.mark.slow
 def test_busy_server_is_not_restarted(server: RunningServer) -> None:
-    """Eight pictures of 64 megapixels are all that one request may bring."""
+    """Eight images of 64 megapixels are the most that one request may contain."""
     rng = np.random.default_rng(0)
     picture = rng.integers(0, 256, (800, 800, 3), np.uint8).repeat(10, 0).repeat(10, 1)
     jpeg = cv2.imencode(".jpg", picture)[1].tobytes()
