@@ -81,7 +81,7 @@ def check_precision(config: model_config_pb2.ModelConfig, wanted: str) -> None:
     if wanted != "auto" and found != wanted:
         remedy = "`make model` without --half and --int8 installs one in FP32"
         if config.parameters["source"].string_value == "onnx":
-            remedy = "so was the .onnx file that was imported; export it in FP32, and install that"
+            remedy = "so is the imported .onnx file; export it in FP32 and install that file"
         raise StartError(f"PRECISION is {wanted}, but the installed network is {found}; {remedy}.")
 
 

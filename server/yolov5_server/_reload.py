@@ -109,7 +109,7 @@ class Reloader:
         try:
             self._cut_over(steps)
         except LoadStuckError as stuck:
-            self._on_stuck(f"Another network was not taken over: {stuck}.")
+            self._on_stuck(f"The new network was not loaded: {stuck}.")
             return None
         except (ControlError, StartError, OSError) as raised:
             error = raised
@@ -123,7 +123,7 @@ class Reloader:
         self._on_models_changed(served)
         if not is_new:
             self._unload(steps)
-            return f"The new network is not taken over, the old one is served: {error}"
+            return f"The new network was not loaded, the old one is still served: {error}"
         self._unload(self._steps)
         self._steps = steps
         config = read_config(self._repository, NETWORK, chosen_configs(self._settings))

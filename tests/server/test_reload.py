@@ -140,7 +140,7 @@ def test_network_that_cannot_be_loaded_is_not_served(repository: Path) -> None:
             (broken / "2" / "model.onnx").write_bytes(b"nonsense")
             shutil.rmtree(repository / "yolov5")
             broken.rename(repository / "yolov5")
-            wait_for(server, "The new network is not taken over, the old one is served:")
+            wait_for(server, "The new network was not loaded, the old one is still served:")
             # The next network is served.
             install(repository, *SMALL)
             wait_for(server, "Now serving version 3")
@@ -211,7 +211,7 @@ def test_network_whose_process_is_killed_while_loading_is_not_served(
             install(repository, *FULL)
             kill_while_it_loads(server, model, library=library)
             wait_until(lambda: not is_locked(repository), 30)
-            wait_for(server, "The new network is not taken over, the old one is served:")
+            wait_for(server, "The new network was not loaded, the old one is still served:")
         assert failures == []
         assert fingerprint(ask_grpc(server.grpc, [PHOTO.read_bytes()])) == fingerprint(before)
         assert served_version(server) == "1"
@@ -226,7 +226,7 @@ def test_process_killed_before_triton_knows_it_does_not_hold_the_lock(repository
         wait_until(lambda: not is_locked(repository), 30)
         wait_until(lambda: "Triton is back after" in server.log.read_text(), SECONDS)
         log = server.log.read_text()
-        assert "Another network was not taken over: a process of postprocess.2 " in log
+        assert "The new network was not loaded: a process of postprocess.2 " in log
         assert f"It serves version {served_version(server)} of the network." in log
         assert ready(server) == (True, "")
 

@@ -146,7 +146,9 @@ def test_precision_advice_fits_an_imported_file() -> None:
     config = model_config_pb2.ModelConfig()
     config.parameters["precision"].string_value = "fp16"
     config.parameters["source"].string_value = "onnx"
-    with pytest.raises(StartError, match="is fp16; so was the .onnx file .* export it in FP32"):
+    with pytest.raises(
+        StartError, match="is fp16; so is the imported .onnx file; export it in FP32"
+    ):
         check_precision(config, "fp32")
 
 
