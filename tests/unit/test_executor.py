@@ -2,15 +2,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
 from cores import cores_for_instance
 from cpu_count import available_cpus
 from executor import ImageExecutor, Run, thread_counts
-from image_gather import ImageGather, Tensors
+from image_gather import Tensors
 
 
 @pytest.mark.parametrize(
@@ -108,44 +106,3 @@ def test_failed_work_frees_its_thread() -> None:
     for _ in range(3):
         executor.submit(fail)
     executor.close()
-
-
-def answered(inputs: Tensors, run: Run, *, batching: bool = True) -> Tensors | Exception:
-    answers: list[Tensors | Exception] = []
-    gather = ImageGather(inputs, batching=batching, respond=answers.append)
-    parts: list[Callable[[Run], None]] = [*gather.tasks()]
-    for part in reversed(parts):
-        assert not answers
-        part(run)
-    (found,) = answers
-    return found
-
-
-def test_images_of_a_request_run_one_by_one_and_are_answered_together() -> None:
-    memory = np.zeros((1, 2), np.float32)
-    rows = []
-
-    def run(inputs: Tensors) -> dict[str, Any]:
-        rows.append(len(inputs["x"]))
-        memory[:] = inputs["x"] * 2  # into the same memory each time, as OpenVINO does
-        return {"y": memory}
-
-    images = np.arange(6, dtype=np.float32).reshape(3, 2)
-    found = answered({"x": images}, run)
-    assert not isinstance(found, Exception)
-    np.testing.assert_array_equal(found["y"], images * 2)
-    assert rows == [1, 1, 1]
-    rows.clear()
-    memory = np.zeros((3, 2), np.float32)
-    answered({"x": images}, run, batching=False)
-    assert rows == [3]
-
-
-def test_request_fails_if_one_of_its_images_fails() -> None:
-    def run(inputs: Tensors) -> Tensors:
-        if inputs["x"][0] == 1:
-            raise ValueError("one")
-        return inputs
-
-    assert isinstance(answered({"x": np.array([0, 1, 2])}, run), ValueError)
-    assert isinstance(answered({"x": np.array([1])}, run), ValueError)

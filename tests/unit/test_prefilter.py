@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from config_check import ConfigError, check_config
-from image_gather import ImageGather, Tensors
+from image_gather import Tensors
 from prefilter import InputError, check_inputs, with_prefilter, without_own_inputs
 from support import GraphTensor
 
@@ -87,19 +87,3 @@ def test_rows_not_over_the_confidence_are_left_out() -> None:
     nms[0, 0] = 0.9
     assert network({"images": images, "nms": nms})["output0"].shape == (1, 0, 8)
     np.testing.assert_array_equal(network({"images": images})["output0"], rows)
-
-
-def test_images_with_fewer_rows_are_padded_with_zeros() -> None:
-    counts = {0: 2, 1: 0, 2: 3}
-
-    def run(inputs: Tensors) -> dict[str, Any]:
-        number = int(inputs["x"][0])
-        return {"output0": np.full((1, counts[number], 8), number + 1, np.float32)}
-
-    answers: list[Any] = []
-    gather = ImageGather({"x": np.arange(3)}, batching=True, respond=answers.append)
-    for part in gather.tasks():
-        part(run)
-    (found,) = answers
-    assert found["output0"].shape == (3, 3, 8)
-    assert found["output0"][:, :, 0].tolist() == [[1, 1, 0], [0, 0, 0], [3, 3, 3]]
