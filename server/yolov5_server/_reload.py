@@ -107,7 +107,7 @@ class Reloader:
         steps = {step: f"{step}.{self._generation}" for step in STEPS}
         error: Exception | None = None
         try:
-            self._cut_over(steps)
+            self._load_and_cut_over(steps)
         except LoadStuckError as stuck:
             self._on_stuck(f"The new network was not loaded: {stuck}.")
             return None
@@ -137,7 +137,7 @@ class Reloader:
             return None
         return status.st_ino, status.st_ctime_ns
 
-    def _cut_over(self, steps: Mapping[str, str]) -> None:
+    def _load_and_cut_over(self, steps: Mapping[str, str]) -> None:
         """Load the steps with the new network, then cut the ensemble over to them.
 
         Args:

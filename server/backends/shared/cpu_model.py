@@ -61,7 +61,7 @@ class CpuModel:
         inputs: dict[str, NDArray[Any]] = {}
         for name in self.inputs:
             tensor = pb_utils.get_input_tensor_by_name(request, name)
-            if tensor is not None:  # absent: it is optional
+            if tensor is not None:  # None: optional, and left out
                 inputs[name] = on_host(tensor)
         try:
             check_inputs(self.inputs, inputs)
