@@ -77,6 +77,58 @@ def end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
+class UnansweredCanaries(Health):
+    """Health of a server whose canaries fail; it counts them."""
+
+    def __init__(self) -> None:
+        super().__init__(Settings())
+        self.failed = 0
+
+    def hangs(self) -> str | None:
+        self.failed += 1
+        return "Triton does not answer"
+
+    def progress(self) -> float:
+        return 0.0
+
+
+@pytest.mark.parametrize("is_loading", [False, True])
+def test_endpoint_that_keeps_failing_is_a_fault_unless_models_are_loading(is_loading: bool) -> None:
+    health, found, loading_models = UnansweredCanaries(), list[Fault](), threading.Lock()
+    should_exit = threading.Event()
+    one = Watchdog(server=os.getpid(), loading=loading_models, health=health, on_fault=found.append)
+    thread = threading.Thread(target=one.watch_endpoint, args=(should_exit,))
+    if is_loading:
+        loading_models.acquire()
+    thread.start()
+    deadline = time.monotonic() + 10
+    while health.failed < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    if is_loading:
+        time.sleep(0.1)
+        assert not found
+    else:
+        assert wait_for(found) == Fault(
+            what="tritonserver",
+            reason="hung",
+            sentence="Triton hangs: Triton does not answer.",
+        )
+    should_exit.set()
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+def test_watchdog_reports_nothing_once_it_should_exit() -> None:
+    health, found, should_exit = UnansweredCanaries(), list[Fault](), threading.Event()
+    one = Watchdog(
+        server=os.getpid(), loading=threading.Lock(), health=health, on_fault=found.append
+    )
+    should_exit.set()
+    one.watch_endpoint(should_exit)
+    assert (health.failed, found) == (0, [])
+
+
 def test_end_of_an_expected_process_is_a_fault(
     start: Start, watchdog: tuple[Watchdog, list[Fault]]
 ) -> None:
