@@ -41,6 +41,7 @@ SHARED = ROOT.parent / "shared" / "data"
 SHARED_MEMORY = Path("/dev/shm")
 
 Outputs = dict[str, NDArray[Any]]
+StartModel = Callable[[str], "subprocess.Popen[bytes]"]  # starts the process of a model
 
 
 def free_ports(count: int) -> list[int]:
@@ -278,6 +279,11 @@ def ready(server: RunningServer) -> tuple[bool, str]:
         assert error.code == 503
         found = json.load(error)
         return found["ready"], found["reason"]
+
+
+def kill_process(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> float:
