@@ -20,6 +20,7 @@ EXAMPLE = "examples/bccd/photos/BloodImage_00007.jpg"
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run the launcher; returns its exit status."""
     open_standard_streams()
     raise_descriptor_limit()
     should_exit, force_exit = threading.Event(), threading.Event()

@@ -53,6 +53,10 @@ def check_repository(settings: Settings) -> None:
 
 
 def check_ports(settings: Settings) -> None:
+    """
+    Raises:
+        StartError: a port cannot be used; the message names its variable.
+    """
     for name, port in settings.ports.items():
         with socket.socket(settings.family, socket.SOCK_STREAM) as probe:
             # As Triton does: a port whose last connections are in TIME_WAIT is free.

@@ -26,6 +26,7 @@ class HangDetector:
 
     @property
     def is_failing(self) -> bool:
+        """Whether the last canary was not answered."""
         return self._failed_at is not None
 
     def reset(self) -> None:

@@ -34,6 +34,7 @@ class ModelProcess:
 
     @property
     def key(self) -> tuple[int, int]:
+        """Unique, unlike `pid`."""
         return self.pid, self.started
 
     @property

@@ -204,6 +204,7 @@ class Reloader:
 
 
 def write_config(path: Path, config: model_config_pb2.ModelConfig) -> None:
+    """Write a configuration, and make its folder."""
     path.parent.mkdir(exist_ok=True)
     path.write_text(text_format.MessageToString(config), "utf-8")
 

@@ -75,6 +75,7 @@ class Settings:
 
     @property
     def family(self) -> socket.AddressFamily:
+        """Address family of `host`."""
         return socket.AF_INET6 if ":" in self.host else socket.AF_INET
 
     def url(self, port: int) -> str:

@@ -36,6 +36,7 @@ class GpuModel:
         return None
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """Run the requests as one batch; one response for each."""
         answers = run_batch(
             self.runner.run, [self.unpack(request) for request in requests], join=self.join
         )

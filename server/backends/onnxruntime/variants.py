@@ -72,12 +72,14 @@ def check(config: Mapping[str, Any], session: InferenceSession) -> None:
 
 
 def runner(config: Mapping[str, Any], session: InferenceSession) -> Run:
+    """The session as a `Run`, with the outputs that the configuration names."""
     names = [tensor["name"] for tensor in config["output"]]
     one_by_one = bind_outputs(session, names) if config["max_batch_size"] > 0 else None
     return one_by_one or partial(_run, session, names)
 
 
 def weights_path(config: Mapping[str, Any], folder: Path) -> Path:
+    """File of the weights in the folder of a version."""
     return folder / (config.get("default_model_filename") or "model.onnx")
 
 

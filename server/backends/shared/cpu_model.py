@@ -42,10 +42,10 @@ class CpuModel:
         )
 
     def execute(self, requests: Sequence[Any]) -> None:
+        """Submit the requests; the thread that finishes one answers it."""
         tasks = [task for request in requests for task in self.tasks(request)]
         for waiting, task in zip(reversed(range(len(tasks))), tasks):
             self.executor.submit(task, waiting=waiting)
-        # The thread that finishes a request answers it.
 
     def tasks(self, request: Any) -> Iterable[Callable[[Run], None]]:
         """Split the request into one task for each image; the last one to finish answers it."""
@@ -91,6 +91,7 @@ class CpuModel:
 
 
 def on_host(tensor: Any) -> NDArray[Any]:
+    """A NumPy array of Triton's tensor, copied only if that is on a GPU."""
     if tensor.is_cpu():
         array: NDArray[Any] = np.from_dlpack(tensor)  # `as_numpy` copies
         return array
