@@ -1,4 +1,4 @@
-"""What several tests need: a server of their own, requests in every form, reference answers."""
+"""Shared by the tests: servers, requests in every protocol, reference answers."""
 
 from __future__ import annotations
 
@@ -30,8 +30,7 @@ from numpy.typing import NDArray
 from yolov5_build import load_checkpoint
 from yolov5_build.__main__ import main as build
 from yolov5_client import Detections
-from yolov5_server._backends import assemble_backends, triton_folder
-from yolov5_server._server import _environment
+from yolov5_server.embedded import assemble_backends, server_environment, triton_folder
 
 ROOT = Path(__file__).parents[1]
 REPOSITORY = ROOT / "model_repository"
@@ -42,6 +41,7 @@ SHARED = ROOT.parent / "shared" / "data"
 SHARED_MEMORY = Path("/dev/shm")
 
 Outputs = dict[str, NDArray[Any]]
+StartModel = Callable[[str], "subprocess.Popen[bytes]"]  # starts the process of a model
 
 
 def free_ports(count: int) -> list[int]:
@@ -57,7 +57,13 @@ def free_ports(count: int) -> list[int]:
 
 @dataclass
 class RunningServer:
-    """A launcher that a test has started, and where its server listens."""
+    """A launcher started by a test, and the addresses of its server.
+
+    Attributes:
+        ports: HTTP, gRPC, metrics, health.
+        log: file with all that the launcher has written.
+        seen: numbers of the processes that it has started.
+    """
 
     process: subprocess.Popen[str]
     ports: list[int]
@@ -89,7 +95,7 @@ class RunningServer:
         self.seen.update(self.descendants())
 
     def descendants(self) -> list[int]:
-        """Process numbers of all that the launcher has started."""
+        """Numbers of all processes below the launcher."""
         children: dict[int, list[int]] = {}
         for stat in Path("/proc").glob("[0-9]*/stat"):
             try:
@@ -105,7 +111,7 @@ class RunningServer:
         return found
 
     def processes(self, text: str) -> list[int]:
-        """Those of its processes whose command line has `text` in it."""
+        """Numbers of the processes below the launcher with `text` in their command line."""
         found = []
         for pid in self.descendants():
             try:
@@ -116,7 +122,7 @@ class RunningServer:
         return found
 
     def stop(self, number: int = signal.SIGTERM, timeout: float = 20) -> float:
-        """Send the signal; return the seconds until the launcher has ended."""
+        """Send the signal; return the seconds until the launcher ended."""
         self.seen.update(self.descendants())
         started = time.monotonic()
         self.process.send_signal(number)
@@ -124,7 +130,7 @@ class RunningServer:
         return time.monotonic() - started
 
     def leftovers(self) -> list[str]:
-        """What should be gone: processes, ports that are still held, shared memory."""
+        """What is left of an ended server: processes, ports in use, shared memory."""
         left = [f"process {pid}" for pid in self.seen if Path("/proc", str(pid)).exists()]
         for port in self.ports:
             with socket.socket() as probe:
@@ -132,7 +138,7 @@ class RunningServer:
                     left.append(f"port {port}")
         for name in shared_memory() - self.shared_memory_before:
             launcher = re.match(r"yolov5_triton_(\d+)_", name)
-            # Else of a server, or of something else, that somebody else runs.
+            # Other names belong to servers or programs of somebody else.
             if launcher and int(launcher[1]) in {self.process.pid, *self.seen}:
                 left.append(f"/dev/shm/{name}")
         return left
@@ -151,12 +157,15 @@ def running_server(
     wait: bool = True,
     ports: Sequence[int] | None = None,
 ) -> Iterator[RunningServer]:
-    """Start the launcher, or with `command` something that starts it; end it in any case.
+    """Start the launcher, and end it at the end of the block in any case.
 
-    The launcher is to give the reference's numbers, unless the arguments name another precision.
+    It serves FP32, the reference's numbers, unless the arguments name another precision.
 
     Args:
-        ports: for HTTP, gRPC and metrics, such as those of a server that has ended.
+        arguments: for the launcher.
+        command: starts the launcher in another way; gets its ports as variables of make.
+        wait: until the server is ready.
+        ports: HTTP, gRPC, metrics and health; free ones if left out.
     """
     ports = [*ports] if ports else free_ports(4)
     named = dict(zip(("http-port", "grpc-port", "metrics-port", "health-port"), ports))
@@ -180,8 +189,7 @@ def running_server(
                 stderr=subprocess.STDOUT,
                 text=True,
                 start_new_session=True,
-                # Whoever runs the tests in the background may have them ignore it, and make with
-                # them, which cannot be undone from outside.
+                # A shell starts background jobs with SIGINT ignored; make would inherit that.
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
         server = RunningServer(process, ports, log, shared_memory_before=before)
@@ -199,7 +207,14 @@ def running_server(
 def plain_triton(
     repository: Path, *arguments: str, complete: bool = False
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The embedded Triton by itself: no launcher, and models that anybody may call; its gRPC."""
+    """The embedded Triton without the launcher: every model may be called.
+
+    Args:
+        complete: let Triton complete configurations.
+
+    Yields:
+        The process and its gRPC address.
+    """
     http, port = free_ports(2)
     with tempfile.TemporaryDirectory() as folder:
         backends = assemble_backends(triton_folder(), Path(folder, "backends"))
@@ -216,7 +231,7 @@ def plain_triton(
                 *([] if complete else ["--disable-auto-complete-config"]),
                 *arguments,
             ],
-            env=_environment(Path(folder)),
+            env=server_environment(Path(folder)),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -232,7 +247,7 @@ def plain_triton(
 def ready_triton(
     repository: Path, *arguments: str, complete: bool = False
 ) -> Iterator[triton.InferenceServerClient]:
-    """The same once it is ready; a client of it."""
+    """`plain_triton` once it is ready; yields a client."""
     with (
         plain_triton(repository, *arguments, complete=complete) as (process, address),
         triton.InferenceServerClient(address) as client,
@@ -251,12 +266,12 @@ def ready_triton(
 
 
 def regions(server: RunningServer) -> int:
-    """Of the shared memory of this launcher's servers."""
+    """Number of shared memory regions of this launcher's servers."""
     return sum(f"_{server.process.pid}_" in name for name in shared_memory())
 
 
 def ready(server: RunningServer) -> tuple[bool, str]:
-    """What the deep health says: whether, and why not."""
+    """The launcher's own readiness: whether it is ready, and why not."""
     try:
         with urllib.request.urlopen(f"{server.health}/ready", timeout=20) as answer:
             return json.load(answer)["ready"], ""
@@ -266,7 +281,13 @@ def ready(server: RunningServer) -> tuple[bool, str]:
         return found["ready"], found["reason"]
 
 
+def kill_process(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+
+
 def wait_until(condition: Callable[[], bool], seconds: float) -> float:
+    """Wait for the condition, at most for so long; return the seconds that it took."""
     started = time.monotonic()
     while not condition():
         assert time.monotonic() - started < seconds, "waited too long"
@@ -275,7 +296,7 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> float:
 
 
 def make_repository(folder: Path, weights: Path, *arguments: str) -> Path:
-    """A copy of the model repository with `weights` installed, as `make model` does it."""
+    """Copy the model repository and install `weights` in it, as `make model` does."""
     repository = folder / "model_repository"
     shutil.copytree(REPOSITORY, repository, ignore=shutil.ignore_patterns("yolov5"))
     assert build([str(weights), *arguments, f"--repository={repository}"]) == 0
@@ -292,7 +313,11 @@ class GraphTensor:
 
 
 def labelled_photos(folder: Path) -> Path:
-    """A data set of the bundled photos, with the reference's answers for labels; its YAML."""
+    """Make a data set of the bundled photos, labelled with the reference's answers.
+
+    Returns:
+        Its YAML file.
+    """
     (folder / "images").mkdir()
     (folder / "labels").mkdir()
     answers = json.loads((ROOT / "tests" / "data" / "bccd_reference.json").read_text())
@@ -312,10 +337,10 @@ def labelled_photos(folder: Path) -> Path:
 def export_as_others_do(
     path: Path, *, metadata: Mapping[str, str] | None = None, fixed: bool = False
 ) -> Path:
-    """The bundled network for one image at a time, as an exporter writes it by default.
+    """Export the bundled network with batch size 1, as exporters do by default.
 
     Args:
-        metadata: in place of the class names and the stride.
+        metadata: replaces the class names and the stride.
         fixed: in a way that cannot be changed to take batches.
     """
     checkpoint = load_checkpoint(BUNDLED)
@@ -350,7 +375,7 @@ def export_as_others_do(
 
 
 def some_detections(**changes: Any) -> Detections:
-    """Two, in an image of 640×480."""
+    """Two detections in an image of 640×480."""
     values: dict[str, Any] = {
         "boxes": np.array([[64, 48, 128, 96], [0, 0, 640, 480]], np.float32),
         "scores": np.array([0.9, 0.5], np.float32),
@@ -376,7 +401,7 @@ def no_detections() -> Detections:
 def ask_grpc(
     address: str, images: Sequence[bytes], parameters: Mapping[str, Any] | None = None
 ) -> Outputs:
-    """One request of several images, by Triton's own client."""
+    """One request with several images, by Triton's own client."""
     with triton.InferenceServerClient(address) as client:
         return infer(client, images, parameters)
 
@@ -387,7 +412,7 @@ def infer(
     parameters: Mapping[str, Any] | None = None,
     model: str = "yolov5_ensemble",
 ) -> Outputs:
-    """The same over a connection that several threads may share."""
+    """The same over an open connection, which several threads may share."""
     result = client.infer(model, [image_tensor(triton, images)], parameters=dict(parameters or {}))
     return {output.name: result.as_numpy(output.name) for output in result.get_response().outputs}
 
@@ -422,7 +447,7 @@ RAW = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Len
 
 
 def post_raw(url: str, image: bytes, headers: Mapping[str, str] | None = None) -> Reply:
-    """The contract's curl line: the image itself as the body."""
+    """As the documented curl command: the image itself is the body."""
     return post(
         f"{url}/v2/models/yolov5_ensemble/infer",
         image,
@@ -434,7 +459,7 @@ _NUMPY = {"INT32": np.int32, "FP32": np.float32}
 
 
 def parse_binary(reply: Reply) -> Outputs:
-    """The answer to a raw body: JSON, then the tensors in the order that it names them."""
+    """Parse the answer to a raw body: JSON, then the tensors in the same order."""
     length = int(reply.headers["Inference-Header-Content-Length"])
     rest = reply.body[length:]
     outputs: Outputs = {}
@@ -460,7 +485,7 @@ def _strings(data: bytes) -> list[bytes]:
 
 
 def parse_json(outputs: Sequence[Mapping[str, Any]]) -> Outputs:
-    """The `outputs` of a JSON answer."""
+    """Parse the `outputs` of a JSON answer."""
     arrays: Outputs = {}
     for output in outputs:
         data = output["data"]
@@ -477,7 +502,7 @@ def parse_json(outputs: Sequence[Mapping[str, Any]]) -> Outputs:
 
 
 def row(outputs: Outputs, index: int) -> Outputs:
-    """One image of a batch, as if it had been asked for alone."""
+    """The outputs of one image of a batch, as if it had been sent alone."""
     count = int(outputs["num_dets"][index, 0])
     alone = {}
     for name, array in outputs.items():
@@ -488,7 +513,7 @@ def row(outputs: Outputs, index: int) -> Outputs:
 
 
 def assert_same(one: Outputs, other: Outputs, *, exact: bool = True) -> None:
-    """The same detections; `exact` to the bit, else up to the summation order of a batch."""
+    """Compare detections: to the bit if `exact`, else up to the summation order of a batch."""
     assert one.keys() == other.keys()
     for name, array in one.items():
         if exact or name in ("num_dets", "det_classes", "det_labels", "image_size"):
@@ -498,7 +523,7 @@ def assert_same(one: Outputs, other: Outputs, *, exact: bool = True) -> None:
 
 
 def reference(path: Path) -> dict[str, NDArray[Any]]:
-    """Photo name -> the reference's detections, rows of x1, y1, x2, y2, score, class."""
+    """The reference's detections by photo: rows of x1, y1, x2, y2, score, class."""
     images = json.loads(path.read_text())["images"]
     return {
         name: np.array(image["detections"], np.float64).reshape(-1, 6)
@@ -508,7 +533,7 @@ def reference(path: Path) -> dict[str, NDArray[Any]]:
 
 @dataclass
 class Difference:
-    """How far answers are from the reference's."""
+    """Differences between answers and the reference's."""
 
     images: int = 0
     detections: int = 0
@@ -518,9 +543,9 @@ class Difference:
 
 
 def compare(answers: Mapping[str, Outputs], wanted: Mapping[str, NDArray[Any]]) -> Difference:
-    """Match every detection of the reference with one of the same class, nearest box first.
+    """Match every detection of the reference with the nearest box of the same class.
 
-    Scores within 1e-3 of the threshold 0.25 may be on either side of it.
+    Detections with a score within 1e-3 of the threshold 0.25 may be missing on either side.
     """
     difference = Difference(images=len(answers))
     for name, outputs in answers.items():
@@ -548,12 +573,12 @@ def compare(answers: Mapping[str, Outputs], wanted: Mapping[str, NDArray[Any]]) 
 
 
 def executions(server: RunningServer, model: str) -> int:
-    """How often a step was run, with one request or with several at a time."""
+    """Number of runs of a step, each with one or several images."""
     return _step_count(server, model, "nv_inference_exec_count")
 
 
 def inferences(server: RunningServer, model: str) -> int:
-    """How many images a step has had."""
+    """Number of images that a step was run on."""
     return _step_count(server, model, "nv_inference_count")
 
 

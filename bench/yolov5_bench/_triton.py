@@ -9,8 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from yolov5_server._backends import assemble_backends, triton_folder
-from yolov5_server._server import _environment
+from yolov5_server.embedded import assemble_backends, server_environment, triton_folder
 
 
 def main() -> None:
@@ -34,7 +33,7 @@ def main() -> None:
         "--allow-metrics=false",
         "--log-info=false",
     ]
-    os.execve(binary, command, _environment(Path(folder)))
+    os.execve(binary, command, server_environment(Path(folder)))
 
 
 if __name__ == "__main__":

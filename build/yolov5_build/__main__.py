@@ -15,9 +15,9 @@ from typing import Any
 from yolov5_client import DataError
 from yolov5_client._streams import prepare_streams
 from yolov5_client.evaluation import Split, read_split
+from yolov5_server.hardware import cpu_has_bf16
 
 from . import _names as names
-from ._candidates import export_candidates
 from ._checkpoint import Checkpoint, load_checkpoint
 from ._download import fetch_release, is_release_name
 from ._errors import BuildError, no_room
@@ -28,8 +28,9 @@ from ._labels import read_names_file
 from ._limits import reading, supervised
 from ._metadata import read_metadata
 from ._onnx_import import import_onnx
+from ._prefiltered import export_prefiltered
 from ._quantise import CALIBRATION_PHOTOS, TARGETS, quantise
-from ._runtimes import ONNX_RUNTIME, OPENVINO_BF16, cpu_has_bf16
+from ._runtimes import ONNX_RUNTIME, OPENVINO_BF16
 from ._safetensors import SUFFIX, load_safetensors, save_safetensors
 
 _ROOT = Path(__file__).parents[2]
@@ -126,7 +127,7 @@ def _install(options: argparse.Namespace) -> Installed:
     imgsz = _imgsz(options.imgsz)
     weights = _find(options.weights)
     with tempfile.TemporaryDirectory() as folder:
-        made, candidates = Path(folder, names.WEIGHTS_FILE), Path(folder, names.CANDIDATES_FILE)
+        made, prefiltered = Path(folder, names.WEIGHTS_FILE), Path(folder, names.PREFILTERED_FILE)
         if weights.suffix.lower() == ".onnx":
             for flag in ("half", "int8", "reduced_head"):
                 if getattr(options, flag):
@@ -145,7 +146,7 @@ def _install(options: argparse.Namespace) -> Installed:
             letterbox=options.letterbox,
             imgsz=imgsz,
             bf16=_bf16_is_as_good(options, made),
-            candidates=candidates if candidates.exists() else None,
+            prefiltered=prefiltered if prefiltered.exists() else None,
         )
 
 
@@ -164,7 +165,7 @@ def _export(
     if validation is not None and measured:
         _say_doubts(validation)
     with reading(weights):
-        made, full = _forms(options, weights, imgsz, folder, compare=measured)
+        made, full = _variants(options, weights, imgsz, folder, compare=measured)
     if validation is None or not measured:
         return made
     if options.int8:
@@ -190,7 +191,7 @@ def _say_doubts(split: Split) -> None:
         print(f"warning: {text}", file=sys.stderr)
 
 
-def _forms(
+def _variants(
     options: argparse.Namespace,
     weights: Path,
     imgsz: tuple[int, int],
@@ -214,7 +215,7 @@ def _forms(
 
     made = export(names.WEIGHTS_FILE, half=options.half)
     if not (options.half or options.int8):
-        export_candidates(checkpoint, folder / names.CANDIDATES_FILE, made, **form)
+        export_prefiltered(checkpoint, folder / names.PREFILTERED_FILE, made, **form)
     return made, export("fp32.onnx") if options.half and compare else made
 
 

@@ -37,9 +37,9 @@ _COMPACT = """# RGB 0..1, letterboxed; or the same as 0..255, which is a quarter
   { name: "pixels" data_type: TYPE_UINT8 dims: [ $dims ] optional: true },
   # The first of the five is conf_thres; rows whose objectness is not over it are left out.
   { name: "nms" data_type: TYPE_FP32 dims: [ 5 ] optional: true }"""
-_CANDIDATES = """\
-# Who sends pixels and nms is answered by this form of the network, which decodes no more rows.
-parameters { key: "candidates" value: { string_value: "candidates.onnx" } }
+_PREFILTERED = """\
+# Who sends pixels and nms is answered by this variant of the network, which decodes no more rows.
+parameters { key: "prefiltered" value: { string_value: "prefiltered.onnx" } }
 
 """
 _ONNX_RUNTIME = """# Another number than 0 is how many threads each image gets.
@@ -82,7 +82,7 @@ def install_onnx(
     letterbox: str = "square",
     imgsz: tuple[int, int] | None = None,
     bf16: bool = False,
-    candidates: Path | None = None,
+    prefiltered: Path | None = None,
 ) -> Installed:
     """Write config, labels and weights of `yolov5` together, as a new version of what is there.
 
@@ -92,7 +92,7 @@ def install_onnx(
         letterbox: `square`, `rect` or `stretch`.
         imgsz: height and width where the network leaves them open (640 x 640 unless given).
         bf16: also write the configuration with which the embedded server computes in BF16.
-        candidates: from `export_candidates`, for the embedded server as well.
+        prefiltered: from `export_prefiltered`, for the embedded server as well.
 
     Raises:
         BuildError: the network cannot do this letterbox mode, a class name cannot be written as a
@@ -149,7 +149,7 @@ def install_onnx(
             **by_onnx_runtime,
         ),
         names.EMBEDDED_CONFIG_FILE: compact(
-            runtime=_CANDIDATES * bool(candidates) + _ONNX_RUNTIME, **by_onnx_runtime
+            runtime=_PREFILTERED * bool(prefiltered) + _ONNX_RUNTIME, **by_onnx_runtime
         ),
     }
     if bf16:
@@ -160,8 +160,8 @@ def install_onnx(
         text_format.Parse(text, model_config_pb2.ModelConfig())
     with new_version(repository) as (folder, version):
         shutil.copyfile(weights, version / names.WEIGHTS_FILE)
-        if candidates:
-            shutil.copyfile(candidates, version / names.CANDIDATES_FILE)
+        if prefiltered:
+            shutil.copyfile(prefiltered, version / names.PREFILTERED_FILE)
         (folder / names.LABELS_FILE).write_text(
             "".join(f"{name}\n" for name in metadata.names), "utf-8"
         )

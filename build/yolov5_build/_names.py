@@ -17,7 +17,7 @@ EMBEDDED_CONFIG_FILE = "configs/embedded.pbtxt"
 EMBEDDED_BF16_CONFIG_FILE = "configs/embedded-bf16.pbtxt"
 LABELS_FILE = "labels.txt"
 WEIGHTS_FILE = "model.onnx"
-CANDIDATES_FILE = "candidates.onnx"  # see `_candidates`
+PREFILTERED_FILE = "prefiltered.onnx"  # see `_prefiltered`
 LETTERBOX_MODES = ("square", "rect", "stretch")  # those that preprocess has
 HEADS = ("full", "reduced")  # those that postprocess reads
 # TensorRT takes INT8 only with signed numbers around zero.
@@ -35,4 +35,4 @@ PRECISION_KEY = "precision"
 PROVENANCE_KEY = "provenance"
 SOURCE_KEY = "source"
 MAX_BATCH_KEY = "max_batch_size"  # only where it is less than the repository's usual one
-FULL_KEY = "full_sha256"  # of a second form: the file that it is a form of
+FULL_KEY = "full_sha256"  # of a prefiltered variant: the file that it was made from

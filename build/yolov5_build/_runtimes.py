@@ -62,9 +62,3 @@ RUNTIMES: dict[str, Callable[[Path], Network]] = {
     ONNX_RUNTIME: _OnnxRuntime,
     OPENVINO_BF16: _OpenVino,
 }
-
-
-def cpu_has_bf16() -> bool:
-    """Whether this machine multiplies such numbers itself; OpenVINO imitates it elsewhere."""
-    flags = Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split()
-    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)

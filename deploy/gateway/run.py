@@ -24,9 +24,7 @@ from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
 
-from yolov5_server import Settings, StartError
-from yolov5_server._control import DIRECT
-from yolov5_server._parent import stop_with_make
+from yolov5_server import Settings, StartError, exit_with_make, open_directly
 
 HERE = Path(__file__).parent
 STOP_SECONDS = 9.0  # Ctrl-C promises 10; the launcher takes 7 at most
@@ -56,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         nginx = _find_nginx()
         _check_port(outside, options.port)
         _prepare(folder, outside, options.port, _find_modules(nginx[0]))
-        stop_with_make(stop)
+        exit_with_make(stop)
         try:
             if not _answers(triton, "health/live"):
                 flags = [f"--{name.replace('_', '-')}={port}" for name, port in ports.items()]
@@ -209,7 +207,7 @@ def _check(children: Children) -> None:
 
 def _answers(triton: Settings, path: str) -> bool:
     try:
-        DIRECT.open(f"http://{triton.url(triton.http_port)}/v2/{path}", timeout=1).close()
+        open_directly(f"http://{triton.url(triton.http_port)}/v2/{path}", timeout=1).close()
     except (OSError, HTTPException):
         return False
     return True

@@ -1,4 +1,4 @@
-"""`python -m yolov5_server`: Triton in the foreground until Ctrl-C or SIGTERM."""
+"""`python -m yolov5_server`: run Triton in the foreground until Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from . import Server, Settings, StartError
 from ._console import STDOUT, flush, log
-from ._parent import stop_with_make
+from ._parent import exit_with_make
 from ._settings import PRECISIONS, REPOSITORY
 from ._startup import end_in_time, open_standard_streams, raise_descriptor_limit
 from ._supervise import supervise
@@ -20,22 +20,23 @@ EXAMPLE = "examples/bccd/photos/BloodImage_00007.jpg"
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run the launcher; returns its exit status."""
     open_standard_streams()
     raise_descriptor_limit()
-    stop, hurry = threading.Event(), threading.Event()
+    should_exit, force_exit = threading.Event(), threading.Event()
 
     def on_signal(number: int, frame: object) -> None:
-        (hurry if stop.is_set() else stop).set()
+        (force_exit if should_exit.is_set() else should_exit).set()
 
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
         signal.signal(signal.SIGHUP, on_signal)  # the terminal was closed
-    end_in_time(stop)
+    end_in_time(should_exit)
     try:
         settings = _settings(arguments)
-        stop_with_make(stop)
-        supervise(settings, stop, hurry, _announce)
+        exit_with_make(should_exit)
+        supervise(settings, should_exit, force_exit, _announce)
     except StartError as error:
         log(f"error: {error}")
         return 1
@@ -60,9 +61,9 @@ def _settings(arguments: list[str] | None) -> Settings:
         "--triton",
         type=Path,
         metavar="FOLDER",
-        help="another Triton than the embedded one, such as a container's /opt/tritonserver",
+        help="use this Triton, not the embedded one; in a container: /opt/tritonserver",
     )
-    parser.add_argument("--verbose", action="store_true", help="pass on all that Triton logs")
+    parser.add_argument("--verbose", action="store_true", help="show all that Triton logs")
     options = vars(parser.parse_args(arguments))
     options["repository"] = options["repository"].resolve()
     return Settings(**options)
@@ -87,10 +88,10 @@ def _announce(server: Server) -> None:
     )
     if not ipaddress.ip_address(settings.host).is_loopback:
         log(
-            f"warning: HOST is {settings.host}: everyone who reaches ports {settings.http_port} and"
-            f" {settings.grpc_port} can use the endpoint, and"
-            f" {settings.metrics_port} and {settings.health_port} tell them its metrics and health."
-            " Triton asks nobody who they are; `make gateway` does, see docs/security.md."
+            f"warning: HOST is {settings.host}: everybody who reaches ports {settings.http_port}"
+            f" and {settings.grpc_port} can use the endpoint, and"
+            f" {settings.metrics_port} and {settings.health_port} show its metrics and health."
+            " Triton has no authentication; `make gateway` adds it, see docs/security.md."
         )
 
 

@@ -1,8 +1,8 @@
-"""The launcher's own output, written by a thread: a lost or slow log cannot end the service.
+"""Write the launcher's own output in a thread, so that a lost or slow log cannot end the service.
 
-The reader of a log may go away (`| head`), the disk may be full, a terminal may be stopped. A line
-is therefore handed to a thread that writes it, in a buffer of bounded size; what cannot be written
-is counted, and the count is written once that is possible again.
+The reader of a log may go away (`| head`), the disk may be full, a terminal may be stopped. Lines
+therefore wait in a bounded buffer for a thread that writes them. Lines that cannot be written are
+counted, and the count is written as soon as that is possible again.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import threading
 from collections import deque
 
 STDOUT, STDERR = 1, 2
-_CAPACITY = 1 << 20  # bytes that wait to be written
+_CAPACITY = 1 << 20  # bytes that may wait to be written
 _FLUSH_SECONDS = 0.5
 
 
 class Console:
-    """
+    """A bounded buffer of lines, and the thread that writes them.
+
     Args:
         capacity: bytes that may wait to be written; further lines are dropped and counted.
     """
@@ -30,12 +31,12 @@ class Console:
         self._waiting: deque[tuple[int, bytes]] = deque()
         self._size = 0
         self._writing = False
-        self._dropped = 0  # since the last line that found room in the buffer
-        self._unwritten = 0  # since the last line that could be written
+        self._dropped = 0  # lines since the last one that fitted into the buffer
+        self._unwritten = 0  # lines since the last one that was written
         self._thread: threading.Thread | None = None
 
     def log(self, text: str, *, descriptor: int = STDERR) -> None:
-        """Write a line, soon. Returns at once, and raises nothing."""
+        """Queue a line to be written. Never blocks, never raises."""
         data = f"{text}\n".encode("utf-8", "backslashreplace")
         with self._changed:
             if self._size + len(data) > self._capacity:
@@ -52,7 +53,7 @@ class Console:
             self._changed.notify_all()
 
     def flush(self, seconds: float = _FLUSH_SECONDS) -> bool:
-        """Wait until all is written, but no longer than this. Returns whether it is."""
+        """Wait until all lines are written, at most for so long. Returns whether they are."""
         with self._changed:
             return self._changed.wait_for(
                 lambda: not self._waiting and not self._writing, timeout=seconds
@@ -79,7 +80,7 @@ def _write(descriptor: int, data: bytes) -> bool:
     while data:
         try:
             data = data[os.write(descriptor, data) :]
-        except BlockingIOError:  # a terminal that somebody else has made so
+        except BlockingIOError:  # a terminal that another program has made non-blocking
             with contextlib.suppress(OSError):
                 select.select([], [descriptor], [], 1.0)
         except OSError:

@@ -1,4 +1,4 @@
-"""Triton's model control, which answers only who has the key of this launcher."""
+"""Triton's model control, restricted to this launcher by a secret key."""
 
 from __future__ import annotations
 
@@ -14,20 +14,23 @@ from typing import Any
 from google.protobuf import json_format
 from tritonclient.grpc import model_config_pb2
 
+from ._http import open_directly
+
 APIS = "model-repository,shared-memory,trace,logging"
 _HEADER = "x-yolov5-launcher"
-# Loading a model by its name loads its double too, which may not be loadable: see _swap.py.
-_OF_DOUBLES = re.compile(r"load failed for model 'closed::[^\n]*\n?")
-_SECONDS = 120  # for a load: torch from a cold, slow disk
-_ANSWER_SECONDS = 5  # for all else
+# Loading a model by its name also loads its double, which may fail to load: see _reload.py.
+_DOUBLE_FAILED = re.compile(r"load failed for model 'closed::[^\n]*\n?")
+_LOAD_SECONDS = 120  # for loading a model: torch may come from a cold, slow disk
+_ANSWER_SECONDS = 5  # for everything else
 
 
 class ControlError(Exception):
-    """Triton has not done what it was asked to; the message is its own."""
+    """Triton refused or failed; the message is its own."""
 
 
 class ModelControl:
-    """
+    """Loads and unloads models.
+
     Args:
         address: `host:port` of Triton's HTTP.
     """
@@ -39,17 +42,17 @@ class ModelControl:
 
     @property
     def restriction(self) -> str:
-        """What Triton's options for restricted APIs take: which of them need which header."""
+        """Value of Triton's options for restricted APIs: their names, and the header they need."""
         return f"{APIS}:{_HEADER}={self._key}"
 
     def load(self, model: str, config: model_config_pb2.ModelConfig | None = None) -> None:
-        """Load a model, or load it anew; an ensemble together with the models it is made of.
+        """Load or reload a model; an ensemble is loaded together with its steps.
 
         Args:
-            config: in place of the configuration in the repository.
+            config: replaces the configuration in the repository.
 
         Raises:
-            ControlError: it could not be loaded; what was served before still is.
+            ControlError: it could not be loaded. The models of before are still served.
         """
         body: dict[str, Any] = {}
         if config is not None:
@@ -58,48 +61,48 @@ class ModelControl:
         self._post(f"{model}/load", body)
 
     def unload(self, model: str) -> None:
-        """Unload a model; requests that it has already are answered."""
+        """Unload a model, once the requests that it has are answered."""
         self._post(f"{model}/unload", {})
 
     def steps(self, ensemble: str) -> list[str]:
-        """The models that this ensemble leads a request through now.
+        """Names of the models that this ensemble is made of now.
 
         Raises:
-            ControlError: Triton does not say.
+            ControlError: Triton does not tell.
         """
-        config = self._ask(f"{self._address}/models/{ensemble}/config", None, _ANSWER_SECONDS)
+        config = self._request(f"{self._address}/models/{ensemble}/config", None, _ANSWER_SECONDS)
         try:
             return [step["model_name"] for step in config["ensemble_scheduling"]["step"]]
         except (KeyError, TypeError):
             raise ControlError(f"{ensemble} is not served") from None
 
     def version(self, model: str) -> int:
-        """The version of this model that is served now.
+        """The served version of this model.
 
         Raises:
-            ControlError: none is, or Triton does not say.
+            ControlError: none is served, or Triton does not tell.
         """
-        index = self._ask(f"{self._address}/repository/index", {"ready": True}, _ANSWER_SECONDS)
+        index = self._request(f"{self._address}/repository/index", {"ready": True}, _ANSWER_SECONDS)
         versions = [int(one.get("version", 0)) for one in index if one["name"] == model]
         if not versions:
             raise ControlError(f"{model} is not served")
         return max(versions)
 
     def _post(self, path: str, body: dict[str, Any]) -> None:
-        self._ask(f"{self._base}/{path}", body, _SECONDS)
+        self._request(f"{self._base}/{path}", body, _LOAD_SECONDS)
 
-    def _ask(self, url: str, body: dict[str, Any] | None, seconds: float) -> Any:
+    def _request(self, url: str, body: dict[str, Any] | None, seconds: float) -> Any:
         request = urllib.request.Request(
             url,
             None if body is None else json.dumps(body).encode(),
             {"Content-Type": "application/json", _HEADER: self._key},
         )
         try:
-            with DIRECT.open(request, timeout=seconds) as answer:
+            with open_directly(request, timeout=seconds) as answer:
                 return json.loads(answer.read() or "null")
         except urllib.error.HTTPError as error:
             try:
-                message = _OF_DOUBLES.sub("", json.load(error)["error"])
+                message = _DOUBLE_FAILED.sub("", json.load(error)["error"])
             except (ValueError, KeyError, TypeError):
                 message = str(error)
             if not message.strip():
@@ -108,16 +111,19 @@ class ModelControl:
         except (OSError, HTTPException, ValueError) as error:
             raise ControlError(str(error)) from None
 
-    def hide(self, pid: int) -> bool:
-        """Blot the key out of the arguments that everybody on this machine can see.
+    def hide_key(self, pid: int) -> bool:
+        """Overwrite the key in Triton's command line, which every user of this machine can read.
 
-        Triton takes it on its command line alone, and copies it before it loads a model.
+        Triton accepts the key only on its command line, and copies it before it loads a model.
+
+        Args:
+            pid: Triton's process number.
 
         Returns:
-            Whether it is gone from there.
+            Whether the key is gone.
         """
         try:
-            # The 48th and 49th of the fields, of which the second may hold blanks.
+            # Fields 48 and 49: where the arguments start and end. Field 2 may contain spaces.
             fields = Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()
             start, end = int(fields[45]), int(fields[46])
             with Path("/proc", str(pid), "mem").open("r+b", buffering=0) as memory:
@@ -128,7 +134,3 @@ class ModelControl:
             return self._key.encode() not in Path("/proc", str(pid), "cmdline").read_bytes()
         except (OSError, ValueError, IndexError):
             return False
-
-
-# Without the proxies that the environment may name: the server is on this machine.
-DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))

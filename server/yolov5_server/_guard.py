@@ -1,12 +1,12 @@
-"""Ends what a killed launcher leaves behind, whatever state it is in."""
+"""Kill what a killed launcher leaves behind, whatever state it is in."""
 
 from __future__ import annotations
 
 import subprocess
 
-# Its input ends with the launcher, which alone holds the other end. Triton is told of that end by
-# the kernel, with SIGTERM, and has time to answer what it has; but it never ends while it waits
-# for a model's process, and neither does a model's process that is stopped or computes for ever.
+# The shell's input ends with the launcher, which alone holds the other end. The kernel then sends
+# Triton SIGTERM, and Triton has time to answer its requests. But Triton never ends while it waits
+# for a model's process, and a model's process that is stopped or computes for ever never ends.
 _SCRIPT = """
 read -r line && exit
 seconds=0
@@ -19,8 +19,8 @@ class GroupGuard:
     """A small shell that outlives this process and then kills a group of processes.
 
     Args:
-        group: number of the group; it has to exist until `close`.
-        seconds: that it has to end by itself, after the end of this process.
+        group: number of the process group, which has to exist until `close`.
+        seconds: for the group to end by itself, once this process has ended.
     """
 
     def __init__(self, group: int, seconds: int) -> None:
@@ -29,11 +29,11 @@ class GroupGuard:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # what is sent to the launcher's group does not reach it
+            start_new_session=True,  # out of reach of signals to the launcher's group
         )
 
     def close(self) -> None:
-        """Call it off."""
+        """End the guard, and leave the group alone."""
         self._process.kill()
         self._process.wait()
         if self._process.stdin is not None:

@@ -1,24 +1,24 @@
-"""Tells a server that hangs from one that is busy."""
+"""Tell a hung server from a busy one."""
 
 from __future__ import annotations
 
-BUSY_SECONDS = 60.0  # that a server may compute without finishing anything
-_BUSY_SHARE = 0.1  # of a core; a server that waits for ever uses none
+BUSY_SECONDS = 60.0  # that a server may compute without finishing an image
+_BUSY_SHARE = 0.1  # of a core; a hung server uses none
 # That a server may compute nothing: `preprocess` waits for up to 3 s for what callers who have gone
 # leave unreported (in_flight.py).
 _IDLE_SECONDS = 4.0
 
 
 class HangDetector:
-    """Judges a server by the images of one pixel that it does not answer.
+    """Judges a server by the canaries, images of one pixel, that it does not answer.
 
     One failure may be chance, such as a machine that was suspended. A server that does not answer
-    in time but computes is busy: with eight pictures of 64 megapixels, say. That is taken for work
-    until it has neither decoded nor answered an image for a minute: an endless loop computes, too.
+    in time but computes is busy: with eight images of 64 megapixels, say. But an endless loop
+    computes as well: after a minute without a decoded or answered image, the server is hung.
     """
 
     def __init__(self) -> None:
-        self._failed_at: float | None = None  # the last look, if it found a failure
+        self._failed_at: float | None = None  # the last judgement, if it was a failure
         self._cpu = 0.0
         self._progress = 0.0
         self._progress_at = 0.0
@@ -26,32 +26,33 @@ class HangDetector:
 
     @property
     def is_failing(self) -> bool:
+        """Whether the last canary was not answered."""
         return self._failed_at is not None
 
     def reset(self) -> None:
-        """Forget what was seen: the last image was answered, or nothing can be said now."""
+        """Forget earlier failures: a canary was answered, or cannot be judged now."""
         self._failed_at = None
 
     def judge(
         self, reason: str, *, may_be_busy: bool, now: float, cpu: float, progress: float
     ) -> str | None:
-        """Take note of an image that was not answered.
+        """Judge a canary that was not answered.
 
         Args:
-            reason: why it was not.
-            may_be_busy: whether a server that has too much to do could fail like that.
+            reason: why it was not answered.
+            may_be_busy: whether an overloaded server could fail in this way.
             now: seconds.
-            cpu: seconds of CPU time that the server has used so far.
+            cpu: CPU time that the server has used so far, in seconds.
             progress: images that it has decoded or answered so far.
 
         Returns:
-            Why the server should be given up; None where it should not.
+            Why the server should be ended; None if it should not.
         """
         last, used = self._failed_at, cpu - self._cpu
         if last is None or progress != self._progress:
             self._progress_at = self._computed_at = now
         self._failed_at, self._cpu, self._progress = now, cpu, progress
-        if last is None or used < 0:  # a process has ended and taken its time along
+        if last is None or used < 0:  # a process has ended, and its CPU time no longer counts
             return None
         if used >= _BUSY_SHARE * (now - last):
             self._computed_at = now

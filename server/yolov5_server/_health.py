@@ -1,6 +1,6 @@
-"""Whether an image would be answered: asked of the endpoint itself, and told over HTTP.
+"""Find out whether the endpoint would answer an image, by its statistics or by sending one.
 
-Triton's own health goes on saying ready when a model's process is dead: no answer for a probe.
+Triton's own readiness is of no use for probes: it stays "ready" when a model's process is dead.
 """
 
 from __future__ import annotations
@@ -9,21 +9,17 @@ import base64
 import contextlib
 import json
 import re
-import socket
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable
-from http.client import HTTPException, LineTooLong
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from io import BufferedIOBase
+from http.client import HTTPException
 from math import ceil
-from typing import Any, cast
 
-from ._control import DIRECT
-from ._preflight import ENSEMBLE, read_config
+from ._http import open_directly
+from ._repository import ENSEMBLE, read_config
 from ._settings import Settings
 
 # One grey pixel, as PNG.
@@ -32,47 +28,52 @@ _PIXEL = base64.b64decode(
 )
 SATURATED = "the server is saturated"
 LATE = "the endpoint does not answer an image in time"
-BUSY_REASONS = (SATURATED, LATE)  # of a server that has too much to do, and of one that hangs
+BUSY_REASONS = (SATURATED, LATE)  # of an overloaded server as well as of a hung one
 _DECODED = re.compile(r"^yolov5_decode_seconds_count(?:{.*?})? ([0-9.e+]+)$", re.MULTILINE)
-_FRESH = 1.0  # seconds that a finding holds
-_PATIENCE = 2.0  # seconds for an image of one pixel, at the least
-_FIRST_PATIENCE = 20.0  # the same for the first one of a server
-_PROBERS = 64  # connections at the same time
-_SILENCE = 2.0  # seconds that a connection may send nothing
-_HEAD_SECONDS = 5.0  # for the whole head of a request
-_HEAD_BYTES = 16 << 10
-_HOPELESS = 60.0  # seconds without health after which whoever watches the launcher should end it
+_CACHE_SECONDS = 1.0  # that a result stays valid
+_CANARY_TIMEOUT = 2.0  # seconds, at least, for the answer to an image of one pixel
+_FIRST_CANARY_TIMEOUT = 20.0  # the same for the first image of a server
+_LIVE_SECONDS = 60.0  # without health; then the launcher itself should be restarted
 
 
 class Statistics:
-    """
+    """Triton's statistics of the endpoint.
+
     Args:
-        known: images that had been answered before.
-        batch: images that a step takes at once, at the most.
+        base: Triton's HTTP address up to `/v2`.
+        before: number of images that were answered at the last time.
+        batch: largest batch of a step.
 
     Attributes:
-        answered: images that the endpoint has answered with detections.
-        grown: these are more than were known.
-        patience: seconds for an image of one pixel. A network that is slow on this machine is not
-            a dead one: it may have to wait for a batch, and for another in front of it.
+        answered: number of images that the endpoint has answered with detections.
+        has_grown: `answered` is more than `before`.
+        canary_timeout: seconds for an image of one pixel. A network that is slow on this machine is
+            not dead: the image may have to wait for a batch, and for another one before that.
 
     Raises:
-        OSError, HTTPException, ValueError, KeyError, TypeError: Triton does not say.
+        OSError, HTTPException, ValueError, KeyError, TypeError: Triton does not tell.
     """
 
-    def __init__(self, base: str, *, known: int, batch: int) -> None:
-        # Not of the steps, which are closed to callers.
-        with DIRECT.open(f"{base}/models/{ENSEMBLE}/stats", timeout=1) as answer:
+    def __init__(self, base: str, *, before: int, batch: int) -> None:
+        # Of the endpoint, because the steps are closed to callers.
+        with open_directly(f"{base}/models/{ENSEMBLE}/stats", timeout=1) as answer:
             found = json.load(answer)["model_stats"][0]["inference_stats"]
         self.answered = found["success"]["count"]
-        self.grown = self.answered > known
+        self.has_grown = self.answered > before
         compute = found["compute_infer"]
         mean = compute["ns"] / max(1, compute["count"]) / 1e9
-        self.patience = max(_PATIENCE if self.answered else _FIRST_PATIENCE, 2 * batch * mean)
+        self.canary_timeout = max(
+            _CANARY_TIMEOUT if self.answered else _FIRST_CANARY_TIMEOUT, 2 * batch * mean
+        )
 
 
 class Health:
-    """What is known of the service, for the launcher and for probes. Threads may share it."""
+    """The health of the service, for the launcher and for probes. Threads may share it.
+
+    Attributes:
+        restarts: restarts so far, by what failed and the reason.
+        canaries: images of one pixel so far, `sent` and `failed`.
+    """
 
     def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -80,130 +81,135 @@ class Health:
         self._metrics = f"http://{settings.url(settings.metrics_port)}/metrics"
         self._batch = read_config(settings.repository, ENSEMBLE).max_batch_size
         self._lock = threading.Lock()
-        self._asking = threading.Lock()
-        self._told: str | None = "it is starting"  # by the launcher
-        self._restart_at = float("-inf")  # when a pause before the next start ends
-        self._found: str | None = None  # by asking
-        self._looked = float("-inf")
-        self._bad_since: float | None = self._clock()
+        self._checking = threading.Lock()
+        self._down_reason: str | None = "it is starting"  # set by the launcher
+        self._restart_at = float("-inf")  # when the pause before the next start ends
+        self._cached_reason: str | None = None  # result of the last check
+        self._checked_at = float("-inf")
+        self._unhealthy_since: float | None = self._clock()
         self._answered = 0
         self._decoded = 0.0
-        self._progress = self._clock()  # when an image was last known to be answered
-        self._patience = _PATIENCE
+        self._progress = self._clock()  # when an image was last seen to be answered
+        self._canary_timeout = _CANARY_TIMEOUT
         self.restarts: Counter[tuple[str, str]] = Counter()
         self.canaries: Counter[str] = Counter()
 
     def down(self, reason: str, *, pause: float = 0.0) -> None:
-        """Say so until `up`, whatever the endpoint seems to do.
+        """Report the service as down until `up` is called, whatever the endpoint answers.
 
         Args:
             reason: a sentence.
             pause: seconds until the next start.
         """
         with self._lock:
-            self._told = reason
+            self._down_reason = reason
             self._restart_at = self._clock() + pause
-            self._bad_since = self._bad_since or self._clock()
+            self._unhealthy_since = self._unhealthy_since or self._clock()
 
     def up(self) -> None:
+        """Report the health of the endpoint from now on."""
         with self._lock:
-            self._told = self._found = self._bad_since = None
-            self._looked = float("-inf")
+            self._down_reason = self._cached_reason = self._unhealthy_since = None
+            self._checked_at = float("-inf")
             self._answered, self._progress = 0, self._clock()
 
     @property
-    def hopeless(self) -> bool:
-        """It has been bad for longer than the launcher should take to heal it."""
+    def is_live(self) -> bool:
+        """Whether the launcher may still repair the service by itself."""
         with self._lock:
-            if self._bad_since is None:
-                return False
-            # A pause is the launcher's own doing: whoever ended it then would only add to the wait.
-            return self._clock() - max(self._bad_since, self._restart_at) > _HOPELESS
+            if self._unhealthy_since is None:
+                return True
+            # The launcher chose the pause: restarting it then would only lengthen the wait.
+            unhealthy = self._clock() - max(self._unhealthy_since, self._restart_at)
+            return unhealthy <= _LIVE_SECONDS
 
     @property
     def pause(self) -> float:
-        """Seconds until the next start, while one is put off; else 0."""
+        """Seconds until the next start; 0 if none is being delayed."""
         with self._lock:
             return self._remaining_pause()
 
     def _remaining_pause(self) -> float:
-        return 0.0 if self._told is None else max(0.0, self._restart_at - self._clock())
+        return 0.0 if self._down_reason is None else max(0.0, self._restart_at - self._clock())
 
     def check(self) -> str | None:
-        """Why an image would not be answered now; None where it would be.
+        """Check whether an image would be answered now.
 
-        What was found less than a second ago counts, and so does an answer that any caller has
-        got since then; else an image is sent.
+        A result of less than a second ago is reused. Otherwise the service is healthy if any caller
+        has received an answer since then; if not, an image is sent.
+
+        Returns:
+            Why an image would not be answered; None if it would.
         """
-        with self._asking:
+        with self._checking:
             with self._lock:
-                if self._told is not None:
+                if self._down_reason is not None:
                     if pause := self._remaining_pause():
-                        return f"{self._told} Starting Triton again in {ceil(pause)} s."
-                    return self._told
-                if self._clock() - self._looked < _FRESH:
-                    return self._found
-            return self._look()
+                        return f"{self._down_reason} Starting Triton again in {ceil(pause)} s."
+                    return self._down_reason
+                if self._clock() - self._checked_at < _CACHE_SECONDS:
+                    return self._cached_reason
+            return self._refresh()
 
     def hangs(self) -> str | None:
-        """Why the server should be given up; one that is merely saturated should not."""
-        with self._asking:
+        """Why the server may have to be ended; None for a healthy or merely saturated server."""
+        with self._checking:
             with self._lock:
-                fresh = self._clock() - self._looked < _FRESH
-                if self._told is not None or (fresh and self._found is None):
+                fresh = self._clock() - self._checked_at < _CACHE_SECONDS
+                if self._down_reason is not None or (fresh and self._cached_reason is None):
                     return None
-            reason = self._look()
-        if reason == SATURATED and self._clock() - self._progress < 2 * self._patience:
+            reason = self._refresh()
+        if reason == SATURATED and self._clock() - self._progress < 2 * self._canary_timeout:
             return None
         return reason
 
     def progress(self) -> float:
-        """Images that were decoded or answered so far, as far as Triton tells."""
+        """Number of images decoded or answered so far, as far as Triton tells."""
         with (
             contextlib.suppress(OSError, HTTPException),
-            DIRECT.open(self._metrics, timeout=1) as answer,
+            open_directly(self._metrics, timeout=1) as answer,
         ):
             self._decoded = sum(map(float, _DECODED.findall(answer.read().decode())))
         return self._answered + self._decoded
 
-    def _look(self) -> str | None:
-        """Ask, and remember what was found; with `_asking` held."""
-        found = self._ask()
+    def _refresh(self) -> str | None:
+        """Check the endpoint and store the result. The caller holds `_checking`."""
+        found = self._probe()
         now = self._clock()
         with self._lock:
-            self._found, self._looked = found, now
+            self._cached_reason, self._checked_at = found, now
             if found is None:
                 self._progress = now
-                self._bad_since = None if self._told is None else self._bad_since
+                self._unhealthy_since = None if self._down_reason is None else self._unhealthy_since
             else:
-                self._bad_since = self._bad_since or now
+                self._unhealthy_since = self._unhealthy_since or now
         return found
 
-    def _ask(self) -> str | None:
+    def _probe(self) -> str | None:
         try:
             statistics = self._statistics()
-            if statistics.grown:
+            if statistics.has_grown:
                 return None
-            self._patience = statistics.patience
+            self._canary_timeout = statistics.canary_timeout
             try:
                 self._send()
             except (OSError, HTTPException):
-                # Others may have been answered while this one had to wait.
-                if self._statistics().grown:
+                # Images of other callers may have been answered while this one waited.
+                if self._statistics().has_grown:
                     return None
                 raise
-            self._answered += 1  # that was its own
+            self._answered += 1  # the canary itself
             return None
         except (OSError, HTTPException, ValueError, KeyError, TypeError) as error:
             return _sentence(error)
 
     def _statistics(self) -> Statistics:
-        statistics = Statistics(self._base, known=self._answered, batch=self._batch)
+        statistics = Statistics(self._base, before=self._answered, batch=self._batch)
         self._answered = statistics.answered
         return statistics
 
     def _send(self) -> None:
-        """The canary: an image of one pixel through the endpoint."""
+        """Send the canary, an image of one pixel, to the endpoint."""
         request = urllib.request.Request(
             f"{self._base}/models/{ENSEMBLE}/infer",
             _PIXEL,
@@ -214,7 +220,7 @@ class Health:
         )
         self.canaries["sent"] += 1
         try:
-            DIRECT.open(request, timeout=self._patience).close()
+            open_directly(request, timeout=self._canary_timeout).close()
         except (OSError, HTTPException):
             self.canaries["failed"] += 1
             raise
@@ -231,176 +237,8 @@ def _sentence(error: Exception) -> str:
 
 
 def _message(error: urllib.error.HTTPError) -> str:
-    """What Triton says of it, in brackets; it is what every caller is told."""
+    """Triton's own message in brackets, which callers get as well."""
     try:
         return f" ({json.loads(error.read(1000))['error']})"
     except (OSError, HTTPException, ValueError, KeyError, TypeError):
         return ""
-
-
-class HealthServer(ThreadingHTTPServer):
-    """What probes ask.
-
-    GET /ready: 200 if an image would be answered, else 503 with the reason. GET /live: 200 unless
-    there is no hope left. GET /metrics: what the launcher has had to do, for Prometheus.
-
-    A connection that has not sent its request makes room for a newer one, and does not last long.
-
-    Raises:
-        OSError: it cannot listen there.
-    """
-
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 2 * _PROBERS
-
-    def __init__(self, settings: Settings, health: Health) -> None:
-        self.address_family = settings.family
-        self.health = health
-        self._connections = threading.Condition()
-        self._open = 0
-        self._reading: dict[socket.socket, float] = {}  # since when, the oldest first
-        super().__init__((settings.host, settings.health_port), _Handler)
-        threading.Thread(target=self.serve_forever, name="health", daemon=True).start()
-
-    def get_request(self) -> tuple[socket.socket, Any]:
-        try:
-            return super().get_request()
-        except OSError:
-            time.sleep(0.1)  # no descriptor is free; asking again at once would take a core
-            raise
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """In a thread, while there are not too many: they hold the launcher's own descriptors."""
-        with self._connections:
-            if self._open >= _PROBERS:
-                self._hang_up(older_than=0.0, most=1)
-                self._connections.wait_for(lambda: self._open < _PROBERS, timeout=0.5)
-            if self._open >= _PROBERS:
-                self.shutdown_request(request)
-                return
-            self._open += 1
-            self._reading[request] = time.monotonic()
-        try:
-            super().process_request(request, client_address)
-        except RuntimeError:  # no thread can be started
-            self._closed(request)
-            self.shutdown_request(request)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._closed(request)
-
-    def _closed(self, request: socket.socket) -> None:
-        with self._connections:
-            self._reading.pop(request, None)
-            self._open -= 1
-            self._connections.notify_all()
-
-    def head_is_read(self, request: socket.socket) -> None:
-        """Its answer is under way now: it is closed after that, and not before."""
-        with self._connections:
-            self._reading.pop(request, None)
-
-    def service_actions(self) -> None:
-        """Called by the standard library twice a second, and after each connection."""
-        with self._connections:
-            self._hang_up(older_than=_HEAD_SECONDS, most=_PROBERS)
-
-    def _hang_up(self, *, older_than: float, most: int) -> None:
-        """End connections that have sent no request; the caller holds `_connections`."""
-        now = time.monotonic()
-        for request, since in list(self._reading.items())[:most]:
-            if now - since >= older_than:
-                del self._reading[request]
-                with contextlib.suppress(OSError):
-                    request.shutdown(socket.SHUT_RDWR)  # its thread reads an end, and closes it
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A prober that hangs up is no fault of ours."""
-
-
-class _Head:
-    """The stream of a request, of which so many bytes are read and no more."""
-
-    def __init__(self, stream: BufferedIOBase) -> None:
-        self._stream = stream
-        self._left = _HEAD_BYTES
-
-    def readline(self, size: int) -> bytes:
-        line = self._stream.readline(min(size, self._left + 1))
-        self._left -= len(line)
-        if self._left < 0:
-            raise LineTooLong("head")
-        return line
-
-    def close(self) -> None:
-        self._stream.close()
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: HealthServer
-    timeout = _SILENCE
-
-    def setup(self) -> None:
-        super().setup()
-        self.rfile = cast(BufferedIOBase, _Head(self.rfile))
-
-    def parse_request(self) -> bool:
-        found = super().parse_request()
-        self.server.head_is_read(self.connection)
-        return found
-
-    def do_GET(self) -> None:
-        health = self.server.health
-        if self.path == "/ready":
-            reason = health.check()
-            body: dict[str, Any] = {"ready": reason is None}
-            self._send(503 if reason else 200, body | ({"reason": reason} if reason else {}))
-        elif self.path == "/live":
-            self._send(503 if health.hopeless else 200, {"live": not health.hopeless})
-        elif self.path == "/metrics":
-            self._send(200, _metrics(health))
-        else:
-            self._send(404, {"error": "no such path; allowed: /ready, /live, /metrics"})
-
-    do_HEAD = do_GET  # noqa: N815
-
-    def _send(self, status: int, body: dict[str, Any] | str) -> None:
-        text = body if isinstance(body, str) else json.dumps(body) + "\n"
-        kind = "application/json" if isinstance(body, dict) else "text/plain; version=0.0.4"
-        self.send_response_only(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(text.encode())
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Probes are not logged."""
-
-
-def _metrics(health: Health) -> str:
-    lines = [
-        "# HELP yolov5_ready Whether an image would be answered.",
-        "# TYPE yolov5_ready gauge",
-        f"yolov5_ready {int(health.check() is None)}",
-        "# HELP yolov5_restarts_total What the launcher has brought back, and why.",
-        "# TYPE yolov5_restarts_total counter",
-        *(
-            f'yolov5_restarts_total{{what="{what}",reason="{reason}"}} {count}'
-            for (what, reason), count in sorted(health.restarts.items())
-        ),
-        "# HELP yolov5_restart_pause_seconds Until the next start, while the launcher puts it off.",
-        "# TYPE yolov5_restart_pause_seconds gauge",
-        f"yolov5_restart_pause_seconds {health.pause:.1f}",
-        "# HELP yolov5_canaries_total Images of one pixel that the launcher has sent.",
-        "# TYPE yolov5_canaries_total counter",
-        *(
-            f'yolov5_canaries_total{{outcome="{outcome}"}} {health.canaries[outcome]}'
-            for outcome in ("sent", "failed")
-        ),
-    ]
-    return "".join(f"{line}\n" for line in lines)

@@ -1,8 +1,8 @@
-"""Loading a model, and seeing when Triton will wait for it for ever.
+"""Load a model, and notice when Triton would wait for it for ever.
 
-When a model's process is killed before it has reported to Triton, in the first tenths of a second,
-Triton waits for its report without a limit (2.51), and one of its eight HTTP threads with it. A
-process that ends later is noticed by Triton itself, within two seconds.
+If a model's process is killed in the first tenths of a second, before it has reported to Triton,
+Triton 2.51 waits for its report without a limit, and blocks one of its eight HTTP threads. Triton
+itself notices a process that ends later, within two seconds.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from contextlib import suppress
 from ._control import ControlError
 from ._processes import read_process, starting_processes
 
-_LOOK = 0.2  # seconds between two looks at the processes
-_GONE_SECONDS = 5.0  # that Triton is given to notice the end of a process
-_MISSING_SECONDS = 20.0  # that it is given to start one
-_STOPPED_SECONDS = 5.0  # that a process may be stopped; it is ended then
+_POLL_SECONDS = 0.2  # between two checks of the processes
+_GONE_SECONDS = 5.0  # for Triton to notice the end of a process
+_MISSING_SECONDS = 20.0  # for Triton to start a process
+_STOPPED_SECONDS = 5.0  # that a process may be stopped before it is killed
 
 
 class LoadStuckError(ControlError):
@@ -28,11 +28,12 @@ class LoadStuckError(ControlError):
 
 
 class StartingProcesses:
-    """Those that a Triton starts from now on.
+    """The model processes that a Triton starts from now on.
 
     Args:
-        server: its process number.
-        models: which of the models that it loads have a process for certain.
+        server: Triton's process number.
+        models: the models to be loaded that certainly have a process.
+        clock: seconds, monotonic.
     """
 
     def __init__(
@@ -49,27 +50,27 @@ class StartingProcesses:
         self._gone_at: float | None = None
         self._missing_at: float | None = None
         self._stopped_at: dict[int, float] = {}
-        self._looked_at = float("-inf")
+        self._polled_at = float("-inf")
 
     def are_stuck(self) -> bool:
-        """Whether one has ended, and Triton goes on as if it had not. Ends those that are stopped.
+        """Whether Triton waits for a process that has ended. Kills processes that stay stopped.
 
-        Meant to be called often until Triton has loaded them, and no longer.
+        To be called often until Triton has loaded the models, and not afterwards.
         """
         now = self._clock()
-        if now - self._looked_at < _LOOK:  # all of /proc is read for it
+        if now - self._polled_at < _POLL_SECONDS:  # reading all of /proc is slow
             return False
-        self._looked_at = now
-        there = starting_processes(self._server)
-        self._seen |= set(there) - self._earlier
-        self._end_stopped({pid: there[pid] for pid in self._seen & set(there)}, now)
-        processes = (read_process(pid, self._server) for pid in there if pid not in self._earlier)
+        self._polled_at = now
+        alive = starting_processes(self._server)
+        self._seen |= set(alive) - self._earlier
+        self._kill_stopped({pid: alive[pid] for pid in self._seen & set(alive)}, now)
+        processes = (read_process(pid, self._server) for pid in alive if pid not in self._earlier)
         new = {process.model for process in processes if process}
-        if self._seen <= set(there):
+        if self._seen <= set(alive):
             self._gone_at = None
         elif self._gone_at is None:
             self._gone_at = now
-        # One may have ended between two looks.
+        # A process may have come and gone between two checks.
         if set(self._models) <= new:
             self._missing_at = None
         elif self._missing_at is None:
@@ -78,7 +79,7 @@ class StartingProcesses:
             self._missing_at is not None and now - self._missing_at > _MISSING_SECONDS
         )
 
-    def _end_stopped(self, stopped: Mapping[int, bool], now: float) -> None:
+    def _kill_stopped(self, stopped: Mapping[int, bool], now: float) -> None:
         for pid, is_stopped in stopped.items():
             if not is_stopped:
                 self._stopped_at.pop(pid, None)
@@ -94,14 +95,16 @@ def load(
     server: int,
     has_process: bool,
 ) -> None:
-    """Load a model by `ModelControl.load`.
+    """Load a model, and give up if Triton would wait for ever.
 
     Args:
-        has_process: whether it is certain that Triton starts one for it.
+        control: `ModelControl.load`.
+        server: Triton's process number.
+        has_process: whether the model certainly has a process.
 
     Raises:
-        LoadStuckError: its process has ended, and Triton waits for it for ever.
-        ControlError: it could not be loaded.
+        LoadStuckError: the model's process has ended, and Triton waits for it for ever.
+        ControlError: the model could not be loaded.
     """
     errors: list[Exception] = []
     processes = StartingProcesses(server, [model] if has_process else [])
@@ -115,7 +118,7 @@ def load(
     thread = threading.Thread(target=work, name=f"load {model}", daemon=True)
     thread.start()
     while thread.is_alive():
-        thread.join(_LOOK)
+        thread.join(_POLL_SECONDS)
         if thread.is_alive() and processes.are_stuck():
             raise LoadStuckError(f"a process of {model} has ended while it was loading")
     if errors:

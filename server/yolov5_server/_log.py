@@ -1,4 +1,4 @@
-"""What of the server's output an operator has to see."""
+"""Filter the server's output down to what an operator has to see."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ from typing import IO
 from ._console import log as console_log
 from ._repeats import RepeatLimiter
 
-# Said on every machine without a GPU, or about every damaged image a caller sends.
+# Logged on every machine without a GPU, or for every damaged image that a caller sends.
 _NOISE = re.compile(
     r"pinned memory pool|pinned system memory|CudaDriverHelper has not been initialized"
     r"|CUDA driver version is insufficient|Failed to initialize NVML|DCGM"
     r"|^Signal \(\d+\) received"
     r"|libpng (warning|error):|Corrupt JPEG data|Premature end of JPEG|Invalid SOS parameters"
-    r"|closed::|models::\w+\.\d+'"  # see _swap.py, which reports on those itself
+    r"|closed::|models::\w+\.\d+'"  # see _reload.py, which reports on those itself
     r"|extraneous bytes before marker|Unsupported marker type|Bogus |TIFF\w*:|imdecode_?\("
 )
-# What Triton says when a model does not load, around the sentence of the model itself; a Python
-# model's sentence comes with its class before and with the (escaped) traceback behind.
+# Triton's line for a model that does not load, around the model's own sentence. For a Python model
+# the exception's class comes before that sentence and the (escaped) traceback after it.
 _FAILED = re.compile(
     r"failed to load '(?:[^']*::)?(?P<model>\w+)' version \d+: \w[\w ]*: "
     r'(?:\w+(?:Error|Exception): )?(?P<reason>.+?)(?:\\n|"?$)'
 )
 
-# What a shell or the loader says where the process of a model cannot be started; Triton, which does
-# not see that, waits for many minutes.
-_NO_STUB = re.compile(r"triton_python_backend_stub\S*: (?P<reason>.+)$")
+# The shell's or the loader's line if a model's process cannot be started. Triton does not see it
+# and would wait for many minutes.
+_STUB_FAILED = re.compile(r"triton_python_backend_stub\S*: (?P<reason>.+)$")
 _HEADER = re.compile(r"[IWEF]\d{4} [\d:.]+ \d+ (?P<place>[\w.]+:\d+)\]")
-_LONGEST_LINE = 8192  # bytes; the rest of a longer one counts as the next
-_MOST_HELD = 500  # lines before the server is ready; the last ones say why it is not
+_LONGEST_LINE = 8192  # bytes; the rest of a longer line counts as the next line
+_MOST_HELD = 500  # lines before the server is ready; the last ones say why it is not ready
 
 
 class LogPump:
-    """Reads the server's output to its end and passes on what matters.
+    """Reads the server's output to its end and passes on the lines that matter.
 
-    Until the server is ready, lines are held back: if it fails to start, one sentence of them
-    says why, and the rest is the same in Triton's many words. A line that is repeated is counted:
-    whatever callers do, there are few lines a second, and little memory is taken.
+    Lines are held back until the server is ready: if it fails to start, one sentence of them says
+    why, and the rest repeats that at length. Repeated lines are counted. Whatever callers do, there
+    are few lines a second, and little memory is used.
 
     Attributes:
-        no_models: why no Python model can be started; empty unless that was said.
+        stub_failure: why no Python model can be started; empty if there was no such line.
 
     Args:
-        stream: a file or pipe, which is read by its descriptor.
-        log: takes each line that is passed on, without its end; must not block.
+        stream: a file or pipe, read by its descriptor.
+        log: called with each line that is passed on, without its end; must not block.
         verbose: pass on all lines, also before the server is ready.
     """
 
@@ -63,7 +63,7 @@ class LogPump:
         self._held: deque[str] | None = None if verbose else deque(maxlen=_MOST_HELD)
         self._lock = threading.Lock()
         self._failure: str | None = None
-        self.no_models = ""
+        self.stub_failure = ""
         self._repeats = RepeatLimiter()
         self._last: tuple[bytes, str | None, str] = (b"", None, "")
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
@@ -97,20 +97,20 @@ class LogPump:
             self._last = (data, self._kind(text), text)
             if failed := _FAILED.search(text):
                 self._failure = f"it could not load {failed['model']}: {failed['reason']}"
-            if not _HEADER.match(text) and (found := _NO_STUB.search(text)):
-                self.no_models = found["reason"]
+            if not _HEADER.match(text) and (found := _STUB_FAILED.search(text)):
+                self.stub_failure = found["reason"]
         _, kind, text = self._last
         if kind is not None and (line := self._repeats.take(kind, text, time.monotonic())):
             self._pass_on([line])
 
     def _kind(self, text: str) -> str | None:
-        """Lines of one kind are alike to an operator. None for a line that does not matter."""
+        """Kind of a line; lines of one kind count as repeats. None if the line does not matter."""
         if not text or (not self._verbose and _NOISE.search(text)):
             return None
         header = _HEADER.match(text)
-        if self._verbose:  # only what is the same but for its time
+        if self._verbose:  # repeats are lines that differ only in their time
             return text[header.end() :] if header else text
-        # A place in Triton's source: what stands behind it, callers may have written.
+        # The place in Triton's source: callers may have written what follows it.
         return header["place"] if header else re.sub(r"\d+", "0", text)
 
     def _pass_on(self, lines: list[str]) -> None:
@@ -122,14 +122,14 @@ class LogPump:
                     self._held.append(line)
 
     def release(self) -> None:
-        """Show what was held back, and from now on each line as it comes."""
+        """Pass on the lines held back, and from now on each line as it comes."""
         with self._lock:
             for line in self._held or ():
                 self._log(line)
             self._held = None
 
     def failure(self) -> str:
-        """Why the server, which has ended, did not start; where that is unclear, all it said."""
+        """Why the ended server did not start. If that is unclear, pass on all its lines."""
         self._thread.join(timeout=1)
         if self._failure is None:
             self.release()
@@ -141,7 +141,7 @@ class LogPump:
 
 
 def _printable(text: str) -> str:
-    """The text without what would move the cursor of a terminal: callers may have written it."""
+    """Replace characters that could control a terminal: callers may have written the text."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c == "\t" else "?" for c in text)

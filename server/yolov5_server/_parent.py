@@ -1,7 +1,7 @@
-"""Under `make serve`: an end of make that make does not pass on.
+"""Exit together with make, under `make serve`.
 
-GNU make hands SIGTERM to its children, but not SIGINT: it counts on the terminal, which sends that
-to the whole foreground group. Whoever signals make alone would wait for ever, and `kill -9` of make
+GNU make passes SIGTERM on to its children, but not SIGINT, because a terminal sends SIGINT to the
+whole foreground group. Without this module, SIGINT to make alone would have no effect, and SIGKILL
 would leave the server behind.
 """
 
@@ -14,19 +14,21 @@ import threading
 from pathlib import Path
 
 
-def stop_with_make(stop: threading.Event) -> None:
-    """If make has started this process, set `stop` once make is gone or was interrupted."""
+def exit_with_make(should_exit: threading.Event) -> None:
+    """If make has started this process, set `should_exit` once make is gone or was interrupted."""
     parent = os.getppid()
     if _read(parent, "comm").strip() in ("make", "gmake") and _catches_interrupts(parent):
-        threading.Thread(target=_watch, args=(parent, stop), name="make", daemon=True).start()
+        threading.Thread(
+            target=_watch, args=(parent, should_exit), name="make", daemon=True
+        ).start()
 
 
-def _watch(parent: int, stop: threading.Event) -> None:
-    # On a fatal signal make first puts the signal's default action back: that is what shows.
+def _watch(parent: int, should_exit: threading.Event) -> None:
+    # On a fatal signal make first restores the signal's default action, which is visible.
     while os.getppid() == parent and _catches_interrupts(parent):
-        if stop.wait(0.2):
+        if should_exit.wait(0.2):
             return
-    stop.set()
+    should_exit.set()
 
 
 def _catches_interrupts(pid: int) -> bool:

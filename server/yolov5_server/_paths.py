@@ -1,4 +1,4 @@
-"""Paths for Triton, whose Python backend puts them into a line for the shell, unquoted."""
+"""Paths that Triton can use: its Python backend puts them into a shell command, unquoted."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 
 
 def is_plain(path: Path) -> bool:
-    """Whether the path means itself to a shell, in a search path and in every locale."""
+    """Whether the path is safe in a shell command, in a search path and in every locale."""
     return _PLAIN.fullmatch(os.fspath(path)) is not None
 
 
 def make_folder() -> Path:
-    """A new folder for one server, with a plain path: in TMPDIR, or in one of the usual places.
+    """Make a new folder for one server, with a plain path, in TMPDIR or another temporary folder.
 
     Raises:
-        StartError: there is no place for it.
+        StartError: no temporary folder can be used.
     """
     try:
         wanted = [tempfile.gettempdir()]
@@ -41,7 +41,7 @@ def make_folder() -> Path:
 
 def _is_usable(place: str) -> bool:
     try:
-        # The Python backend is loaded from there.
+        # The Python backend will be loaded from this folder.
         executable = not os.statvfs(place).f_flag & os.ST_NOEXEC
     except OSError:
         return False
@@ -49,7 +49,7 @@ def _is_usable(place: str) -> bool:
 
 
 def plain(path: Path, folder: Path, name: str) -> Path:
-    """The path itself if it is plain, else a link to it of this name in the folder."""
+    """The path itself if it is plain; otherwise a new link to it, called `name`, in the folder."""
     if is_plain(path):
         return path
     link = folder / name

@@ -1,4 +1,4 @@
-"""The processes that a running Triton has started for its Python models, as /proc shows them."""
+"""Read in /proc the processes that a running Triton has started for its Python models."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _STUB = b"triton_python_backend_stub"
-# By itself or by way of a shell; Triton runs it without arguments too, to see whether it can.
+# Directly or through a shell. Triton also runs it without arguments, to test whether it can.
 _STUB_WITH_ARGUMENTS = re.compile(_STUB + rb"[ \0]+[^ \0]")
 _PROC = Path("/proc")
-_TICKS = os.sysconf("SC_CLK_TCK")  # in a second
+_TICKS = os.sysconf("SC_CLK_TCK")  # a second
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelProcess:
-    """
+    """The process of one instance of a model.
+
     Attributes:
-        started: with `pid`, which is used again, what tells it from all others.
-        model: whose instance it is.
-        stopped: by a signal or a debugger; it does nothing then.
-        cpu: seconds of CPU time that it has used so far.
+        started: when, in clock ticks since the boot. Process numbers are reused; with `pid` this is
+            unique.
+        model: name of the model.
+        stopped: whether a signal or a debugger has stopped it.
+        cpu: CPU time used so far, in seconds.
     """
 
     pid: int
@@ -32,11 +34,12 @@ class ModelProcess:
 
     @property
     def key(self) -> tuple[int, int]:
+        """Unique, unlike `pid`."""
         return self.pid, self.started
 
     @property
     def step(self) -> str:
-        """The model without the number that it has behind its name for a later network."""
+        """The model's name without the number that a reload appends: `yolov5` for `yolov5.2`."""
         return self.model.partition(".")[0]
 
 
@@ -57,7 +60,11 @@ class _Status:
 
 
 def model_processes(server: int) -> dict[int, ModelProcess]:
-    """Those of the Triton with this process number that are alive, by process number."""
+    """The living model processes of a Triton, by process number.
+
+    Args:
+        server: Triton's process number.
+    """
     found = {}
     for pid in _all_pids():
         if process := read_process(pid, server):
@@ -66,7 +73,7 @@ def model_processes(server: int) -> dict[int, ModelProcess]:
 
 
 def read_process(pid: int, server: int) -> ModelProcess | None:
-    """This process, if it is one of those."""
+    """This process, if it is a living model process of this Triton; else None."""
     status = _read_status(pid)
     if status is None or status.parent != server or status.ended:
         return None
@@ -81,7 +88,7 @@ def read_process(pid: int, server: int) -> ModelProcess | None:
 
 
 def starting_processes(server: int) -> dict[int, bool]:
-    """Model processes of this Triton and those that are about to become one: are they stopped?"""
+    """Model processes of this Triton, also those that are only starting -> whether stopped."""
     found = {}
     for pid in _all_pids():
         status = _read_status(pid)
@@ -103,7 +110,7 @@ def is_stopped(pid: int) -> bool:
 
 
 def cpu_seconds(server: int) -> float:
-    """CPU time of this Triton and of the model processes that it has now."""
+    """CPU time of this Triton and its present model processes, in seconds."""
     status = _read_status(server)
     own = status.cpu if status else 0.0
     return own + sum(process.cpu for process in model_processes(server).values())
@@ -115,7 +122,7 @@ def _all_pids() -> list[int]:
 
 def _read_status(pid: int) -> _Status | None:
     try:
-        # The second field is a name in brackets, and may hold blanks and brackets itself.
+        # The second field is a name in brackets, which may contain spaces and brackets.
         fields = (_PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()
         return _Status(
             state=fields[0],

@@ -1,30 +1,30 @@
-"""Few lines for a fault that happens often: the first at once, then how often it was repeated."""
+"""Limit repeated log lines: the first one at once, then how often it was repeated."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 10.0  # seconds between two lines of a kind
-_KINDS = 256  # that are told apart; all further ones share one pause
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 10.0  # seconds between two lines of one kind
+_KINDS = 256  # kinds that are told apart; all further ones share one pause
 _OTHERS = "others"
 
 
 @dataclass
 class _Kind:
-    until: float  # no line of the kind before
+    until: float  # no line of this kind is shown before
     pause: float = _FIRST_PAUSE
     held: int = 0
     line: str = ""
 
 
 class RepeatLimiter:
-    """Passes at most one line a second of each kind. All times are of one monotonic clock."""
+    """Passes at most one line a second of each kind. All times are from one monotonic clock."""
 
     def __init__(self) -> None:
         self._kinds: dict[str, _Kind] = {}
 
     def take(self, kind: str, line: str, now: float) -> str | None:
-        """Returns the line if it may be shown now; else it is counted, see `due`."""
+        """The line if it may be shown now. Otherwise None: it is counted, see `due`."""
         if kind not in self._kinds and len(self._kinds) >= _KINDS:
             kind = _OTHERS
         known = self._kinds.get(kind)
@@ -36,11 +36,11 @@ class RepeatLimiter:
         return None
 
     def next_due(self) -> float | None:
-        """When `due` will have a line to show; None where nothing is held."""
+        """When `due` will have a line to show; None if no line is held."""
         return min((kind.until for kind in self._kinds.values() if kind.held), default=None)
 
     def due(self, now: float) -> list[str]:
-        """Lines that were held and may be shown now, each with how often it came meanwhile."""
+        """Held lines that may be shown now, each with its number of repeats."""
         shown = []
         for name, kind in list(self._kinds.items()):
             if now < kind.until:
@@ -55,7 +55,7 @@ class RepeatLimiter:
         return shown
 
     def rest(self) -> list[str]:
-        """All lines that are held, at the end."""
+        """All held lines, for the end of the log."""
         shown = [_repeated(kind) for kind in self._kinds.values() if kind.held]
         self._kinds.clear()
         return shown

@@ -1,4 +1,4 @@
-"""The life of one tritonserver: start, ready, stop, and nothing left behind."""
+"""Run one tritonserver: start it, wait until it is ready, end it, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import secrets
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -18,44 +17,45 @@ from http.client import HTTPException
 from pathlib import Path
 from traceback import format_exc
 
-from . import _preflight
-from ._backends import assemble_backends, triton_folder
+from ._checks import SHARED_MEMORY
 from ._console import log
-from ._control import DIRECT, ControlError, ModelControl
+from ._control import ControlError, ModelControl
 from ._errors import StartError
 from ._guard import GroupGuard
 from ._health import Health
+from ._http import open_directly
 from ._loading import StartingProcesses
 from ._log import LogPump
 from ._paths import make_folder, plain
-from ._preflight import ENSEMBLE, NETWORK, chosen_configs, precision_of, read_config
+from ._reload import Reloader
+from ._repository import (
+    ENSEMBLE,
+    MODELS,
+    NETWORK,
+    STEPS,
+    chosen_configs,
+    network_precision,
+    read_config,
+)
 from ._settings import CLOSED_STEPS, FLAGS, Settings
-from ._swap import Swap
-from ._watch import Fault, Watch
+from ._watchdog import Fault, Watchdog
 from ._wiring import wired
+from .embedded import assemble_backends, server_environment, triton_folder
 
 STOP_SECONDS = 7.0  # until the process group is killed; Ctrl-C promises 10 s in all
-_DRAIN_SECONDS = 5  # that Triton itself gives requests in flight
-_READY_LOOK = 0.05  # seconds between two looks at a server that starts
-_ORPHAN_SECONDS = _DRAIN_SECONDS + 1  # that Triton has to end after this process was killed
+_DRAIN_SECONDS = 5  # grace that Triton gives requests in flight
+_READY_POLL_SECONDS = 0.05  # between two checks of a server that starts
+_ORPHAN_SECONDS = _DRAIN_SECONDS + 1  # for Triton to end after this process was killed
 _START_SECONDS = 900.0  # for all models to be ready; a TensorRT engine may be built first
 _SHARED_MEMORY_PREFIX = "yolov5_triton_"
 _PR_SET_PDEATHSIG = 1
-# Folders of the launcher that Triton reads as repositories.
+# Folders in the server's own folder that Triton reads as repositories.
 _MODELS, _CLOSED = "models", "closed"
-_NO_CONFIGS = "none"  # a name of configurations that no model in the repository has
-# A tensor of 5 MB crosses from step to step for every image. Its memory is kept for the next one:
-# as glibc comes, it is given back and filled with zeros anew each time.
-_MALLOC = {
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
-    "MALLOC_ARENA_MAX": "4",
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-}
+_NO_CONFIGS = "none"  # no model in the repository has configurations of this name
 
 
 class Server:
-    """One server process with its model processes; call `start`, the waits, and always `close`."""
+    """One Triton with its model processes: call `start`, then the waits, and always `close`."""
 
     def __init__(self, settings: Settings, health: Health) -> None:
         self.settings = settings
@@ -64,8 +64,8 @@ class Server:
         self._log: LogPump | None = None
         self._folder: Path | None = None
         self._control = ModelControl(settings.url(settings.http_port))
-        self._swap: Swap | None = None
-        self._watch: Watch | None = None
+        self._reloader: Reloader | None = None
+        self._watchdog: Watchdog | None = None
         self._guard: GroupGuard | None = None
         self._starting: StartingProcesses | None = None
         self._configs: str | None = None
@@ -75,13 +75,36 @@ class Server:
         self._prefix = f"{_SHARED_MEMORY_PREFIX}{os.getpid()}_{secrets.token_hex(4)}_"
 
     def start(self) -> None:
-        """Start the process; it is not ready yet then.
+        """Start the process, which is not ready yet when this returns.
 
         Raises:
             StartError: something is missing or in the way.
         """
         _remove_stale_shared_memory()
         self._folder = make_folder()
+        binary, backends = self._find_triton()
+        self._configs = chosen_configs(self.settings)
+        _compile_steps(self.settings.repository)
+        self._make_repositories()
+        reloader = self._make_reloader()
+        environment = server_environment(self._folder)
+        self._process = self._spawn(self._command(binary, backends), environment)
+        assert self._process.stdout is not None
+        self._log = LogPump(self._process.stdout, verbose=self.settings.verbose)
+        # In a container the network's backend may be in C++ and need no process.
+        steps = [s for s in STEPS if not self.settings.triton or s != NETWORK]
+        self._starting = StartingProcesses(self._process.pid, steps)
+        self._guard = GroupGuard(self._process.pid, _ORPHAN_SECONDS)
+        reloader.server = self._process.pid
+        self._reloader = reloader
+
+    def _find_triton(self) -> tuple[Path, Path]:
+        """The binary and the folder of its backends.
+
+        Raises:
+            StartError: it is not installed.
+        """
+        assert self._folder is not None
         triton = self.settings.triton
         if triton is None:
             triton = triton_folder()
@@ -92,62 +115,57 @@ class Server:
         binary = triton / "bin" / "tritonserver"
         if not binary.is_file():
             raise StartError(f"{binary} is not there; --triton names the folder of a Triton.")
-        self._configs = chosen_configs(self.settings)
-        _compile_steps(self.settings.repository)
-        self._lay_out()
-        self._swap = Swap(
+        return binary, backends
+
+    def _make_reloader(self) -> Reloader:
+        assert self._folder is not None
+        return Reloader(
             settings=self.settings,
             models=self._folder / _MODELS,
             closed=self._folder / _CLOSED,
             config_name=self._configs or _NO_CONFIGS,
             control=self._control,
             loading=self._loading,
-            expect=self._expect,
-            abandon=self._abandon_load,
-            say=log,
+            on_models_changed=self._expect,
+            on_stuck=self._on_stuck,
+            log=log,
         )
-        environment = _environment(self._folder)
+
+    def _spawn(self, command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
         parent = os.getpid()
 
         def in_child() -> None:
-            # Should this process be killed outright, Triton gets SIGTERM and cleans up.
+            # If this process is killed outright, Triton gets SIGTERM and cleans up.
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
             if os.getppid() != parent:
                 os._exit(1)
 
-        self._process = subprocess.Popen(
-            self._command(binary, backends),
+        return subprocess.Popen(
+            command,
             env=environment,
             cwd=self._folder,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            # A group of its own: Ctrl-C reaches this process alone, and stragglers can be found.
+            # A group of its own: Ctrl-C reaches only this process, and stragglers can be found.
             start_new_session=True,
             preexec_fn=in_child,
         )
-        assert self._process.stdout is not None
-        self._log = LogPump(self._process.stdout, verbose=self.settings.verbose)
-        # The network's backend may be one in C++ in a container, which needs no process.
-        steps = [s for s in _preflight.STEPS if not self.settings.triton or s != NETWORK]
-        self._starting = StartingProcesses(self._process.pid, steps)
-        self._guard = GroupGuard(self._process.pid, _ORPHAN_SECONDS)
-        self._swap.server = self._process.pid
 
-    def _lay_out(self) -> None:
+    def _make_repositories(self) -> None:
         """Make Triton's two repositories: links to the models, and the doubles of the steps.
 
-        The links are what makes room for the steps of another network beside those of the first.
+        With links, a reload can put the steps of another network beside those of the first.
         """
         assert self._folder is not None
         (self._folder / _MODELS).mkdir()
-        for model in _preflight.MODELS:
+        for model in MODELS:
             (self._folder / _MODELS / model).symlink_to(self.settings.repository / model)
         shutil.copytree(CLOSED_STEPS, self._folder / _CLOSED)
 
     def _command(self, binary: Path, backends: Path) -> list[str]:
         s = self.settings
-        # Two HTTP libraries, two ways to write IPv6; a wrong one binds to some other address.
+        # HTTP and gRPC write IPv6 in two ways; with the wrong one Triton binds to another address.
         ipv6 = ":" in s.host
         http_address, grpc_address = (f"ipv6:{s.host}", f"[{s.host}]") if ipv6 else (s.host,) * 2
         return [
@@ -155,10 +173,10 @@ class Server:
             # Relative to the working directory: Triton tells callers these names.
             f"--model-repository={_MODELS}",
             f"--model-repository={_CLOSED}",
-            # Loaded by name, so that the launcher can load another network later. Readiness is
-            # then that of the server, not of every model that happens to be loading.
+            # Models are loaded by name: then the launcher can load another network later, and
+            # readiness is that of the server, not of every model that happens to be loading.
             "--model-control-mode=explicit",
-            *(f"--load-model={model}" for model in _preflight.MODELS),
+            *(f"--load-model={model}" for model in MODELS),
             "--strict-readiness=false",
             f"--backend-directory={backends}",
             f"--http-address={http_address}",
@@ -169,7 +187,7 @@ class Server:
             f"--metrics-port={s.metrics_port}",
             f"--model-config-name={self._configs or _NO_CONFIGS}",
             *FLAGS.read_text("utf-8").split(),
-            # Nobody manages the server from outside.
+            # Only the launcher may manage the server.
             f"--http-restricted-api={self._control.restriction}",
             f"--grpc-restricted-protocol={self._control.restriction}",
             f"--exit-timeout-secs={_DRAIN_SECONDS}",
@@ -179,41 +197,29 @@ class Server:
             "--backend-config=python,stub-timeout-seconds=120",  # torch from a cold, slow disk
         ]
 
-    def wait_ready(self, stop: threading.Event) -> bool:
+    def wait_ready(self, should_exit: threading.Event) -> bool:
         """Wait until all models are ready.
 
         Returns:
-            False where `stop` was set first.
+            False if `should_exit` was set first.
 
         Raises:
-            StartError: Triton ended instead, or does neither.
+            StartError: Triton ended, or is stuck.
         """
-        assert self._process is not None and self._log is not None and self._swap is not None
+        assert self._process is not None and self._log is not None
         assert self._starting is not None
         started = time.monotonic()
-        while not stop.wait(_READY_LOOK):
+        while not should_exit.wait(_READY_POLL_SECONDS):
             if self._process.poll() is not None:
                 raise StartError(f"Triton did not start: {self._log.failure()}.")
-            if self._log.no_models:
-                raise StartError(f"Triton cannot start its models: {self._log.no_models}.")
+            if self._log.stub_failure:
+                raise StartError(f"Triton cannot start its models: {self._log.stub_failure}.")
             if self._is_ready():
                 self._wire()
-                if not self._control.hide(self._process.pid):
+                if not self._control.hide_key(self._process.pid):
                     log("warning: the key of Triton's model control is in the process list.")
                 self._log.release()
-                self._watch = Watch(
-                    server=self._process.pid,
-                    loading=self._loading,
-                    health=self._health,
-                    abandon=self._abandon,
-                )
-                self._watch.expect(_preflight.STEPS)
-                for work in (
-                    self._swap.watch,
-                    self._watch.watch_processes,
-                    self._watch.watch_endpoint,
-                ):
-                    threading.Thread(target=self._go_on_with, args=(work,), daemon=True).start()
+                self._start_watching()
                 return True
             if self._starting.are_stuck():
                 reason = self._log.failure()
@@ -235,27 +241,43 @@ class Server:
         except ControlError as error:
             log(f"warning: tensors between the steps are larger than need be: {error}")
 
-    def _go_on_with(self, work: Callable[[threading.Event], None]) -> None:
-        """What is unforeseen is said, and ends none of those that watch."""
+    def _start_watching(self) -> None:
+        assert self._process is not None and self._reloader is not None
+        self._watchdog = Watchdog(
+            server=self._process.pid,
+            loading=self._loading,
+            health=self._health,
+            on_fault=self._on_fault,
+        )
+        self._watchdog.expect(STEPS)
+        for work in (
+            self._reloader.watch,
+            self._watchdog.watch_processes,
+            self._watchdog.watch_endpoint,
+        ):
+            threading.Thread(target=self._run_until_exit, args=(work,), daemon=True).start()
+
+    def _run_until_exit(self, work: Callable[[threading.Event], None]) -> None:
+        """Run `work` until the server ends; log an unexpected exception and start it again."""
         while not self._ended.is_set():
             try:
                 return work(self._ended)
             except Exception:
-                log(f"warning: the launcher has a fault, and goes on.\n{format_exc()}")
+                log(f"warning: unexpected error in the launcher, which continues.\n{format_exc()}")
                 self._ended.wait(1)
         return None
 
     def _expect(self, models: Collection[str] | None) -> None:
-        if self._watch is not None:
-            self._watch.expect(models)
+        if self._watchdog is not None:
+            self._watchdog.expect(models)
 
-    def _abandon_load(self, sentence: str) -> None:
-        self._abandon(Fault(what=_preflight.NETWORK, reason="load", sentence=sentence))
+    def _on_stuck(self, sentence: str) -> None:
+        self._on_fault(Fault(what=NETWORK, reason="load", sentence=sentence))
 
-    def _abandon(self, fault: Fault) -> None:
-        """End it, by force: it would not answer whom it has."""
+    def _on_fault(self, fault: Fault) -> None:
+        """Kill the server: it would not answer its requests anyway."""
         assert self._process is not None
-        # Else it was quicker, or is being ended.
+        # Otherwise it has ended by itself, or is being ended.
         if self._process.poll() is None and not self._ended.is_set():
             self._health.down(fault.sentence)
             self._fault = fault
@@ -263,15 +285,15 @@ class Server:
 
     @property
     def precision(self) -> str:
-        """What the network that it was started with computes in, and by which backend."""
+        """Precision and backend of the network at the start, for people."""
         config = read_config(self.settings.repository, NETWORK, self._configs)
-        return f"{precision_of(config).upper()}, by {config.backend or config.platform}"
+        return f"{network_precision(config).upper()}, by {config.backend or config.platform}"
 
     @property
     def version(self) -> int | None:
-        """Of the network that is served; None where Triton does not say."""
+        """Version of the served network; None if Triton does not tell."""
         try:
-            return self._control.version(_preflight.NETWORK)
+            return self._control.version(NETWORK)
         except ControlError:
             return None
 
@@ -279,92 +301,64 @@ class Server:
         base = f"http://{self.settings.url(self.settings.http_port)}/v2"
         try:
             for path in ("health/ready", "models/yolov5_ensemble/ready"):
-                DIRECT.open(f"{base}/{path}", timeout=1).close()
+                open_directly(f"{base}/{path}", timeout=1).close()
         except (OSError, HTTPException):
             return False
         return True
 
-    def wait(self, stop: threading.Event) -> Fault | None:
-        """Wait until Triton ends, then say why; or until `stop` is set, then None."""
+    def wait(self, should_exit: threading.Event) -> Fault | None:
+        """Wait until Triton ends.
+
+        Returns:
+            Why it ended; None if `should_exit` was set first.
+        """
         assert self._process is not None
-        while not stop.wait(0.05):
+        while not should_exit.wait(0.05):
             if (status := self._process.poll()) is not None:
                 sentence = f"Triton ended by itself (exit status {status})."
                 return self._fault or Fault(what="tritonserver", reason="ended", sentence=sentence)
         return None
 
-    def close(self, hurry: threading.Event) -> None:
-        """End what is left of it: politely at first, by force after a while or with `hurry`."""
+    def close(self, force_exit: threading.Event) -> None:
+        """End the server: politely at first, by force after a while or with `force_exit`."""
         self._ended.set()
         if self._process is not None:
             deadline = time.monotonic() + STOP_SECONDS
             self._process.terminate()
             while self._process.poll() is None and time.monotonic() < deadline:
-                if hurry.wait(0.05):
+                if force_exit.wait(0.05):
                     break
-            # Its group holds the model processes, also those that a crash has left alone.
+            # Its group also holds model processes that a crash left behind.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             if self._guard is not None:
                 self._guard.close()
-            # As a container's first process, this one inherits those.
+            # As the first process of a container, this one inherits the model processes.
             with contextlib.suppress(ChildProcessError):
                 while os.waitpid(-self._process.pid, 0)[0]:
                     pass
         if self._log is not None:
             self._log.close()
-        for region in _preflight.SHARED_MEMORY.glob(f"{self._prefix}*"):
+        for region in SHARED_MEMORY.glob(f"{self._prefix}*"):
             region.unlink(missing_ok=True)
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _compile_steps(repository: Path) -> None:
-    """Write what the interpreters of the steps would, whatever PYTHONDONTWRITEBYTECODE says.
+    """Write the bytecode of the steps now, whatever PYTHONDONTWRITEBYTECODE says.
 
-    A step whose folder has changed since it was loaded is loaded anew together with the ensemble.
+    If their interpreters wrote it later, the folders would change, and Triton would load the steps
+    again whenever it loads the ensemble.
     """
-    for step in _preflight.STEPS:
+    for step in STEPS:
         compileall.compile_dir(repository / step, quiet=2)
 
 
-def _environment(links: Path) -> dict[str, str]:
-    """The server's environment: this interpreter for the models, and none of its user's habits.
-
-    Args:
-        links: a folder for links to what lies elsewhere.
-    """
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP")
-    }
-    interpreter = Path(sys.executable)
-    # Triton's Python stub takes the environment whose `python3` comes first.
-    environment["PATH"] = os.pathsep.join(
-        (
-            f"{plain(interpreter.parents[1], links, 'python')}/bin",
-            environment.get("PATH", os.defpath),
-        )
-    )
-    environment["PYTHONDONTWRITEBYTECODE"] = "1"  # the model repository stays as it is
-    environment["PYTHONNOUSERSITE"] = "1"
-    for name, value in _MALLOC.items():
-        environment.setdefault(name, value)
-    if library := _preflight.python_library():
-        # Alone: conda, for one, has a C++ library beside it, which Triton must not take.
-        (links / "lib").mkdir()
-        (links / "lib" / library.name).symlink_to(library)
-        known = environment.get("LD_LIBRARY_PATH")
-        folders = filter(None, (str(links / "lib"), known))
-        environment["LD_LIBRARY_PATH"] = os.pathsep.join(folders)
-    return environment
-
-
 def _remove_stale_shared_memory() -> None:
-    """What servers left behind that were killed together with their launcher."""
-    for region in _preflight.SHARED_MEMORY.glob(f"{_SHARED_MEMORY_PREFIX}*"):
+    """Remove shared memory of servers that were killed together with their launcher."""
+    for region in SHARED_MEMORY.glob(f"{_SHARED_MEMORY_PREFIX}*"):
         launcher = region.name.removeprefix(_SHARED_MEMORY_PREFIX).partition("_")[0]
         if launcher.isdecimal() and not Path("/proc", launcher).exists():
             with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Where the server listens and what it serves, checked before anything is started."""
+"""Settings of the server, checked when they are made."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ._errors import StartError
 _ROOT = Path(__file__).parents[2]
 REPOSITORY = _ROOT / "model_repository"
 BACKENDS = _ROOT / "server" / "backends"
-FLAGS = _ROOT / "server" / "tritonserver.flags"  # those that hold in a container as well
-CLOSED_STEPS = _ROOT / "server" / "closed_steps"  # doubles that close the steps to callers
+FLAGS = _ROOT / "server" / "tritonserver.flags"  # flags for every server, in a container as well
+CLOSED_STEPS = _ROOT / "server" / "closed_steps"  # models that close the steps to callers
 PRECISIONS = ("auto", "fp32")
 
 
@@ -21,17 +21,17 @@ PRECISIONS = ("auto", "fp32")
 class Settings:
     """
     Attributes:
-        host: address to bind to; a numeric one, or `localhost`.
-        health_port: 0 for the one after `metrics_port`.
-        precision: `auto` for what is installed, in BF16 where that is known to be as good and the
-            CPU has it; `fp32` to serve nothing else.
+        host: address to bind to: numeric, or `localhost`.
+        health_port: 0 for the port after `metrics_port`.
+        precision: `auto` for the installed network, in BF16 if its accuracy was measured to be as
+            good and the CPU has BF16; `fp32` for FP32 only.
         repository: the model repository.
-        triton: the folder of another Triton than the wheel's, such as a container's
-            /opt/tritonserver, with its own backends.
-        verbose: pass on all that Triton logs.
+        triton: folder of a Triton with its own backends, such as a container's
+            /opt/tritonserver; None for the embedded one.
+        verbose: show all that Triton logs.
 
     Raises:
-        StartError: a value is out of range; the message names the variable to set.
+        StartError: a value is out of range. The message names the variable to set.
     """
 
     host: str = "127.0.0.1"
@@ -65,7 +65,7 @@ class Settings:
 
     @property
     def ports(self) -> dict[str, int]:
-        """By the name of the variable that sets it."""
+        """Ports by the name of the variable that sets them."""
         return {
             "HTTP_PORT": self.http_port,
             "GRPC_PORT": self.grpc_port,
@@ -75,10 +75,11 @@ class Settings:
 
     @property
     def family(self) -> socket.AddressFamily:
+        """Address family of `host`."""
         return socket.AF_INET6 if ":" in self.host else socket.AF_INET
 
     def url(self, port: int) -> str:
-        """`host:port` as a client on this machine writes it."""
+        """`host:port`, as a client on this machine writes it."""
         address = ipaddress.ip_address(self.host)
         if address.is_unspecified:
             return f"localhost:{port}"

@@ -1,4 +1,4 @@
-"""What the launcher's own process needs before it does anything, and a bound on how it ends."""
+"""Prepare the launcher's own process, and bound the time in which it ends."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import threading
 import time
 from pathlib import Path
 
-# A limit of a thousand million descriptors, as some container engines set it, makes programs slow
-# that close or count all that there could be.
+# Some container engines allow a thousand million descriptors, which slows down programs that close
+# or count all possible ones.
 _MOST_DESCRIPTORS = 1 << 20
 _KILL_SECONDS = 8.0  # after a signal: whatever still runs is killed
 _EXIT_SECONDS = 9.5  # after a signal: the process ends, whatever it waits for
 
 
 def open_standard_streams() -> None:
-    """Open the null device in place of a closed standard stream.
+    """Open the null device for each closed standard stream.
 
-    Otherwise the next file or socket gets its number, and the log is written there.
+    Otherwise the next file or socket would get its number, and the log would be written there.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -37,9 +37,9 @@ def open_standard_streams() -> None:
 
 
 def raise_descriptor_limit() -> None:
-    """Allow this process and Triton, which inherits it, as many descriptors as may be had.
+    """Raise the limit on open descriptors for this process and for Triton, which inherits it.
 
-    Each connection takes one. Triton waits for them with epoll, which has no limit of its own.
+    Each connection needs one. Triton waits for them with epoll, which has no limit of its own.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)

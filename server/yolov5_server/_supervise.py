@@ -1,4 +1,4 @@
-"""One server after the other, until somebody ends them."""
+"""Keep a server running: start it, and start it again whenever it ends."""
 
 from __future__ import annotations
 
@@ -6,41 +6,43 @@ import threading
 import time
 from collections.abc import Callable
 
-from . import _preflight
 from ._backoff import Backoff
+from ._checks import check, check_repository, port_error
 from ._console import log
 from ._errors import StartError
-from ._health import Health, HealthServer
+from ._health import Health
+from ._health_server import HealthServer
 from ._server import Server
 from ._settings import Settings
-from ._watch import Fault
+from ._watchdog import Fault
 
 
 def supervise(
     settings: Settings,
-    stop: threading.Event,
-    hurry: threading.Event,
+    should_exit: threading.Event,
+    force_exit: threading.Event,
     announce: Callable[[Server], None],
 ) -> None:
-    """Keep a server running until `stop` is set.
+    """Keep a server running until `should_exit` is set.
 
-    One that was ready once is brought back for ever, with a pause that grows while it keeps ending.
+    A server that was ready once is restarted for ever; the pause before a restart grows while the
+    server keeps ending.
 
     Args:
-        hurry: ends it without waiting for requests under way.
-        announce: called when the first one is ready.
+        force_exit: if set, the server ends without waiting for requests in flight.
+        announce: called when the first server is ready.
 
     Raises:
-        StartError: the first one does not start.
+        StartError: the first server does not start.
     """
-    _preflight.check(settings)
+    check(settings)
     health = Health(settings)
     try:
         probes = HealthServer(settings, health)
     except OSError as error:
-        raise _preflight.port_error(settings, "HEALTH_PORT", error) from None
+        raise port_error(settings, "HEALTH_PORT", error) from None
     try:
-        _Supervisor(settings, health, announce).run(stop, hurry)
+        _Supervisor(settings, health, announce).run(should_exit, force_exit)
     finally:
         probes.shutdown()
         probes.server_close()
@@ -54,35 +56,37 @@ class _Supervisor:
         self._health = health
         self._announce = announce
         self._backoff = Backoff()
-        self._down_since: float | None = None  # None until the first one has been ready
-        self._uptime = 0.0  # of the last one
+        self._down_since: float | None = None  # None until the first server has been ready
+        self._uptime = 0.0  # of the last server, in seconds
 
-    def run(self, stop: threading.Event, hurry: threading.Event) -> None:
-        while (fault := self._run_server(stop, hurry)) is not None:
+    def run(self, should_exit: threading.Event, force_exit: threading.Event) -> None:
+        while (fault := self._run_server(should_exit, force_exit)) is not None:
             pause = self._backoff.next_pause(self._uptime)
             self._health.restarts[fault.what, fault.reason] += 1
             self._health.down(fault.sentence, pause=pause)
             when = f" in {pause:g} s" if pause else ""
             log(f"{fault.sentence} Starting Triton again{when}.")
-            if stop.wait(pause):
+            if should_exit.wait(pause):
                 return
 
-    def _run_server(self, stop: threading.Event, hurry: threading.Event) -> Fault | None:
+    def _run_server(
+        self, should_exit: threading.Event, force_exit: threading.Event
+    ) -> Fault | None:
         """Run one server to its end.
 
         Returns:
-            Why it ended or did not start; None where `stop` was set.
+            Why it ended or did not start; None if `should_exit` was set.
 
         Raises:
-            StartError: it did not start, and none has before.
+            StartError: it did not start, and no server did before.
         """
         server = Server(self._settings, self._health)
         ready_at: float | None = None
         try:
             if self._down_since is not None:
-                _preflight.check_repository(self._settings)
+                check_repository(self._settings)
             server.start()
-            if not server.wait_ready(stop):
+            if not server.wait_ready(should_exit):
                 return None
             ready_at = time.monotonic()
             self._health.up()
@@ -90,11 +94,11 @@ class _Supervisor:
                 self._announce(server)
             else:
                 log(f"Triton is back after {ready_at - self._down_since:.1f} s.{_serving(server)}")
-            if (fault := server.wait(stop)) is not None:
+            if (fault := server.wait(should_exit)) is not None:
                 self._health.down(fault.sentence)
             return fault
         except Exception as error:
-            if stop.is_set():
+            if should_exit.is_set():
                 return None
             if self._down_since is None and ready_at is None:
                 if isinstance(error, (StartError, OSError, RuntimeError)):
@@ -107,10 +111,10 @@ class _Supervisor:
             self._uptime = 0.0 if ready_at is None else now - ready_at
             if ready_at is not None:
                 self._down_since = now
-            server.close(hurry)
+            server.close(force_exit)
 
 
 def _serving(server: Server) -> str:
-    """Another network may have been installed since the server before this one was started."""
+    """Name the served version: another network may have been installed since the last start."""
     version = server.version
     return f" It serves version {version} of the network." if version else ""

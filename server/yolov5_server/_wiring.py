@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from tritonclient.grpc import model_config_pb2
 
-from ._preflight import NETWORK
+from ._repository import NETWORK
 
 _IMAGES, _PIXELS, _NMS = "images", "pixels", "nms"
 

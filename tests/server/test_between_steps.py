@@ -120,7 +120,7 @@ def test_weights_changed_by_hand_are_served(
     onnx.save(model, weights)
     image = PATHS[0].read_bytes()
     with running_server(f"--repository={repository}", "--precision=fp32") as other:
-        assert "candidates.onnx was not made from this model.onnx" in other.log.read_text()
+        assert "prefiltered.onnx was not made from this model.onnx" in other.log.read_text()
         assert_same(ask_grpc(other.grpc, [image]), ask_grpc(server.grpc, [image]))
 
 

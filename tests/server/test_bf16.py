@@ -1,4 +1,4 @@
-"""What `make serve` takes by itself on a CPU with BF16, beside the reference's numbers."""
+"""On a CPU with BF16 `make serve` chooses BF16 by itself, if it is accurate enough."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from support import PHOTOS, REPOSITORY, Outputs, RunningServer, ask_grpc, running_server
 
 from yolov5_build import __main__ as build
-from yolov5_build._runtimes import cpu_has_bf16
+from yolov5_server.hardware import cpu_has_bf16
 
 pytestmark = pytest.mark.skipif(not cpu_has_bf16(), reason="needs a CPU with BF16")
 
@@ -18,7 +18,7 @@ IMAGES = [path.read_bytes() for path in sorted(PHOTOS.iterdir())]
 
 
 def assert_alike(found: Outputs, expected: Outputs) -> None:
-    """Each that is sure is there, nearly where it was."""
+    """Assert that confident detections are found again, nearly at the same place."""
     sure = (expected["det_scores"] > 0.3).sum()
     assert (found["det_scores"] > 0.2).sum() >= sure
     for box, name in zip(expected["det_boxes"][0, :sure], expected["det_labels"][0]):
@@ -27,7 +27,7 @@ def assert_alike(found: Outputs, expected: Outputs) -> None:
 
 
 @pytest.mark.parametrize("letterbox", ["square", "rect"])
-def test_bf16_is_served_and_finds_the_same(
+def test_bf16_is_served_and_finds_the_same_objects(
     tmp_path: Path, letterbox: str, server: RunningServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     repository = tmp_path / "model_repository"
@@ -47,11 +47,11 @@ def test_bf16_is_served_and_finds_the_same(
                 assert_alike(alone, ask_grpc(server.grpc, [image]))
 
 
-def test_the_references_numbers_are_by_onnx_runtime(server: RunningServer) -> None:
+def test_fp32_is_served_by_onnx_runtime(server: RunningServer) -> None:
     assert "Precision: FP32, by onnxruntime." in server.log.read_text()
 
 
-def test_bf16_that_costs_too_much_is_not_served(
+def test_bf16_that_loses_too_much_accuracy_is_not_served(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(build, "ALLOWED_LOSS", -1.0)

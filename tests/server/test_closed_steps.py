@@ -1,4 +1,4 @@
-"""The steps are the endpoint's: a caller can neither run one of them nor learn anything from it."""
+"""The steps are closed: a caller can neither run one of them nor learn anything from it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 STEPS = ("preprocess", "yolov5", "postprocess")
 OTHER_SPELLINGS = ("models::preprocess", "closed::preprocess", "models/preprocess", "preprocess:1")
-# What ended a process of postprocess: sizes that are negative, or overflow when multiplied.
+# Shapes that crashed postprocess: sizes that are negative, or overflow when multiplied.
 FORGED_SHAPES = ([1, -2, -8], [1, 2**61 + 2, 8], [1, 25200, 8])
 
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("way", ["infer", "generate", "versions/1/infer", "versions/1/generate"])
-def test_a_step_cannot_be_run_over_http(server: RunningServer, step: str, way: str) -> None:
+def test_step_cannot_be_run_over_http(server: RunningServer, step: str, way: str) -> None:
     before = inferences(server, step)
     tensor = {"name": "image", "datatype": "BYTES", "shape": [1, 1], "data": ["x"]}
     body = json.dumps({"inputs": [tensor], "image": "x"}).encode()
@@ -33,7 +33,7 @@ def test_a_step_cannot_be_run_over_http(server: RunningServer, step: str, way: s
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_a_step_cannot_be_run_over_grpc(server: RunningServer, step: str) -> None:
+def test_step_cannot_be_run_over_grpc(server: RunningServer, step: str) -> None:
     before = inferences(server, step)
     with (
         grpc.InferenceServerClient(server.grpc) as client,
@@ -60,7 +60,7 @@ def test_no_other_spelling_reaches_a_step(server: RunningServer, name: str) -> N
 
 @pytest.mark.parametrize("question", ["", "/ready", "/config", "/stats", "/versions/1/stats"])
 @pytest.mark.parametrize("step", STEPS)
-def test_a_step_tells_nothing(server: RunningServer, step: str, question: str) -> None:
+def test_step_tells_nothing(server: RunningServer, step: str, question: str) -> None:
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(f"{server.http}/v2/models/{step}{question}")
     assert caught.value.code == 400

@@ -1,6 +1,6 @@
-"""Hours in minutes, in figures: `pytest -m slow -s tests/server/test_endurance.py`.
+"""Failures of many hours in minutes; prints figures.
 
-KILLS says how often each kind of failure is repeated, such as KILLS=40.
+`pytest -m slow -s tests/server/test_endurance.py`. KILLS (10) is the number of each kind.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Call:
 
 
 class Load:
-    """Callers that ask without a pause, and what became of each request."""
+    """Callers that send requests without a pause, and the result of each request."""
 
     def __init__(self, address: str, callers: int) -> None:
         self.calls: list[Call] = []
@@ -96,7 +96,7 @@ def kill(name: str, number: signal.Signals) -> Callable[[RunningServer], int]:
 
 
 def run_out_of_memory(server: RunningServer) -> int:
-    """Let preprocess have no more memory than it has, and send it a picture that needs more."""
+    """Limit preprocess to the memory that it has, and send it an image that needs more."""
     victim = server.processes("/preprocess/1/")[0]
     CGROUP.mkdir(exist_ok=True)
     (CGROUP / "memory.limit_in_bytes").write_text(str(48 << 20))
@@ -120,7 +120,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_back_each_time(own: RunningServer, case: str) -> None:
+def test_server_is_restarted_in_time_after_each_failure(own: RunningServer, case: str) -> None:
     if case == "out of memory" and not os.access(CGROUP.parent, os.W_OK):
         pytest.skip("no writable memory cgroup here")
     said = len(own.log.read_text())
@@ -129,7 +129,7 @@ def test_back_each_time(own: RunningServer, case: str) -> None:
     with load(own) as steady:
         for _ in range(ROUNDS):
             wait_until(lambda: ready(own)[0], 30)
-            time.sleep(8)  # steady for long enough that earlier failures are forgotten
+            time.sleep(8)  # long enough to reset the pauses
             processes, shared = len(own.processes("triton_python_backend_stub")), regions(own)
             started = time.monotonic()
             CASES[case](own)
@@ -145,7 +145,7 @@ def test_back_each_time(own: RunningServer, case: str) -> None:
             for call in steady.calls:
                 if call.ended > started and call.error:
                     when = "in flight" if call.begun < started else "meanwhile"
-                    # A channel of gRPC takes its time to connect anew to a new server.
+                    # A gRPC channel takes some time to reconnect to the new server.
                     lost[when if call.begun < up else "afterwards"] += 1
             wait_until(
                 lambda number=processes: (  # type: ignore[misc]
@@ -163,8 +163,8 @@ def test_back_each_time(own: RunningServer, case: str) -> None:
     assert max(back) < allowed
 
 
-def test_forty_kills_two_seconds_apart(bundled_repository: Path) -> None:
-    """Whatever runs then is killed, in turn; a minute after the last one all is well."""
+def test_server_is_ready_within_a_minute_after_forty_kills(bundled_repository: Path) -> None:
+    """Kill one process after the other, every two seconds."""
     targets = ("bin/tritonserver", *(f"/{step}/1/" for step in STEPS))
     with running_server(f"--repository={bundled_repository}") as server:
         hit = 0

@@ -1,4 +1,4 @@
-"""The launcher: it says what is wrong, passes signals on, and leaves nothing behind."""
+"""The launcher names errors, handles signals and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def own(bundled_repository: Path) -> str:
 
 
 def assert_gone(server: RunningServer) -> None:
-    """Process entries fade a moment after their end."""
+    """Assert that nothing is left; ended processes stay listed for a moment."""
     deadline = time.monotonic() + 2
     while (left := server.leftovers()) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -45,7 +45,7 @@ def assert_gone(server: RunningServer) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_with_nothing_left(own: str, number: signal.Signals) -> None:
+def test_signal_ends_the_server_and_leaves_nothing(own: str, number: signal.Signals) -> None:
     with running_server(own) as server:
         assert ask_grpc(server.grpc, [PHOTO.read_bytes()])["num_dets"].item() == 11
         assert shared_memory() - server.shared_memory_before
@@ -55,7 +55,7 @@ def test_a_signal_ends_it_with_nothing_left(own: str, number: signal.Signals) ->
 
 
 @pytest.mark.parametrize("model", ["preprocess", "yolov5", "postprocess"])
-def test_it_ends_in_time_when_a_model_process_was_killed(own: str, model: str) -> None:
+def test_server_ends_in_time_after_a_model_process_was_killed(own: str, model: str) -> None:
     with running_server(own) as server:
         stubs = server.processes(f"/{model}/1/")
         assert stubs
@@ -65,7 +65,7 @@ def test_it_ends_in_time_when_a_model_process_was_killed(own: str, model: str) -
         assert_gone(server)
 
 
-def test_it_ends_in_time_when_a_model_process_hangs(own: str) -> None:
+def test_server_ends_in_time_when_a_model_process_hangs(own: str) -> None:
     with running_server(own) as server:
         for stub in server.processes("/preprocess/1/"):
             os.kill(stub, signal.SIGSTOP)
@@ -73,7 +73,7 @@ def test_it_ends_in_time_when_a_model_process_hangs(own: str) -> None:
         assert_gone(server)
 
 
-def test_it_can_be_ended_before_it_is_ready(own: str) -> None:
+def test_server_can_be_ended_before_it_is_ready(own: str) -> None:
     with running_server(own, wait=False) as server:
         deadline = time.monotonic() + 30
         while not server.processes("triton_python_backend_stub"):
@@ -83,10 +83,10 @@ def test_it_can_be_ended_before_it_is_ready(own: str) -> None:
         assert_gone(server)
 
 
-def test_a_second_signal_ends_it_at_once(own: str) -> None:
+def test_second_signal_ends_the_server_at_once(own: str) -> None:
     with running_server(own) as server:
         for stub in server.processes("/postprocess/1/"):
-            os.kill(stub, signal.SIGKILL)  # so that a polite end takes seconds
+            os.kill(stub, signal.SIGKILL)  # then a polite end takes seconds
         server.process.send_signal(signal.SIGINT)
         time.sleep(0.5)
         assert server.stop(signal.SIGINT) < 1.5
@@ -100,7 +100,7 @@ def test_no_server_outlives_a_killed_launcher(own: str) -> None:
         while any("process" in left or "port" in left for left in server.leftovers()):
             assert time.monotonic() < deadline, server.leftovers()
             time.sleep(0.1)
-        # The next one to start removes the shared memory that nobody else could.
+        # The next launcher removes the shared memory.
         with running_server(own):
             assert [left for left in server.leftovers() if str(server.process.pid) in left] == []
 
@@ -109,7 +109,7 @@ def test_no_server_outlives_a_killed_launcher(own: str) -> None:
 @pytest.mark.parametrize(
     "send",
     [
-        lambda make: os.killpg(make, signal.SIGINT),  # to the foreground group, as a terminal does
+        lambda make: os.killpg(make, signal.SIGINT),  # to the foreground group, as a terminal
         lambda make: os.kill(make, signal.SIGTERM),
         lambda make: os.kill(make, signal.SIGINT),  # which make does not pass on
         lambda make: os.kill(make, signal.SIGKILL),
@@ -128,7 +128,7 @@ def test_make_serve_ends_like_the_launcher(own: str, send: Callable[[int], None]
         assert server.leftovers() == []
 
 
-def test_a_quiet_log_and_a_command_to_try(own: str) -> None:
+def test_log_is_short_and_shows_a_command_to_try(own: str) -> None:
     with running_server(own) as server:
         lines = server.log.read_text().splitlines()
         assert lines[0].startswith(f"Ready: HTTP on 127.0.0.1:{server.ports[0]}")
@@ -137,14 +137,14 @@ def test_a_quiet_log_and_a_command_to_try(own: str) -> None:
 
 
 def listening() -> set[tuple[str, int]]:
-    """Addresses, in the kernel's hexadecimal, and ports that somebody listens on."""
+    """Addresses, in the kernel's hexadecimal, and ports that any process listens on."""
     found = set()
     for table in ("tcp", "tcp6"):
         for line in Path("/proc/net", table).read_text().splitlines()[1:]:
             _, local, _, state, *_ = line.split()
             if state == "0A":
                 address, _, port = local.rpartition(":")
-                mapped = "0000000000000000FFFF0000"  # IPv4 by way of an IPv6 socket
+                mapped = "0000000000000000FFFF0000"  # IPv4 on an IPv6 socket
                 found.add((address.removeprefix(mapped), int(port, 16)))
     return found
 
@@ -153,7 +153,7 @@ def listening() -> set[tuple[str, int]]:
     "host, address",
     [("127.0.0.1", "0100007F"), ("::1", "00000000000000000000000001000000")],
 )
-def test_it_listens_where_it_was_told_and_nowhere_else(own: str, host: str, address: str) -> None:
+def test_server_listens_only_on_the_given_address(own: str, host: str, address: str) -> None:
     if host == "::1" and not Path("/proc/net/if_inet6").exists():
         pytest.skip("this machine has no IPv6")
     with running_server(own, f"--host={host}") as server:
@@ -173,7 +173,7 @@ def failure(*arguments: str) -> str:
     return lines[0]
 
 
-def test_a_port_in_use_is_named(own: str) -> None:
+def test_port_in_use_is_named(own: str) -> None:
     (port,) = free_ports(1)
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", port))
@@ -187,7 +187,9 @@ def broken_copy(repository: Path, folder: Path) -> Path:
     return Path(shutil.copytree(repository, folder / "model_repository"))
 
 
-def test_labels_that_do_not_fit_the_network(bundled_repository: Path, tmp_path: Path) -> None:
+def test_labels_that_do_not_fit_the_network_are_refused(
+    bundled_repository: Path, tmp_path: Path
+) -> None:
     broken = broken_copy(bundled_repository, tmp_path)
     with (broken / "yolov5" / "labels.txt").open("a") as labels:
         labels.write("one too many\n")
@@ -195,7 +197,7 @@ def test_labels_that_do_not_fit_the_network(bundled_repository: Path, tmp_path: 
     assert "labels.txt has 4 names" in message
 
 
-def test_a_default_out_of_range(bundled_repository: Path, tmp_path: Path) -> None:
+def test_default_out_of_range_is_refused(bundled_repository: Path, tmp_path: Path) -> None:
     broken = broken_copy(bundled_repository, tmp_path)
     config = broken / "preprocess" / "config.pbtxt"
     config.write_text(config.read_text().replace('"0.25"', '"2.5"'))
@@ -213,7 +215,7 @@ def test_changed_defaults_are_served(bundled_repository: Path, tmp_path: Path) -
 
 @contextmanager
 def connections(port: int, count: int) -> Iterator[list[socket.socket]]:
-    """Connections that send nothing."""
+    """Open connections that send nothing."""
     held = [socket.create_connection(("127.0.0.1", port), 5) for _ in range(count)]
     try:
         yield held
@@ -231,7 +233,7 @@ exec "$0" -m yolov5_server "{own}" --precision=fp32 --http-port="$HTTP_PORT" \\
     return ["sh", "-c", script, sys.executable]
 
 
-def test_idle_connections_beyond_the_soft_limit_harm_nobody(own: str) -> None:
+def test_requests_are_answered_beside_idle_connections_over_the_soft_limit(own: str) -> None:
     with running_server(command=limited(256, 4096, own)) as server:
         said = len(server.log.read_text())
         with connections(server.ports[0], 320):
@@ -242,7 +244,7 @@ def test_idle_connections_beyond_the_soft_limit_harm_nobody(own: str) -> None:
         assert server.process.returncode == 0
 
 
-def test_out_of_descriptors_writes_little_and_ends_in_time(own: str) -> None:
+def test_server_without_free_descriptors_logs_little_and_ends_in_time(own: str) -> None:
     with running_server(command=limited(256, 256, own)) as server:
         with connections(server.ports[0], 320):
             time.sleep(3)
@@ -259,7 +261,7 @@ def full_disk() -> int:
 
 
 def full_pipe() -> int:
-    """The end for writing of one that nobody reads."""
+    """The writing end of a full pipe that nobody reads."""
     _, writer = os.pipe()  # the other end stays open until the tests end
     os.set_blocking(writer, False)
     with suppress(BlockingIOError):
@@ -270,7 +272,7 @@ def full_pipe() -> int:
 
 
 @pytest.mark.parametrize("open_log", [full_disk, full_pipe])
-def test_a_log_that_is_lost_does_not_end_the_service(own: str, open_log: Callable[[], int]) -> None:
+def test_lost_log_does_not_end_the_service(own: str, open_log: Callable[[], int]) -> None:
     ports = free_ports(4)
     names = ("http-port", "grpc-port", "metrics-port", "health-port")
     flags = [f"--{name}={port}" for name, port in zip(names, ports)]

@@ -1,4 +1,4 @@
-"""Networks of every kind, installed as `make model` does it and asked through a real server."""
+"""Networks of every kind, installed as `make model` does and served by a real server."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ IMAGES = [path.read_bytes() for path in sorted(PHOTOS.iterdir())]
 
 
 def answers(*arguments: str, weights: Path = BUNDLED, folder: Path) -> list[Outputs]:
-    """What a server with this network says to the bundled photos."""
+    """Answers of a server with this network to the bundled photos."""
     repository = make_repository(folder, weights, *arguments)
     with running_server(f"--repository={repository}", "--precision=auto") as server:
         return [ask_grpc(server.grpc, [image]) for image in IMAGES]
@@ -40,7 +40,7 @@ def expected(server: RunningServer) -> list[Outputs]:
     return [ask_grpc(server.grpc, [image]) for image in IMAGES]
 
 
-def test_safetensors_are_the_same_network(tmp_path: Path, expected: list[Outputs]) -> None:
+def test_safetensors_give_the_same_answers(tmp_path: Path, expected: list[Outputs]) -> None:
     shared = tmp_path / "best.safetensors"
     assert build([str(BUNDLED), f"--save={shared}"]) == 0
     for one, other in zip(answers(weights=shared, folder=tmp_path), expected):
@@ -56,7 +56,7 @@ def test_half_precision_finds_the_same_objects(tmp_path: Path, expected: list[Ou
             assert np.abs(same - box).max(1).min() < 2
 
 
-def test_a_reduced_head_answers_alike_and_says_what_it_cannot_do(
+def test_reduced_head_answers_alike_and_refuses_multi_label(
     tmp_path: Path, expected: list[Outputs]
 ) -> None:
     repository = make_repository(tmp_path, BUNDLED, "--reduced-head")
@@ -80,10 +80,10 @@ def test_rect_answers_requests_of_several_shapes(tmp_path: Path) -> None:
     with running_server(f"--repository={repository}") as server:
         alone = [ask_grpc(server.grpc, [image]) for image in encoded]
         assert min(answer["num_dets"].item() for answer in alone) > 2
-        # Pictures of one shape get what each gets alone.
+        # Images of one shape get the same answers as alone.
         twice = ask_grpc(server.grpc, [encoded[0]] * 2)
         assert_same(row(twice, 1), alone[0], exact=False)
-        # Those of several share a padding, with which a network answers a little differently.
+        # Images of several shapes share a padding, which changes the answers a little.
         together = ask_grpc(server.grpc, encoded)
         assert together["image_size"].tolist() == [[240, 640], [480, 240], [480, 640]]
         for index, answer in enumerate(alone):
@@ -96,10 +96,8 @@ def test_rect_answers_requests_of_several_shapes(tmp_path: Path) -> None:
                     assert np.abs(same - box).max(1).min() < 12
 
 
-def test_an_export_of_one_image_at_a_time_takes_batches(
-    tmp_path: Path, expected: list[Outputs]
-) -> None:
-    """Batch 1 is what YOLOv5's exporter writes unless told otherwise."""
+def test_export_with_batch_size_one_takes_batches(tmp_path: Path, expected: list[Outputs]) -> None:
+    """YOLOv5's exporter writes batch size 1 by default."""
     foreign = export_as_others_do(tmp_path / "best.onnx", metadata={})
     (tmp_path / "names.txt").write_text("Platelets\nRBC\nWBC\n")
     names = f"--names={tmp_path / 'names.txt'}"
@@ -110,7 +108,7 @@ def test_an_export_of_one_image_at_a_time_takes_batches(
             assert_same(row(together, index), other, exact=False)
 
 
-def test_an_export_that_cannot_batch_limits_the_endpoint(
+def test_export_that_cannot_batch_limits_the_endpoint(
     tmp_path: Path, expected: list[Outputs]
 ) -> None:
     foreign = export_as_others_do(tmp_path / "best.onnx", fixed=True)
@@ -126,7 +124,7 @@ def test_an_export_that_cannot_batch_limits_the_endpoint(
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="other people's exports are not at hand")
-def test_an_export_that_the_checker_refuses(tmp_path: Path) -> None:
+def test_export_that_onnx_checker_refuses_is_served(tmp_path: Path) -> None:
     weights = SHARED / "onnx" / "third_party_yolov5n_fp16_unsorted.onnx"
     repository = make_repository(tmp_path, weights)
     with running_server(f"--repository={repository}", "--precision=auto") as server:
@@ -135,7 +133,7 @@ def test_an_export_that_the_checker_refuses(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="a fine-tuned network is not at hand")
-def test_a_checkpoint_with_a_foreign_librarys_types(tmp_path: Path) -> None:
+def test_checkpoint_with_types_of_another_library_is_served(tmp_path: Path) -> None:
     repository = make_repository(tmp_path, SHARED / "weights" / "crop_best.pt")
     with running_server(f"--repository={repository}") as server:
         answer = ask_grpc(server.grpc, [PHOTO.read_bytes()], {"conf_thres": 0.001})

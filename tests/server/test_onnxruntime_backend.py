@@ -82,7 +82,7 @@ def ask(client: grpc.InferenceServerClient, rows: list[list[float]]) -> NDArray[
     ],
     ids=["datatype", "dims", "rank", "output", "batching", "file", "threads"],
 )
-def test_what_does_not_fit_is_not_loaded(
+def test_unfitting_model_is_not_loaded(
     tmp_path: Path, config: dict[str, Any], sentence: str
 ) -> None:
     with plain_triton(repository(tmp_path, **config)) as (process, _):
@@ -91,7 +91,7 @@ def test_what_does_not_fit_is_not_loaded(
     assert sentence in output
 
 
-def test_a_request_that_fails_fails_alone(tmp_path: Path) -> None:
+def test_failing_request_of_a_batch_fails_alone(tmp_path: Path) -> None:
     file = "weights.onnx"
     more = f'default_model_filename: "{file}" instance_group [ {{ count: 1 kind: KIND_CPU }} ]'
     with (
@@ -105,13 +105,13 @@ def test_a_request_that_fails_fails_alone(tmp_path: Path) -> None:
         np.testing.assert_array_equal(answers[1].result(), [[30, 30], [20, 10]])
         with pytest.raises(grpc.InferenceServerException, match="error running model 'graph'"):
             bad.result()
-        # They were one batch, or it would show nothing.
+        # The test needs them to have been one batch.
         statistics = client.get_inference_statistics("graph", as_json=True)["model_stats"][0]
         sizes = {int(batch["batch_size"]) for batch in statistics["batch_stats"]}
         assert max(sizes) >= 3
 
 
-def test_what_the_configuration_leaves_out_comes_from_the_graph(tmp_path: Path) -> None:
+def test_missing_configuration_comes_from_the_graph(tmp_path: Path) -> None:
     repository(tmp_path)
     (tmp_path / "graph" / "config.pbtxt").write_text('backend: "onnxruntime"')
     with ready_triton(tmp_path, complete=True) as client:

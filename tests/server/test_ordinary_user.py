@@ -1,4 +1,4 @@
-"""The server needs no right to write anywhere but to its temporary folder and shared memory."""
+"""The server writes only to its temporary folder and shared memory."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from pathlib import Path
 import pytest
 from support import PHOTO, ROOT, SHARED_MEMORY, ask_grpc, running_server
 
-from yolov5_server._backends import assemble_backends, triton_folder
+from yolov5_server.embedded import assemble_backends, triton_folder
 
-USER = 61_000  # no name, no home, and no file on this machine is its own
-# It may read what it likes, since Python may lie in root's home; it may write like anyone.
+USER = 61_000  # has no name, no home, and no file on this machine
+# It may read everything, because Python may be in root's home, and write as any other user.
 AS_USER = (
     *("setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "--no-new-privs"),
     *("--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search"),
     "--bounding-set=-all,+dac_read_search",
 )
-# As `make serve`, which asks before it starts Python whether just anyone could.
+# As `make serve`; make itself refuses to start a Python that not every user may run.
 SERVE = """export "$@"
 exec "$0" -m yolov5_server --repository="$REPOSITORY" --http-port="$HTTP_PORT" \\
   --grpc-port="$GRPC_PORT" --metrics-port="$METRICS_PORT" --health-port="$HEALTH_PORT"
@@ -32,14 +32,14 @@ exec "$0" -m yolov5_server --repository="$REPOSITORY" --http-port="$HTTP_PORT" \
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """One that everybody may look into, as Triton does before it reads."""
+    """A folder that every user may list, as Triton does before it reads."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         yield Path(name)
 
 
 def owned() -> set[Path]:
-    """The user's files, wherever it might have made some."""
+    """The user's files, in all folders where it might have made some."""
     places = [ROOT, Path("/tmp"), Path("/var/tmp"), Path("/run"), Path("/home"), SHARED_MEMORY]
     command = [
         "find",
@@ -49,19 +49,19 @@ def owned() -> set[Path]:
         str(USER),
         "-print0",
     ]
-    # Files come and go meanwhile, and find complains about those.
+    # find complains about files that vanish meanwhile.
     found = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
     return {Path(os.fsdecode(name)) for name in found.split(b"\0") if name}
 
 
 def writable_by_others(place: Path) -> list[Path]:
-    """Files and folders, without what links lead to."""
+    """Files and folders that every user may write to; links are not followed."""
     command = ["find", str(place), "-perm", "-o+w", "-not", "-type", "l", "-print0"]
     found = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
     return [Path(os.fsdecode(name)) for name in found.split(b"\0") if name]
 
 
-def test_an_ordinary_user_serves_from_a_tree_it_cannot_write(
+def test_ordinary_user_can_serve_from_a_tree_without_write_access(
     bundled_repository: Path, folder: Path
 ) -> None:
     if os.getuid() != 0:
@@ -86,7 +86,7 @@ def test_an_ordinary_user_serves_from_a_tree_it_cannot_write(
         written = owned() - before
         assert written
         for path in written:
-            # Triton's Python backend makes the last, which stays empty.
+            # Triton's Python backend makes python_env_*, which stays empty.
             assert (
                 path.is_relative_to(temporary)
                 or path.name.startswith("yolov5_triton_")
@@ -95,6 +95,6 @@ def test_an_ordinary_user_serves_from_a_tree_it_cannot_write(
         assert "warning" not in server.log.read_text()
         server.stop()
         deadline = time.monotonic() + 5
-        while owned() != before:  # a process fades a moment after its end
+        while owned() != before:  # ended processes stay listed for a moment
             assert time.monotonic() < deadline, owned() - before
             time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""A checkout and a temporary folder in places that a shell would misread."""
+"""A checkout and a temporary folder with paths that a shell would misread."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from support import PHOTO, ROOT, ask_grpc, running_server
 
-from yolov5_server._backends import assemble_backends, triton_folder
+from yolov5_server.embedded import assemble_backends, triton_folder
 
-# As `make serve`, but for the ports.
+# As `make serve`, except for the ports.
 SERVE = """export "$@"
 exec "$0" -m yolov5_server --precision=fp32 --repository="$REPOSITORY" --http-port="$HTTP_PORT" \\
   --grpc-port="$GRPC_PORT" --metrics-port="$METRICS_PORT" --health-port="$HEALTH_PORT"
@@ -19,7 +19,7 @@ exec "$0" -m yolov5_server --precision=fp32 --repository="$REPOSITORY" --http-po
 
 
 @pytest.mark.parametrize("name", ["a b é", "$(touch pwned);'\"`x`:%&"])
-def test_a_server_from_a_checkout_with_an_odd_path(
+def test_server_runs_from_a_checkout_with_an_odd_path(
     bundled_repository: Path, tmp_path: Path, name: str
 ) -> None:
     odd = tmp_path / name
@@ -28,7 +28,7 @@ def test_a_server_from_a_checkout_with_an_odd_path(
     temporary.mkdir()
     repository = shutil.copytree(bundled_repository, odd / "model_repository")
     shutil.copytree(ROOT / "server", odd / "server")
-    # The environment of that checkout: of the same packages, with an interpreter of its own.
+    # The environment of that checkout: the same packages, and an interpreter of its own.
     environment = odd / ".venv"
     (environment / "bin").mkdir(parents=True)
     for link in ("python3", "python"):
@@ -37,7 +37,7 @@ def test_a_server_from_a_checkout_with_an_odd_path(
     (environment / "lib").symlink_to(Path(sys.prefix, "lib"))
 
     variables = [f"TMPDIR={temporary}"]
-    if ":" not in name:  # it would end the folder's name there
+    if ":" not in name:  # PYTHONPATH separates folders by colons
         variables.append(f"PYTHONPATH={odd / 'server'}")
     command = ["env", *variables, "sh", "-c", SERVE, str(environment / "bin" / "python")]
     command.append(f"REPOSITORY={repository}")
@@ -50,7 +50,7 @@ def test_a_server_from_a_checkout_with_an_odd_path(
     assert not any(path.name == "pwned" for path in (*ROOT.iterdir(), *odd.iterdir()))
 
 
-def test_models_that_cannot_be_started_are_told_at_once(
+def test_models_that_cannot_be_started_end_the_start_at_once(
     bundled_repository: Path, tmp_path: Path
 ) -> None:
     backends = assemble_backends(triton_folder(), tmp_path / "backends")

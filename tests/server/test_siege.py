@@ -1,6 +1,6 @@
-"""What a server is under when nobody means it well, for minutes; the figures are printed.
+"""A server under hostile load for minutes; prints figures.
 
-`pytest -m slow -s tests/server/test_siege.py`. SOAK_MINUTES (30) is the length of the longest.
+`pytest -m slow -s tests/server/test_siege.py`. SOAK_MINUTES (30) is the length of the longest test.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def hostile() -> list[bytes]:
 
 
 def rate(server: RunningServer, seconds: float, callers: int = 8) -> float:
-    """Images a second."""
+    """Images a second with this number of callers."""
     end = time.monotonic() + seconds
 
     def ask(_: int) -> int:
@@ -73,7 +73,7 @@ def rate(server: RunningServer, seconds: float, callers: int = 8) -> float:
 
 
 class Sizes:
-    """What the server's processes hold, looked at every few seconds."""
+    """Memory and open files of the server's processes, sampled every few seconds."""
 
     def __init__(self, server: RunningServer) -> None:
         self.names: dict[int, str] = {}
@@ -89,7 +89,7 @@ class Sizes:
         row: dict[str, float] = {"seconds": time.monotonic()}
         for pid, name in self.names.items():
             status = Path(f"/proc/{pid}/status").read_text()
-            # Without the shared memory, which is counted by itself.
+            # Without shared memory, which has a row of its own.
             row[f"{name} MB"] = sum(
                 int(line.split()[1]) / 1024
                 for line in status.splitlines()
@@ -104,7 +104,7 @@ class Sizes:
         self.rows.append(row)
 
     def look_when_idle(self) -> None:
-        """Once the connections of those who have gone are closed, which takes some seconds."""
+        """Sample once the connections of ended callers are closed, which takes some seconds."""
         self.look()
         for _ in range(6):
             before = self.rows.pop()
@@ -130,7 +130,7 @@ class Sizes:
             thread.join()
 
     def table(self, *parts: list[dict[str, float]]) -> dict[str, list[float]]:
-        """For each size its median in each of these parts of the rows."""
+        """The median of each size in each of these parts of the rows."""
         return {
             name: [statistics.median(row[name] for row in part) for part in parts]
             for name in self.rows[0]
@@ -142,7 +142,7 @@ def quantile(seconds: list[float], share: float) -> float:
     return float(np.quantile(seconds, share))
 
 
-def test_hostile_files_mixed_with_good_ones(own: RunningServer) -> None:
+def test_hostile_files_do_not_change_answers_to_good_ones(own: RunningServer) -> None:
     good = [path.read_bytes() for path in sorted(PHOTOS.iterdir())]
     wanted: dict[bytes, Detections | str] = {}
     slowest = 0.0
@@ -215,7 +215,7 @@ async def storm(
     refused: list[float],
     images: Sequence[bytes] = (PHOTO_BYTES,),
 ) -> None:
-    """256 callers; whoever is refused asks again after a second. Adds how long each answer took."""
+    """Run 256 callers that retry after a second if refused; append the seconds of each answer."""
     order = random.Random(0)
 
     async def caller() -> None:
@@ -241,7 +241,7 @@ async def storm(
         await asyncio.gather(*callers, return_exceptions=True)
 
 
-def test_256_callers_for_two_minutes(own: RunningServer) -> None:
+def test_throughput_recovers_after_256_callers(own: RunningServer) -> None:
     before = rate(own, 10)
     accepted: list[float] = []
     refused: list[float] = []
@@ -267,10 +267,12 @@ def test_256_callers_for_two_minutes(own: RunningServer) -> None:
     assert after > 0.9 * before
 
 
-def test_mixed_load_and_attacks_for_long(own: RunningServer) -> None:
-    """Good and bad requests, callers who cancel, some who hang up in the middle, and attackers.
+def test_memory_and_descriptors_do_not_grow_under_mixed_load_and_attacks(
+    own: RunningServer,
+) -> None:
+    """Good and bad requests, cancelled ones, broken connections, and attacks.
 
-    Each good answer is the right one, and what is refused is refused as saturated.
+    Each good answer is correct, and a refused good request is refused as saturated.
     """
     bad = [*hostile(), b"", b"hello"]
     good = [path.read_bytes() for path in sorted(PHOTOS.iterdir())]
@@ -287,7 +289,7 @@ def test_mixed_load_and_attacks_for_long(own: RunningServer) -> None:
                 try:
                     found = client.detect(image)
                 except UnavailableError as error:
-                    # Triton goes on with what those have asked who hung up: its queues may be full.
+                    # Triton still works on requests of closed connections: its queues may be full.
                     assert "saturated" in str(error)
                     counts["good, shed"] += 1
                     time.sleep(0.5)
@@ -356,7 +358,7 @@ def test_mixed_load_and_attacks_for_long(own: RunningServer) -> None:
         *[hang_up] * 2,
         *[attack] * 2,
     ]
-    # The warm-up: what the server holds grows with the longest queue of the largest files.
+    # The warm-up: the server's memory grows with the longest queue of the largest files.
     asyncio.run(storm(own, 60, [], [], [*good, *bad]))
     asyncio.run(storm(own, 60, [], [], [max(bad, key=len)]))
     sizes = Sizes(own)
@@ -388,8 +390,8 @@ def test_mixed_load_and_attacks_for_long(own: RunningServer) -> None:
     print(f"  idle before: {idle[0]}\n  idle after: {idle[1]}")
     for name, values in table.items():
         if name.endswith("files"):
-            # Callers' connections come and go: before and after, while there are none.
+            # Connections come and go: compare before and after, when there are none.
             assert idle[1][name] <= idle[0][name] + 1, name
         else:
-            # It goes up and down with the pictures of the moment: the highest of each third.
+            # Memory depends on the images of the moment: compare the highest of each third.
             assert max(values[-4:]) < 1.02 * max(values[:4]) + 1, name

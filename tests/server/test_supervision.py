@@ -1,4 +1,4 @@
-"""What dies or hangs in a running server is seen, said, and brought back."""
+"""Processes of a running server that die or hang are noticed, logged and restarted."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from support import (
 
 from yolov5_client import Client, YoloClientError
 from yolov5_client._cli import main
-from yolov5_server._backends import assemble_backends, triton_folder
+from yolov5_server.embedded import assemble_backends, triton_folder
 
-# Generous, for a machine that runs other things, too: test_endurance.py has the figures.
+# Generous, for a busy machine; test_endurance.py measures the times.
 SEEN_SECONDS, BACK_SECONDS = 20.0, 60.0
 
 
 @pytest.fixture
 def own(bundled_repository: Path, tmp_path: Path) -> Iterator[RunningServer]:
-    """On a Triton in a folder of its own, as in a container."""
+    """A server with Triton in a folder of its own, as in a container."""
     triton = tmp_path / "triton"
     assemble_backends(triton_folder(), triton / "backends")
     (triton / "bin").mkdir()
@@ -50,7 +50,7 @@ def own(bundled_repository: Path, tmp_path: Path) -> Iterator[RunningServer]:
 
 @contextmanager
 def asking(server: RunningServer, callers: int = 4) -> Iterator[Callable[[], int]]:
-    """Steady load; gives a function that says how many good answers there have been."""
+    """Keep callers asking; yields a function that counts the good answers so far."""
     stop = threading.Event()
     good = [0] * callers
 
@@ -75,7 +75,7 @@ def asking(server: RunningServer, callers: int = 4) -> Iterator[Callable[[], int
             thread.join()
 
 
-def test_health_of_a_server_that_is_well(
+def test_healthy_server_reports_ready_and_live(
     server: RunningServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert ready(server) == (True, "")
@@ -93,7 +93,7 @@ def test_health_of_a_server_that_is_well(
     ("number", "what", "reason"),
     [(signal.SIGKILL, "has died", "died"), (signal.SIGSTOP, "is stopped", "stopped")],
 )
-def test_a_model_process_that_fails(
+def test_server_with_a_failed_model_process_is_restarted(
     own: RunningServer, number: signal.Signals, what: str, reason: str
 ) -> None:
     before = regions(own)
@@ -106,7 +106,7 @@ def test_a_model_process_that_fails(
             assert_back(own, good)
         log = own.log.read_text()[said:]
         seen = rf"{model}: its process {victim} {what}"
-        fallen = r"Triton ended by itself \(exit status -\d+\)"  # of a lock that the process held
+        fallen = r"Triton ended by itself \(exit status -\d+\)"  # over a lock that the process held
         assert re.search(rf"({seen}|{fallen})\. Starting Triton again\.", log)
         assert re.search(r"Triton is back after \d+\.\d s\.", log)
         with urllib.request.urlopen(f"{own.health}/metrics") as answer:
@@ -124,7 +124,9 @@ def test_a_model_process_that_fails(
         (signal.SIGSTOP, r"tritonserver: its process \d+ is stopped\."),
     ],
 )
-def test_a_server_that_fails(own: RunningServer, number: signal.Signals, sentence: str) -> None:
+def test_failed_server_is_restarted(
+    own: RunningServer, number: signal.Signals, sentence: str
+) -> None:
     before = regions(own)
     with asking(own) as good:
         os.kill(own.processes("bin/tritonserver")[0], number)
@@ -134,7 +136,7 @@ def test_a_server_that_fails(own: RunningServer, number: signal.Signals, sentenc
 
 
 def assert_back(server: RunningServer, good: Callable[[], int]) -> None:
-    """It has been made to fail just now, and is known to be, and answers again before long."""
+    """Assert that the server, which has just failed, reports that and answers again in time."""
     wait_until(lambda: not ready(server)[0], SEEN_SECONDS)
     wait_until(lambda: ready(server)[0], BACK_SECONDS)
     answered = good()
@@ -142,8 +144,8 @@ def assert_back(server: RunningServer, good: Callable[[], int]) -> None:
 
 
 @pytest.mark.slow
-def test_a_busy_server_is_not_taken_for_a_hung_one(server: RunningServer) -> None:
-    """Eight pictures of 64 megapixels are all that one request may bring."""
+def test_busy_server_is_not_restarted(server: RunningServer) -> None:
+    """Eight images of 64 megapixels are the most that one request may contain."""
     rng = np.random.default_rng(0)
     picture = rng.integers(0, 256, (800, 800, 3), np.uint8).repeat(10, 0).repeat(10, 1)
     jpeg = cv2.imencode(".jpg", picture)[1].tobytes()
@@ -172,7 +174,7 @@ def kill_whatever_starts(server: RunningServer, condition: Callable[[], bool]) -
         time.sleep(0.02)
 
 
-def test_a_server_that_will_not_live_is_started_after_growing_pauses(
+def test_server_that_keeps_ending_is_restarted_after_growing_pauses(
     bundled_repository: Path,
 ) -> None:
     with running_server(f"--repository={bundled_repository}") as server:
@@ -195,7 +197,7 @@ def test_a_server_that_will_not_live_is_started_after_growing_pauses(
         wait_until(lambda: server.leftovers() == [], 5)
 
 
-def test_a_repository_that_breaks_later_is_named_until_it_is_whole(
+def test_repository_that_breaks_later_is_named_until_it_is_repaired(
     bundled_repository: Path, tmp_path: Path
 ) -> None:
     repository = Path(shutil.copytree(bundled_repository, tmp_path / "model_repository"))
@@ -213,7 +215,7 @@ def test_a_repository_that_breaks_later_is_named_until_it_is_whole(
         assert 'yolov5_restarts_total{what="tritonserver",reason="start"}' in metrics(server)
 
 
-def test_a_health_port_in_use_is_named(bundled_repository: Path) -> None:
+def test_health_port_in_use_is_named(bundled_repository: Path) -> None:
     import socket
 
     (port,) = free_ports(1)

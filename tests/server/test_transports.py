@@ -26,7 +26,7 @@ from yolov5_client import (
     TimedOutError,
     UnavailableError,
 )
-from yolov5_server._backends import triton_folder
+from yolov5_server.embedded import triton_folder
 
 
 def ask_async(address: str, tls: TLS | bool = False, **parameters: object) -> Detections:

@@ -9,7 +9,7 @@ def test_pauses_grow_to_half_a_minute_and_stay_there() -> None:
     assert pauses == [0, 0, 0.5, 1, 2, 4, 8, 16, 30, 30, 30, 30]
 
 
-def test_a_steady_minute_forgets_all_ends() -> None:
+def test_minute_of_uptime_resets_the_pauses() -> None:
     backoff = Backoff()
     for _ in range(20):
         backoff.next_pause(0)
@@ -17,19 +17,19 @@ def test_a_steady_minute_forgets_all_ends() -> None:
     assert [backoff.next_pause(0) for _ in range(2)] == [0, 0.5]
 
 
-def test_less_than_a_steady_minute_forgets_some() -> None:
+def test_half_a_minute_of_uptime_shortens_the_pause() -> None:
     backoff = Backoff()
     for _ in range(20):
         backoff.next_pause(0)
     assert backoff.next_pause(uptime=30) == 2
 
 
-def test_an_end_every_ten_seconds_is_always_healed_at_once() -> None:
+def test_end_every_ten_seconds_is_restarted_at_once() -> None:
     backoff = Backoff()
     assert {backoff.next_pause(uptime=10) for _ in range(100)} == {0}
 
 
-def test_forty_ends_two_seconds_apart_leave_time_to_be_ready_within_a_minute() -> None:
+def test_pause_after_forty_quick_ends_is_under_a_minute() -> None:
     backoff = Backoff()
     now = 0.0
     while now < 80:

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from cores import cores_of_instance
+from cores import cores_for_instance
 from cpu_count import available_cpus
 
 AFFINITY = 16
@@ -128,5 +128,5 @@ def test_without_control_groups_the_affinity_counts(machine: Machine, tmp_path: 
 def test_instances_share_the_cores_of_this_machine() -> None:
     cpus = available_cpus()
     assert 1 <= cpus <= len(os.sched_getaffinity(0))
-    assert cores_of_instance({"instance_group": [{"count": 1}]}) == cpus
-    assert cores_of_instance({"instance_group": [{"count": 1000}]}) == 1
+    assert cores_for_instance({"instance_group": [{"count": 1}]}) == cpus
+    assert cores_for_instance({"instance_group": [{"count": 1000}]}) == 1

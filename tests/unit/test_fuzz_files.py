@@ -22,14 +22,8 @@ from yolov5_client._errors import DataError
 from yolov5_client._journal import JOURNAL, RECORD, Journal, Record
 from yolov5_client._wire import detections, outputs_of_http
 from yolov5_server import Settings, StartError
-from yolov5_server._preflight import (
-    MODELS,
-    NETWORK,
-    check_precision,
-    check_shared_memory,
-    read_config,
-    read_network_config,
-)
+from yolov5_server._checks import check_precision, check_shared_memory
+from yolov5_server._repository import MODELS, NETWORK, read_config, read_network_config
 
 # ---------------------------------------------------------------------------------------------
 # The launcher

@@ -11,7 +11,7 @@ from pathlib import Path
 _LAUNCHER = """
 import subprocess, sys, time
 from yolov5_server._guard import GroupGuard
-# Its own group, and deaf to all that can be ignored.
+# A group of its own that ignores SIGTERM.
 child = subprocess.Popen(["sh", "-c", "trap '' TERM; sleep 60 & sleep 60"], start_new_session=True)
 guard = GroupGuard(child.pid, 1)
 print(child.pid, guard._process.pid, flush=True)
@@ -33,7 +33,7 @@ def _wait(condition: Callable[[], bool], seconds: float = 10) -> None:
         time.sleep(0.02)
 
 
-def test_a_killed_launcher_takes_the_group_with_it() -> None:
+def test_group_of_a_killed_launcher_is_killed() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", _LAUNCHER], stdout=subprocess.PIPE, text=True
     ) as launcher:
@@ -44,7 +44,7 @@ def test_a_killed_launcher_takes_the_group_with_it() -> None:
         _wait(lambda: not _is_alive(child) and not _is_alive(guard))
 
 
-def test_a_guard_that_is_called_off_ends_nobody() -> None:
+def test_closed_guard_kills_nothing() -> None:
     from yolov5_server._guard import GroupGuard
 
     with subprocess.Popen(["sleep", "60"], start_new_session=True) as process:

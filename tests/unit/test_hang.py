@@ -6,14 +6,19 @@ LATE = "the endpoint does not answer an image in time"
 
 
 class Server:
-    """What a server does in the two seconds that pass between two looks at it."""
+    """A server that is checked every two seconds.
+
+    Args:
+        share: CPU time used for each second.
+        images: images finished each second.
+    """
 
     def __init__(self, *, share: float, images: float = 0.0, may_be_busy: bool = True) -> None:
         self.detector = HangDetector()
         self.share, self.images, self.may_be_busy = share, images, may_be_busy
         self.now, self.cpu, self.finished = 0.0, 100.0, 0.0
 
-    def look(self) -> str | None:
+    def check(self) -> str | None:
         self.now += 2.0
         self.cpu += 2.0 * self.share
         self.finished += 2.0 * self.images
@@ -25,27 +30,27 @@ class Server:
             progress=self.finished,
         )
 
-    def given_up_after(self, most: float = 1000.0) -> float | None:
+    def hung_after(self, most: float = 1000.0) -> float | None:
         while self.now < most:
-            if self.look():
+            if self.check():
                 return self.now
         return None
 
 
-def test_one_failure_is_no_reason() -> None:
+def test_one_failure_is_no_hang() -> None:
     server = Server(share=0.0)
-    assert server.look() is None
+    assert server.check() is None
     server.detector.reset()
-    assert server.look() is None
+    assert server.check() is None
     assert server.detector.is_failing
 
 
-def test_a_server_that_computes_nothing_hangs() -> None:
-    assert Server(share=0.0).given_up_after() == 6.0
-    assert Server(share=0.02).given_up_after() == 6.0
+def test_server_that_computes_nothing_is_hung() -> None:
+    assert Server(share=0.0).hung_after() == 6.0
+    assert Server(share=0.02).hung_after() == 6.0
 
 
-def test_a_server_that_waits_for_lost_requests_is_not_hung() -> None:
+def test_server_that_waits_for_cancelled_requests_is_not_hung() -> None:
     detector = HangDetector()
     verdicts = [
         detector.judge("saturated", may_be_busy=True, now=now, cpu=cpu, progress=progress)
@@ -54,7 +59,7 @@ def test_a_server_that_waits_for_lost_requests_is_not_hung() -> None:
     assert verdicts == [None] * 4
 
 
-def test_a_process_that_has_ended_takes_its_time_along_and_is_no_sign_of_a_hang() -> None:
+def test_drop_in_cpu_time_after_a_process_ended_is_no_hang() -> None:
     detector = HangDetector()
     verdicts = [
         detector.judge("late", may_be_busy=True, now=now, cpu=cpu, progress=now)
@@ -63,24 +68,24 @@ def test_a_process_that_has_ended_takes_its_time_along_and_is_no_sign_of_a_hang(
     assert verdicts == [None] * 4
 
 
-def test_a_server_that_fails_at_once_is_not_busy() -> None:
-    assert Server(share=1.9, may_be_busy=False).given_up_after() == 4.0
+def test_server_that_fails_at_once_is_not_busy() -> None:
+    assert Server(share=1.9, may_be_busy=False).hung_after() == 4.0
 
 
-def test_a_busy_server_has_a_minute() -> None:
+def test_busy_server_without_progress_is_hung_after_a_minute() -> None:
     server = Server(share=0.5)
-    after = server.given_up_after()
+    after = server.hung_after()
     assert after is not None and BUSY_SECONDS < after <= BUSY_SECONDS + 6
 
 
-def test_a_busy_server_that_decodes_is_never_given_up() -> None:
-    assert Server(share=1.5, images=0.2).given_up_after() is None
+def test_busy_server_with_progress_is_never_hung() -> None:
+    assert Server(share=1.5, images=0.2).hung_after() is None
 
 
-def test_a_busy_server_that_stops_computing_hangs() -> None:
+def test_busy_server_that_stops_computing_is_hung() -> None:
     server = Server(share=1.0)
     for _ in range(5):
-        assert server.look() is None
+        assert server.check() is None
     server.share = 0.0
-    assert server.look() is None
-    assert server.look() == LATE
+    assert server.check() is None
+    assert server.check() == LATE

@@ -12,20 +12,17 @@ from support import REPOSITORY, free_ports
 from tritonclient.grpc import model_config_pb2
 
 from yolov5_build._plan import to_plan
-from yolov5_server import Settings, StartError, _paths, _preflight
-from yolov5_server._backends import assemble_backends, triton_folder
-from yolov5_server._control import ModelControl
-from yolov5_server._paths import is_plain, make_folder, plain
-from yolov5_server._preflight import (
+from yolov5_server import Settings, StartError, _paths, _repository
+from yolov5_server._checks import (
     check_ports,
     check_precision,
     check_shared_memory,
-    chosen_configs,
-    python_library,
-    read_config,
-    read_network_config,
 )
+from yolov5_server._control import ModelControl
+from yolov5_server._paths import is_plain, make_folder, plain
+from yolov5_server._repository import chosen_configs, read_config, read_network_config
 from yolov5_server._wiring import wired
+from yolov5_server.embedded import assemble_backends, python_library, triton_folder
 
 
 @pytest.mark.parametrize(
@@ -39,20 +36,20 @@ from yolov5_server._wiring import wired
         ({"precision": "int4"}, "PRECISION is 'int4'; allowed: auto, fp32"),
     ],
 )
-def test_settings_out_of_range(values: dict[str, Any], sentence: str) -> None:
+def test_settings_out_of_range_are_refused(values: dict[str, Any], sentence: str) -> None:
     with pytest.raises(StartError) as caught:
         Settings(**values)
     assert sentence in str(caught.value)
 
 
-def test_addresses_as_a_client_writes_them() -> None:
+def test_url_is_the_address_that_a_client_uses() -> None:
     assert Settings().url(8000) == "127.0.0.1:8000"
     assert Settings(host="localhost").url(1) == "127.0.0.1:1"
     assert Settings(host="0.0.0.0").url(8000) == "localhost:8000"
     assert Settings(host="::1").url(8000) == "[::1]:8000"
 
 
-def test_a_held_port_is_named_with_its_variable() -> None:
+def test_port_in_use_is_named_with_its_variable() -> None:
     ports = free_ports(4)
     settings = Settings(
         http_port=ports[0], grpc_port=ports[1], metrics_port=ports[2], health_port=ports[3]
@@ -65,7 +62,7 @@ def test_a_held_port_is_named_with_its_variable() -> None:
             check_ports(settings)
 
 
-def test_missing_models_and_weights(tmp_path: Path) -> None:
+def test_missing_models_and_weights_are_named(tmp_path: Path) -> None:
     for model in ("preprocess", "yolov5"):
         with pytest.raises(StartError, match=f"{model}/config.pbtxt is missing"):
             read_config(tmp_path, model)
@@ -89,11 +86,11 @@ def test_missing_models_and_weights(tmp_path: Path) -> None:
         read_network_config(tmp_path)
 
 
-def test_which_configuration_of_the_network_goes_first(
+def test_embedded_configuration_depends_on_cpu_gpu_and_precision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_preflight, "_cpu_has_bf16", lambda: True)
-    monkeypatch.setattr(_preflight, "_has_gpu", lambda: False)
+    monkeypatch.setattr(_repository, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(_repository, "has_gpu", lambda: False)
     configs = tmp_path / "yolov5" / "configs"
     configs.mkdir(parents=True)
     (tmp_path / "yolov5" / "config.pbtxt").write_text('backend: "onnxruntime"')
@@ -111,15 +108,15 @@ def test_which_configuration_of_the_network_goes_first(
     assert read_config(tmp_path, "yolov5", "embedded-bf16").backend == "openvino"
     assert read_config(tmp_path, "yolov5").backend == "onnxruntime"
     with monkeypatch.context() as patched:
-        patched.setattr(_preflight, "_has_gpu", lambda: True)
+        patched.setattr(_repository, "has_gpu", lambda: True)
         assert chosen() is None
-    monkeypatch.setattr(_preflight, "_cpu_has_bf16", lambda: False)
+    monkeypatch.setattr(_repository, "cpu_has_bf16", lambda: False)
     assert chosen() == "embedded"
     (tmp_path / "yolov5" / "config.pbtxt").write_text('platform: "tensorrt_plan"')
     assert chosen() is None
 
 
-def test_the_endpoint_is_wired_for_what_the_network_takes() -> None:
+def test_endpoint_is_wired_with_the_inputs_of_the_network() -> None:
     own = read_config(REPOSITORY, "yolov5_ensemble")
     network = read_config(REPOSITORY, "yolov5")
     assert wired(own, network) == own
@@ -130,13 +127,13 @@ def test_the_endpoint_is_wired_for_what_the_network_takes() -> None:
     assert dict(yolov5.input_map) == {"pixels": "pixels", "nms": "nms"}
     assert "images" not in preprocess.output_map
     assert preprocess.output_map["pixels"] == "pixels"
-    # What is made there is what is taken here.
+    # The network takes only what preprocess makes.
     made = set(preprocess.output_map.values())
     assert set(yolov5.input_map.values()) <= made
     assert preprocess.output_map["nms"] == "nms"
 
 
-def test_a_precision_that_is_not_installed() -> None:
+def test_precision_that_is_not_installed_is_refused() -> None:
     config = model_config_pb2.ModelConfig()
     check_precision(config, "fp32")
     config.parameters["precision"].string_value = "int8"
@@ -145,15 +142,17 @@ def test_a_precision_that_is_not_installed() -> None:
         check_precision(config, "fp32")
 
 
-def test_advice_on_precision_fits_an_imported_file() -> None:
+def test_precision_advice_fits_an_imported_file() -> None:
     config = model_config_pb2.ModelConfig()
     config.parameters["precision"].string_value = "fp16"
     config.parameters["source"].string_value = "onnx"
-    with pytest.raises(StartError, match="is fp16; so was the .onnx file .* export it in FP32"):
+    with pytest.raises(
+        StartError, match="is fp16; so is the imported .onnx file; export it in FP32"
+    ):
         check_precision(config, "fp32")
 
 
-def test_room_for_a_network_of_open_size() -> None:
+def test_shared_memory_check_of_a_dynamic_network_uses_its_largest_size() -> None:
     config = model_config_pb2.ModelConfig(max_batch_size=1)
     config.parameters["imgsz"].string_value = "480 640"
     for tensors, dims in ((config.input, [3, -1, -1]), (config.output, [-1, 8])):
@@ -164,38 +163,38 @@ def test_room_for_a_network_of_open_size() -> None:
         check_shared_memory(config, needed - 1)
 
 
-def test_the_key_is_not_left_in_the_process_list() -> None:
+def test_key_is_hidden_from_the_process_list() -> None:
     control = ModelControl("127.0.0.1:1")
     key = control.restriction.rpartition("=")[2]
     command = [sys.executable, "-c", "import time; time.sleep(60)", control.restriction, "last"]
     with subprocess.Popen(command) as process:
         try:
             arguments = Path("/proc", str(process.pid), "cmdline")
-            while key not in arguments.read_text():  # until it has become that command
+            while key not in arguments.read_text():  # until the new process runs the command
                 time.sleep(0.01)
-            assert control.hide(process.pid)
+            assert control.hide_key(process.pid)
             assert key not in arguments.read_text()
             assert arguments.read_text().split("\0")[-2] == "last"
         finally:
             process.kill()
-    assert not control.hide(process.pid)
+    assert not control.hide_key(process.pid)
 
 
-def test_room_in_shared_memory(bundled_repository: Path) -> None:
+def test_shared_memory_must_hold_a_full_batch(bundled_repository: Path) -> None:
     config = read_network_config(bundled_repository)
-    # In and out of the network: 8 * (3*640*640 + 25200*8) * 4 bytes, twice.
+    # Into and out of the network: 8 * (3*640*640 + 25200*8) * 4 bytes, twice.
     needed = 2 * 8 * (3 * 640 * 640 + 25200 * 8) * 4
     check_shared_memory(config, needed)
     with pytest.raises(StartError, match="has 64 MB free, but .* need 87 MB; .* --shm-size"):
         check_shared_memory(config, 64 << 20)
 
 
-def test_this_python_has_its_library() -> None:
+def test_library_of_this_python_is_found() -> None:
     found = python_library()
     assert found is None or (found.is_file() and found.name.startswith("libpython3."))
 
 
-def test_a_python_that_was_moved_has_its_library(
+def test_library_of_a_moved_python_is_found(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -207,7 +206,7 @@ def test_a_python_that_was_moved_has_its_library(
     assert python_library() == library
 
 
-def test_a_python_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_without_a_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_library(name: str) -> None:
         raise OSError(name)
 
@@ -220,7 +219,7 @@ def test_a_python_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
         python_library()
 
 
-def test_the_backend_directory(tmp_path: Path) -> None:
+def test_backend_directory_has_all_backends(tmp_path: Path) -> None:
     assemble_backends(triton_folder(), tmp_path)
     assert not (tmp_path / "python" / "libtriton_python.so").is_symlink()
     assert (tmp_path / "python" / "triton_python_backend_stub").resolve().is_file()
@@ -228,7 +227,7 @@ def test_the_backend_directory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a b", "é", "$(id)", "a;b", "a'b", 'a"b', "a:b", "a\nb", "a%`b"])
-def test_a_path_that_a_shell_would_misread_is_reached_by_a_plain_one(
+def test_path_that_a_shell_would_misread_gets_a_plain_link(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     odd = tmp_path / name
@@ -247,14 +246,14 @@ def test_a_path_that_a_shell_would_misread_is_reached_by_a_plain_one(
         folder.rmdir()
 
 
-def test_no_temporary_folder_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_temporary_folder_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", "/a b")
     monkeypatch.setattr(_paths, "_FOLDERS", ("/nowhere",))
     with pytest.raises(StartError, match=r"^There is no temporary folder: TMPDIR must name one"):
         make_folder()
 
 
-def test_a_launcher_that_waits_for_ever_ends_in_time_with_its_children() -> None:
+def test_blocked_launcher_ends_in_time_with_its_children() -> None:
     code = """
 import subprocess, sys, threading
 from yolov5_server._startup import end_in_time
@@ -270,7 +269,7 @@ threading.Event().wait()
     assert not Path("/proc", found.stdout.decode().strip(), "exe").exists()
 
 
-def test_the_soft_limit_on_descriptors_is_raised() -> None:
+def test_soft_limit_on_descriptors_is_raised() -> None:
     code = """
 import resource
 from yolov5_server._startup import raise_descriptor_limit

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from yolov5_build import (
     BuildError,
     Checkpoint,
-    export_candidates,
     export_onnx,
+    export_prefiltered,
     load_checkpoint,
     load_safetensors,
     save_safetensors,
@@ -545,12 +545,12 @@ def test_a_layer_computes_what_it_should(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_layer_exports(tmp_path: Path, name: str) -> None:
-    """The export itself compares its answer for two images with PyTorch's, and the second form's
-    with that."""
+    """The export compares its answer for two images with PyTorch's, and the answer of the
+    prefiltered variant with its own."""
     torch.manual_seed(0)
     checkpoint = load(tmp_path / "best.pt", chain(PAIRS[name]()[0]))
     export_onnx(checkpoint, tmp_path / "model.onnx", imgsz=64)
-    export_candidates(checkpoint, tmp_path / "candidates.onnx", tmp_path / "model.onnx", imgsz=64)
+    export_prefiltered(checkpoint, tmp_path / "prefiltered.onnx", tmp_path / "model.onnx", imgsz=64)
 
 
 def test_a_stem_that_cannot_be_had_without_gathering_stays(tmp_path: Path) -> None:
@@ -568,7 +568,7 @@ def test_a_stem_that_cannot_be_had_without_gathering_stays(tmp_path: Path) -> No
         checkpoint = load(tmp_path / "best.pt", network)
         full = tmp_path / "model.onnx"
         export_onnx(checkpoint, full, imgsz=64)
-        export_candidates(checkpoint, tmp_path / "candidates.onnx", full, imgsz=64)
+        export_prefiltered(checkpoint, tmp_path / "prefiltered.onnx", full, imgsz=64)
 
 
 @pytest.mark.parametrize(
@@ -589,10 +589,10 @@ def test_the_second_form_gathers_no_pixels(
         ([-1], detect([CHANNELS], [16], 2)),
     )
     checkpoint = load(tmp_path / "best.pt", network)
-    full, candidates = tmp_path / "model.onnx", tmp_path / "candidates.onnx"
+    full, prefiltered = tmp_path / "model.onnx", tmp_path / "prefiltered.onnx"
     export_onnx(checkpoint, full, imgsz=(64, 96))
-    export_candidates(checkpoint, candidates, full, imgsz=(64, 96))
-    graph = onnx.load(candidates).graph
+    export_prefiltered(checkpoint, prefiltered, full, imgsz=(64, 96))
+    graph = onnx.load(prefiltered).graph
     first = next(node for node in graph.node if node.op_type == "Conv")
     weights = next(values for values in graph.initializer if values.name == first.input[1])
     assert weights.dims[1] == (3 if groups == 1 else 12 // groups)
@@ -674,7 +674,7 @@ def test_any_number_of_levels(tmp_path: Path, strides: list[int], later: bool) -
     torch.testing.assert_close(found[0], torch.stack(expected), rtol=1e-4, atol=1e-3)
     full = tmp_path / "model.onnx"
     export_onnx(checkpoint, full, imgsz=max(strides))
-    export_candidates(checkpoint, tmp_path / "candidates.onnx", full, imgsz=max(strides))
+    export_prefiltered(checkpoint, tmp_path / "prefiltered.onnx", full, imgsz=max(strides))
 
 
 def test_a_layer_that_is_too_large_is_named_as_such(tmp_path: Path) -> None:

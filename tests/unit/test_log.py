@@ -1,4 +1,4 @@
-"""What of Triton's output is passed on; neither it nor its reader can harm the launcher."""
+"""Filtering of Triton's output; neither the output nor its reader can harm the launcher."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from yolov5_server._repeats import RepeatLimiter
 
 FAILED = (
     "E1122 17:36:22.6 8834 model_lifecycle.cc:642] \"failed to load 'yolov5' version 1: Internal: "
-    'ConfigError: the dims differ\\n\\nAt:\\n  /x/graph.py(96): _check\\n"\n'
+    'ConfigError: the dims differ\\n\\nAt:\\n  /x/config_check.py(96): _check\\n"\n'
 )
 NOISE = 'W1122 17:19:07.7 5315 pinned_memory_manager.cc:273] "Unable to ..., pinned memory pool"\n'
 WARNING = 'W1122 17:19:07.7 5315 x.cc:1] "disk full"\n'
 
 
 class Pumped:
-    """A pump of its own, at the other end of a pipe."""
+    """A log pump that reads the other end of a pipe."""
 
     def __init__(self, *, verbose: bool = False) -> None:
         reader, writer = os.pipe()
@@ -47,19 +47,19 @@ def pumped(text: str, *, verbose: bool = False) -> Pumped:
     return one
 
 
-def test_a_failed_start_is_one_sentence() -> None:
+def test_failed_start_is_one_sentence() -> None:
     one = pumped(NOISE + WARNING + FAILED)
     assert one.pump.failure() == "it could not load yolov5: the dims differ"
     assert one.lines == []
 
 
-def test_an_unknown_failure_shows_all_that_was_said() -> None:
+def test_unknown_failure_shows_all_held_lines() -> None:
     one = pumped(NOISE + WARNING)
     assert one.pump.failure() == "its own messages above say why"
     assert one.lines == [WARNING.rstrip()]
 
 
-def test_a_ready_server_is_quiet_but_for_what_matters() -> None:
+def test_noise_is_dropped_and_warnings_are_shown() -> None:
     one = pumped(NOISE + WARNING)
     one.pump.close()
     one.pump.release()
@@ -68,7 +68,7 @@ def test_a_ready_server_is_quiet_but_for_what_matters() -> None:
 
 
 @pytest.mark.parametrize("verbose", [False, True])
-def test_a_flood_of_one_line_is_shown_once_and_counted(verbose: bool) -> None:
+def test_flood_of_one_line_is_shown_once_and_counted(verbose: bool) -> None:
     one = Pumped(verbose=verbose)
     one.pump.release()
     line = b"[warn] Error from accept() call: Too many open files\n"
@@ -83,7 +83,7 @@ def test_a_flood_of_one_line_is_shown_once_and_counted(verbose: bool) -> None:
     assert 1 + sum(counts) == 100_000
 
 
-def test_what_callers_write_into_a_line_does_not_multiply_it() -> None:
+def test_text_of_callers_does_not_make_new_kinds_of_lines() -> None:
     one = Pumped()
     one.pump.release()
     for number in range(5000):
@@ -92,7 +92,7 @@ def test_what_callers_write_into_a_line_does_not_multiply_it() -> None:
     assert len(one.end()) <= 4
 
 
-def test_lines_held_before_the_server_is_ready_are_bounded() -> None:
+def test_lines_held_before_readiness_are_bounded() -> None:
     one = Pumped()
     for number in range(30_000):
         word = "".join(chr(ord("a") + int(digit)) for digit in str(number))
@@ -103,7 +103,7 @@ def test_lines_held_before_the_server_is_ready_are_bounded() -> None:
     assert len(one.lines) <= 500
 
 
-def test_a_line_without_an_end_takes_little_memory() -> None:
+def test_endless_line_takes_little_memory() -> None:
     one = Pumped()
     one.pump.release()
     for _ in range(64):
@@ -112,7 +112,7 @@ def test_a_line_without_an_end_takes_little_memory() -> None:
     assert "\x1b" not in "".join(one.lines)
 
 
-def test_repeats_are_told_less_and_less_often() -> None:
+def test_repeats_are_shown_less_and_less_often() -> None:
     repeats = RepeatLimiter()
     shown = []
     for tenth in range(600):
@@ -124,12 +124,12 @@ def test_repeats_are_told_less_and_less_often() -> None:
     pauses = [later - earlier for (earlier, _), (later, _) in pairwise(shown)]
     assert pauses == sorted(pauses)
     assert max(pauses) == pytest.approx(10.0)
-    # After a quiet time the next one is shown at once.
+    # After a quiet time the next line is shown at once.
     assert repeats.due(100.0) and not repeats.due(111.0)
     assert repeats.take("kind", "again", 112.0) == "again"
 
 
-def test_kinds_without_number_take_bounded_memory() -> None:
+def test_many_kinds_take_bounded_memory() -> None:
     repeats = RepeatLimiter()
     shown = [repeats.take(f"kind {number}", "line", 0.5) for number in range(10_000)]
     assert sum(line is not None for line in shown) <= 257
@@ -146,7 +146,7 @@ def filled_pipe() -> tuple[int, int]:
     return reader, writer
 
 
-def test_a_reader_that_does_not_read_holds_nobody_up() -> None:
+def test_blocked_reader_of_the_log_does_not_block_the_launcher() -> None:
     reader, writer = filled_pipe()
     console = Console(capacity=10_000)
     started = time.monotonic()
@@ -174,7 +174,7 @@ def test_a_reader_that_does_not_read_holds_nobody_up() -> None:
     assert lines[-2].startswith(f"({10_000 - len(kept):,} lines of the log were lost")
 
 
-def test_a_full_disk_is_survived_and_told_later(tmp_path: Path) -> None:
+def test_lines_lost_on_a_full_disk_are_counted_later(tmp_path: Path) -> None:
     console = Console()
     with Path("/dev/full").open("wb") as full, (tmp_path / "log").open("wb") as file:
         for _ in range(3):
@@ -194,19 +194,19 @@ def closed_pipe() -> IO[bytes]:
 
 
 def launcher(**streams: object) -> subprocess.CompletedProcess[bytes]:
-    """One that ends with an error at once."""
+    """Run a launcher that ends with an error at once."""
     command = [sys.executable, "-m", "yolov5_server", "--host=nowhere"]
     return subprocess.run(command, timeout=60, **streams)  # type: ignore[call-overload, no-any-return]
 
 
-def test_an_error_that_nobody_reads_keeps_its_exit_status() -> None:
+def test_unreadable_error_keeps_its_exit_status() -> None:
     with closed_pipe() as pipe, Path("/dev/full").open("wb") as full:
         assert launcher(stdout=pipe, stderr=pipe).returncode == 1
         assert launcher(stdout=full, stderr=full).returncode == 1
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&-"])
-def test_a_closed_standard_stream_is_not_a_fault(closed: str) -> None:
+def test_closed_standard_stream_is_no_error(closed: str) -> None:
     command = f'"$0" -m yolov5_server --host=nowhere {closed}'
     found = subprocess.run(
         ["sh", "-c", command, sys.executable], stderr=subprocess.PIPE, timeout=60, text=True

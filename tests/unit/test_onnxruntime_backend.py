@@ -9,10 +9,10 @@ import onnx
 import onnxruntime
 import pytest
 from batch import run_batch
-from bound import bound
-from graph import ConfigError, check_config, dims
+from config_check import ConfigError, check_config, dims
+from io_binding import bind_outputs
 from onnx import TensorProto, helper
-from session import providers, session_options, thread_counts
+from session import configured_thread_counts, providers, session_options
 from support import GraphTensor
 
 INPUTS = [GraphTensor("images", "tensor(float)", ["batch", 3, 640, 640])]
@@ -36,7 +36,7 @@ def check(**changes: Any) -> None:
     check_config(config(**changes), INPUTS, OUTPUTS)
 
 
-def test_a_configuration_that_fits() -> None:
+def test_fitting_configuration_is_accepted() -> None:
     check()
     check(output=[{"name": "extra", "data_type": "TYPE_INT64", "dims": [-1]}])
     check(output=[{"name": "extra", "data_type": "TYPE_INT64", "dims": [7]}])
@@ -62,7 +62,7 @@ IMAGE = config()["input"][0]
         ({"max_batch_size": 0}, "specifies 3 dimensions (shape [3, 640, 640])"),
     ],
 )
-def test_a_configuration_that_does_not_fit(changes: dict[str, Any], sentence: str) -> None:
+def test_unfitting_configuration_is_refused(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check(**changes)
     assert sentence in str(caught.value)
@@ -72,13 +72,13 @@ def parameters(**values: str) -> dict[str, Any]:
     return config(parameters={name: {"string_value": text} for name, text in values.items()})
 
 
-def test_threads_of_a_run() -> None:
-    assert thread_counts(config(), 6) == [1, 4, 6]
-    assert thread_counts(parameters(intra_op_thread_count="3"), 6) == [3]
+def test_stated_thread_count_replaces_the_default() -> None:
+    assert configured_thread_counts(config(), 6) == [1, 4, 6]
+    assert configured_thread_counts(parameters(intra_op_thread_count="3"), 6) == [3]
     assert session_options(config(), threads=3).intra_op_num_threads == 3
 
 
-def test_options_of_the_cpp_backend() -> None:
+def test_options_of_the_cpp_backend_are_honoured() -> None:
     options = session_options(
         parameters(execution_mode="1", inter_op_thread_count="3", enable_mem_arena="0"), threads=2
     )
@@ -100,9 +100,9 @@ def test_options_of_the_cpp_backend() -> None:
         config(optimization={"graph": {"level": 7}}),
     ],
 )
-def test_options_out_of_range(wrong: dict[str, Any]) -> None:
+def test_options_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
-        thread_counts(wrong, 2)
+        configured_thread_counts(wrong, 2)
         session_options(wrong, threads=2)
 
 
@@ -115,13 +115,13 @@ def accelerated(kind: str, name: str, **options: str) -> dict[str, Any]:
     return config(optimization={"execution_accelerators": accelerators})
 
 
-def test_providers() -> None:
+def test_providers_follow_instance_kind_and_accelerators() -> None:
     assert providers(config(), EVERYTHING, "CPU", 0) == [CPU]
     assert providers(config(), EVERYTHING, "GPU", 1) == [
         ("CUDAExecutionProvider", {"device_id": 1}),
         CPU,
     ]
-    # onnxruntime without CUDA on a machine with a GPU: the network runs on the CPU.
+    # With a GPU but without CUDA in the package, the network runs on the CPU.
     assert providers(config(), EVERYTHING[2:], "GPU", 1) == [CPU]
     tensorrt = accelerated(
         "gpu_execution_accelerator",
@@ -159,7 +159,7 @@ def test_providers() -> None:
         (accelerated("gpu_execution_accelerator", "vulkan"), "GPU", "accelerator 'vulkan'"),
     ],
 )
-def test_accelerators_that_are_not_there(wanted: dict[str, Any], kind: str, sentence: str) -> None:
+def test_missing_accelerators_are_refused(wanted: dict[str, Any], kind: str, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         providers(wanted, EVERYTHING, kind, 0)
 
@@ -168,7 +168,7 @@ def requests(*rows: list[float]) -> list[dict[str, Any]]:
     return [{"x": np.array(values, np.float32).reshape(-1, 1)} for values in rows]
 
 
-def test_a_batch_is_one_run_and_its_rows_go_back() -> None:
+def test_batch_is_one_run_and_each_request_gets_its_rows() -> None:
     seen = []
 
     def run(inputs: Any) -> Any:
@@ -187,7 +187,7 @@ def test_a_batch_is_one_run_and_its_rows_go_back() -> None:
     assert seen == [1, 1]
 
 
-def test_the_one_at_fault_fails_alone() -> None:
+def test_failing_request_of_a_batch_fails_alone() -> None:
     def run(inputs: Any) -> Any:
         if (inputs["x"] < 0).any():
             raise RuntimeError("negative")
@@ -200,7 +200,7 @@ def test_the_one_at_fault_fails_alone() -> None:
     assert other["y"].ravel().tolist() == [2, 2]
 
 
-def test_a_run_into_memory_that_is_used_again(tmp_path: Path) -> None:
+def test_output_buffers_are_reused_for_each_thread(tmp_path: Path) -> None:
     doubled = helper.make_graph(
         [helper.make_node("Add", ["x", "x"], ["y"])],
         "graph",
@@ -210,19 +210,19 @@ def test_a_run_into_memory_that_is_used_again(tmp_path: Path) -> None:
     opset = [helper.make_opsetid("", 17)]
     onnx.save(helper.make_model(doubled, opset_imports=opset, ir_version=8), tmp_path / "m.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
-    run = bound(session, ["y"])
+    run = bind_outputs(session, ["y"])
     assert run is not None
     first = run({"x": np.array([[1, 2, 3]], np.float32)})["y"]
     assert first.tolist() == [[2, 4, 6]]
     assert run({"x": np.array([[4, 5, 6]], np.float32)})["y"] is first
     assert first.tolist() == [[8, 10, 12]]
-    with ThreadPoolExecutor(1) as pool:  # has its own
+    with ThreadPoolExecutor(1) as pool:  # another thread has its own buffers
         other = pool.submit(run, {"x": np.array([[7, 8, 9]], np.float32)}).result()["y"]
     assert other.tolist() == [[14, 16, 18]]
     assert first.tolist() == [[8, 10, 12]]
 
 
-def test_memory_of_unknown_size_cannot_be_used_again(tmp_path: Path) -> None:
+def test_outputs_of_unknown_size_are_not_bound(tmp_path: Path) -> None:
     graph = helper.make_graph(
         [helper.make_node("NonZero", ["x"], ["y"])],
         "graph",
@@ -231,4 +231,4 @@ def test_memory_of_unknown_size_cannot_be_used_again(tmp_path: Path) -> None:
     )
     opset = [helper.make_opsetid("", 17)]
     onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "m.onnx")
-    assert bound(onnxruntime.InferenceSession(tmp_path / "m.onnx"), ["y"]) is None
+    assert bind_outputs(onnxruntime.InferenceSession(tmp_path / "m.onnx"), ["y"]) is None

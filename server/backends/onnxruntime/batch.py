@@ -1,4 +1,4 @@
-"""Several requests, one run; and when the run fails, each request for itself."""
+"""Run several requests as one batch; if that fails, run each request by itself."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
-Tensors = Mapping[str, Any]  # by name; arrays of NumPy or torch, the first dimension the batch
+Tensors = Mapping[str, Any]  # NumPy or torch arrays by name; the first dimension is the batch
 
 
 def run_batch(
@@ -20,7 +20,7 @@ def run_batch(
     Args:
         run: the model: inputs by name -> outputs by name.
         requests: their inputs.
-        join: concatenates arrays along the batch; None where the model does not batch.
+        join: concatenates arrays along the batch; None if the model does not batch.
 
     Returns:
         For each request its outputs, or the exception that its own run raised.
@@ -31,7 +31,7 @@ def run_batch(
     try:
         outputs = run({name: join([inputs[name] for inputs in requests]) for name in requests[0]})
     except Exception:
-        # One of them is at fault; alone, each gets what it deserves.
+        # One request is at fault: run by themselves, the others succeed.
         return [_attempt(run, inputs) for inputs in requests]
     return [
         {name: array[end - count : end] for name, array in outputs.items()}

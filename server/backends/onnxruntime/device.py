@@ -1,4 +1,4 @@
-"""Runs on the GPU with tensors that are there already and whose results stay there."""
+"""Run a session on the GPU, without copying tensors from the device or back."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
-from graph import dims
+from config_check import dims
 
 _TORCH_TYPES = {
     "tensor(float)": torch.float32,
@@ -22,7 +22,7 @@ _TORCH_TYPES = {
 
 
 class DeviceRunner:
-    """Calls a session by IO binding, torch holding the memory on both sides."""
+    """Runs a session by IO binding; inputs and outputs are torch tensors on the device."""
 
     def __init__(self, session: onnxruntime.InferenceSession, device: int) -> None:
         self._session = session
@@ -31,14 +31,14 @@ class DeviceRunner:
 
     @staticmethod
     def supports(session: onnxruntime.InferenceSession) -> bool:
-        """Whether every output's shape is known once the batch is, so that it can be allocated."""
+        """Whether it runs on CUDA and its outputs can be allocated once the batch size is known."""
         return "CUDAExecutionProvider" in session.get_providers() and all(
             -1 not in dims(output.shape)[1:] and output.type in _TORCH_TYPES
             for output in session.get_outputs()
         )
 
     def take(self, tensor: Any) -> torch.Tensor:
-        """Triton's tensor as torch's, copied only if it is on the host."""
+        """A torch tensor from Triton's, copied only if that is on the host."""
         if tensor.is_cpu():
             return torch.from_numpy(tensor.as_numpy()).to(self._device)
         return torch.utils.dlpack.from_dlpack(tensor.to_dlpack())

@@ -1,8 +1,8 @@
 """Triton glue of the Python-based backend `onnxruntime`.
 
-It stands in for Triton's C++ backend of the same name, which the embedded server does not carry:
-one `config.pbtxt` with `backend: "onnxruntime"` runs on both. The work is in the modules beside,
-and in those that the backends share.
+It replaces Triton's C++ backend of the same name, which the embedded server does not have: the same
+`config.pbtxt` with `backend: "onnxruntime"` runs on both. The work is in the modules beside this
+one, and in those that the backends share.
 """
 
 import json
@@ -12,13 +12,13 @@ from pathlib import Path
 import triton_python_backend_utils as pb_utils
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "shared"))
-from cores import cores_of_instance
-from forms import check, open_forms, runner, weights_path
-from graph import DATA_TYPES, dims
-from serving import OnLanes
+from config_check import DATA_TYPES, dims
+from cores import cores_for_instance
+from cpu_model import CpuModel
 from session import open_session
+from variants import check, open_variants, runner, weights_path
 
-DEFAULT_MAX_BATCH_SIZE = 4  # the C++ backend's, where a configuration leaves it open
+DEFAULT_MAX_BATCH_SIZE = 4  # as in the C++ backend, if the configuration has none
 
 
 class TritonPythonModel:
@@ -57,18 +57,18 @@ class TritonPythonModel:
             path = weights_path(config, folder)
             session = open_session(config, path, kind=kind, device=device)
             check(config, session)
-            # It imports torch, which takes long.
-            from on_device import OnDevice
+            # Imported here because it imports torch, which is slow.
+            from gpu_model import GpuModel
 
-            on_device = OnDevice.of(config, session, device)
-            self.work = on_device or OnLanes(config, {1: runner(config, session)}, 1)
+            model = GpuModel.from_session(config, session, device)
+            self.model = model or CpuModel(config, {1: runner(config, session)}, 1)
             return
-        cores = cores_of_instance(config)
-        forms = open_forms(config, folder, cores, warn=pb_utils.Logger.log_warn)
-        self.work = OnLanes(config, forms.full, cores, candidates=forms.candidates)
+        cores = cores_for_instance(config)
+        variants = open_variants(config, folder, cores, warn=pb_utils.Logger.log_warn)
+        self.model = CpuModel(config, variants.full, cores, prefiltered=variants.prefiltered)
 
     def execute(self, requests):
-        return self.work.execute(requests)
+        return self.model.execute(requests)
 
     def finalize(self):
-        self.work.close()
+        self.model.close()

@@ -1,4 +1,4 @@
-"""A model's configuration -> an ONNX Runtime session, with the options the C++ backend honours."""
+"""Open an ONNX Runtime session with the options of Triton's C++ backend."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import onnxruntime
-from graph import ConfigError
-from lanes import widths
+from config_check import ConfigError
+from executor import thread_counts
 
 _LEVELS = {
     -1: onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -21,7 +21,7 @@ _CUDA_OPTIONS = (
     "arena_extend_strategy",
     "do_copy_in_default_stream",
 )
-# The numbers of the C API, which the C++ backend's users write, as the names that Python wants.
+# Configurations for the C++ backend use the C API's numbers; Python wants names.
 _CUDA_NAMES = {
     "cudnn_conv_algo_search": {"0": "EXHAUSTIVE", "1": "HEURISTIC", "2": "DEFAULT"},
     "arena_extend_strategy": {"0": "kNextPowerOfTwo", "1": "kSameAsRequested"},
@@ -35,12 +35,12 @@ def open_session(
     """Load the model.
 
     Args:
-        config: Triton's, as it hands it to a backend.
+        config: the model's configuration, as Triton passes it to a backend.
         kind, device: of the instance: "GPU" with a device number, or "CPU".
-        threads: that one run takes on the CPU.
+        threads: number of threads of one run on the CPU.
 
     Raises:
-        ConfigError: the file is missing or no ONNX model, or an option is not valid.
+        ConfigError: the file is missing or not an ONNX model, or an option is not valid.
     """
     model = config["name"]
     if not path.is_file():
@@ -62,8 +62,8 @@ def session_options(config: Mapping[str, Any], *, threads: int) -> onnxruntime.S
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
-    # Threads that spin between two layers save an image that has all cores 4 ms of 32; those that
-    # spin after the last one take the cores from the other steps.
+    # Spinning between two layers saves an image that has all cores 4 ms of 32; spinning after the
+    # last layer would take the cores from the other steps.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.inter_op_num_threads = _number(config, "inter_op_thread_count", 0)
     if _number(config, "execution_mode", 0, most=1):
@@ -80,10 +80,10 @@ def session_options(config: Mapping[str, Any], *, threads: int) -> onnxruntime.S
 def providers(
     config: Mapping[str, Any], available: Sequence[str], kind: str, device: int
 ) -> list[Provider]:
-    """The execution providers in order of preference, the CPU's always last.
+    """Execution providers in order of preference; the CPU's is always last.
 
     Raises:
-        ConfigError: an accelerator that the configuration asks for is unknown or not there.
+        ConfigError: the configuration asks for an accelerator that is unknown or not installed.
     """
     chosen: list[Provider] = []
     accelerators = config.get("optimization", {}).get("execution_accelerators", {})
@@ -107,14 +107,14 @@ def providers(
     return [*chosen, ("CPUExecutionProvider", {})]
 
 
-def thread_counts(config: Mapping[str, Any], cpus: int) -> list[int]:
-    """How many threads a run may be given on the CPU; one number where the configuration says it.
+def configured_thread_counts(config: Mapping[str, Any], cpus: int) -> list[int]:
+    """Numbers of threads to load the network for on the CPU; one if the configuration states it.
 
     Args:
-        cpus: of this instance.
+        cpus: number of cores of this instance.
     """
     given = _number(config, "intra_op_thread_count", 0)
-    return [given] if given else widths(cpus)
+    return [given] if given else thread_counts(cpus)
 
 
 def _number(config: Mapping[str, Any], name: str, default: int, *, most: int = 1024) -> int:
@@ -131,7 +131,7 @@ def _cuda(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _tensorrt(parameters: Mapping[str, str]) -> dict[str, str]:
-    """The C++ backend's names, two of which are its own."""
+    """ONNX Runtime's options from the C++ backend's, two of which have other names."""
     options = dict(parameters)
     if "max_workspace_size_bytes" in options:
         options["trt_max_workspace_size"] = options.pop("max_workspace_size_bytes")

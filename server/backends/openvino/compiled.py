@@ -1,4 +1,4 @@
-"""A model's configuration -> the network as OpenVINO runs it on the CPU."""
+"""Read and compile a network with OpenVINO, for the CPU."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import openvino
-from graph import ConfigError
+from config_check import ConfigError
 
-# OpenVINO's names of the types that `graph` compares.
+# OpenVINO's names of types -> ONNX Runtime's, which `config_check` compares.
 _TYPES = {
     "f32": "tensor(float)",
     "f16": "tensor(float16)",
@@ -23,7 +23,7 @@ _TYPES = {
 
 
 class Port(NamedTuple):
-    """An input or output, in the terms of `graph`."""
+    """An input or output, as `config_check` takes it."""
 
     name: str
     type: str
@@ -31,10 +31,11 @@ class Port(NamedTuple):
 
 
 class Network:
-    """
+    """A network that OpenVINO has read.
+
     Args:
-        config: Triton's, as it hands it to a backend.
-        path: ONNX or OpenVINO's own format.
+        config: the model's configuration, as Triton passes it to a backend.
+        path: a file in ONNX or OpenVINO's own format.
 
     Raises:
         ConfigError: the file is missing or cannot be read.
@@ -47,23 +48,27 @@ class Network:
         self._core = openvino.Core()
         try:
             self._model = self._core.read_model(path)
-        except Exception as error:  # of several classes
+        except Exception as error:  # OpenVINO raises several classes
             raise ConfigError(f"openvino error loading model '{model}': {error}") from None
         self.inputs = [_port(port) for port in self._model.inputs]
         self.outputs = [_port(port) for port in self._model.outputs]
         if int(config["max_batch_size"]) > 0:
-            # One image at a time, and a size that is known is faster than an open one.
+            # The backend runs one image at a time, and a fixed batch is faster than a dynamic one.
             self._model.reshape(
                 {port.name: openvino.PartialShape([1, *port.shape[1:]]) for port in self.inputs}
             )
         self._precision = {"INFERENCE_PRECISION_HINT": "bf16" if _bf16(config) else "f32"}
 
     def run_with(self, threads: int, at_once: int) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
-        """Inputs by name -> outputs by name.
+        """Compile the network.
 
         Args:
-            threads: that one run takes.
-            at_once: how many runs, each called from a thread of its own.
+            threads: number of threads of one run.
+            at_once: number of concurrent runs, each called from a thread of its own.
+
+        Returns:
+            The network: inputs by name -> outputs by name, which the next run on the same thread
+            may overwrite.
         """
         compiled = self._core.compile_model(
             self._model,
@@ -94,7 +99,7 @@ def _port(port: Any) -> Port:
 
 
 def _bf16(config: Mapping[str, Any]) -> bool:
-    """By the C++ backend's name and value."""
+    """Whether to compute in BF16; the C++ backend's parameter and values."""
     text = config.get("parameters", {}).get("HINT_BF16", {}).get("string_value", "NO")
     if text not in ("YES", "NO"):
         raise ConfigError(f"parameter 'HINT_BF16' is '{text}'; allowed: YES, NO")

@@ -1,7 +1,7 @@
 """Triton glue of the Python-based backend `openvino`.
 
-It stands in for Triton's C++ backend of the same name, which the embedded server does not carry.
-The work is in the module beside, and in those that the backends share.
+It replaces Triton's C++ backend of the same name, which the embedded server does not have. The work
+is in the module beside this one, and in those that the backends share.
 """
 
 import json
@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "shared"))
-from compact import without_own_inputs
 from compiled import Network
-from cores import cores_of_instance
-from graph import check_config
-from lanes import widths
-from serving import OnLanes
+from config_check import check_config
+from cores import cores_for_instance
+from cpu_model import CpuModel
+from executor import thread_counts
+from prefilter import without_own_inputs
 
 
 class TritonPythonModel:
@@ -23,12 +23,12 @@ class TritonPythonModel:
         folder = Path(args["model_repository"], args["model_version"])
         network = Network(config, folder / (config.get("default_model_filename") or "model.xml"))
         check_config(without_own_inputs(config, network.outputs), network.inputs, network.outputs)
-        cores = cores_of_instance(config)
-        runs = {n: network.run_with(n, max(1, cores // n)) for n in widths(cores)}
-        self.work = OnLanes(config, runs, cores)
+        cores = cores_for_instance(config)
+        runs = {n: network.run_with(n, max(1, cores // n)) for n in thread_counts(cores)}
+        self.model = CpuModel(config, runs, cores)
 
     def execute(self, requests):
-        return self.work.execute(requests)
+        return self.model.execute(requests)
 
     def finalize(self):
-        self.work.close()
+        self.model.close()

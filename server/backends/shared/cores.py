@@ -1,4 +1,4 @@
-"""The processor cores that one instance of a model may use."""
+"""Number of CPU cores that one instance of a model may use."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from cpu_count import available_cpus
 
 
-def cores_of_instance(config: Mapping[str, Any]) -> int:
-    """Its share of those that there are.
+def cores_for_instance(config: Mapping[str, Any]) -> int:
+    """Divide the available cores evenly between a model's instances; at least 1.
 
     Args:
-        config: Triton's, as it hands it to a backend.
+        config: the model's configuration, as Triton passes it to a backend.
     """
     instances = sum(int(group.get("count", 1)) for group in config.get("instance_group", []))
     return max(1, available_cpus() // max(1, instances))

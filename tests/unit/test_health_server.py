@@ -1,4 +1,4 @@
-"""Probes are answered whatever else is connected to the health port. No Triton is needed."""
+"""Probes are answered, whatever else is connected to the health port. No Triton is needed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 from support import free_ports
 
 from yolov5_server import Settings
-from yolov5_server._health import Health, HealthServer
+from yolov5_server._health import Health
+from yolov5_server._health_server import HealthServer
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def probe(port: int, path: str = "/ready", head: str = "") -> str:
     return answer.partition(b"\r\n")[0].decode()
 
 
-def test_silent_connections_do_not_keep_probes_out(port: int) -> None:
+def test_probes_are_answered_beside_silent_connections(port: int) -> None:
     silent = [socket.create_connection(("127.0.0.1", port), 5) for _ in range(80)]
     try:
         answers = [probe(port) for _ in range(20)]
@@ -47,7 +48,7 @@ def test_silent_connections_do_not_keep_probes_out(port: int) -> None:
             one.close()
 
 
-def test_a_connection_that_stays_silent_is_closed_soon(port: int) -> None:
+def test_silent_connection_is_closed_soon(port: int) -> None:
     with socket.create_connection(("127.0.0.1", port), 5) as silent:
         silent.settimeout(6)
         started = time.monotonic()
@@ -55,7 +56,7 @@ def test_a_connection_that_stays_silent_is_closed_soon(port: int) -> None:
         assert time.monotonic() - started < 5
 
 
-def test_a_head_that_dribbles_in_is_bounded_in_all(port: int) -> None:
+def test_slow_request_head_is_bounded_in_time(port: int) -> None:
     with socket.create_connection(("127.0.0.1", port), 5) as slow:
         slow.sendall(b"GET /ready HTTP/1.1\r\n")
         started = time.monotonic()
@@ -66,7 +67,7 @@ def test_a_head_that_dribbles_in_is_bounded_in_all(port: int) -> None:
         assert time.monotonic() - started < 7
 
 
-def test_a_head_is_bounded_in_size(port: int) -> None:
+def test_request_head_is_bounded_in_size(port: int) -> None:
     assert probe(port, head=f"X-A: {'b' * 8000}\r\n").startswith("HTTP/1.0 503")
     assert probe(port, head="X-A: b\r\n" * 90).startswith("HTTP/1.0 503")
     large = f"X-A: {'b' * 10_000}\r\n" * 2
@@ -74,7 +75,7 @@ def test_a_head_is_bounded_in_size(port: int) -> None:
     assert probe(port, path="/" + "a" * 20_000) == ""
 
 
-def test_hostile_bytes_are_refused_by_a_status(port: int) -> None:
+def test_hostile_bytes_get_an_error_status(port: int) -> None:
     for data in (
         b"\0" * 100 + b"\r\n\r\n",
         b"POST /ready HTTP/1.1\r\n\r\n",

@@ -1,7 +1,7 @@
-"""A second form of the network, for the embedded server on a CPU: bytes in, few rows out.
+"""A prefiltered variant of the network, for the embedded server on a CPU: bytes in, few rows out.
 
 Of the 25,200 rows that a network of 640x640 answers with, nearly all say that nothing is there.
-This form decodes only those whose objectness is over the confidence that is asked for, which is
+This variant decodes only those whose objectness is over the confidence that is asked for, which is
 what the step after the network would keep. Where a layer can be had with less work, it has that.
 """
 
@@ -25,7 +25,7 @@ from ._photos import example_images
 from .layers import Conv, DetectionModel, Focus
 
 
-def export_candidates(
+def export_prefiltered(
     checkpoint: Checkpoint,
     path: Path,
     full: Path,
@@ -51,7 +51,7 @@ def export_candidates(
     pixels = np.rint(images * 255).astype(np.uint8)
     everything = np.array([[-1, 0, 0, 0, 0]], np.float32)  # no objectness is not over that
     write_onnx(
-        _Candidates(checkpoint.network, reduced_head=reduced_head),
+        _Prefiltered(checkpoint.network, reduced_head=reduced_head),
         {
             names.PIXELS: torch.from_numpy(pixels[:1]),
             names.NMS: torch.tensor([[0.25, 0.0, 0.0, 0.0, 0.0]]),
@@ -76,17 +76,17 @@ def export_candidates(
         (expected,) = whole.run([names.OUTPUT], {names.INPUT: image})
         (found,) = session.run([names.OUTPUT], {names.PIXELS: bytes_, names.NMS: everything})
         if found.shape != expected.shape:
-            raise BuildError("the network's form for the CPU answers in another shape.")
+            raise BuildError("the network's prefiltered variant answers in another shape.")
         difference = max(difference, difference_of(found, expected, reduced_head=reduced_head))
     if not difference <= TOLERANCE:
         raise BuildError(
-            f"the network's form for the CPU differs from it by {difference:.2g} (allowed"
+            f"the network's prefiltered variant differs from it by {difference:.2g} (allowed"
             f" {TOLERANCE})."
         )
     return difference
 
 
-class _Candidates(nn.Module):
+class _Prefiltered(nn.Module):
     """The network as it is exported so."""
 
     def __init__(self, network: DetectionModel, *, reduced_head: bool) -> None:

@@ -1,4 +1,4 @@
-"""Pixels into a network's process and candidates out of it, in place of floats and all rows."""
+"""Pixels into a network in place of floats, and few rows out of it in place of all."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from compact import InputError, check_inputs, compact, without_own_inputs
-from graph import ConfigError, check_config
-from single import Answer, Tensors
+from config_check import ConfigError, check_config
+from image_gather import Tensors
+from prefilter import InputError, check_inputs, with_prefilter, without_own_inputs
 from support import GraphTensor
 
 INPUTS = [GraphTensor("images", "tensor(float)", ["batch", 3, 640, 640])]
@@ -27,7 +27,7 @@ def check(stated: dict[str, Any]) -> None:
     check_config(without_own_inputs(stated, OUTPUTS), INPUTS, OUTPUTS)
 
 
-def test_a_configuration_may_state_them_beside_the_graphs_own() -> None:
+def test_configuration_may_state_pixels_and_nms_beside_the_graphs_inputs() -> None:
     check(config(IMAGES, PIXELS, NMS))
     check(config(IMAGES, rows=25200))
 
@@ -35,36 +35,36 @@ def test_a_configuration_may_state_them_beside_the_graphs_own() -> None:
 @pytest.mark.parametrize(
     "stated",
     [
-        config(PIXELS, NMS),  # the graph's own is missing
-        config(IMAGES),  # what would leave rows out?
+        config(PIXELS, NMS),  # the graph's own input is missing
+        config(IMAGES),  # a dynamic number of rows needs nms
         config(IMAGES, PIXELS, NMS, columns=9),
         config(IMAGES, PIXELS, NMS, {**NMS, "name": "other"}),
         config({**IMAGES, "dims": [3, 320, 320]}, PIXELS, NMS),
     ],
 )
-def test_all_else_must_fit_the_graph_as_ever(stated: dict[str, Any]) -> None:
+def test_other_inputs_and_outputs_must_fit_the_graph(stated: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         check(stated)
 
 
-def test_one_kind_of_picture_is_needed() -> None:
+def test_request_needs_exactly_one_of_images_and_pixels() -> None:
     names = ["images", "pixels", "nms"]
     check_inputs(names, {"images": 0})
     check_inputs(names, {"pixels": 0, "nms": 0})
-    check_inputs(["x"], {"x": 0})  # some other network
+    check_inputs(["x"], {"x": 0})  # not a detection network
     for given in ({}, {"nms": 0}, {"images": 0, "pixels": 0}):
         with pytest.raises(InputError, match="one of the inputs 'images' and 'pixels' is needed"):
             check_inputs(names, given)
 
 
-def test_pixels_become_what_preprocess_would_have_sent() -> None:
+def test_pixels_are_scaled_as_preprocess_scales_images() -> None:
     seen = []
 
     def run(inputs: Tensors) -> dict[str, Any]:
         seen.append(inputs["images"].copy())
         return {"output0": np.zeros((1, 4, 8), np.float32)}
 
-    network = compact(run)
+    network = with_prefilter(run)
     random = np.random.default_rng(1)
     for shape in ((1, 3, 32, 64), (1, 3, 64, 64), (1, 3, 32, 32)):  # larger, then smaller
         pixels = random.integers(0, 256, shape, np.uint8)
@@ -75,10 +75,10 @@ def test_pixels_become_what_preprocess_would_have_sent() -> None:
         np.testing.assert_array_equal(seen[-1], expected)
 
 
-def test_rows_that_are_not_over_the_confidence_are_left_out() -> None:
+def test_rows_not_over_the_confidence_are_left_out() -> None:
     rows = np.arange(40, dtype=np.float32).reshape(1, 5, 8)
     rows[0, :, 4] = [0.2, 0.5, 0.25, np.nan, 0.26]
-    network = compact(lambda _: {"output0": rows})
+    network = with_prefilter(lambda _: {"output0": rows})
     images = np.zeros((1, 3, 8, 8), np.float32)
     nms = np.array([[0.25, 0.45, 300, 0, 0]], np.float32)
     np.testing.assert_array_equal(
@@ -87,19 +87,3 @@ def test_rows_that_are_not_over_the_confidence_are_left_out() -> None:
     nms[0, 0] = 0.9
     assert network({"images": images, "nms": nms})["output0"].shape == (1, 0, 8)
     np.testing.assert_array_equal(network({"images": images})["output0"], rows)
-
-
-def test_images_with_fewer_rows_get_empty_ones() -> None:
-    counts = {0: 2, 1: 0, 2: 3}
-
-    def run(inputs: Tensors) -> dict[str, Any]:
-        number = int(inputs["x"][0])
-        return {"output0": np.full((1, counts[number], 8), number + 1, np.float32)}
-
-    answers: list[Any] = []
-    answer = Answer({"x": np.arange(3)}, batching=True, respond=answers.append)
-    for part in answer.work():
-        part(run)
-    (found,) = answers
-    assert found["output0"].shape == (3, 3, 8)
-    assert found["output0"][:, :, 0].tolist() == [[1, 1, 0], [0, 0, 0], [3, 3, 3]]

@@ -1,4 +1,4 @@
-"""Another network is installed while the server answers."""
+"""Install another network while the server answers requests."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from support import (
 )
 
 from yolov5_build.__main__ import main as build
-from yolov5_server._swap import _locked
+from yolov5_server._reload import _locked
 
-SECONDS = 60  # for one change-over, on two cores that are busy
-SWAPS = int(os.environ.get("SWAPS", "20"))
+SECONDS = 60  # for one reload, on two busy cores
+RELOADS = int(os.environ.get("RELOADS", "20"))
 SQUARE, SMALL = ["--imgsz=640"], ["--imgsz=320", "--reduced-head"]
 FULL = ["--imgsz=320"]
 EVERYTHING = {"conf_thres": 0.01}
@@ -63,7 +63,7 @@ def fingerprint(outputs: Outputs) -> tuple[int, float]:
 
 @contextmanager
 def callers(server: RunningServer, count: int) -> Iterator[tuple[Counter[object], list[str]]]:
-    """Callers that ask without a pause, over connections of their own, while the block runs."""
+    """Callers that send requests without a pause while the block runs, each with a connection."""
     done, answers, failures = threading.Event(), Counter[object](), list[str]()
     image = PHOTO.read_bytes()
 
@@ -96,7 +96,9 @@ def callers(server: RunningServer, count: int) -> Iterator[tuple[Counter[object]
 
 
 @pytest.mark.parametrize("count", [8, pytest.param(32, marks=pytest.mark.slow)])
-def test_no_request_fails_and_none_meets_two_networks(repository: Path, count: int) -> None:
+def test_no_request_fails_or_uses_two_networks_during_a_reload(
+    repository: Path, count: int
+) -> None:
     with running_server(f"--repository={repository}") as server:
         image = PHOTO.read_bytes()
         first = fingerprint(ask_grpc(server.grpc, [image], EVERYTHING))
@@ -116,7 +118,7 @@ def test_no_request_fails_and_none_meets_two_networks(repository: Path, count: i
         assert last == first
         assert set(answers) == {first, second}
         assert min(answers.values()) > count
-        # What is left is one network and its steps, closed to callers as the first ones were.
+        # One network and its steps are left, closed to callers as the first ones were.
         deadline = time.monotonic() + SECONDS
         while len(server.processes("triton_python_backend_stub")) > 3:
             assert time.monotonic() < deadline
@@ -128,7 +130,7 @@ def test_no_request_fails_and_none_meets_two_networks(repository: Path, count: i
                 infer(client, [image], model="preprocess.2")
 
 
-def test_a_network_that_cannot_be_loaded_is_not_taken_over(repository: Path) -> None:
+def test_network_that_cannot_be_loaded_is_not_served(repository: Path) -> None:
     with running_server(f"--repository={repository}") as server:
         before = ask_grpc(server.grpc, [PHOTO.read_bytes()])
         with callers(server, 2) as (_, failures):
@@ -138,8 +140,8 @@ def test_a_network_that_cannot_be_loaded_is_not_taken_over(repository: Path) -> 
             (broken / "2" / "model.onnx").write_bytes(b"nonsense")
             shutil.rmtree(repository / "yolov5")
             broken.rename(repository / "yolov5")
-            wait_for(server, "The new network is not taken over, the old one is served:")
-            # And the next one is.
+            wait_for(server, "The new network was not loaded, the old one is still served:")
+            # The next network is served.
             install(repository, *SMALL)
             wait_for(server, "Now serving version 3")
         assert failures == []
@@ -148,7 +150,7 @@ def test_a_network_that_cannot_be_loaded_is_not_taken_over(repository: Path) -> 
 
 
 def install_version(repository: Path, network: Path, version: int) -> None:
-    """Put a prepared network in the place of the served one, as `make model` does it."""
+    """Replace the served network by a prepared one, as `make model` does."""
     new = Path(shutil.copytree(network, repository.parent / f"new-{version}"))
     (old_version,) = new.glob("[0-9]*")
     old_version.rename(new / str(version))
@@ -171,7 +173,7 @@ def is_locked(folder: Path) -> bool:
 
 
 def kill_while_it_loads(server: RunningServer, model: str, *, library: str = "") -> None:
-    """Kill the model's process as soon as it is there, or has opened this library."""
+    """Kill the model's process as soon as it has started, or has opened this library."""
     deadline = time.monotonic() + SECONDS
     while not (found := server.processes(f"/{model}.2/")) or not all(
         library in Path(f"/proc/{pid}/maps").read_text() for pid in found
@@ -183,7 +185,7 @@ def kill_while_it_loads(server: RunningServer, model: str, *, library: str = "")
 
 
 def served_version(server: RunningServer) -> str:
-    """Of the network that has had another image after one more request."""
+    """Version of the network whose image count grows with one more request."""
 
     def images() -> dict[str, str]:
         with urllib.request.urlopen(server.metrics, timeout=5) as answer:
@@ -200,7 +202,7 @@ def served_version(server: RunningServer) -> str:
 @pytest.mark.parametrize(
     "model, library", [("yolov5", "onnxruntime"), ("postprocess", "libtorch_cpu")]
 )
-def test_a_network_whose_process_is_killed_while_it_loads_is_not_taken_over(
+def test_network_whose_process_is_killed_while_loading_is_not_served(
     repository: Path, model: str, library: str
 ) -> None:
     with running_server(f"--repository={repository}") as server:
@@ -209,27 +211,27 @@ def test_a_network_whose_process_is_killed_while_it_loads_is_not_taken_over(
             install(repository, *FULL)
             kill_while_it_loads(server, model, library=library)
             wait_until(lambda: not is_locked(repository), 30)
-            wait_for(server, "The new network is not taken over, the old one is served:")
+            wait_for(server, "The new network was not loaded, the old one is still served:")
         assert failures == []
         assert fingerprint(ask_grpc(server.grpc, [PHOTO.read_bytes()])) == fingerprint(before)
         assert served_version(server) == "1"
         assert ready(server) == (True, "")
 
 
-def test_a_process_killed_before_triton_knows_it_does_not_hold_the_lock(repository: Path) -> None:
-    """Triton waits for it for ever, and is started anew."""
+def test_process_killed_before_triton_knows_it_does_not_hold_the_lock(repository: Path) -> None:
+    """Triton waits for that process for ever, and is restarted."""
     with running_server(f"--repository={repository}") as server:
         install(repository, *FULL)
         kill_while_it_loads(server, "postprocess")
         wait_until(lambda: not is_locked(repository), 30)
         wait_until(lambda: "Triton is back after" in server.log.read_text(), SECONDS)
         log = server.log.read_text()
-        assert "Another network was not taken over: a process of postprocess.2 " in log
+        assert "The new network was not loaded: a process of postprocess.2 " in log
         assert f"It serves version {served_version(server)} of the network." in log
         assert ready(server) == (True, "")
 
 
-def test_a_launcher_that_is_killed_while_triton_waits_leaves_nothing(repository: Path) -> None:
+def test_launcher_killed_during_a_stuck_load_leaves_nothing(repository: Path) -> None:
     with running_server(f"--repository={repository}") as server:
         install(repository, *FULL)
         kill_while_it_loads(server, "postprocess")
@@ -240,8 +242,8 @@ def test_a_launcher_that_is_killed_while_triton_waits_leaves_nothing(repository:
 
 @pytest.mark.slow
 @pytest.mark.timeout(4 * 3600)
-def test_many_changes_of_networks_under_load(repository: Path, tmp_path: Path) -> None:
-    """SWAPS says how many. None of them ends the server, and no request fails."""
+def test_many_reloads_under_load(repository: Path, tmp_path: Path) -> None:
+    """No reload ends the server, and no request fails. RELOADS sets their number."""
     (tmp_path / "small").mkdir()
     small = make_repository(tmp_path / "small", BUNDLED, *FULL) / "yolov5"
     square = Path(shutil.copytree(repository / "yolov5", tmp_path / "square"))
@@ -249,20 +251,22 @@ def test_many_changes_of_networks_under_load(repository: Path, tmp_path: Path) -
         running_server(f"--repository={repository}") as server,
         callers(server, 8) as (answers, failures),
     ):
-        for number in range(SWAPS):
+        for number in range(RELOADS):
             version = number + 2
             install_version(repository, square if number % 2 else small, version)
             wait_for(server, f"Now serving version {version} of the network, FP32.")
             assert failures == [], server.log.read_text()
-        time.sleep(15)  # the last processes of before end
+        time.sleep(15)  # for the processes of earlier networks to end
         log = server.log.read_text()
-    print(f"\n{SWAPS} changes of networks, {sum(answers.values())} answers, {len(failures)} failed")
+    print(
+        f"\n{RELOADS} changes of networks, {sum(answers.values())} answers, {len(failures)} failed"
+    )
     assert failures == []
     assert "Starting Triton again" not in log
     assert len(answers) == 2
 
 
-def test_nobody_else_can_load_a_model(repository: Path) -> None:
+def test_only_the_launcher_can_load_a_model(repository: Path) -> None:
     with running_server(f"--repository={repository}") as server:
         for action in ("load", "unload"):
             with (
@@ -276,7 +280,7 @@ def test_nobody_else_can_load_a_model(repository: Path) -> None:
         assert post_raw(server.http, PHOTO.read_bytes()).status == 200
 
 
-def test_it_can_be_ended_in_the_middle_of_it(repository: Path) -> None:
+def test_server_can_be_ended_during_a_reload(repository: Path) -> None:
     with running_server(f"--repository={repository}") as server:
         install(repository, *SMALL)
         deadline = time.monotonic() + SECONDS
@@ -285,7 +289,7 @@ def test_it_can_be_ended_in_the_middle_of_it(repository: Path) -> None:
             time.sleep(0.02)
         assert server.stop() < 10
         assert server.process.returncode == 0
-        deadline = time.monotonic() + 2  # process entries fade a moment after their end
+        deadline = time.monotonic() + 2  # ended processes stay listed for a moment
         while (left := server.leftovers()) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert left == []

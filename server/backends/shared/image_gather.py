@@ -1,6 +1,6 @@
-"""A request's images one by one, and its answer when the last of them is done.
+"""Run the images of a request one by one and gather their outputs into one answer.
 
-Where they give different numbers of rows, all get as many as the largest has, the others zero.
+If the images have different numbers of rows, shorter ones are padded with zeros.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from threading import Lock
 from typing import Any
 
 import numpy as np
-from lanes import Run
+from executor import Run
 
-Tensors = Mapping[str, Any]  # by name; NumPy arrays, the first dimension the batch
+Tensors = Mapping[str, Any]  # NumPy arrays by name; the first dimension is the batch
 
 
-class Answer:
-    """Collects what the images of one request give.
+class ImageGather:
+    """Gathers the outputs of a request's images.
 
     Args:
         inputs: of the request.
-        batching: whether the first dimension is the batch; else all is one piece.
+        batching: whether the first dimension is the batch; else the request is one piece.
         respond: called once, with the outputs by name or with the first exception.
     """
 
@@ -34,23 +34,23 @@ class Answer:
         self._lock = Lock()
         self._outputs: dict[str, Any] = {}
         self._error: Exception | None = None
-        self._left = self._images
+        self._remaining = self._images
 
-    def work(self) -> Iterator[Callable[[Run], None]]:
-        """What is to be done, image by image, in any order and on any thread."""
+    def tasks(self) -> Iterator[Callable[[Run], None]]:
+        """One task for each image, to be run in any order and on any thread."""
         for index in range(self._images):
-            yield partial(self._do, index)
+            yield partial(self._run_image, index)
 
-    def _do(self, index: int, run: Run) -> None:
+    def _run_image(self, index: int, run: Run) -> None:
         try:
             outputs = run(self._piece(index))
             with self._lock:
-                self._keep(outputs, index)
+                self._store(outputs, index)
         except Exception as error:
             self._error = self._error or error
         with self._lock:
-            self._left -= 1
-            if self._left:
+            self._remaining -= 1
+            if self._remaining:
                 return
         self._respond(self._error or self._outputs)
 
@@ -59,11 +59,11 @@ class Answer:
             return self._inputs
         return {name: array[index : index + 1] for name, array in self._inputs.items()}
 
-    def _keep(self, outputs: Tensors, index: int) -> None:
+    def _store(self, outputs: Tensors, index: int) -> None:
         if self._images == 1:
             self._outputs = dict(outputs)
             return
-        # Copied, since the next run on this thread may write to the same memory.
+        # Copied, because the next run on this thread may write to the same memory.
         for name, (piece, *_) in outputs.items():
             whole = self._outputs.get(name)
             if whole is None:

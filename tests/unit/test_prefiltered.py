@@ -1,4 +1,4 @@
-"""The network's second form for the CPU: bytes in, and only the rows that are over a confidence."""
+"""The network's prefiltered variant for the CPU: bytes in, rows over a confidence out."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from compact import check_candidates, compact
-from forms import open_forms
-from graph import ConfigError
+from config_check import ConfigError
 from numpy.typing import NDArray
+from prefilter import check_prefiltered, with_prefilter
 from support import BUNDLED, GraphTensor
+from variants import open_variants
 
 from yolov5_build import (
     BuildError,
     Checkpoint,
-    export_candidates,
     export_onnx,
+    export_prefiltered,
     load_checkpoint,
 )
 from yolov5_build import __main__ as command
@@ -35,10 +35,10 @@ def checkpoint() -> Checkpoint:
 
 
 def exported(checkpoint: Checkpoint, folder: Path, **form: Any) -> tuple[Path, Path]:
-    full, candidates = folder / "model.onnx", folder / "candidates.onnx"
+    full, prefiltered = folder / "model.onnx", folder / "prefiltered.onnx"
     export_onnx(checkpoint, full, **form)
-    export_candidates(checkpoint, candidates, full, **form)
-    return full, candidates
+    export_prefiltered(checkpoint, prefiltered, full, **form)
+    return full, prefiltered
 
 
 def rows(path: Path, **inputs: Array) -> Array:
@@ -51,61 +51,65 @@ def nms(conf_thres: float) -> Array:
 
 
 @pytest.mark.parametrize("conf_thres", [0.25, 0.001, 0.0, 1.0])
-def test_they_are_the_rows_over_the_confidence(
+def test_prefiltered_rows_are_the_rows_over_the_confidence(
     checkpoint: Checkpoint, tmp_path: Path, conf_thres: float
 ) -> None:
-    full, candidates = exported(checkpoint, tmp_path, imgsz=(256, 320))
+    full, prefiltered = exported(checkpoint, tmp_path, imgsz=(256, 320))
     images = example_images(256, 320)[:1]
     whole = rows(full, images=images)[0]
     wanted = whole[whole[:, 4] > np.float32(conf_thres)]
     assert (len(wanted) > 0) == (conf_thres < 1)
     pixels = np.rint(images * 255).astype(np.uint8)
-    found = rows(candidates, pixels=pixels, nms=nms(conf_thres))
+    found = rows(prefiltered, pixels=pixels, nms=nms(conf_thres))
     np.testing.assert_array_equal(found, wanted[None])
 
 
-def test_of_images_of_any_shape(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    full, candidates = exported(checkpoint, tmp_path, imgsz=128, dynamic=True)
+def test_dynamic_variant_takes_images_of_any_shape(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    full, prefiltered = exported(checkpoint, tmp_path, imgsz=128, dynamic=True)
     images = example_images(96, 160)[:1]
     whole = rows(full, images=images)[0]
     pixels = np.rint(images * 255).astype(np.uint8)
-    found = rows(candidates, pixels=pixels, nms=nms(0.01))
+    found = rows(prefiltered, pixels=pixels, nms=nms(0.01))
     np.testing.assert_array_equal(found[0], whole[whole[:, 4] > np.float32(0.01)])
     assert found.shape[1] > 3
 
 
-def test_of_the_best_class_alone(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    full, candidates = exported(checkpoint, tmp_path, imgsz=128, reduced_head=True)
+def test_reduced_head_keeps_every_row_over_the_confidence(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    full, prefiltered = exported(checkpoint, tmp_path, imgsz=128, reduced_head=True)
     images = example_images(128, 128)[:1]
     whole = rows(full, images=images)[0]
-    found = rows(candidates, pixels=np.rint(images * 255).astype(np.uint8), nms=nms(0.1))[0]
-    # A score is not over a confidence that its objectness is not over.
+    found = rows(prefiltered, pixels=np.rint(images * 255).astype(np.uint8), nms=nms(0.1))[0]
+    # A score is at most its objectness.
     assert {*map(bytes, whole[whole[:, 4] > 0.1])} <= {*map(bytes, found)} <= {*map(bytes, whole)}
 
 
-def test_it_is_held_against_the_network(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    full, candidates = exported(checkpoint, tmp_path, imgsz=64)
-    with pytest.raises(BuildError, match="form for the CPU answers in another shape"):
-        export_candidates(checkpoint, candidates, full, imgsz=64, reduced_head=True)
+def test_variant_that_answers_differently_is_refused(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    full, prefiltered = exported(checkpoint, tmp_path, imgsz=64)
+    with pytest.raises(BuildError, match="prefiltered variant answers in another shape"):
+        export_prefiltered(checkpoint, prefiltered, full, imgsz=64, reduced_head=True)
     other = load_checkpoint(BUNDLED)
     other.network.head.anchors *= 1.01
-    with pytest.raises(BuildError, match="form for the CPU differs from it by .*allowed 0.001"):
-        export_candidates(other, candidates, full, imgsz=64)
+    with pytest.raises(BuildError, match="prefiltered variant differs from it by .*allowed 0.001"):
+        export_prefiltered(other, prefiltered, full, imgsz=64)
 
 
-def test_only_networks_in_fp32_have_it(tmp_path: Path) -> None:
+def test_only_fp32_networks_have_a_prefiltered_variant(tmp_path: Path) -> None:
     for flags, there in (((), True), (("--half",), False)):
         arguments = [str(BUNDLED), "--imgsz=64", f"--repository={tmp_path}", *flags]
         assert command.main(arguments) == 0
         (version,) = (tmp_path / "yolov5").glob("[0-9]*")
-        assert (version / "candidates.onnx").exists() == there
+        assert (version / "prefiltered.onnx").exists() == there
         config = (tmp_path / "yolov5" / "configs" / "embedded.pbtxt").read_text()
-        assert ('"candidates.onnx"' in config) == there
-        assert "candidates" not in (tmp_path / "yolov5" / "config.pbtxt").read_text()
+        assert ('"prefiltered.onnx"' in config) == there
+        assert "prefiltered" not in (tmp_path / "yolov5" / "config.pbtxt").read_text()
 
 
 # ---------------------------------------------------------------------------------------------
-# In the server's backend
+# In the backend `onnxruntime`
 
 INPUTS = [
     GraphTensor("pixels", "tensor(uint8)", [1, 3, 64, 64]),
@@ -125,82 +129,84 @@ def config(side: int = 64, columns: int = 8, **changes: Any) -> dict[str, Any]:
             {"name": "nms", "data_type": "TYPE_FP32", "dims": [5], "optional": True},
         ],
         "output": [{"name": "output0", "data_type": "TYPE_FP32", "dims": [-1, columns]}],
-        "parameters": {"candidates": {"string_value": "candidates.onnx"}},
+        "parameters": {"prefiltered": {"string_value": "prefiltered.onnx"}},
         **changes,
     }
 
 
-def test_the_configuration_must_fit_it() -> None:
-    check_candidates(config(), INPUTS, OUTPUTS)
+def test_configuration_must_fit_the_prefiltered_variant() -> None:
+    check_prefiltered(config(), INPUTS, OUTPUTS)
     for wrong in (config(96), config(columns=9), config(input=config()["input"][:1])):
         with pytest.raises(ConfigError):
-            check_candidates(wrong, INPUTS, OUTPUTS)
+            check_prefiltered(wrong, INPUTS, OUTPUTS)
 
 
-def test_it_is_for_those_who_bring_bytes_and_a_confidence() -> None:
+def test_only_requests_with_pixels_and_nms_use_the_prefiltered_variant() -> None:
     asked = []
 
-    def form(name: str) -> Any:
+    def variant(name: str) -> Any:
         def run(inputs: Any) -> Any:
             asked.append((name, sorted(inputs)))
             return {"output0": np.zeros((1, 2, 8), np.float32)}
 
         return run
 
-    network = compact(form("full"), form("candidates"))
+    network = with_prefilter(variant("full"), variant("prefiltered"))
     pixels = np.zeros((1, 3, 8, 8), np.uint8)
     network({"pixels": pixels, "nms": nms(0.5)})
     network({"pixels": pixels})
     network({"images": pixels, "nms": nms(0.5)})
     assert asked == [
-        ("candidates", ["nms", "pixels"]),
+        ("prefiltered", ["nms", "pixels"]),
         ("full", ["images"]),
         ("full", ["images"]),
     ]
 
 
-def test_both_forms_for_each_number_of_threads(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_both_variants_are_opened_for_each_number_of_threads(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     exported(checkpoint, tmp_path, imgsz=64)
     warnings: list[str] = []
-    forms = open_forms(config(), tmp_path, 4, warn=warnings.append)
-    assert list(forms.full) == list(forms.candidates) == [1, 4]
+    variants = open_variants(config(), tmp_path, 4, warn=warnings.append)
+    assert list(variants.full) == list(variants.prefiltered) == [1, 4]
     images = example_images(64, 64)[:1]
     pixels = np.rint(images * 255).astype(np.uint8)
-    whole = forms.full[1]({"images": images})["output0"][0].copy()
-    for run in forms.candidates.values():
+    whole = variants.full[1]({"images": images})["output0"][0].copy()
+    for run in variants.prefiltered.values():
         found = run({"pixels": pixels, "nms": nms(-1)})["output0"][0]
         np.testing.assert_allclose(found, whole, rtol=1e-5, atol=1e-5)
     without = config(parameters={})
-    assert not open_forms(without, tmp_path, 4, warn=warnings.append).candidates
+    assert not open_variants(without, tmp_path, 4, warn=warnings.append).prefiltered
     assert warnings == []
 
 
-def test_one_of_another_network_is_not_used(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    """Somebody has put another model.onnx there by hand."""
-    full, candidates = exported(checkpoint, tmp_path, imgsz=64)
-    noted = onnxruntime.InferenceSession(candidates).get_modelmeta().custom_metadata_map
+def test_variant_of_another_network_is_not_used(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Another model.onnx was copied into the folder by hand."""
+    full, prefiltered = exported(checkpoint, tmp_path, imgsz=64)
+    noted = onnxruntime.InferenceSession(prefiltered).get_modelmeta().custom_metadata_map
     assert noted == {"full_sha256": hashlib.sha256(full.read_bytes()).hexdigest()}
     model = onnx.load(full)
     model.doc_string = "another"
     onnx.save(model, full)
     warnings: list[str] = []
-    forms = open_forms(config(), tmp_path, 2, warn=warnings.append)
-    assert list(forms.full) == [1, 2]
-    assert not forms.candidates
+    variants = open_variants(config(), tmp_path, 2, warn=warnings.append)
+    assert list(variants.full) == [1, 2]
+    assert not variants.prefiltered
     assert warnings == [
-        "candidates.onnx was not made from this model.onnx, which runs in its place;"
+        "prefiltered.onnx was not made from this model.onnx, which runs in its place;"
         " `make model` writes both."
     ]
-    candidates.unlink()
-    with pytest.raises(ConfigError, match="unable to find 'candidates.onnx' for model 'm'"):
-        open_forms(config(), tmp_path, 2, warn=warnings.append)
+    prefiltered.unlink()
+    with pytest.raises(ConfigError, match="unable to find 'prefiltered.onnx' for model 'm'"):
+        open_variants(config(), tmp_path, 2, warn=warnings.append)
 
 
-def test_best_class_of_no_rows_has_the_columns_that_are_stated(
+def test_reduced_head_without_rows_keeps_its_columns(
     checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     exported(checkpoint, tmp_path, imgsz=64, reduced_head=True)
-    forms = open_forms(config(columns=6), tmp_path, 1, warn=pytest.fail)
+    variants = open_variants(config(columns=6), tmp_path, 1, warn=pytest.fail)
     pixels = np.zeros((1, 3, 64, 64), np.uint8)
-    found = forms.candidates[1]({"pixels": pixels, "nms": nms(1.0)})["output0"]
+    found = variants.prefiltered[1]({"pixels": pixels, "nms": nms(1.0)})["output0"]
     assert found.shape == (1, 0, 6)

@@ -1,4 +1,4 @@
-"""Triton glue for a network on a GPU: the requests of a batch in one run, tensors by DLPack."""
+"""Triton glue for a network on a GPU: one run for each batch, tensors by DLPack."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from batch import Tensors, run_batch
 from device import DeviceRunner
 
 
-class OnDevice:
-    """
+class GpuModel:
+    """Serves a network on a GPU, for a `TritonPythonModel`.
+
     Args:
-        config: Triton's, as it hands it to a backend.
+        config: the model's configuration, as Triton passes it to a backend.
         runner: the network.
     """
 
@@ -26,15 +27,16 @@ class OnDevice:
         self.join = runner.join if config["max_batch_size"] > 0 else None
 
     @classmethod
-    def of(
+    def from_session(
         cls, config: Mapping[str, Any], session: onnxruntime.InferenceSession, device: int
-    ) -> OnDevice | None:
-        """None where the session cannot be run so."""
+    ) -> GpuModel | None:
+        """None if the session cannot run without copies to the host."""
         if DeviceRunner.supports(session):
             return cls(config, DeviceRunner(session, device))
         return None
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """Run the requests as one batch; one response for each."""
         answers = run_batch(
             self.runner.run, [self.unpack(request) for request in requests], join=self.join
         )

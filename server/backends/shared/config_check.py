@@ -1,4 +1,4 @@
-"""Does the configuration fit the graph? The checks that Triton's own ONNX Runtime backend makes."""
+"""Check a configuration against its graph, as Triton's own ONNX Runtime backend does."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ DATA_TYPES = {
     "tensor(float)": "TYPE_FP32",
     "tensor(double)": "TYPE_FP64",
 }
-# Fields of a tensor's configuration that change its meaning and that this backend does not have.
+# Fields of a tensor's configuration that change its meaning and are not implemented here.
 _UNSUPPORTED = ("reshape", "is_shape_tensor", "allow_ragged_batch")
 
 
 class ConfigError(ValueError):
-    """The configuration does not fit the graph or asks for what is not there; one sentence."""
+    """The configuration does not fit the graph, or asks for something unsupported; one sentence."""
 
 
 def dims(shape: Sequence[Any]) -> list[int]:
-    """A graph's shape with -1 for every dimension that it leaves open."""
+    """A graph's shape, with -1 for every dynamic dimension."""
     return [side if isinstance(side, int) and side >= 0 else -1 for side in shape]
 
 
@@ -36,8 +36,8 @@ def check_config(config: Mapping[str, Any], inputs: Sequence[Any], outputs: Sequ
     """Compare a model's configuration with its graph.
 
     Args:
-        config: Triton's, as it hands it to a backend.
-        inputs, outputs: of the session: objects with `name`, `type` and `shape`.
+        config: the model's configuration, as Triton passes it to a backend.
+        inputs, outputs: tensors of the graph: objects with `name`, `type` and `shape`.
 
     Raises:
         ConfigError: names, number, data types or dims differ, or batching is not possible.

@@ -1,4 +1,4 @@
-"""Triton glue that the backends for the CPU share: requests onto lanes, answers back."""
+"""Triton glue that the CPU backends share: requests to the executor, responses back."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from compact import InputError, check_inputs, compact
-from lanes import Lanes, Run
+from executor import ImageExecutor, Run
+from image_gather import ImageGather, Tensors
 from numpy.typing import NDArray
-from single import Answer, Tensors
+from prefilter import InputError, check_inputs, with_prefilter
 
 
-class OnLanes:
-    """What a `TritonPythonModel` that runs a network on the CPU does.
+class CpuModel:
+    """Serves a network on the CPU, for a `TritonPythonModel`.
 
     Args:
-        config: Triton's, as it hands it to a backend.
-        runs: the network by number of threads, see `Lanes`; of one image each where it batches.
-        cores: of this instance.
-        candidates: the second form of the network by number of threads, where it has one, see
-            `compact`.
+        config: the model's configuration, as Triton passes it to a backend.
+        runs: the network by number of threads, for `ImageExecutor`; one image each if it batches.
+        cores: number of cores of this instance.
+        prefiltered: the network's prefiltered variant by number of threads, if it has one; see
+            `variants`.
     """
 
     def __init__(
@@ -32,21 +32,23 @@ class OnLanes:
         runs: Mapping[int, Run],
         cores: int,
         *,
-        candidates: Mapping[int, Run] = MappingProxyType({}),
+        prefiltered: Mapping[int, Run] = MappingProxyType({}),
     ) -> None:
         self.name = config["name"]
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.batching = config["max_batch_size"] > 0
-        self.lanes = Lanes({n: compact(run, candidates.get(n)) for n, run in runs.items()}, cores)
+        self.executor = ImageExecutor(
+            {n: with_prefilter(run, prefiltered.get(n)) for n, run in runs.items()}, cores
+        )
 
     def execute(self, requests: Sequence[Any]) -> None:
-        works = [work for request in requests for work in self.work(request)]
-        for waiting, work in zip(reversed(range(len(works))), works):
-            self.lanes.start(work, waiting=waiting)
-        # Each is answered when it is done, by the thread that did it.
+        """Submit the requests; the thread that finishes one answers it."""
+        tasks = [task for request in requests for task in self.tasks(request)]
+        for waiting, task in zip(reversed(range(len(tasks))), tasks):
+            self.executor.submit(task, waiting=waiting)
 
-    def work(self, request: Any) -> Iterable[Callable[[Run], None]]:
-        """What will answer this request, image by image."""
+    def tasks(self, request: Any) -> Iterable[Callable[[Run], None]]:
+        """Split the request into one task for each image; the last one to finish answers it."""
         sender = request.get_response_sender()
 
         def respond(outputs: Tensors | Exception) -> None:
@@ -59,14 +61,14 @@ class OnLanes:
         inputs: dict[str, NDArray[Any]] = {}
         for name in self.inputs:
             tensor = pb_utils.get_input_tensor_by_name(request, name)
-            if tensor is not None:  # one that may be left out, and was
+            if tensor is not None:  # None: optional, and left out
                 inputs[name] = on_host(tensor)
         try:
             check_inputs(self.inputs, inputs)
         except InputError as error:
             respond(error)
             return ()
-        return Answer(inputs, batching=self.batching, respond=respond).work()
+        return ImageGather(inputs, batching=self.batching, respond=respond).tasks()
 
     def response(self, request: Any, outputs: Tensors | Exception) -> Any:
         if isinstance(outputs, InputError):
@@ -85,14 +87,15 @@ class OnLanes:
         )
 
     def close(self) -> None:
-        self.lanes.close()
+        self.executor.close()
 
 
 def on_host(tensor: Any) -> NDArray[Any]:
+    """A NumPy array of Triton's tensor, copied only if that is on a GPU."""
     if tensor.is_cpu():
         array: NDArray[Any] = np.from_dlpack(tensor)  # `as_numpy` copies
         return array
-    # A GPU that the step before uses and the runtime that is installed cannot.
+    # The step before uses a GPU that the installed runtime cannot use.
     import torch
 
     copied: NDArray[Any] = torch.utils.dlpack.from_dlpack(tensor.to_dlpack()).cpu().numpy()

@@ -1,4 +1,4 @@
-"""A session's run into memory that is used again: allocating it anew for each image costs more."""
+"""Run a session into reused output buffers; allocating them for each image is slower."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from graph import dims
-from lanes import Run
+from config_check import dims
+from executor import Run
 
 
-def bound(session: onnxruntime.InferenceSession, names: Sequence[str]) -> Run | None:
-    """The network, for one image at a time.
+def bind_outputs(session: onnxruntime.InferenceSession, names: Sequence[str]) -> Run | None:
+    """Bind a session's outputs to buffers, one set for each thread, for one image at a time.
+
+    Args:
+        names: the outputs to return.
 
     Returns:
-        Inputs by name -> outputs by name, which the next run on the same thread overwrites; None
-        where the outputs' shapes or types are not known beforehand.
+        The network: inputs by name -> outputs by name, which the next run on the same thread
+        overwrites. None if the outputs' shapes are not fixed or their type is not float32.
     """
     outputs = {output.name: output for output in session.get_outputs()}
     shapes = {name: [1, *dims(outputs[name].shape)[1:]] for name in names}

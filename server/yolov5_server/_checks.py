@@ -1,0 +1,122 @@
+"""Checks before Triton is started: Triton itself would report these errors late, or at length."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+
+from tritonclient.grpc import model_config_pb2
+
+from ._errors import StartError
+from ._repository import (
+    MODELS,
+    NETWORK,
+    chosen_configs,
+    network_precision,
+    read_config,
+    read_network_config,
+)
+from ._settings import Settings
+
+SHARED_MEMORY = Path("/dev/shm")
+_BYTES = {model_config_pb2.TYPE_FP32: 4, model_config_pb2.TYPE_FP16: 2}
+
+
+def check(settings: Settings) -> None:
+    """Check the ports and the repository.
+
+    Raises:
+        StartError: the first error that would keep the server from starting.
+    """
+    check_ports(settings)
+    check_repository(settings)
+
+
+def check_repository(settings: Settings) -> None:
+    """Check that the repository is complete and can be served with these settings.
+
+    Raises:
+        StartError: it is not.
+    """
+    configs = chosen_configs(settings)
+    for model in MODELS:
+        read_config(settings.repository, model, configs)
+    config = read_network_config(settings.repository, configs, plans=settings.triton is not None)
+    check_precision(config, settings.precision)
+    # config.pbtxt: the embedded configurations leave the number of rows open.
+    check_shared_memory(
+        read_config(settings.repository, NETWORK), shutil.disk_usage(SHARED_MEMORY).free
+    )
+
+
+def check_ports(settings: Settings) -> None:
+    """
+    Raises:
+        StartError: a port cannot be used; the message names its variable.
+    """
+    for name, port in settings.ports.items():
+        with socket.socket(settings.family, socket.SOCK_STREAM) as probe:
+            # As Triton does: a port whose last connections are in TIME_WAIT is free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((settings.host, port))
+                probe.listen()
+            except OSError as error:
+                raise port_error(settings, name, error) from None
+
+
+def port_error(settings: Settings, name: str, error: OSError) -> StartError:
+    """The error for a port that cannot be bound; `name` is its variable."""
+    return StartError(
+        f"Port {settings.ports[name]} on {settings.host} cannot be used ({error.strerror});"
+        f" set {name} to another one."
+    )
+
+
+def check_precision(config: model_config_pb2.ModelConfig, wanted: str) -> None:
+    """
+    Raises:
+        StartError: the installed network does not have the wanted precision.
+    """
+    found = network_precision(config)
+    if wanted != "auto" and found != wanted:
+        remedy = "`make model` without --half and --int8 installs one in FP32"
+        if config.parameters["source"].string_value == "onnx":
+            remedy = "so is the imported .onnx file; export it in FP32 and install that file"
+        raise StartError(f"PRECISION is {wanted}, but the installed network is {found}; {remedy}.")
+
+
+def check_shared_memory(config: model_config_pb2.ModelConfig, free: int) -> None:
+    """Check that /dev/shm has room for a full batch, into the network and out of it.
+
+    Args:
+        config: of the network.
+        free: bytes.
+
+    Raises:
+        StartError: it has not.
+    """
+    imgsz = config.parameters["imgsz"].string_value
+    if not all(side.isdecimal() for side in imgsz.split()):
+        raise StartError(f"imgsz in yolov5/config.pbtxt is {imgsz!r}; allowed: height and width.")
+    sides = [int(side) for side in imgsz.split()]
+    needed = 2 * max(1, config.max_batch_size)
+    needed *= sum(
+        _BYTES.get(tensor.data_type, 8) * _values(tensor.dims, sides)
+        for tensor in (*config.input, *config.output)
+    )
+    if free < needed:
+        raise StartError(
+            f"{SHARED_MEMORY} has {free >> 20} MB free, but batches of this model need"
+            f" {needed >> 20} MB; in a container, start it with a larger --shm-size."
+        )
+
+
+def _values(dims: Sequence[int], largest: list[int]) -> int:
+    """Count a tensor's values; dynamic height and width count as the largest image's."""
+    if list(dims[1:]) == [-1, -1]:
+        dims = [dims[0], *largest]
+    return prod(abs(side) for side in dims)

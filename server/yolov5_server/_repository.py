@@ -1,0 +1,99 @@
+"""Read the model repository: names of its models, and their configurations as Triton reads them."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from ._errors import StartError
+from ._settings import Settings
+from .hardware import cpu_has_bf16, has_gpu
+
+NETWORK = "yolov5"
+STEPS = ("preprocess", NETWORK, "postprocess")
+ENSEMBLE = "yolov5_ensemble"
+MODELS = (*STEPS, ENSEMBLE)
+# `make model` writes configurations of the network with these names. On a CPU they replace its
+# config.pbtxt: the second if the CPU has BF16 and the network keeps its mAP in BF16.
+EMBEDDED_CONFIGS = "embedded"
+EMBEDDED_BF16_CONFIGS = "embedded-bf16"
+
+
+def read_config(
+    repository: Path, model: str, configs: str | None = None
+) -> model_config_pb2.ModelConfig:
+    """Read the configuration of one model.
+
+    Args:
+        configs: see `chosen_configs`.
+
+    Raises:
+        StartError: it is missing or not valid.
+    """
+    path = repository / model / "configs" / f"{configs}.pbtxt"
+    if not path.is_file():
+        path = repository / model / "config.pbtxt"
+    config = model_config_pb2.ModelConfig()
+    try:
+        text_format.Parse(path.read_text("utf-8"), config)
+    except OSError:
+        raise StartError(
+            f"{repository.name}/{model}/config.pbtxt is missing;"
+            " `git checkout model_repository` or `make model` brings it back."
+        ) from None
+    except (text_format.ParseError, UnicodeDecodeError) as error:
+        fault = "".join(c if c.isprintable() else "?" for c in str(error)).rstrip(".")
+        raise StartError(f"{path.relative_to(repository.parent)} is not valid: {fault}.") from None
+    return config
+
+
+def read_network_config(
+    repository: Path, configs: str | None = None, *, plans: bool = False
+) -> model_config_pb2.ModelConfig:
+    """Read the configuration of the served network, and check that its weights are installed.
+
+    Args:
+        configs: see `chosen_configs`.
+        plans: whether the server can run a TensorRT plan.
+
+    Raises:
+        StartError: something is missing or cannot be run.
+    """
+    config = read_config(repository, NETWORK, configs)
+    weights = config.default_model_filename or "model.onnx"
+    if not any((version / weights).is_file() for version in (repository / NETWORK).glob("[0-9]*")):
+        raise StartError(f"{repository.name}/yolov5 holds no {weights}; `make model` installs one.")
+    if not plans and is_plan(config):
+        raise StartError(
+            f"{repository.name}/yolov5 is a TensorRT plan, which the embedded server cannot run;"
+            " `make engine ARGS=--undo` goes back to ONNX, a Triton container runs the plan."
+        )
+    return config
+
+
+def chosen_configs(settings: Settings) -> str | None:
+    """Name of the configurations that replace config.pbtxt in models that have them, or None."""
+    if settings.triton is not None or has_gpu():
+        return None
+    fit = {EMBEDDED_CONFIGS}
+    if settings.precision == "auto" and cpu_has_bf16() and importlib.util.find_spec("openvino"):
+        fit.add(EMBEDDED_BF16_CONFIGS)
+    config = read_config(settings.repository, NETWORK)
+    if is_plan(config):
+        return None
+    folder = settings.repository / NETWORK / "configs"
+    found = [name for name in sorted(fit) if (folder / f"{name}.pbtxt").is_file()]
+    return found[-1] if found else None
+
+
+def is_plan(config: model_config_pb2.ModelConfig) -> bool:
+    """Whether the network is a TensorRT plan."""
+    return bool(config.platform == "tensorrt_plan" or config.backend == "tensorrt")
+
+
+def network_precision(config: model_config_pb2.ModelConfig) -> str:
+    """What the network computes in: fp32, fp16, bf16, int8 or int8-symmetric."""
+    return config.parameters["precision"].string_value or "fp32"

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import StartModel, kill_process
+
+from yolov5_server._processes import model_processes
+
+
+@pytest.fixture
+def start_model(tmp_path: Path) -> Iterator[StartModel]:
+    """A function that starts the process of a model."""
+    processes = []
+
+    def now(model: str) -> subprocess.Popen[bytes]:
+        script = tmp_path / model / "1" / "model.py"
+        script.parent.mkdir(parents=True, exist_ok=True)
+        script.write_text("import time\ntime.sleep(60)")
+        stub = "/backends/python/triton_python_backend_stub"
+        process = subprocess.Popen([stub, str(script)], executable=sys.executable)
+        processes.append(process)
+        while process.pid not in model_processes(os.getpid()):
+            assert process.poll() is None
+        return process
+
+    yield now
+    for process in processes:
+        kill_process(process)
