@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from . import layers
 from ._errors import BuildError
-from ._stand_ins import STAND_INS, Ignored, load_type
+from ._placeholders import PLACEHOLDERS, Ignored, load_type
 
 # The largest official one (yolov5x6) has 283 MB; the pickle of the bundled one has 87 kB, 36,000
 # instructions, and 364 members beside it in the zip.
@@ -383,7 +383,7 @@ def _parameter(data: Tensor, *_: Any) -> nn.Parameter:
 
 _KNOWN: dict[str, Any] = {
     **layers.LAYERS,
-    **STAND_INS,
+    **PLACEHOLDERS,
     **{name: _StorageType(dtype) for name, dtype in _DTYPES.items()},
     "collections.OrderedDict": OrderedDict,
     "torch.Size": tuple,

@@ -1,4 +1,4 @@
-"""Harmless stand-ins for names in a checkpoint that are no layers.
+"""Harmless placeholders for names in a checkpoint that are no layers.
 
 A trainer leaves its own numbers and notes beside the network: a NumPy score, the path of a file,
 its options, types written by the `dill` library. None of them matters here, so that the names are
@@ -58,7 +58,7 @@ _IGNORED = {
     "types": "SimpleNamespace",
 }
 
-STAND_INS: dict[str, Any] = {
+PLACEHOLDERS: dict[str, Any] = {
     "builtins.set": set,
     "builtins.dict": dict,
     "builtins.list": list,
