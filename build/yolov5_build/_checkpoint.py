@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from . import layers
-from ._archive import read_archive
 from ._errors import BuildError
 from ._labels import as_labels, is_name
+from ._unpickler import unpickle
 
 # Of one layer's output for a 640-pixel image: enough for attention with 4 heads over a map of
 # stride 8, and 32 times what the largest official network has.
@@ -58,7 +58,7 @@ def load_checkpoint(path: Path, *, names: Sequence[str] | None = None) -> Checkp
         BuildError: not a checkpoint, one that names something unknown, or one whose network does
             not hold together.
     """
-    return checkpoint_of(path, _network(path.name, read_archive(path)), names)
+    return checkpoint_of(path, _network(path.name, unpickle(path)), names)
 
 
 def checkpoint_of(

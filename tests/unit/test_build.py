@@ -32,11 +32,11 @@ from yolov5_build import (
     save_safetensors,
 )
 from yolov5_build import __main__ as command
-from yolov5_build._archive import read_archive
 from yolov5_build._checkpoint import checkpoint_of
 from yolov5_build._labels import read_names_file
 from yolov5_build._metadata import Metadata, read_metadata
 from yolov5_build._photos import example_images
+from yolov5_build._unpickler import unpickle
 from yolov5_build._version import new_version
 
 
@@ -411,7 +411,7 @@ def test_other_contents(tmp_path: Path) -> None:
 def test_class_names_of_a_checkpoint_become_lines_of_text(
     capsys: pytest.CaptureFixture[str], names: Any, labels: tuple[str, ...]
 ) -> None:
-    network = read_archive(BUNDLED)
+    network = unpickle(BUNDLED)
     assert isinstance(network, dict)
     network["model"].names = names
     assert checkpoint_of(BUNDLED, network["model"]).names == labels
@@ -420,7 +420,7 @@ def test_class_names_of_a_checkpoint_become_lines_of_text(
 
 
 def test_class_names_that_are_none_are_refused() -> None:
-    network = read_archive(BUNDLED)
+    network = unpickle(BUNDLED)
     assert isinstance(network, dict)
     for names in ({1: "a", 2: "b", 3: "c"}, [["a"], "b", "c"], "abc", None):
         network["model"].names = names
@@ -458,7 +458,7 @@ def test_synchronised_batch_norm_is_a_batch_norm(checkpoint: Checkpoint, tmp_pat
 
 
 def test_number_of_channels_is_named(tmp_path: Path) -> None:
-    network = read_archive(BUNDLED)
+    network = unpickle(BUNDLED)
     assert isinstance(network, dict)
     stem = network["model"].model[0].conv
     stem.weight = torch.nn.Parameter(stem.weight[:, :1].clone())
@@ -468,7 +468,7 @@ def test_number_of_channels_is_named(tmp_path: Path) -> None:
 
 
 def test_network_that_computes_for_hours_is_refused() -> None:
-    network = read_archive(BUNDLED)
+    network = unpickle(BUNDLED)
     assert isinstance(network, dict)
     stem = network["model"].model[0]
     wide = torch.nn.Conv2d(16, 16, 3, padding=1, bias=False, device="meta")

@@ -96,7 +96,7 @@ class DamagedError(Exception):
     """The file does not keep to its own format."""
 
 
-def read_archive(path: Path) -> object:
+def unpickle(path: Path) -> object:
     """The object that the checkpoint holds, made of known classes only.
 
     Raises:
