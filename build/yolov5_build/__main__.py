@@ -17,7 +17,7 @@ from yolov5_client._streams import prepare_streams
 from yolov5_client.evaluation import Split, read_split
 from yolov5_server.hardware import cpu_has_bf16
 
-from . import _names as names
+from . import _contract as contract
 from ._checkpoint import Checkpoint, load_checkpoint
 from ._download import fetch_release, is_release_name
 from ._errors import BuildError, no_room
@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         "--imgsz", type=int, nargs="+", help="height and width, or one number (640 if it is open)"
     )
     parser.add_argument(
-        "--letterbox", choices=names.LETTERBOX_MODES, default="square", help="(%(default)s)"
+        "--letterbox", choices=contract.LETTERBOX_MODES, default="square", help="(%(default)s)"
     )
     parser.add_argument(
         "--names", type=Path, help="class names in place of the file's: one a line, or a data.yaml"
@@ -127,7 +127,10 @@ def _install(options: argparse.Namespace) -> Installed:
     imgsz = _imgsz(options.imgsz)
     weights = _find(options.weights)
     with tempfile.TemporaryDirectory() as folder:
-        made, prefiltered = Path(folder, names.WEIGHTS_FILE), Path(folder, names.PREFILTERED_FILE)
+        made, prefiltered = (
+            Path(folder, contract.WEIGHTS_FILE),
+            Path(folder, contract.PREFILTERED_FILE),
+        )
         if weights.suffix.lower() == ".onnx":
             for flag in ("half", "int8", "reduced_head"):
                 if getattr(options, flag):
@@ -213,9 +216,9 @@ def _variants(
         export_onnx(checkpoint, path, half=half, provenance=provenance, **form)
         return path
 
-    made = export(names.WEIGHTS_FILE, half=options.half)
+    made = export(contract.WEIGHTS_FILE, half=options.half)
     if not (options.half or options.int8):
-        export_prefiltered(checkpoint, folder / names.PREFILTERED_FILE, made, **form)
+        export_prefiltered(checkpoint, folder / contract.PREFILTERED_FILE, made, **form)
     return made, export("fp32.onnx") if options.half and compare else made
 
 
@@ -229,7 +232,7 @@ def _bf16_is_as_good(options: argparse.Namespace, made: Path) -> bool:
         split = read_split(data, "val", "test")
         _say_doubts(split)
         before = _measure(options, made, split)
-    if read_metadata(made).precision != names.PRECISIONS[0]:
+    if read_metadata(made).precision != contract.PRECISIONS[0]:
         return False
     if not bf16:
         print("Served in FP32: this CPU has no BF16.")
@@ -252,7 +255,7 @@ def _measure(
 ) -> Figures:
     imgsz = _imgsz(options.imgsz) or (640, 640)
     figures = evaluate(path, split, imgsz=imgsz, letterbox=options.letterbox, runtime=runtime)
-    precision = names.BF16 if runtime == OPENVINO_BF16 else read_metadata(path).precision
+    precision = contract.BF16 if runtime == OPENVINO_BF16 else read_metadata(path).precision
     print(
         f"{precision}: mAP50 {figures.map50:.4f},"
         f" mAP50-95 {figures.map50_95:.4f}, {figures.bytes / 1e6:.1f} MB,"

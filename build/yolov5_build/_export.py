@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from . import _names as names
+from . import _contract as contract
 from ._checkpoint import Checkpoint
 from ._errors import BuildError
 from ._photos import example_images
@@ -62,11 +62,11 @@ def export_onnx(
     network = _half(checkpoint.network) if half else checkpoint.network
     write_onnx(
         _Answer(network, reduced_head=reduced_head, half=half),
-        {names.INPUT: torch.from_numpy(images[:1])},
+        {contract.INPUT: torch.from_numpy(images[:1])},
         path,
         open_sides={
-            names.INPUT: axes,
-            names.OUTPUT: {0: "batch", 1: "rows"} if dynamic else {0: "batch"},
+            contract.INPUT: axes,
+            contract.OUTPUT: {0: "batch", 1: "rows"} if dynamic else {0: "batch"},
         },
     )
     # Two images against the one that was traced, so that a batch baked into the graph shows.
@@ -86,11 +86,12 @@ def export_onnx(
         path,
         (None if dynamic else shape[1], shape[2]),
         {
-            names.NAMES_KEY: str(dict(enumerate(checkpoint.names))),
-            names.STRIDE_KEY: str(checkpoint.stride),
-            names.HEAD_KEY: names.HEADS[reduced_head],
-            names.PRECISION_KEY: "fp16" if half else "fp32",
-            names.PROVENANCE_KEY: provenance or f"From a checkpoint, sha256 {checkpoint.sha256}.",
+            contract.NAMES_KEY: str(dict(enumerate(checkpoint.names))),
+            contract.STRIDE_KEY: str(checkpoint.stride),
+            contract.HEAD_KEY: contract.HEADS[reduced_head],
+            contract.PRECISION_KEY: "fp16" if half else "fp32",
+            contract.PROVENANCE_KEY: provenance
+            or f"From a checkpoint, sha256 {checkpoint.sha256}.",
         },
     )
     return difference
@@ -133,7 +134,7 @@ def write_onnx(
             dynamo=False,
             opset_version=OPSET,
             input_names=list(inputs),
-            output_names=[names.OUTPUT],
+            output_names=[contract.OUTPUT],
             dynamic_axes=open_sides,
         )
 
@@ -179,7 +180,7 @@ def _compare(
 ) -> tuple[tuple[int, ...], float]:
     """The answer's shape, and its largest relative difference from the FP32 network."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (answer,) = session.run([names.OUTPUT], {names.INPUT: images})
+    (answer,) = session.run([contract.OUTPUT], {contract.INPUT: images})
     with torch.no_grad():
         network = _Answer(checkpoint.network, reduced_head=reduced_head).eval()
         expected = network(torch.from_numpy(images)).numpy()

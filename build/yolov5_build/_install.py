@@ -13,7 +13,7 @@ import onnx
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from . import _names as names
+from . import _contract as contract
 from ._errors import BuildError
 from ._metadata import read_metadata
 from ._version import new_version
@@ -104,8 +104,8 @@ def install_onnx(
         raise BuildError("a class name is empty or has a line break, so it cannot be a label.")
     max_batch_size = metadata.max_batch_size or MAX_BATCH_SIZE
     stride = metadata.stride
-    _, _, fixed_height, fixed_width = _shape(model.graph.input, names.INPUT)
-    _, rows, columns = _shape(model.graph.output, names.OUTPUT)
+    _, _, fixed_height, fixed_width = _shape(model.graph.input, contract.INPUT)
+    _, rows, columns = _shape(model.graph.output, contract.OUTPUT)
     height, width = (fixed_height or 640), (fixed_width or 640)
     if imgsz and not fixed_height:
         height, width = imgsz
@@ -141,28 +141,28 @@ def install_onnx(
     )
     by_onnx_runtime = {"backend": "onnxruntime", "precision": metadata.precision}
     configs = {
-        names.CONFIG_FILE: config(
+        contract.CONFIG_FILE: config(
             inputs=Template(_NORMALISED).substitute(dims=dims),
             output_dims=f"{rows or -1}, {columns}",
             image=Template(_IMAGE).substitute(sides),
             runtime=_ONNX_RUNTIME,
             **by_onnx_runtime,
         ),
-        names.EMBEDDED_CONFIG_FILE: compact(
+        contract.EMBEDDED_CONFIG_FILE: compact(
             runtime=_PREFILTERED * bool(prefiltered) + _ONNX_RUNTIME, **by_onnx_runtime
         ),
     }
     if bf16:
-        configs[names.EMBEDDED_BF16_CONFIG_FILE] = compact(
-            backend="openvino", runtime=_OPENVINO_BF16, precision=names.BF16
+        configs[contract.EMBEDDED_BF16_CONFIG_FILE] = compact(
+            backend="openvino", runtime=_OPENVINO_BF16, precision=contract.BF16
         )
     for text in configs.values():
         text_format.Parse(text, model_config_pb2.ModelConfig())
     with new_version(repository) as (folder, version):
-        shutil.copyfile(weights, version / names.WEIGHTS_FILE)
+        shutil.copyfile(weights, version / contract.WEIGHTS_FILE)
         if prefiltered:
-            shutil.copyfile(prefiltered, version / names.PREFILTERED_FILE)
-        (folder / names.LABELS_FILE).write_text(
+            shutil.copyfile(prefiltered, version / contract.PREFILTERED_FILE)
+        (folder / contract.LABELS_FILE).write_text(
             "".join(f"{name}\n" for name in metadata.names), "utf-8"
         )
         for name, text in configs.items():
@@ -177,8 +177,8 @@ def _limit_batches(repository: Path, new: int) -> None:
 
     A smaller one that an operator has set stays as it is.
     """
-    ensemble = repository / names.ENSEMBLE / names.CONFIG_FILE
-    served = repository / names.MODEL / names.CONFIG_FILE
+    ensemble = repository / contract.ENSEMBLE / contract.CONFIG_FILE
+    served = repository / contract.MODEL / contract.CONFIG_FILE
     if not ensemble.is_file():
         return
     text = ensemble.read_text("utf-8")

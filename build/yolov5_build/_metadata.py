@@ -8,8 +8,8 @@ from pathlib import Path
 
 import onnx
 
-from . import _names as names
-from ._names import SOURCES
+from . import _contract as contract
+from ._contract import SOURCES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +39,13 @@ def read_metadata(model: onnx.ModelProto | Path) -> Metadata:
     if isinstance(model, Path):
         model = onnx.load(model, load_external_data=False)
     entries = {entry.key: entry.value for entry in model.metadata_props}
-    limit = entries.get(names.MAX_BATCH_KEY)
+    limit = entries.get(contract.MAX_BATCH_KEY)
     return Metadata(
-        names=tuple(ast.literal_eval(entries[names.NAMES_KEY]).values()),
-        stride=int(entries[names.STRIDE_KEY]),
-        head=entries[names.HEAD_KEY],
-        precision=entries[names.PRECISION_KEY],
-        provenance=" ".join(entries[names.PROVENANCE_KEY].split()),
-        source=entries.get(names.SOURCE_KEY, SOURCES[0]),
+        names=tuple(ast.literal_eval(entries[contract.NAMES_KEY]).values()),
+        stride=int(entries[contract.STRIDE_KEY]),
+        head=entries[contract.HEAD_KEY],
+        precision=entries[contract.PRECISION_KEY],
+        provenance=" ".join(entries[contract.PROVENANCE_KEY].split()),
+        source=entries.get(contract.SOURCE_KEY, SOURCES[0]),
         max_batch_size=int(limit) if limit else None,
     )

@@ -19,7 +19,7 @@ from onnx import (
     numpy_helper,
 )
 
-from ._names import INPUT, MODEL, OUTPUT, PRECISIONS
+from ._contract import INPUT, MODEL, OUTPUT, PRECISIONS
 
 
 class GraphError(Exception):

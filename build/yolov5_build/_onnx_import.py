@@ -11,8 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from ._errors import BuildError
-from ._names import (
+from ._contract import (
     HEAD_KEY,
     HEADS,
     INPUT,
@@ -25,6 +24,7 @@ from ._names import (
     SOURCES,
     STRIDE_KEY,
 )
+from ._errors import BuildError
 from ._onnx_file import essence, quoted, read_onnx
 from ._onnx_graph import End, free_batch, precision_of, pretend_batches, set_ends
 from ._onnx_limits import check_costs, check_operators

@@ -10,8 +10,8 @@ from google.protobuf import text_format
 from numpy.typing import NDArray
 from tritonclient.grpc import model_config_pb2
 
+from ._contract import CONFIG_FILE, MODEL, WEIGHTS_FILE
 from ._errors import BuildError
-from ._names import CONFIG_FILE, MODEL, WEIGHTS_FILE
 
 PLAN_FILE = "model.plan"
 PRECISIONS = ("fp32", "fp16", "int8")

@@ -17,7 +17,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from . import _names as names
+from . import _contract as contract
 from ._checkpoint import Checkpoint
 from ._errors import BuildError
 from ._export import TOLERANCE, best_class, difference_of, sides, write_onnx
@@ -53,18 +53,18 @@ def export_prefiltered(
     write_onnx(
         _Prefiltered(checkpoint.network, reduced_head=reduced_head),
         {
-            names.PIXELS: torch.from_numpy(pixels[:1]),
-            names.NMS: torch.tensor([[0.25, 0.0, 0.0, 0.0, 0.0]]),
+            contract.PIXELS: torch.from_numpy(pixels[:1]),
+            contract.NMS: torch.tensor([[0.25, 0.0, 0.0, 0.0, 0.0]]),
         },
         path,
         open_sides={
-            names.PIXELS: {2: "height", 3: "width"} if dynamic else {},
-            names.OUTPUT: {1: "rows"},
+            contract.PIXELS: {2: "height", 3: "width"} if dynamic else {},
+            contract.OUTPUT: {1: "rows"},
         },
     )
     model = onnx.load(path)
     onnx.helper.set_model_props(
-        model, {names.FULL_KEY: hashlib.sha256(full.read_bytes()).hexdigest()}
+        model, {contract.FULL_KEY: hashlib.sha256(full.read_bytes()).hexdigest()}
     )
     onnx.save(model, path)
     session, whole = (
@@ -73,8 +73,10 @@ def export_prefiltered(
     )
     difference = 0.0
     for image, bytes_ in zip(images[:, None], pixels[:, None]):
-        (expected,) = whole.run([names.OUTPUT], {names.INPUT: image})
-        (found,) = session.run([names.OUTPUT], {names.PIXELS: bytes_, names.NMS: everything})
+        (expected,) = whole.run([contract.OUTPUT], {contract.INPUT: image})
+        (found,) = session.run(
+            [contract.OUTPUT], {contract.PIXELS: bytes_, contract.NMS: everything}
+        )
         if found.shape != expected.shape:
             raise BuildError("the network's prefiltered variant answers in another shape.")
         difference = max(difference, difference_of(found, expected, reduced_head=reduced_head))

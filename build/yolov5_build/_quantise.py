@@ -19,8 +19,8 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from ._contract import INPUT, PRECISION_KEY, PRECISIONS
 from ._errors import BuildError
-from ._names import INPUT, PRECISION_KEY, PRECISIONS
 from ._photos import Pictures
 
 # Unsigned numbers with a zero point use all 256 steps and are what CPUs multiply fast. TensorRT

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ._contract import MODEL
 from ._errors import BuildError
-from ._names import MODEL
 from ._staging import abandoned, staging_folder
 
 _AT_FDCWD = -100

@@ -23,8 +23,8 @@ from yolov5_client._streams import prepare_streams
 
 from . import BuildError, _plan, _tensorrt
 from .__main__ import REPOSITORY
+from ._contract import CONFIG_FILE, MODEL, PRECISION_KEY, PRECISIONS, WEIGHTS_FILE
 from ._errors import no_room
-from ._names import CONFIG_FILE, MODEL, PRECISION_KEY, PRECISIONS, WEIGHTS_FILE
 from ._photos import example_images
 from ._quantise import TARGETS
 from ._version import copy_weights, new_version, version_folder

@@ -22,7 +22,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from support import BUNDLED, SHARED
 
 from yolov5_build import BuildError, load_checkpoint
-from yolov5_build import _names as names
+from yolov5_build import _contract as contract
 from yolov5_build._onnx_import import import_onnx
 from yolov5_build._photos import Pictures, example_images
 
@@ -256,7 +256,7 @@ def test_an_export_becomes_ours(
         ("output0", TensorProto.FLOAT, ["batch", ROWS, 8]),
     ]
     said = metadata(model)
-    assert said.pop(names.PROVENANCE_KEY).startswith("From them.onnx, sha256 ")
+    assert said.pop(contract.PROVENANCE_KEY).startswith("From them.onnx, sha256 ")
     assert said == {
         "names": str(dict(enumerate(LABELS))),
         "stride": "32",
@@ -332,7 +332,7 @@ def test_a_network_for_single_images_says_so(tmp_path: Path) -> None:
     )
     for model in (squeezed, mixed):
         model = load(model, tmp_path, imgsz=(HEIGHT, WIDTH))
-        assert metadata(model)[names.MAX_BATCH_KEY] == "1"
+        assert metadata(model)[contract.MAX_BATCH_KEY] == "1"
         assert ends(model)[0][2][0] == ends(model)[1][2][0] == "batch"
         assert_answers(model, 1)
 
@@ -615,7 +615,7 @@ def test_another_kind_of_input_is_refused(
 
 def test_a_reduced_head_is_refused(tmp_path: Path) -> None:
     model = answering({"output": (1, 25200, 6)})
-    helper.set_model_props(model, {names.HEAD_KEY: "reduced"})
+    helper.set_model_props(model, {contract.HEAD_KEY: "reduced"})
     assert refusal(model, tmp_path) == "has a 'reduced' head; only a full one is read."
 
 
@@ -750,4 +750,4 @@ def test_another_persons_export_finds_the_people_and_the_bus(tmp_path: Path) -> 
     assert (bus[2] - bus[0]) * (bus[3] - bus[1]) > 0.25 * 810 * 1080
     said = metadata(onnx.load(tmp_path / "ours.onnx"))
     assert said["names"].startswith("{0: 'person', 1: 'bicycle'")
-    assert said["stride"] == "32" and names.MAX_BATCH_KEY not in said
+    assert said["stride"] == "32" and contract.MAX_BATCH_KEY not in said
