@@ -20,7 +20,7 @@ from yolov5_server.hardware import cpu_has_bf16
 from . import _contract as contract
 from ._checkpoint import Checkpoint, load_checkpoint
 from ._download import fetch_release, is_release_name
-from ._errors import BuildError, no_room
+from ._errors import BuildError, os_error_reason
 from ._evaluate import Figures, evaluate
 from ._export import export_onnx
 from ._install import Installed, install_onnx
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"error: {no_room(error)}; what was served still is.", file=sys.stderr)
+        print(f"error: {os_error_reason(error)}; what was served still is.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("error: interrupted; what was served still is.", file=sys.stderr)
@@ -288,7 +288,7 @@ def run(arguments: list[str] | None = None) -> int:
     try:
         return supervised(lambda: main(arguments), Path(options.weights))
     except OSError as error:
-        print(f"error: {no_room(error)}; what was served still is.", file=sys.stderr)
+        print(f"error: {os_error_reason(error)}; what was served still is.", file=sys.stderr)
         return 1
 
 

@@ -2,7 +2,7 @@ class BuildError(Exception):
     """The weights cannot be turned into a served model; the message is one sentence saying why."""
 
 
-def no_room(error: OSError) -> str:
+def os_error_reason(error: OSError) -> str:
     """What the system refused, for the beginning of a sentence: a full disk, a folder without
     permission, a device that fails."""
     reason = error.strerror or str(error) or type(error).__name__

@@ -24,7 +24,7 @@ from yolov5_client._streams import prepare_streams
 from . import BuildError, _plan, _tensorrt
 from .__main__ import REPOSITORY
 from ._contract import CONFIG_FILE, MODEL, PRECISION_KEY, PRECISIONS, WEIGHTS_FILE
-from ._errors import no_room
+from ._errors import os_error_reason
 from ._photos import example_images
 from ._quantise import TARGETS
 from ._version import copy_weights, new_version, version_folder
@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"error: {no_room(error)}; what was served still is.", file=sys.stderr)
+        print(f"error: {os_error_reason(error)}; what was served still is.", file=sys.stderr)
         return 1
     return 0
 
