@@ -25,7 +25,7 @@ from ._evaluate import Figures, evaluate
 from ._export import export_onnx
 from ._install import Installed, install_onnx
 from ._labels import read_names_file
-from ._limits import reading, supervised
+from ._limits import limited, supervised
 from ._metadata import read_metadata
 from ._onnx_import import import_onnx
 from ._prefiltered import export_prefiltered
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.save:
             weights = _find(options.weights)
-            with reading(weights):
+            with limited(weights):
                 checkpoint = _checkpoint(weights, options.names)
             save_safetensors(checkpoint, options.save)
             print(f"Wrote {options.save}.")
@@ -139,7 +139,7 @@ def _install(options: argparse.Namespace) -> Installed:
                         " it is."
                     )
             given = read_names_file(options.names) if options.names else None
-            with reading(weights):
+            with limited(weights):
                 import_onnx(weights, made, names=given, imgsz=imgsz)
         else:
             made = _export(options, weights, imgsz or (640, 640), Path(folder))
@@ -167,7 +167,7 @@ def _export(
     measured = validation is not None and bool(options.half or options.int8)
     if validation is not None and measured:
         _say_doubts(validation)
-    with reading(weights):
+    with limited(weights):
         made, full = _variants(options, weights, imgsz, folder, compare=measured)
     if validation is None or not measured:
         return made

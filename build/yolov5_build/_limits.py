@@ -59,7 +59,7 @@ def allowance(path: Path) -> Allowance:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
+def limited(path: Path) -> Iterator[None]:
     """Where the command is run by `supervised`: take no more than is allowed for this file."""
     if not _enforced:
         with _no_memory_said(path):
@@ -113,7 +113,7 @@ def _least(wanted: int, limit: int) -> int:
 
 
 def supervised(command: Callable[[], int], weights: Path) -> int:
-    """Run the command in a child process, which `reading` then limits.
+    """Run the command in a child process, which `limited` then limits.
 
     Its temporary files are removed however it ends.
 

@@ -38,7 +38,7 @@ def read(path):
     before, started, said = kilobytes("VmRSS:"), time.process_time(), None
     _limits._enforced = True
     try:
-        with _limits.reading(path):
+        with _limits.limited(path):
             if path.suffix == ".onnx":
                 import_onnx(path, path.with_name("ours.onnx"))
             else:
@@ -116,7 +116,7 @@ def leave(*_):
 
 def command(work):
     try:
-        with _limits.reading(weights):
+        with _limits.limited(weights):
             work()
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
