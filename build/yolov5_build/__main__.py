@@ -25,7 +25,7 @@ from ._evaluate import Figures, evaluate
 from ._export import export_onnx
 from ._install import Installed, install_onnx
 from ._labels import read_names_file
-from ._limits import limited, supervised
+from ._limits import limited, run_in_child
 from ._metadata import read_metadata
 from ._onnx_import import import_onnx
 from ._prefiltered import export_prefiltered
@@ -286,7 +286,7 @@ def run(arguments: list[str] | None = None) -> int:
     """The command in a process of its own, so that a file can end neither it nor the machine."""
     options = _parser().parse_args(arguments)
     try:
-        return supervised(lambda: main(arguments), Path(options.weights))
+        return run_in_child(lambda: main(arguments), Path(options.weights))
     except OSError as error:
         print(f"error: {os_error_reason(error)}; what was served still is.", file=sys.stderr)
         return 1

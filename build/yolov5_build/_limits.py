@@ -60,7 +60,7 @@ def allowance(path: Path) -> Allowance:
 
 @contextmanager
 def limited(path: Path) -> Iterator[None]:
-    """Where the command is run by `supervised`: take no more than is allowed for this file."""
+    """Where the command is run by `run_in_child`: take no more than is allowed for this file."""
     if not _enforced:
         with _no_memory_said(path):
             yield
@@ -112,7 +112,7 @@ def _least(wanted: int, limit: int) -> int:
     return wanted if limit == resource.RLIM_INFINITY else min(wanted, limit)
 
 
-def supervised(command: Callable[[], int], weights: Path) -> int:
+def run_in_child(command: Callable[[], int], weights: Path) -> int:
     """Run the command in a child process, which `limited` then limits.
 
     Its temporary files are removed however it ends.
@@ -132,7 +132,7 @@ def supervised(command: Callable[[], int], weights: Path) -> int:
         child = os.fork()
         if not child:
             signal.signal(signal.SIGINT, before)
-            _run(command, folder)
+            _run_command(command, folder)
         forward = signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGTERM))
         try:
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -147,7 +147,7 @@ def supervised(command: Callable[[], int], weights: Path) -> int:
     return 1
 
 
-def _run(command: Callable[[], int], folder: Path) -> None:
+def _run_command(command: Callable[[], int], folder: Path) -> None:
     """Be the child; does not return."""
     global _enforced
     status = 1

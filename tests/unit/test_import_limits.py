@@ -125,7 +125,7 @@ def command(work):
 
 for work in (spin, grow, crash, wait, leave):
     _limits.WALL = 2 if work is wait else 200
-    print(work.__name__, _limits.supervised(lambda: command(work), weights), flush=True)
+    print(work.__name__, _limits.run_in_child(lambda: command(work), weights), flush=True)
 """
 
 
