@@ -27,7 +27,9 @@ from ._staging import staging_folder
 # machine, a large image and a large attention map need more.
 BASE_SECONDS, SECONDS_PER_MB = 300, 5
 BASE_BYTES, BYTES_PER_BYTE = 4 << 30, 16
-WALL = 10  # times the CPU time, for what does not compute: a busy machine is no fault of the file
+WALL_FACTOR = (
+    10  # times the CPU time, for what does not compute: a busy machine is no fault of the file
+)
 
 _PR_SET_PDEATHSIG = 1
 _NO_MEMORY = re.compile(r"bad.?alloc|allocate.{0,9}memory", re.IGNORECASE)
@@ -35,7 +37,7 @@ _enforced = False  # in the child only: the limits end a process
 
 
 @dataclass(frozen=True, kw_only=True)
-class Allowance:
+class Limits:
     """
     Attributes:
         seconds: of CPU time.
@@ -46,13 +48,13 @@ class Allowance:
     bytes: int
 
 
-def allowance(path: Path) -> Allowance:
+def limits_for(path: Path) -> Limits:
     """What reading this file may take; it need not exist."""
     try:
         size = path.stat().st_size
     except OSError:
         size = 0
-    return Allowance(
+    return Limits(
         seconds=BASE_SECONDS + SECONDS_PER_MB * (size >> 20),
         bytes=BASE_BYTES + BYTES_PER_BYTE * size,
     )
@@ -62,17 +64,17 @@ def allowance(path: Path) -> Allowance:
 def limited(path: Path) -> Iterator[None]:
     """Where the command is run by `run_in_child`: take no more than is allowed for this file."""
     if not _enforced:
-        with _no_memory_said(path):
+        with _memory_errors_explained(path):
             yield
         return
-    allowed = allowance(path)
+    allowed = limits_for(path)
     used = resource.getrusage(resource.RUSAGE_SELF)
     soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
     seconds = int(used.ru_utime + used.ru_stime) + 1 + allowed.seconds
-    resource.setrlimit(resource.RLIMIT_CPU, (_least(seconds, soft), hard))
-    signal.alarm(WALL * allowed.seconds)
+    resource.setrlimit(resource.RLIMIT_CPU, (_lower(seconds, soft), hard))
+    signal.alarm(WALL_FACTOR * allowed.seconds)
     try:
-        with _no_memory_said(path), memory(allowed.bytes):
+        with _memory_errors_explained(path), memory_limit(allowed.bytes):
             yield
     finally:
         signal.alarm(0)
@@ -80,7 +82,7 @@ def limited(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _no_memory_said(path: Path) -> Iterator[None]:
+def _memory_errors_explained(path: Path) -> Iterator[None]:
     try:
         yield
     except BuildError:
@@ -89,26 +91,26 @@ def _no_memory_said(path: Path) -> Iterator[None]:
         if not isinstance(error, MemoryError) and not _NO_MEMORY.search(str(error)):
             raise
         limit = (
-            f"the {allowance(path).bytes >> 20} MB that are allowed" if _enforced else "there is"
+            f"the {limits_for(path).bytes >> 20} MB that are allowed" if _enforced else "there is"
         )
         raise BuildError(f"{path.name} needs more memory than {limit}.") from None
 
 
 @contextmanager
-def memory(more: int) -> Iterator[None]:
+def memory_limit(more: int) -> Iterator[None]:
     """Let this process have no more than so many bytes beyond those that it has; what asks for them
     fails at once, before the system looks for them."""
     status = Path("/proc/self/status").read_text()
     has = int(status.partition("VmData:")[2].split()[0]) << 10
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (_least(has + more, soft), hard))
+    resource.setrlimit(resource.RLIMIT_DATA, (_lower(has + more, soft), hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
-def _least(wanted: int, limit: int) -> int:
+def _lower(wanted: int, limit: int) -> int:
     return wanted if limit == resource.RLIM_INFINITY else min(wanted, limit)
 
 
@@ -143,7 +145,7 @@ def run_in_child(command: Callable[[], int], weights: Path) -> int:
         return status
     if status == -signal.SIGTERM:
         return 128 + signal.SIGTERM
-    print(f"error: {_cause(-status, weights)}; what was served still is.", file=sys.stderr)
+    print(f"error: {_reason(-status, weights)}; what was served still is.", file=sys.stderr)
     return 1
 
 
@@ -167,12 +169,12 @@ def _run_command(command: Callable[[], int], folder: Path) -> None:
         os._exit(status)
 
 
-def _cause(number: int, weights: Path) -> str:
-    allowed, name = allowance(weights), weights.name
+def _reason(number: int, weights: Path) -> str:
+    allowed, name = limits_for(weights), weights.name
     if number == signal.SIGXCPU:
         return f"{name} took more than the {allowed.seconds} s of CPU time that are allowed"
     if number == signal.SIGALRM:
-        return f"{name} took more than the {WALL * allowed.seconds} s that are allowed"
+        return f"{name} took more than the {WALL_FACTOR * allowed.seconds} s that are allowed"
     if number == signal.SIGKILL:
         return f"the process that read {name} was killed, probably for want of memory"
     return f"the process that read {name} crashed ({signal.Signals(number).name})"

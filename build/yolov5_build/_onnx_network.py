@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, TensorProto
 
 from ._errors import BuildError
-from ._limits import memory
+from ._limits import memory_limit
 from ._onnx_file import essence, quoted
 from ._onnx_graph import all_nodes
 from ._onnx_rows import BUILT_IN_NMS
@@ -143,7 +143,7 @@ def load(model: ModelProto) -> onnxruntime.InferenceSession:
     options.log_severity_level = 4
     options.intra_op_num_threads = 2
     data = model.SerializeToString()
-    with memory(LOADING_BYTES + LOADING_BYTES_PER_BYTE * len(data)):
+    with memory_limit(LOADING_BYTES + LOADING_BYTES_PER_BYTE * len(data)):
         return onnxruntime.InferenceSession(
             data,
             options,

@@ -124,7 +124,7 @@ def command(work):
     return 0
 
 for work in (spin, grow, crash, wait, leave):
-    _limits.WALL = 2 if work is wait else 200
+    _limits.WALL_FACTOR = 2 if work is wait else 200
     print(work.__name__, _limits.run_in_child(lambda: command(work), weights), flush=True)
 """
 
