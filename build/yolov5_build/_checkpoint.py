@@ -58,10 +58,10 @@ def load_checkpoint(path: Path, *, names: Sequence[str] | None = None) -> Checkp
         BuildError: not a checkpoint, one that names something unknown, or one whose network does
             not hold together.
     """
-    return checkpoint_of(path, _network(path.name, unpickle(path)), names)
+    return checkpoint_from(path, _network(path.name, unpickle(path)), names)
 
 
-def checkpoint_of(
+def checkpoint_from(
     path: Path, network: layers.DetectionModel, names: Sequence[str] | None = None
 ) -> Checkpoint:
     """Check the network that was read from this file, and make it ready.

@@ -186,10 +186,10 @@ def _compare(
         expected = network(torch.from_numpy(images)).numpy()
     if answer.shape != expected.shape:
         raise BuildError("the exported model answers in another shape than the checkpoint.")
-    return expected.shape, difference_of(answer, expected, reduced_head=reduced_head)
+    return expected.shape, largest_difference(answer, expected, reduced_head=reduced_head)
 
 
-def difference_of(
+def largest_difference(
     answer: NDArray[np.float32], expected: NDArray[np.float32], *, reduced_head: bool
 ) -> float:
     """The largest difference of rows, relative to a value's magnitude or to 1."""

@@ -154,7 +154,7 @@ def set_ends(model: ModelProto, image: End, rows: End) -> None:
         values.append(onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, end.shape))
 
 
-def precision_of(model: ModelProto) -> str:
+def precision_from(model: ModelProto) -> str:
     """What the graph computes in, one of `PRECISIONS`."""
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     zeros = []

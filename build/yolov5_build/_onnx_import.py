@@ -26,11 +26,11 @@ from ._contract import (
 )
 from ._errors import BuildError
 from ._onnx_file import essence, quoted, read_onnx
-from ._onnx_graph import End, free_batch, precision_of, pretend_batches, set_ends
+from ._onnx_graph import End, free_batch, precision_from, pretend_batches, set_ends
 from ._onnx_limits import check_costs, check_operators
 from ._onnx_metadata import class_names, largest_stride
 from ._onnx_network import ImageInput, Network, image_input, load
-from ._onnx_rows import Answer, Layout, choose_rows, problem_of
+from ._onnx_rows import Answer, Layout, choose_rows, problem_with
 
 FULL_HEAD = HEADS[0]
 DEFAULT_SIZE = (640, 640)
@@ -110,7 +110,7 @@ def _imported(
     stride = largest_stride(metadata.get(STRIDE_KEY), layout, height, width)
 
     trials = [(photos, network.rows(photos, rows))]
-    problem = problem_of(trials[0][1], height, width)
+    problem = problem_with(trials[0][1], height, width)
     if problem:
         raise BuildError(f"{name} {problem}.")
     open_size = False
@@ -134,7 +134,7 @@ def _imported(
             NAMES_KEY: str(dict(enumerate(labels))),
             STRIDE_KEY: str(stride),
             HEAD_KEY: FULL_HEAD,
-            PRECISION_KEY: precision_of(model),
+            PRECISION_KEY: precision_from(model),
             SOURCE_KEY: SOURCES[1],
             PROVENANCE_KEY: f"From {name}, sha256 {sha256}.",
             **({MAX_BATCH_KEY: "1"} if single else {}),
@@ -183,7 +183,7 @@ def _trial_of_another_size(
     except BuildError:
         return []
     fits = rows.ndim == 3 and rows.shape[1] == layout.rows(height, width)
-    return [(photos, rows)] if fits and not problem_of(rows, height, width) else []
+    return [(photos, rows)] if fits and not problem_with(rows, height, width) else []
 
 
 def _for_batches(
@@ -191,7 +191,7 @@ def _for_batches(
 ) -> tuple[ModelProto, bool]:
     """A model that answers for several images at once as for each alone; else the one given, and
     True as it takes single images only."""
-    tolerance = TOLERANCE if precision_of(model) == "fp32" else TOLERANCE_FP16
+    tolerance = TOLERANCE if precision_from(model) == "fp32" else TOLERANCE_FP16
     if _error(model, trials, (2, 3, 1)) <= tolerance:
         return model, False
     freed = ModelProto()

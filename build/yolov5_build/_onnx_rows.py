@@ -76,7 +76,7 @@ def choose_rows(name: str, answer: Answer) -> tuple[str, Layout]:
             continue
         if _masks(answer):
             raise BuildError(f"{name} looks like a YOLOv5 segmentation network; {_ONLY}.")
-        problem = problem_of(array, answer.height, answer.width)
+        problem = problem_with(array, answer.height, answer.width)
         if problem is None:
             return output, layout
         problems.append(problem)
@@ -104,7 +104,7 @@ def _cells(strides: tuple[int, ...], height: int, width: int) -> int | None:
     return sum((height // s) * (width // s) for s in strides)
 
 
-def problem_of(rows: Array, height: int, width: int) -> str | None:
+def problem_with(rows: Array, height: int, width: int) -> str | None:
     """Why these cannot be decoded rows, to be put after a name; None where they can."""
     if rows.dtype not in (np.float16, np.float32, np.float64):
         return f"answers with {rows.dtype} instead of float32 or float16"

@@ -37,7 +37,7 @@ class Profile:
     largest: tuple[int, ...]
 
 
-def profile_of(config: model_config_pb2.ModelConfig, usual_batch: int | None = None) -> Profile:
+def profile_for(config: model_config_pb2.ModelConfig, usual_batch: int | None = None) -> Profile:
     """The profile for the model's one input, as large as `config.pbtxt` allows.
 
     Sizes that the configuration leaves open go from one stride to `imgsz`, and the plan is made

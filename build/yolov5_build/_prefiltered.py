@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from . import _contract as contract
 from ._checkpoint import Checkpoint
 from ._errors import BuildError
-from ._export import TOLERANCE, best_class, difference_of, sides, write_onnx
+from ._export import TOLERANCE, best_class, largest_difference, sides, write_onnx
 from ._photos import example_images
 from .layers import Conv, DetectionModel, Focus
 
@@ -79,7 +79,7 @@ def export_prefiltered(
         )
         if found.shape != expected.shape:
             raise BuildError("the network's prefiltered variant answers in another shape.")
-        difference = max(difference, difference_of(found, expected, reduced_head=reduced_head))
+        difference = max(difference, largest_difference(found, expected, reduced_head=reduced_head))
     if not difference <= TOLERANCE:
         raise BuildError(
             f"the network's prefiltered variant differs from it by {difference:.2g} (allowed"

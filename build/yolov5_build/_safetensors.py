@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from . import layers
-from ._checkpoint import Checkpoint, checkpoint_of
+from ._checkpoint import Checkpoint, checkpoint_from
 from ._errors import BuildError
 
 SUFFIX = ".safetensors"
@@ -79,7 +79,7 @@ def load_safetensors(path: Path, *, names: Sequence[str] | None = None) -> Check
         raise BuildError(f"{path.name} cannot be read: {error.strerror or error}.") from None
     except Exception:  # whatever is missing, or of another kind, in a description from elsewhere
         raise BuildError(f"{path.name} is not a YOLOv5 safetensors file, or is damaged.") from None
-    return checkpoint_of(path, network, names)
+    return checkpoint_from(path, network, names)
 
 
 def _describe(module: nn.Module, path: str, tensors: dict[str, Tensor]) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def make_plan(options: argparse.Namespace) -> None:
     served = read_served(options.repository)
     text = _plan.to_onnx(served.config) if _plan.is_plan(served.config) else served.config
     config = _plan.parse_config(text)
-    profile = _plan.profile_of(config, options.opt_batch)
+    profile = _plan.profile_for(config, options.opt_batch)
     trt = _tensorrt.load()
     target = options.target_tensorrt or target_version()
     major = _plan.check_versions(trt.__version__, target)

@@ -32,7 +32,7 @@ from yolov5_build import (
     save_safetensors,
 )
 from yolov5_build import __main__ as command
-from yolov5_build._checkpoint import checkpoint_of
+from yolov5_build._checkpoint import checkpoint_from
 from yolov5_build._labels import read_names_file
 from yolov5_build._metadata import Metadata, read_metadata
 from yolov5_build._photos import example_images
@@ -414,7 +414,7 @@ def test_class_names_of_a_checkpoint_become_lines_of_text(
     network = unpickle(BUNDLED)
     assert isinstance(network, dict)
     network["model"].names = names
-    assert checkpoint_of(BUNDLED, network["model"]).names == labels
+    assert checkpoint_from(BUNDLED, network["model"]).names == labels
     changed = [str(name) for name in names] != list(labels) if isinstance(names, list) else True
     assert bool(capsys.readouterr().err) == changed
 
@@ -425,7 +425,7 @@ def test_class_names_that_are_none_are_refused() -> None:
     for names in ({1: "a", 2: "b", 3: "c"}, [["a"], "b", "c"], "abc", None):
         network["model"].names = names
         with pytest.raises(BuildError, match="has no usable class names; give them with --names"):
-            checkpoint_of(BUNDLED, network["model"])
+            checkpoint_from(BUNDLED, network["model"])
 
 
 def test_names_file_stands_in_for_the_names_of_a_checkpoint(tmp_path: Path) -> None:
@@ -464,7 +464,7 @@ def test_number_of_channels_is_named(tmp_path: Path) -> None:
     stem.weight = torch.nn.Parameter(stem.weight[:, :1].clone())
     stem.in_channels = 1
     with pytest.raises(BuildError, match="best.pt takes images of 1 channel; 3 are needed"):
-        checkpoint_of(BUNDLED, network["model"])
+        checkpoint_from(BUNDLED, network["model"])
 
 
 def test_network_that_computes_for_hours_is_refused() -> None:
@@ -475,7 +475,7 @@ def test_network_that_computes_for_hours_is_refused() -> None:
     wide.weight = torch.nn.Parameter(torch.zeros(16, 16, 3, 3))
     stem.act = torch.nn.Sequential(*[wide] * 2000)
     with pytest.raises(BuildError, match="computes more for a 640-pixel image than a YOLOv5"):
-        checkpoint_of(BUNDLED, network["model"])
+        checkpoint_from(BUNDLED, network["model"])
 
 
 @pytest.mark.parametrize("ending", [".PT", ".Onnx", ".SAFETENSORS"])

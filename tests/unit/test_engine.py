@@ -101,15 +101,15 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_a_profile_of_a_fixed_size_ranges_over_the_batch() -> None:
     config = _plan.parse_config(CONFIG)
-    assert _plan.profile_of(config) == Profile(
+    assert _plan.profile_for(config) == Profile(
         smallest=(1, 3, 64, 96), usual=(8, 3, 64, 96), largest=(8, 3, 64, 96)
     )
-    assert _plan.profile_of(config, 2).usual == (2, 3, 64, 96)
+    assert _plan.profile_for(config, 2).usual == (2, 3, 64, 96)
 
 
 def test_a_profile_of_an_open_size_ranges_from_stride_to_imgsz() -> None:
     config = _plan.parse_config(CONFIG.replace("3, 64, 96", "3, -1, -1") + RECT)
-    assert _plan.profile_of(config, 4) == Profile(
+    assert _plan.profile_for(config, 4) == Profile(
         smallest=(1, 3, 32, 32), usual=(4, 3, 384, 640), largest=(8, 3, 384, 640)
     )
 
@@ -118,7 +118,7 @@ def test_a_profile_of_an_open_size_ranges_from_stride_to_imgsz() -> None:
 def test_an_open_size_needs_its_limits(lines: str) -> None:
     config = _plan.parse_config(CONFIG.replace("3, 64, 96", "3, -1, -1") + lines)
     with pytest.raises(BuildError, match="size open without the parameters imgsz and stride"):
-        _plan.profile_of(config)
+        _plan.profile_for(config)
 
 
 @pytest.mark.parametrize(
@@ -126,13 +126,13 @@ def test_an_open_size_needs_its_limits(lines: str) -> None:
 )
 def test_a_profile_needs_a_batch_and_one_input(old: str, new: str) -> None:
     with pytest.raises(BuildError, match="a max_batch_size and one input with three dims"):
-        _plan.profile_of(_plan.parse_config(CONFIG.replace(old, new)))
+        _plan.profile_for(_plan.parse_config(CONFIG.replace(old, new)))
 
 
 @pytest.mark.parametrize("batch", [0, 9])
 def test_the_usual_batch_is_one_that_is_allowed(batch: int) -> None:
     with pytest.raises(BuildError, match=rf"--opt-batch is {batch}; .* allows 1 to 8\.$"):
-        _plan.profile_of(_plan.parse_config(CONFIG), batch)
+        _plan.profile_for(_plan.parse_config(CONFIG), batch)
 
 
 # ---------------------------------------------------------------------------------------------
