@@ -27,9 +27,8 @@ from ._staging import staging_folder
 # machine, a large image and a large attention map need more.
 BASE_SECONDS, SECONDS_PER_MB = 300, 5
 BASE_BYTES, BYTES_PER_BYTE = 4 << 30, 16
-WALL_FACTOR = (
-    10  # times the CPU time, for what does not compute: a busy machine is no fault of the file
-)
+# Wall-clock time allowed, in times of the CPU time: a busy machine is no fault of the file.
+WALL_FACTOR = 10
 
 _PR_SET_PDEATHSIG = 1
 _NO_MEMORY = re.compile(r"bad.?alloc|allocate.{0,9}memory", re.IGNORECASE)
