@@ -32,26 +32,26 @@ _NOTE = "# Made from model.onnx by `make engine`: "
 class Profile:
     """The shapes [B,3,H,W] that a plan takes, and the one that it is made fastest for."""
 
-    smallest: tuple[int, ...]
-    usual: tuple[int, ...]
-    largest: tuple[int, ...]
+    min: tuple[int, ...]
+    opt: tuple[int, ...]
+    max: tuple[int, ...]
 
 
-def profile_for(config: model_config_pb2.ModelConfig, usual_batch: int | None = None) -> Profile:
+def profile_for(config: model_config_pb2.ModelConfig, opt_batch: int | None = None) -> Profile:
     """The profile for the model's one input, as large as `config.pbtxt` allows.
 
     Sizes that the configuration leaves open go from one stride to `imgsz`, and the plan is made
     for `imgsz` itself: the one size that favours neither upright photos nor wide ones.
 
     Raises:
-        BuildError: `usual_batch` is out of range, or the configuration does not say the sizes.
+        BuildError: `opt_batch` is out of range, or the configuration does not say the sizes.
     """
     largest = config.max_batch_size
     if largest < 1 or len(config.input) != 1 or len(config.input[0].dims) != 3:
         raise BuildError(
             f"{MODEL}/{CONFIG_FILE} must state a max_batch_size and one input with three dims."
         )
-    batch = largest if usual_batch is None else usual_batch
+    batch = largest if opt_batch is None else opt_batch
     if not 1 <= batch <= largest:
         raise BuildError(f"--opt-batch is {batch}; {MODEL}/{CONFIG_FILE} allows 1 to {largest}.")
     channels, *sides = config.input[0].dims
@@ -69,9 +69,9 @@ def profile_for(config: model_config_pb2.ModelConfig, usual_batch: int | None = 
             )
         low = [stride, stride]
     return Profile(
-        smallest=(1, channels, *low),
-        usual=(batch, channels, *high),
-        largest=(largest, channels, *high),
+        min=(1, channels, *low),
+        opt=(batch, channels, *high),
+        max=(largest, channels, *high),
     )
 
 

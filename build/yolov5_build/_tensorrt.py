@@ -101,14 +101,13 @@ def build(
         config.clear_flag(trt.BuilderFlag.TF32)
     shapes = builder.create_optimization_profile()
     try:
-        shapes.set_shape(name, profile.smallest, profile.usual, profile.largest)
+        shapes.set_shape(name, profile.min, profile.opt, profile.max)
         accepted = config.add_optimization_profile(shapes) >= 0
     except ValueError:
         accepted = False
     if not accepted:
         raise BuildError(
-            f"TensorRT does not take {name} from {profile.smallest} to {profile.largest}:"
-            f" {log.cause()}."
+            f"TensorRT does not take {name} from {profile.min} to {profile.max}: {log.cause()}."
         )
     _use_timing_cache(config, timing_cache)
     log.errors.clear()  # a cache that did not fit is no reason for what follows

@@ -227,7 +227,7 @@ def try_plan(
         BuildError: further than `tolerance`.
     """
     source, output = config.input[0].name, config.output[0].name
-    batch, _, height, width = profile.largest
+    batch, _, height, width = profile.max
     images = example_images(height, width, min(2, batch))
     session = onnxruntime.InferenceSession(weights, providers=["CPUExecutionProvider"])
     (wanted,) = session.run([output], {source: images})

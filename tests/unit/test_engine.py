@@ -102,15 +102,15 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_a_profile_of_a_fixed_size_ranges_over_the_batch() -> None:
     config = _plan.parse_config(CONFIG)
     assert _plan.profile_for(config) == Profile(
-        smallest=(1, 3, 64, 96), usual=(8, 3, 64, 96), largest=(8, 3, 64, 96)
+        min=(1, 3, 64, 96), opt=(8, 3, 64, 96), max=(8, 3, 64, 96)
     )
-    assert _plan.profile_for(config, 2).usual == (2, 3, 64, 96)
+    assert _plan.profile_for(config, 2).opt == (2, 3, 64, 96)
 
 
 def test_a_profile_of_an_open_size_ranges_from_stride_to_imgsz() -> None:
     config = _plan.parse_config(CONFIG.replace("3, 64, 96", "3, -1, -1") + RECT)
     assert _plan.profile_for(config, 4) == Profile(
-        smallest=(1, 3, 32, 32), usual=(4, 3, 384, 640), largest=(8, 3, 384, 640)
+        min=(1, 3, 32, 32), opt=(4, 3, 384, 640), max=(8, 3, 384, 640)
     )
 
 
@@ -462,7 +462,7 @@ class StandIn(ModuleType):
         self.ILogger, self.Builder, self.OnnxParser = ILogger, Builder, OnnxParser
 
 
-PROFILE = Profile(smallest=(1, 3, 64, 96), usual=(4, 3, 64, 96), largest=(8, 3, 64, 96))
+PROFILE = Profile(min=(1, 3, 64, 96), opt=(4, 3, 64, 96), max=(8, 3, 64, 96))
 
 
 def build(trt: StandIn, precision: BuildPrecision, folder: Path) -> bytes:
