@@ -15,7 +15,7 @@ from onnx import ModelProto, NodeProto, TensorProto
 from onnx.inliner import inline_local_functions
 
 from ._errors import BuildError
-from ._onnx_graph import GraphError, all_nodes, keep, subgraphs
+from ._onnx_graph import GraphError, all_nodes, prune, subgraphs
 from ._onnx_limits import check_fields
 
 MAX_BYTES = (2 << 30) - 1  # what a protobuf message can hold; yolov5x6 has 563 MB
@@ -80,7 +80,7 @@ def read_onnx(path: Path) -> tuple[ModelProto, str]:
     model.graph.input.extend(inputs)
     model.ir_version = max(model.ir_version, 4)  # before, initializers had to be among them
     try:
-        keep(model.graph, [output.name for output in model.graph.output])
+        prune(model.graph, [output.name for output in model.graph.output])
     except GraphError:
         raise damaged(name) from None
     _embed(name, path.parent, model)

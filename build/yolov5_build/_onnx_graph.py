@@ -42,27 +42,27 @@ def all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
             yield from all_nodes(graph.node)
 
 
-def keep(graph: GraphProto, outputs: Sequence[str]) -> None:
+def prune(graph: GraphProto, outputs: Sequence[str]) -> None:
     """Drop the nodes and initializers that `outputs` do not need, and sort the rest.
 
     Raises:
         GraphError: a value is made twice, or needs itself.
     """
     nodes = list(graph.node)
-    maker: dict[str, int] = {}
+    producer: dict[str, int] = {}
     for index, node in enumerate(nodes):
         for inner in subgraphs(node):
-            keep(inner, [output.name for output in inner.output])
+            prune(inner, [output.name for output in inner.output])
         for output in filter(None, node.output):
-            if maker.setdefault(output, index) != index:
+            if producer.setdefault(output, index) != index:
                 raise GraphError(f"{output} is made twice")
     reads = [values_read(node) for node in nodes]
     needs: dict[int, set[int]] = {}
-    wanted = [maker[output] for output in outputs if output in maker]
+    wanted = [producer[output] for output in outputs if output in producer]
     while wanted:
         index = wanted.pop()
         if index not in needs:
-            needs[index] = {maker[value] for value in reads[index] if value in maker}
+            needs[index] = {producer[value] for value in reads[index] if value in producer}
             wanted.extend(needs[index])
     try:
         order = list(graphlib.TopologicalSorter(needs).static_order())
@@ -105,7 +105,7 @@ def _named(graph: GraphProto) -> list[ValueInfoProto | TensorProto]:
     return [*graph.input, *graph.output, *graph.initializer]
 
 
-def _fresh(graph: GraphProto, name: str) -> str:
+def _unused_name(graph: GraphProto, name: str) -> str:
     """The name, or one like it that no value of the graph has."""
     taken = {value.name for value in _named(graph)}
     for node in all_nodes(graph.node):
@@ -118,7 +118,7 @@ def _fresh(graph: GraphProto, name: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class End:
+class Port:
     """Where a graph begins or ends: a value, its ONNX data type, and the shape to declare, texts
     being names of open dimensions."""
 
@@ -127,27 +127,27 @@ class End:
     shape: Sequence[int | str]
 
 
-def set_ends(model: ModelProto, image: End, rows: End) -> None:
+def set_interface(model: ModelProto, image: Port, rows: Port) -> None:
     """Make `image` the one input, `images`, and `rows` the one output, `output0`, both float32.
 
     What the output does not need is dropped, and so are the shapes of the values in between.
     """
     graph = model.graph
-    keep(graph, [rows.name])
+    prune(graph, [rows.name])
     for field in ("input", "output", "value_info", "quantization_annotation"):
         graph.ClearField(field)
-    names = {end: _fresh(graph, f"{end}_") for end in (INPUT, OUTPUT)}
+    names = {end: _unused_name(graph, f"{end}_") for end in (INPUT, OUTPUT)}
     rename(graph, names)
     rename(
         graph, {names.get(image.name, image.name): INPUT, names.get(rows.name, rows.name): OUTPUT}
     )
     if image.type != TensorProto.FLOAT:
-        inner = _fresh(graph, f"{INPUT}_cast")
+        inner = _unused_name(graph, f"{INPUT}_cast")
         rename(graph, {INPUT: inner})
         cast = onnx.helper.make_node("Cast", [INPUT], [inner], to=image.type)
         graph.node.insert(0, cast)
     if rows.type != TensorProto.FLOAT:
-        inner = _fresh(graph, f"{OUTPUT}_cast")
+        inner = _unused_name(graph, f"{OUTPUT}_cast")
         rename(graph, {OUTPUT: inner})
         graph.node.append(onnx.helper.make_node("Cast", [inner], [OUTPUT], to=TensorProto.FLOAT))
     for values, name, end in ((graph.input, INPUT, image), (graph.output, OUTPUT, rows)):
@@ -175,14 +175,14 @@ def precision_from(model: ModelProto) -> str:
     return PRECISIONS[1] if half else PRECISIONS[0]
 
 
-def free_batch(model: ModelProto, batch: int) -> None:
-    """Take a baked-in number of images out of the constant shapes of a graph made by `set_ends`.
+def make_batch_dynamic(model: ModelProto, batch: int) -> None:
+    """Take a baked-in number of images out of constant shapes, in a graph from `set_interface`.
 
     Right for graphs whose values keep the images apart along their first dimension, which is for
     the caller to verify.
     """
     shapes = _shapes(model, batch)
-    constants = _integers(model.graph)
+    constants = _integer_constants(model.graph)
     images = {INPUT}
     for node in model.graph.node:
         made_of_images = not images.isdisjoint(node.input) and node.op_type not in ("Shape", "Size")
@@ -190,12 +190,12 @@ def free_batch(model: ModelProto, batch: int) -> None:
             images.update(node.output)
         if node.op_type == "Expand" and batch != 1:
             if len(constants.get(node.input[1], ())) >= 4:  # else it may be a grid of so many rows
-                _replace(model.graph, node, constants, batch, 1)
+                _replace_batch(model.graph, node, constants, batch, 1)
         elif node.op_type == "Reshape" and made_of_images:
             shape = constants.get(node.input[1], np.empty(0, np.int64))
             first = shapes.get(node.input[0], [None])[:1]
             copied = first == [batch] or -1 in shape
-            if _replace(model.graph, node, constants, batch, 0 if copied else -1):
+            if _replace_batch(model.graph, node, constants, batch, 0 if copied else -1):
                 # With `allowzero` a zero would mean what it says, instead of "as in the input".
                 others = [a for a in node.attribute if a.name != "allowzero"]
                 node.ClearField("attribute")
@@ -204,24 +204,26 @@ def free_batch(model: ModelProto, batch: int) -> None:
             before, after = shapes.get(node.input[0], []), constants.get(node.input[3])
             if after is not None and len(before) == len(after) and all(before):
                 scales = (after / np.array(before, np.float64)).astype(np.float32)
-                node.input[2] = _add(model.graph, f"{node.output[0]}_scales", scales)
+                node.input[2] = _add_constant(model.graph, f"{node.output[0]}_scales", scales)
                 del node.input[3]
-    keep(model.graph, [OUTPUT])
+    prune(model.graph, [OUTPUT])
 
 
-def pretend_batches(model: ModelProto) -> None:
-    """Leave the output's first dimension open in a graph made by `set_ends` that is for one image.
+def declare_batch_dynamic(model: ModelProto) -> None:
+    """Leave the output's first dimension open, in a graph from `set_interface` for one image.
 
     ONNX Runtime works out a 1 there, and Triton's backend then takes it for a network without a
     batch, which an ensemble of steps that batch cannot hold.
     """
     graph = model.graph
-    inner = _fresh(graph, f"{OUTPUT}_single")
+    inner = _unused_name(graph, f"{OUTPUT}_single")
     rename(graph, {OUTPUT: inner})
     graph.output[0].name = OUTPUT
-    first = _add(graph, "first", np.array([0], np.int64))
-    rest = _add(graph, "rest", np.array([1, 1], np.int64))
-    sides, batch, shape = (_fresh(graph, f"{OUTPUT}_{part}") for part in ("sides", "batch", "is"))
+    first = _add_constant(graph, "first", np.array([0], np.int64))
+    rest = _add_constant(graph, "rest", np.array([1, 1], np.int64))
+    sides, batch, shape = (
+        _unused_name(graph, f"{OUTPUT}_{part}") for part in ("sides", "batch", "is")
+    )
     graph.node.extend(
         [
             onnx.helper.make_node("Shape", [INPUT], [sides]),
@@ -232,7 +234,7 @@ def pretend_batches(model: ModelProto) -> None:
     )
 
 
-def _replace(
+def _replace_batch(
     graph: GraphProto,
     node: NodeProto,
     constants: Mapping[str, NDArray[np.int64]],
@@ -244,17 +246,17 @@ def _replace(
     if shape is None or not shape.size or shape[0] != old:
         return False
     shape = np.array([new, *shape[1:]], np.int64)
-    node.input[1] = _add(graph, f"{node.output[0]}_shape", shape)
+    node.input[1] = _add_constant(graph, f"{node.output[0]}_shape", shape)
     return True
 
 
-def _add(graph: GraphProto, name: str, value: NDArray[np.generic]) -> str:
-    name = _fresh(graph, name)
+def _add_constant(graph: GraphProto, name: str, value: NDArray[np.generic]) -> str:
+    name = _unused_name(graph, name)
     graph.initializer.append(numpy_helper.from_array(value, name))
     return name
 
 
-def _integers(graph: GraphProto) -> dict[str, NDArray[np.int64]]:
+def _integer_constants(graph: GraphProto) -> dict[str, NDArray[np.int64]]:
     """The constants that can be shapes, by name."""
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:

@@ -26,7 +26,13 @@ from ._contract import (
 )
 from ._errors import BuildError
 from ._onnx_file import essence, quoted, read_onnx
-from ._onnx_graph import End, free_batch, precision_from, pretend_batches, set_ends
+from ._onnx_graph import (
+    Port,
+    declare_batch_dynamic,
+    make_batch_dynamic,
+    precision_from,
+    set_interface,
+)
 from ._onnx_limits import check_costs, check_operators
 from ._onnx_metadata import class_names, largest_stride
 from ._onnx_network import ImageInput, Network, image_input, load
@@ -122,10 +128,10 @@ def _imported(
     size: tuple[int | str, int | str] = ("height", "width") if open_size else (height, width)
     count = "rows" if open_size else outputs[rows].shape[1]
     kind = onnx.helper.np_dtype_to_tensor_dtype(outputs[rows].dtype)
-    set_ends(
+    set_interface(
         model,
-        End(name=image.name, type=image.type, shape=("batch", 3, *size)),
-        End(name=rows, type=kind, shape=("batch", count, 5 + len(labels))),
+        Port(name=image.name, type=image.type, shape=("batch", 3, *size)),
+        Port(name=rows, type=kind, shape=("batch", count, 5 + len(labels))),
     )
     model, single = _for_batches(name, model, network.batch, trials)
     onnx.helper.set_model_props(
@@ -196,12 +202,12 @@ def _for_batches(
         return model, False
     freed = ModelProto()
     freed.CopyFrom(model)
-    free_batch(freed, batch)
+    make_batch_dynamic(freed, batch)
     if _error(freed, trials, (2, 3, 1)) <= tolerance:
         return freed, False
     if batch != 1:
         raise _fixed_batch(name, batch)
-    pretend_batches(model)
+    declare_batch_dynamic(model)
     error = _error(model, trials, (1,))
     if error > tolerance:
         raise BuildError(f"{name} answers differently by {error:.2g} when it is run again.")
