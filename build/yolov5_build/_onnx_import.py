@@ -36,7 +36,7 @@ from ._onnx_graph import (
 from ._onnx_limits import check_costs, check_operators
 from ._onnx_metadata import class_names, largest_stride
 from ._onnx_network import ImageInput, Network, image_input, load
-from ._onnx_rows import Answer, Layout, choose_rows, problem_with
+from ._onnx_rows import Layout, Outputs, find_rows, problem_with
 
 FULL_HEAD = HEADS[0]
 DEFAULT_SIZE = (640, 640)
@@ -102,10 +102,10 @@ def _imported(
     photos = network.photos(height, width)
 
     outputs = network.run(photos[: network.batch])
-    rows, layout = choose_rows(
+    rows, layout = find_rows(
         name,
-        Answer(
-            outputs=outputs,
+        Outputs(
+            tensors=outputs,
             has_nms=network.has_nms,
             batch=network.batch,
             height=height,

@@ -50,40 +50,40 @@ class Layout:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class Outputs:
     """What a network answers for `batch` images of `height` x `width` pixels; `has_nms` if it has
     an operator for non-maximum suppression."""
 
-    outputs: Mapping[str, Array]
+    tensors: Mapping[str, Array]
     has_nms: bool
     batch: int
     height: int
     width: int
 
 
-def choose_rows(name: str, answer: Answer) -> tuple[str, Layout]:
+def find_rows(name: str, outputs: Outputs) -> tuple[str, Layout]:
     """The output that holds the decoded rows, and their layout.
 
     Raises:
         BuildError: none does; the sentence begins with `name`.
     """
     problems = []
-    for output, array in answer.outputs.items():
-        if array.ndim != 3 or array.shape[0] != answer.batch or array.shape[2] < 6:
+    for output, array in outputs.tensors.items():
+        if array.ndim != 3 or array.shape[0] != outputs.batch or array.shape[2] < 6:
             continue
-        layout = explain(array.shape[1], answer.height, answer.width)
+        layout = layout_for(array.shape[1], outputs.height, outputs.width)
         if layout is None or layout.anchors == 1:
             continue
-        if _masks(answer):
+        if _masks(outputs):
             raise BuildError(f"{name} looks like a YOLOv5 segmentation network; {_ONLY}.")
-        problem = problem_with(array, answer.height, answer.width)
+        problem = problem_with(array, outputs.height, outputs.width)
         if problem is None:
             return output, layout
         problems.append(problem)
-    raise BuildError(f"{name} {problems[0] if problems else _looks_like(answer)}.")
+    raise BuildError(f"{name} {problems[0] if problems else _other_network(outputs)}.")
 
 
-def explain(rows: int, height: int, width: int) -> Layout | None:
+def layout_for(rows: int, height: int, width: int) -> Layout | None:
     """The layout that has so many rows; of several, the one with the usual number of anchors."""
     layouts = []
     for strides in _RUNS:
@@ -126,40 +126,40 @@ def problem_with(rows: Array, height: int, width: int) -> str | None:
     return None
 
 
-def _masks(answer: Answer) -> bool:
-    shape = (answer.batch, _MASKS, answer.height // 4, answer.width // 4)
-    return any(array.shape == shape for array in answer.outputs.values())
+def _masks(outputs: Outputs) -> bool:
+    shape = (outputs.batch, _MASKS, outputs.height // 4, outputs.width // 4)
+    return any(array.shape == shape for array in outputs.tensors.values())
 
 
-def _looks_like(answer: Answer) -> str:
+def _other_network(outputs: Outputs) -> str:
     """What a network without decoded rows is, to be put after its name."""
-    if answer.has_nms or not _NMS_OUTPUTS.isdisjoint(answer.outputs):
+    if outputs.has_nms or not _NMS_OUTPUTS.isdisjoint(outputs.tensors):
         return BUILT_IN_NMS
-    arrays = list(answer.outputs.values())
-    single = [array for array in arrays if array.ndim == 3 and array.shape[0] == answer.batch]
+    arrays = list(outputs.tensors.values())
+    single = [array for array in arrays if array.ndim == 3 and array.shape[0] == outputs.batch]
     for array in single:
         shape = list(array.shape)
-        if shape[1] >= 5 and shape[2] in [_cells(r, answer.height, answer.width) for r in _RUNS]:
-            task = "segmentation " if _masks(answer) else ""
+        if shape[1] >= 5 and shape[2] in [_cells(r, outputs.height, outputs.width) for r in _RUNS]:
+            task = "segmentation " if _masks(outputs) else ""
             return f"looks like a YOLOv8 or YOLO11 {task}network, answering {shape}; {_ONLY}"
-        layout = explain(shape[1], answer.height, answer.width)
+        layout = layout_for(shape[1], outputs.height, outputs.width)
         if layout is not None and layout.anchors == 1 and shape[2] >= 6:
             return f"looks like an anchor-free network such as YOLOX, answering {shape}; {_ONLY}"
-    maps = [(answer.height // s, answer.width // s) for s in _STRIDES]
+    maps = [(outputs.height // s, outputs.width // s) for s in _STRIDES]
     raw = {array.shape[2:4] for array in arrays if array.ndim == 5}
     raw_flat = {array.shape[2:] for array in arrays if array.ndim == 4}
     if not raw.isdisjoint(maps) or len(raw_flat.intersection(maps)) > 1:
         return f"holds the raw heads {_UNDECODED}"
     if any(a.shape[1] <= _MAX_DETECTIONS and a.shape[2] in (6, 7) for a in single) or any(
-        a.ndim == 2 and a.shape[0] != answer.batch and a.shape[1] in (6, 7) for a in arrays
+        a.ndim == 2 and a.shape[0] != outputs.batch and a.shape[1] in (6, 7) for a in arrays
     ):
         return BUILT_IN_NMS
-    if len(arrays) == 1 and arrays[0].ndim == 2 and arrays[0].shape[0] == answer.batch:
+    if len(arrays) == 1 and arrays[0].ndim == 2 and arrays[0].shape[0] == outputs.batch:
         return f"looks like a classifier, answering {list(arrays[0].shape)}; {_ONLY}"
-    shown = [f"{quoted(name)} {list(array.shape)}" for name, array in answer.outputs.items()]
+    shown = [f"{quoted(name)} {list(array.shape)}" for name, array in outputs.tensors.items()]
     if len(shown) > 4:
         shown[3:] = [f"{len(shown) - 3} more"]
     return (
         f"answers with {', '.join(shown) or 'no tensors'}; a YOLOv5 detection network answers with"
-        f" [{answer.batch}, rows, 5 + classes]"
+        f" [{outputs.batch}, rows, 5 + classes]"
     )
