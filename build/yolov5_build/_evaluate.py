@@ -16,7 +16,7 @@ from yolov5_client import evaluation
 from yolov5_client.evaluation import Found, Split
 
 from ._metadata import read_metadata
-from ._photos import Pictures, step_module
+from ._photos import PhotoLoader, step_module
 from ._runtimes import ONNX_RUNTIME, RUNTIMES
 
 
@@ -67,10 +67,10 @@ def evaluate(
         multi_label=not reduced,
     )
     everything = torch.ones(classes, dtype=torch.bool)
-    pictures = Pictures(height, width, letterbox=letterbox, stride=metadata.stride)
+    loader = PhotoLoader(height, width, letterbox=letterbox, stride=metadata.stride)
     found, seconds = [], []
     for photo in split.photos:
-        tensor, placement = pictures.prepare(photo)
+        tensor, placement = loader.load(photo)
         started = time.perf_counter()
         rows = network.rows(tensor[None])
         seconds.append(time.perf_counter() - started)

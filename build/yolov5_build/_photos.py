@@ -49,7 +49,7 @@ def photos_in(folder: Path) -> list[Path]:
     return paths
 
 
-class Pictures:
+class PhotoLoader:
     """Prepares photos for an input of this size, in one of the `LETTERBOX_MODES`."""
 
     def __init__(
@@ -67,7 +67,7 @@ class Pictures:
             stride=stride,
         )
 
-    def prepare(self, path: Path) -> tuple[NDArray[np.float32], Any]:
+    def load(self, path: Path) -> tuple[NDArray[np.float32], Any]:
         """RGB 0..1, float32 [3, H, W], and the `Placement` of the photo in it.
 
         Raises:
@@ -84,5 +84,5 @@ class Pictures:
 
 def example_images(height: int, width: int, count: int = 2) -> NDArray[np.float32]:
     """The first of the bundled photos, prepared: float32 [count, 3, height, width]."""
-    pictures = Pictures(height, width)
-    return np.stack([pictures.prepare(path)[0] for path in photos_in(EXAMPLES)[:count]])
+    loader = PhotoLoader(height, width)
+    return np.stack([loader.load(path)[0] for path in photos_in(EXAMPLES)[:count]])

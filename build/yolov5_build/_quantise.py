@@ -21,7 +21,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from ._contract import INPUT, PRECISION_KEY, PRECISIONS
 from ._errors import BuildError
-from ._photos import Pictures
+from ._photos import PhotoLoader
 
 # Unsigned numbers with a zero point use all 256 steps and are what CPUs multiply fast. TensorRT
 # takes only signed ones with zero in the middle.
@@ -61,7 +61,7 @@ def quantise(
         quantize_static(
             prepared,
             target,
-            _Reader(photos, Pictures(*sides, letterbox=letterbox)),
+            _Reader(photos, PhotoLoader(*sides, letterbox=letterbox)),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
@@ -80,8 +80,8 @@ def quantise(
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self, photos: Sequence[Path], pictures: Pictures) -> None:
-        self._images: Iterator[NDArray[Any]] = (pictures.prepare(photo)[0] for photo in photos)
+    def __init__(self, photos: Sequence[Path], loader: PhotoLoader) -> None:
+        self._images: Iterator[NDArray[Any]] = (loader.load(photo)[0] for photo in photos)
 
     def get_next(self) -> dict[str, NDArray[Any]] | None:
         image = next(self._images, None)

@@ -24,7 +24,7 @@ from support import BUNDLED, SHARED
 from yolov5_build import BuildError, load_checkpoint
 from yolov5_build import _contract as contract
 from yolov5_build._onnx_import import import_onnx
-from yolov5_build._photos import Pictures, example_images
+from yolov5_build._photos import PhotoLoader, example_images
 
 HEIGHT, WIDTH, ROWS = 128, 160, 1260
 LABELS = ["Platelets", "RBC", "WBC"]
@@ -736,7 +736,7 @@ def test_other_peoples_files_that_are_refused(name: str, sentence: str, tmp_path
 def test_another_persons_export_finds_the_people_and_the_bus(tmp_path: Path) -> None:
     source = SHARED / "onnx" / "third_party_yolov5n_fp16_unsorted.onnx"
     import_onnx(source, tmp_path / "ours.onnx")
-    photo, placement = Pictures(640, 640).prepare(SHARED / "photos" / "bus.jpg")
+    photo, placement = PhotoLoader(640, 640).load(SHARED / "photos" / "bus.jpg")
     session = onnxruntime.InferenceSession(tmp_path / "ours.onnx")
     (answer,) = session.run(["output0"], {"images": photo[None]})
     boxes, _, classes = detect(
