@@ -31,7 +31,7 @@ _TABLE = Path(__file__).with_name("releases.json")
 TIMEOUT_S = 30.0  # to connect, and for each read
 DELAYS_S = (1.0, 2.0, 4.0, 8.0)  # before each further try
 _CHUNK_BYTES = 1 << 16
-_PASSING = {408, 416, 425, 429, 500, 502, 503, 504}  # HTTP errors that may be gone at the next try
+_TRANSIENT = {408, 416, 425, 429, 500, 502, 503, 504}  # HTTP errors worth another attempt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ def fetch(
     """
     target, part, lock = (folder / f"{release.name}{end}" for end in ("", ".part", ".lock"))
     try:
-        if _is_whole(target, release):
+        if _is_complete(target, release):
             print(f"Using {target} (Ultralytics, AGPL-3.0).", file=sys.stderr)
             return target
         print(
@@ -112,10 +112,10 @@ def fetch(
         )
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(lock, release.name) as etag:
-            if not _is_whole(target, release):
+            if not _is_complete(target, release):
                 with _Progress(release, target) as progress:
                     _download(release, part, etag, progress, timeout, delays)
-                    _check(release, part)
+                    _verify(release, part)
                     part.replace(target)
     except OSError as error:
         raise BuildError(
@@ -159,11 +159,11 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _is_whole(path: Path, release: Release) -> bool:
+def _is_complete(path: Path, release: Release) -> bool:
     return _size(path) == release.size and _digest(path) == release.sha256
 
 
-def _check(release: Release, part: Path) -> None:
+def _verify(release: Release, part: Path) -> None:
     """Raises BuildError, and deletes the part, if it is not what was released."""
     digest = _digest(part)
     if digest != release.sha256:
@@ -178,29 +178,29 @@ def _other_file(release: Release, instead: str) -> BuildError:
     )
 
 
-class _FailureError(Exception):
+class _AttemptError(Exception):
     """A try that failed; the message is a short reason.
 
     Attributes:
-        lasting: another try would fail as well.
-        afresh: the part cannot be continued.
+        permanent: another try would fail as well.
+        restart: the part cannot be continued.
     """
 
-    def __init__(self, reason: str, *, lasting: bool = False, afresh: bool = False) -> None:
+    def __init__(self, reason: str, *, permanent: bool = False, restart: bool = False) -> None:
         super().__init__(reason)
-        self.lasting = lasting
-        self.afresh = afresh
+        self.permanent = permanent
+        self.restart = restart
 
 
 class _Progress:
     """What has come, on stderr: a line kept up to date on a terminal, a first and a last one else.
 
     Attributes:
-        came: bytes received by this process.
+        received: bytes received by this process.
     """
 
     def __init__(self, release: Release, target: Path) -> None:
-        self.came = 0
+        self.received = 0
         self._release = release
         self._target = target
         self._live = sys.stderr.isatty()
@@ -215,12 +215,12 @@ class _Progress:
 
     def add(self, count: int, done: int) -> None:
         """`count` bytes more, `done` of the file's in all."""
-        self.came += count
+        self.received += count
         now, size = time.monotonic(), self._release.size
         if not self._live or (now - self._shown < 0.2 and done < size):
             return
         self._shown = now
-        rate = self.came / max(now - self._began, 1e-3)
+        rate = self.received / max(now - self._began, 1e-3)
         minutes, seconds = divmod(round((size - done) / rate), 60)
         self._line = (
             f"{self._release.name}: {done / 1e6:.1f} of {size / 1e6:.1f} MB, {done / size:.0%}, "
@@ -248,11 +248,11 @@ def _download(
     while True:
         try:
             return _receive(release, part, etag, progress, timeout)
-        except _FailureError as failure:
-            if failure.afresh:
+        except _AttemptError as failure:
+            if failure.restart:
                 part.unlink(missing_ok=True)
             delay = next(remaining, None)
-            if failure.lasting or delay is None:
+            if failure.permanent or delay is None:
                 raise BuildError(
                     f"{release.name} cannot be downloaded ({failure}); download it yourself from "
                     f"{release.url} and give its path as WEIGHTS."
@@ -273,13 +273,13 @@ def _receive(
     if done:
         request.add_header("Range", f"bytes={done}-{release.size - 1}")
         etag.seek(0)
-        if known := _strong(etag.read()):
+        if known := _strong_etag(etag.read()):
             request.add_header("If-Range", known)
     with _open(request, timeout, progress) as response:
         if response.status == 206:
             span = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers["Content-Range"] or "")
             if span is None or int(span[1]) != done:
-                raise _FailureError("the server sent another part than asked for", afresh=True)
+                raise _AttemptError("the server sent another part than asked for", restart=True)
             offered: int | None = int(span[2])
         else:
             done, offered = 0, response.length
@@ -288,18 +288,18 @@ def _receive(
         with part.open("ab" if done else "wb") as file:
             if not done:
                 etag.truncate(0)
-                etag.write(_strong(response.headers["ETag"]))
+                etag.write(_strong_etag(response.headers["ETag"]))
                 etag.flush()
             while done < release.size:
                 chunk = _read(response, min(_CHUNK_BYTES, release.size - done), progress)
                 if not chunk:
-                    raise _FailureError("the connection ended early")
+                    raise _AttemptError("the connection ended early")
                 file.write(chunk)
                 done += len(chunk)
                 progress.add(len(chunk), done)
 
 
-def _strong(etag: str | None) -> str:
+def _strong_etag(etag: str | None) -> str:
     """The ETag if it stands for these very bytes, as a range needs it, else nothing."""
     return etag if etag and re.fullmatch(r'"[!-~]*"', etag) else ""
 
@@ -324,7 +324,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 def _check_scheme(url: str, schemes: set[str]) -> None:
     scheme = urlsplit(url).scheme
     if scheme not in schemes:
-        raise _FailureError(f"its address leads to {scheme}, not https", lasting=True)
+        raise _AttemptError(f"its address leads to {scheme}, not https", permanent=True)
 
 
 def _open(request: urllib.request.Request, timeout: float, progress: _Progress) -> Any:
@@ -333,7 +333,7 @@ def _open(request: urllib.request.Request, timeout: float, progress: _Progress) 
     try:
         return urllib.request.build_opener(_Redirects(schemes)).open(request, timeout=timeout)
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise _failure(error, progress) from None
+        raise _attempt_error(error, progress) from None
 
 
 def _read(response: Any, count: int, progress: _Progress) -> bytes:
@@ -341,18 +341,18 @@ def _read(response: Any, count: int, progress: _Progress) -> bytes:
     try:
         return bytes(response.read1(count))
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise _failure(error, progress) from None
+        raise _attempt_error(error, progress) from None
 
 
-def _failure(error: Exception, progress: _Progress) -> _FailureError:
+def _attempt_error(error: Exception, progress: _Progress) -> _AttemptError:
     if isinstance(error, HTTPError):
         error.close()
         reason = f"HTTP {error.code} {http.client.responses.get(error.code, '')}".rstrip()
-        afresh = error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE
-        return _FailureError(reason, lasting=error.code not in _PASSING, afresh=afresh)
+        restart = error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE
+        return _AttemptError(reason, permanent=error.code not in _TRANSIENT, restart=restart)
     # urllib's way to say that there was no connection. Where none has been yet, there is none to
     # be had, and waiting for it only keeps the user waiting.
-    lasting = isinstance(error, URLError) and not progress.came
+    permanent = isinstance(error, URLError) and not progress.received
     cause = error.reason if isinstance(error, URLError) else error
     reason = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
-    return _FailureError(reason, lasting=lasting or isinstance(error, ValueError))
+    return _AttemptError(reason, permanent=permanent or isinstance(error, ValueError))
