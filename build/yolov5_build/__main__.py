@@ -21,7 +21,7 @@ from . import _contract as contract
 from ._checkpoint import Checkpoint, load_checkpoint
 from ._download import fetch_release, is_release_name
 from ._errors import BuildError, os_error_reason
-from ._evaluate import Figures, evaluate
+from ._evaluate import Measurement, evaluate
 from ._export import export_onnx
 from ._install import Installed, install_onnx
 from ._labels import read_names_file
@@ -252,17 +252,17 @@ def _bf16_is_as_good(options: argparse.Namespace, made: Path) -> bool:
 
 def _measure(
     options: argparse.Namespace, path: Path, split: Split, runtime: str = ONNX_RUNTIME
-) -> Figures:
+) -> Measurement:
     imgsz = _imgsz(options.imgsz) or (640, 640)
-    figures = evaluate(path, split, imgsz=imgsz, letterbox=options.letterbox, runtime=runtime)
+    measured = evaluate(path, split, imgsz=imgsz, letterbox=options.letterbox, runtime=runtime)
     precision = contract.BF16 if runtime == OPENVINO_BF16 else read_metadata(path).precision
     print(
-        f"{precision}: mAP50 {figures.map50:.4f},"
-        f" mAP50-95 {figures.map50_95:.4f}, {figures.bytes / 1e6:.1f} MB,"
-        f" {figures.milliseconds:.1f} ms an image on this CPU ({len(split.photos)} photos)",
+        f"{precision}: mAP50 {measured.map50:.4f},"
+        f" mAP50-95 {measured.map50_95:.4f}, {measured.bytes / 1e6:.1f} MB,"
+        f" {measured.milliseconds:.1f} ms an image on this CPU ({len(split.photos)} photos)",
         flush=True,
     )
-    return figures
+    return measured
 
 
 def _imgsz(given: list[int] | None) -> tuple[int, int] | None:

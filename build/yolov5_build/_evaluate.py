@@ -21,7 +21,7 @@ from ._runtimes import ONNX_RUNTIME, RUNTIMES
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figures:
+class Measurement:
     """
     Attributes:
         map50, map50_95: mean average precision at IoU 0.5, and over 0.5 to 0.95.
@@ -42,7 +42,7 @@ def evaluate(
     imgsz: tuple[int, int] = (640, 640),
     letterbox: str = "square",
     runtime: str = ONNX_RUNTIME,
-) -> Figures:
+) -> Measurement:
     """Measure an ONNX network that `export_onnx` or `import_onnx` wrote.
 
     Args:
@@ -85,7 +85,7 @@ def evaluate(
         size = placement.height, placement.width
         found.append(Found(boxes=boxes, scores=scores, classes=indices, size=size))
     result = evaluation.evaluate(found, split, classes=classes)
-    return Figures(
+    return Measurement(
         map50=result.map50,
         map50_95=result.map50_95,
         milliseconds=float(np.median(seconds)) * 1000,
