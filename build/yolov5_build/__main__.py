@@ -37,7 +37,7 @@ _ROOT = Path(__file__).parents[2]
 BUNDLED = _ROOT / "examples" / "bccd" / "best.pt"
 BUNDLED_DATA = BUNDLED.with_name("data.yaml")
 REPOSITORY = _ROOT / "model_repository"
-ALLOWED_LOSS = 0.005  # of mAP50-95
+ALLOWED_MAP_LOSS = 0.005  # of mAP50-95
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,9 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         if options.save:
-            weights = _find(options.weights)
+            weights = _find_weights(options.weights)
             with limited(weights):
-                checkpoint = _checkpoint(weights, options.names)
+                checkpoint = _load_checkpoint(weights, options.names)
             save_safetensors(checkpoint, options.save)
             print(f"Wrote {options.save}.")
         else:
@@ -110,14 +110,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _find(weights: str) -> Path:
+def _find_weights(weights: str) -> Path:
     """A file of this name, else the release that is called so."""
     if is_release_name(weights) and not Path(weights).exists():
         return fetch_release(weights)
     return Path(weights)
 
 
-def _checkpoint(path: Path, names_file: Path | None) -> Checkpoint:
+def _load_checkpoint(path: Path, names_file: Path | None) -> Checkpoint:
     given = read_names_file(names_file) if names_file else None
     load = load_safetensors if path.suffix.lower() == SUFFIX else load_checkpoint
     return load(path, names=given)
@@ -125,7 +125,7 @@ def _checkpoint(path: Path, names_file: Path | None) -> Checkpoint:
 
 def _install(options: argparse.Namespace) -> Installed:
     imgsz = _imgsz(options.imgsz)
-    weights = _find(options.weights)
+    weights = _find_weights(options.weights)
     with tempfile.TemporaryDirectory() as folder:
         made, prefiltered = (
             Path(folder, contract.WEIGHTS_FILE),
@@ -148,7 +148,7 @@ def _install(options: argparse.Namespace) -> Installed:
             options.repository,
             letterbox=options.letterbox,
             imgsz=imgsz,
-            bf16=_bf16_is_as_good(options, made),
+            bf16=_measure_bf16(options, made),
             prefiltered=prefiltered if prefiltered.exists() else None,
         )
 
@@ -166,7 +166,7 @@ def _export(
     validation = read_split(options.data, "val", "test") if options.data else None
     measured = validation is not None and bool(options.half or options.int8)
     if validation is not None and measured:
-        _say_doubts(validation)
+        _print_notes(validation)
     with limited(weights):
         made, full = _variants(options, weights, imgsz, folder, compare=measured)
     if validation is None or not measured:
@@ -174,21 +174,21 @@ def _export(
     if options.int8:
         made = folder / "int8.onnx"
         training = read_split(options.data, "train")
-        _say_doubts(training)
+        _print_notes(training)
         photos = training.photos
         step = -(-len(photos) // CALIBRATION_PHOTOS)  # from all over the folder
         quantise(full, made, photos[::step], device=options.int8, letterbox=options.letterbox)
     before, after = (_measure(options, path, validation) for path in (full, made))
     lost = before.map50_95 - after.map50_95
-    if options.int8 and lost > ALLOWED_LOSS and not options.accept_loss:
+    if options.int8 and lost > ALLOWED_MAP_LOSS and not options.accept_loss:
         raise BuildError(
-            f"INT8 loses {lost:.4f} of mAP50-95, more than {ALLOWED_LOSS}, so it was not installed;"
-            " --accept-loss installs it all the same."
+            f"INT8 loses {lost:.4f} of mAP50-95, more than {ALLOWED_MAP_LOSS}, so it was not"
+            " installed; --accept-loss installs it all the same."
         )
     return made
 
 
-def _say_doubts(split: Split) -> None:
+def _print_notes(split: Split) -> None:
     for note in split.notes:
         text = "".join(letter if letter.isprintable() else "?" for letter in note)
         print(f"warning: {text}", file=sys.stderr)
@@ -203,7 +203,7 @@ def _variants(
     compare: bool,
 ) -> tuple[Path, Path]:
     """Export a checkpoint to be served, and, where the two are to be compared, in FP32."""
-    checkpoint = _checkpoint(weights, options.names)
+    checkpoint = _load_checkpoint(weights, options.names)
     form: dict[str, Any] = {
         "imgsz": imgsz,
         "dynamic": options.letterbox == "rect",
@@ -222,7 +222,7 @@ def _variants(
     return made, export("fp32.onnx") if options.half and compare else made
 
 
-def _bf16_is_as_good(options: argparse.Namespace, made: Path) -> bool:
+def _measure_bf16(options: argparse.Namespace, made: Path) -> bool:
     """Measure where there are labels; whether OpenVINO in BF16 is faster here and keeps the mAP."""
     bf16 = cpu_has_bf16()
     bundled = options.weights == str(BUNDLED)
@@ -230,7 +230,7 @@ def _bf16_is_as_good(options: argparse.Namespace, made: Path) -> bool:
     before = split = None
     if data is not None and not (options.half or options.int8):  # those were measured
         split = read_split(data, "val", "test")
-        _say_doubts(split)
+        _print_notes(split)
         before = _measure(options, made, split)
     if read_metadata(made).precision != contract.PRECISIONS[0]:
         return False
@@ -245,7 +245,7 @@ def _bf16_is_as_good(options: argparse.Namespace, made: Path) -> bool:
         return False
     after = _measure(options, made, split, OPENVINO_BF16)
     lost = before.map50_95 - after.map50_95
-    good = lost <= ALLOWED_LOSS and after.milliseconds < before.milliseconds
+    good = lost <= ALLOWED_MAP_LOSS and after.milliseconds < before.milliseconds
     print(f"BF16 is {'served, but for PRECISION=fp32' if good else 'not served'}.")
     return good
 
