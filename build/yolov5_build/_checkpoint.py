@@ -58,7 +58,7 @@ def load_checkpoint(path: Path, *, names: Sequence[str] | None = None) -> Checkp
         BuildError: not a checkpoint, one that names something unknown, or one whose network does
             not hold together.
     """
-    return checkpoint_from(path, _network(path.name, unpickle(path)), names)
+    return checkpoint_from(path, _find_network(path.name, unpickle(path)), names)
 
 
 def checkpoint_from(
@@ -73,8 +73,8 @@ def checkpoint_from(
         head = network.model[-1]
         if not isinstance(head, layers.Detect):
             raise BuildError(f"{path.name} does not end in a detection head.")
-        labels = _names(path.name, network.names if names is None else names, head.nc)
-        stride = _stride(head.stride)
+        labels = _class_names(path.name, network.names if names is None else names, head.nc)
+        stride = _largest_stride(head.stride)
         # Tensors may share memory in the file, but not so that they need more than it holds.
         tensors = [*network.parameters(), *network.buffers()]
         if sum(tensor.numel() for tensor in tensors) > path.stat().st_size:
@@ -94,15 +94,15 @@ def checkpoint_from(
     return Checkpoint(network=network, names=labels, stride=stride, sha256=sha256)
 
 
-def _network(name: str, checkpoint: object) -> layers.DetectionModel:
+def _find_network(name: str, checkpoint: object) -> layers.DetectionModel:
     """The averaged weights (`ema`) where the file has them, else the last ones (`model`), or what
     was saved without a dict around it."""
     parts = checkpoint if isinstance(checkpoint, dict) else {"model": checkpoint}
     for key in ("ema", "model"):
-        network = _unwrapped(parts.get(key))
+        network = _unwrap(parts.get(key))
         if isinstance(network, layers.DetectionModel):
             return network
-    if any(_is_weights(part) for part in (parts, *parts.values())):
+    if any(_is_state_dict(part) for part in (parts, *parts.values())):
         raise BuildError(
             f"{name} holds weights without the network around them; give the checkpoint that "
             "YOLOv5's train.py wrote."
@@ -110,7 +110,7 @@ def _network(name: str, checkpoint: object) -> layers.DetectionModel:
     raise BuildError(f"{name} holds no YOLOv5 detection network.")
 
 
-def _unwrapped(network: object) -> object:
+def _unwrap(network: object) -> object:
     if isinstance(network, tuple) and network:  # before v5.0 the averaged ones, and their number
         network = network[0]
     for _ in range(4):
@@ -119,7 +119,7 @@ def _unwrapped(network: object) -> object:
     return network
 
 
-def _is_weights(part: object) -> bool:
+def _is_state_dict(part: object) -> bool:
     return (
         isinstance(part, dict) and bool(part) and all(isinstance(v, Tensor) for v in part.values())
     )
@@ -130,7 +130,7 @@ def wrong_channels(name: str, channels: int) -> BuildError:
     return BuildError(f"{name} takes images of {channels} channel{plural}; 3 are needed.")
 
 
-def _names(name: str, names: object, classes: int) -> tuple[str, ...]:
+def _class_names(name: str, names: object, classes: int) -> tuple[str, ...]:
     """Class names as a tuple; the file has a list, or from v6.2 on a dict by index."""
     if isinstance(names, dict):
         names = [names.get(i, names) for i in range(len(names))]
@@ -141,7 +141,7 @@ def _names(name: str, names: object, classes: int) -> tuple[str, ...]:
     return as_labels(names)
 
 
-def _stride(strides: Tensor) -> int:
+def _largest_stride(strides: Tensor) -> int:
     stride = float(strides.max())
     if not 1 <= stride <= 1024 or stride != int(stride):
         raise ValueError(stride)
