@@ -65,13 +65,13 @@ def read_onnx(path: Path) -> tuple[ModelProto, str]:
         check_fields(data)
         model = ModelProto.FromString(data)
     except Exception:  # protobuf has several kinds of complaint
-        raise (damaged(name) if data.startswith(_IR_VERSION) else _no_onnx(name)) from None
+        raise (damaged(name) if data.startswith(_IR_VERSION) else _not_onnx(name)) from None
     if not model.ir_version:
-        raise _no_onnx(name)
+        raise _not_onnx(name)
     if not model.graph.node or not model.graph.output:
         raise BuildError(f"{name} holds an empty graph.")
-    model = _inlined(name, model)
-    if not _is_text(model):
+    model = _inline_functions(name, model)
+    if not _names_are_text(model):
         raise damaged(name)
     # An initializer among the inputs is a default; it can only be another value for who knows it.
     constants = {tensor.name for tensor in model.graph.initializer}
@@ -83,7 +83,7 @@ def read_onnx(path: Path) -> tuple[ModelProto, str]:
         prune(model.graph, [output.name for output in model.graph.output])
     except GraphError:
         raise damaged(name) from None
-    _embed(name, path.parent, model)
+    _embed_external_data(name, path.parent, model)
     return model, hashlib.sha256(data).hexdigest()
 
 
@@ -91,7 +91,7 @@ def damaged(name: str) -> BuildError:
     return BuildError(f"{name} is cut off or damaged.")
 
 
-def _no_onnx(name: str) -> BuildError:
+def _not_onnx(name: str) -> BuildError:
     return BuildError(f"{name} is not an ONNX file.")
 
 
@@ -100,7 +100,7 @@ def quoted(text: str) -> str:
     return ascii(text if len(text) <= 60 else f"{text[:57]}...")
 
 
-def essence(error: Exception) -> str:
+def short_reason(error: Exception) -> str:
     """The reason that ONNX or ONNX Runtime gives, in one short line without a final period."""
     text = "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
     text = text.rpartition("Status Message: ")[2]
@@ -131,7 +131,7 @@ def _too_large(name: str) -> BuildError:
     return BuildError(f"{name} is over the limit of {(MAX_BYTES + 1) >> 20} MB.")
 
 
-def _inlined(name: str, model: ModelProto) -> ModelProto:
+def _inline_functions(name: str, model: ModelProto) -> ModelProto:
     """The model without functions of its own; they can call each other into the billions."""
     functions = {(f.domain, f.name): f.node for f in model.functions}
 
@@ -148,7 +148,7 @@ def _inlined(name: str, model: ModelProto) -> ModelProto:
     return inline_local_functions(model) if functions else model
 
 
-def _is_text(model: ModelProto) -> bool:
+def _names_are_text(model: ModelProto) -> bool:
     """Whether all names are Unicode; protobuf gives others as bytes."""
     graph = model.graph
     names = {value.name for value in (*graph.input, *graph.output)}
@@ -175,7 +175,7 @@ def _tensors(name: str, model: ModelProto) -> Iterator[TensorProto]:
             raise BuildError(f"{name} holds sparse tensors, which are not supported.")
 
 
-def _embed(name: str, folder: Path, model: ModelProto) -> None:
+def _embed_external_data(name: str, folder: Path, model: ModelProto) -> None:
     """Bring data from other files in, and check that every tensor has all of its own."""
     total = 0
     sizes: dict[str, int] = {}  # of the other files
@@ -191,9 +191,9 @@ def _embed(name: str, folder: Path, model: ModelProto) -> None:
             total += needed
             if total > MAX_BYTES:
                 raise _too_large(name)
-            path = _external(name, folder, tensor)
+            path = _external_path(name, folder, tensor)
             sizes[str(path)] = path.stat().st_size
-            offset = _offset(name, sizes[str(path)], tensor, needed)
+            offset = _external_offset(name, sizes[str(path)], tensor, needed)
             if total > 2 * sum(sizes.values()):  # tensors that lie in each other
                 raise damaged(name)
             with path.open("rb") as file:
@@ -210,7 +210,7 @@ def _embed(name: str, folder: Path, model: ModelProto) -> None:
                 raise damaged(name)
 
 
-def _external(name: str, folder: Path, tensor: TensorProto) -> Path:
+def _external_path(name: str, folder: Path, tensor: TensorProto) -> Path:
     """The file beside the model that a tensor lies in."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = PureWindowsPath(entries.get("location", ""))  # which knows both kinds of slash
@@ -223,7 +223,7 @@ def _external(name: str, folder: Path, tensor: TensorProto) -> Path:
     return path
 
 
-def _offset(name: str, size: int, tensor: TensorProto, needed: int) -> int:
+def _external_offset(name: str, size: int, tensor: TensorProto, needed: int) -> int:
     """Where a tensor's data begin in another file of this size, which holds all of them."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     offset, length = int(entries.get("offset", 0)), int(entries.get("length", needed))

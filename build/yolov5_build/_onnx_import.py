@@ -25,7 +25,7 @@ from ._contract import (
     STRIDE_KEY,
 )
 from ._errors import BuildError
-from ._onnx_file import essence, quoted, read_onnx
+from ._onnx_file import quoted, read_onnx, short_reason
 from ._onnx_graph import (
     Port,
     declare_batch_dynamic,
@@ -35,7 +35,7 @@ from ._onnx_graph import (
 )
 from ._onnx_limits import check_costs, check_operators
 from ._onnx_metadata import class_names, largest_stride
-from ._onnx_network import ImageInput, Network, image_input, load
+from ._onnx_network import ImageInput, Network, image_input, open_session
 from ._onnx_rows import Layout, Outputs, find_rows, problem_with
 
 FULL_HEAD = HEADS[0]
@@ -76,15 +76,15 @@ def import_onnx(
         OSError: `target` cannot be written.
     """
     try:
-        data = _imported(source, names, imgsz).SerializeToString()
+        data = _convert(source, names, imgsz).SerializeToString()
     except (BuildError, MemoryError):
         raise
     except Exception as error:  # whatever a strange file makes onnx or ONNX Runtime stumble over
-        raise BuildError(f"{source.name} cannot be imported: {essence(error)}.") from None
+        raise BuildError(f"{source.name} cannot be imported: {short_reason(error)}.") from None
     target.write_bytes(data)
 
 
-def _imported(
+def _convert(
     source: Path, names: Sequence[str] | None, imgsz: tuple[int, int] | None
 ) -> ModelProto:
     name = source.name
@@ -133,7 +133,7 @@ def _imported(
         Port(name=image.name, type=image.type, shape=("batch", 3, *size)),
         Port(name=rows, type=kind, shape=("batch", count, 5 + len(labels))),
     )
-    model, single = _for_batches(name, model, network.batch, trials)
+    model, single = _open_batch(name, model, network.batch, trials)
     onnx.helper.set_model_props(
         model,
         {
@@ -192,35 +192,35 @@ def _trial_of_another_size(
     return [(photos, rows)] if fits and not problem_with(rows, height, width) else []
 
 
-def _for_batches(
+def _open_batch(
     name: str, model: ModelProto, batch: int, trials: Sequence[tuple[Array, Array]]
 ) -> tuple[ModelProto, bool]:
     """A model that answers for several images at once as for each alone; else the one given, and
     True as it takes single images only."""
     tolerance = TOLERANCE if precision_from(model) == "fp32" else TOLERANCE_FP16
-    if _error(model, trials, (2, 3, 1)) <= tolerance:
+    if _largest_error(model, trials, (2, 3, 1)) <= tolerance:
         return model, False
     freed = ModelProto()
     freed.CopyFrom(model)
     make_batch_dynamic(freed, batch)
-    if _error(freed, trials, (2, 3, 1)) <= tolerance:
+    if _largest_error(freed, trials, (2, 3, 1)) <= tolerance:
         return freed, False
     if batch != 1:
         raise _fixed_batch(name, batch)
     declare_batch_dynamic(model)
-    error = _error(model, trials, (1,))
+    error = _largest_error(model, trials, (1,))
     if error > tolerance:
         raise BuildError(f"{name} answers differently by {error:.2g} when it is run again.")
     return model, True
 
 
-def _error(
+def _largest_error(
     model: ModelProto, trials: Sequence[tuple[Array, Array]], counts: Sequence[int]
 ) -> float:
     """The largest difference from the expected rows, infinite where it cannot be run."""
     worst = 0.0
     try:
-        session = load(model)
+        session = open_session(model)
         for photos, expected in trials:
             for count in counts:
                 (rows,) = session.run([OUTPUT], {INPUT: photos[:count]})

@@ -29,14 +29,14 @@ def class_names(
     Raises:
         BuildError: there are none, too few or too many.
     """
-    labels: list[Any] = list(given) if given is not None else _parsed(name, text)
+    labels: list[Any] = list(given) if given is not None else _parse_names(name, text)
     hint = "" if given is not None else f"; {_GIVE_NAMES}"
     if len(labels) != classes:
         raise BuildError(f"{name} has {classes} classes but {len(labels)} class names{hint}.")
     return list(as_labels(labels))
 
 
-def _parsed(name: str, text: str | None) -> list[Any]:
+def _parse_names(name: str, text: str | None) -> list[Any]:
     """Names from a list, or a dict by index, as Python or as JSON writes them."""
     names: Any = None
     for parse in (json.loads, ast.literal_eval):

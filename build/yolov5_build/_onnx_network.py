@@ -14,7 +14,7 @@ from onnx import GraphProto, ModelProto, TensorProto
 
 from ._errors import BuildError
 from ._limits import memory_limit
-from ._onnx_file import essence, quoted
+from ._onnx_file import quoted, short_reason
 from ._onnx_graph import all_nodes
 from ._onnx_rows import BUILT_IN_NMS
 from ._photos import example_images
@@ -91,9 +91,11 @@ class Network:
             operator = quoted(f"{foreign[0].domain}:{foreign[0].op_type}")
             raise self._refused(f"uses the operator {operator}, which ONNX Runtime does not have")
         try:
-            self._session = load(model)
+            self._session = open_session(model)
         except Exception as error:
-            raise self._refused(f"cannot be loaded by ONNX Runtime: {essence(error)}") from None
+            raise self._refused(
+                f"cannot be loaded by ONNX Runtime: {short_reason(error)}"
+            ) from None
 
     def _refused(self, reason: str) -> BuildError:
         # Suppression as a plug-in of TensorRT is the usual thing that does not load.
@@ -121,7 +123,7 @@ class Network:
         except Exception as error:
             size = "x".join(str(side) for side in photos.shape[2:])
             raise BuildError(
-                f"{self.name} cannot be run at {size} pixels: {essence(error)}."
+                f"{self.name} cannot be run at {size} pixels: {short_reason(error)}."
             ) from None
         return {n: array for n, array in zip(wanted, arrays) if isinstance(array, np.ndarray)}
 
@@ -136,7 +138,7 @@ def _is_nms(operator: str) -> bool:
     return "nms" in operator.lower() or operator == "NonMaxSuppression"
 
 
-def load(model: ModelProto) -> onnxruntime.InferenceSession:
+def open_session(model: ModelProto) -> onnxruntime.InferenceSession:
     """For the CPU, and silent; with so much memory as a network needs to be loaded, since what
     does not depend on the image is computed then."""
     options = onnxruntime.SessionOptions()
