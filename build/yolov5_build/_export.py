@@ -59,9 +59,9 @@ def export_onnx(
     height, width = sides(checkpoint, imgsz)
     images = example_images(height, width)
     axes = {0: "batch", 2: "height", 3: "width"} if dynamic else {0: "batch"}
-    network = _half(checkpoint.network) if half else checkpoint.network
+    network = _half_precision(checkpoint.network) if half else checkpoint.network
     write_onnx(
-        _Answer(network, reduced_head=reduced_head, half=half),
+        _ExportedNetwork(network, reduced_head=reduced_head, half=half),
         {contract.INPUT: torch.from_numpy(images[:1])},
         path,
         open_sides={
@@ -82,7 +82,7 @@ def export_onnx(
             f"the exported model differs from the checkpoint by {difference:.2g} (allowed"
             f" {allowed})."
         )
-    _describe(
+    _write_metadata(
         path,
         (None if dynamic else shape[1], shape[2]),
         {
@@ -146,7 +146,7 @@ def best_class(rows: Tensor) -> Tensor:
     return torch.cat((rows[..., :4], scores, classes.to(rows.dtype)), -1)
 
 
-class _Answer(nn.Module):
+class _ExportedNetwork(nn.Module):
     """The network as it is exported."""
 
     def __init__(self, network: DetectionModel, *, reduced_head: bool, half: bool = False) -> None:
@@ -165,7 +165,7 @@ class _ToFloat(nn.Module):
         return x.float()
 
 
-def _half(network: DetectionModel) -> DetectionModel:
+def _half_precision(network: DetectionModel) -> DetectionModel:
     """A copy that computes in FP16 up to the head's convolutions, and decodes in FP32."""
     copied = copy.deepcopy(network)
     head, original = copied.head, network.head
@@ -182,7 +182,7 @@ def _compare(
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (answer,) = session.run([contract.OUTPUT], {contract.INPUT: images})
     with torch.no_grad():
-        network = _Answer(checkpoint.network, reduced_head=reduced_head).eval()
+        network = _ExportedNetwork(checkpoint.network, reduced_head=reduced_head).eval()
         expected = network(torch.from_numpy(images)).numpy()
     if answer.shape != expected.shape:
         raise BuildError("the exported model answers in another shape than the checkpoint.")
@@ -198,7 +198,7 @@ def largest_difference(
     return float((np.abs(answer - expected) / np.maximum(np.abs(expected), 1)).max())
 
 
-def _describe(path: Path, shape: tuple[int | None, int], metadata: dict[str, str]) -> None:
+def _write_metadata(path: Path, shape: tuple[int | None, int], metadata: dict[str, str]) -> None:
     """State what the tracer left open, the output's rows and columns, and add the metadata."""
     model = onnx.load(path)
     for side, size in zip(model.graph.output[0].type.tensor_type.shape.dim[1:], shape):

@@ -66,7 +66,7 @@ def quantise(
             per_channel=True,
             activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=_decoding(onnx.load(prepared).graph),
+            nodes_to_exclude=_decoding_nodes(onnx.load(prepared).graph),
             extra_options={
                 "ActivationSymmetric": symmetric,
                 "WeightSymmetric": True,
@@ -88,7 +88,7 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
         return None if image is None else {INPUT: image[None]}
 
 
-def _decoding(graph: onnx.GraphProto) -> list[str]:
+def _decoding_nodes(graph: onnx.GraphProto) -> list[str]:
     """The nodes from the last convolution on along every path to the output."""
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
