@@ -42,7 +42,7 @@ def new_version(repository: Path) -> Iterator[tuple[Path, Path]]:
     """
     served = repository / MODEL
     try:
-        _bring_back(repository)
+        _restore_interrupted(repository)
         newest = version_folder(served)
         number = int(newest.name) + 1 if newest else 1
         # Beside the repository: inside it, Triton would take the staging folder for a model.
@@ -62,7 +62,7 @@ def new_version(repository: Path) -> Iterator[tuple[Path, Path]]:
         ) from None
 
 
-def _bring_back(repository: Path) -> None:
+def _restore_interrupted(repository: Path) -> None:
     """Put the served network back where a process was killed between the two renames of an exchange
     that is not one step."""
     served = repository / MODEL
