@@ -15,13 +15,13 @@ from ._errors import BuildError
 
 PLAN_FILE = "model.plan"
 PRECISIONS = ("fp32", "fp16", "int8")
-OLDEST = 10  # major version of TensorRT, and the last whose networks may be weakly typed
+OLDEST_MAJOR = 10  # major version of TensorRT, and the last whose networks may be weakly typed
 
 # How far a plan's answers may be from ONNX Runtime's to the same file, as `relative_error` says it:
 # a plan that is wrong is off by about 1. Three networks wholly in FP16 were off by 0.003 to 0.018
 # (bundled, yolov5n v7.0, yolov5s v5.0; 2 photos, PyTorch on a CPU); INT8 has not been measured.
 TOLERANCES = {"fp32": 1e-3, "fp16": 0.1, "int8": 0.3}
-_SMALL = 0.01  # of a score
+_SMALLEST_SCALE = 0.01  # of a score
 
 _BACKEND = ("backend", "onnxruntime", "platform", "tensorrt_plan")
 _FILE = ("default_model_filename", WEIGHTS_FILE, "default_model_filename", PLAN_FILE)
@@ -104,7 +104,7 @@ def choose_precision(requested: str, graph: str, major: int) -> BuildPrecision:
     Raises:
         BuildError: this TensorRT cannot make the one of the other.
     """
-    if graph == "fp32" and requested in ("auto", "fp16") and major == OLDEST:
+    if graph == "fp32" and requested in ("auto", "fp16") and major == OLDEST_MAJOR:
         # The decoded coordinates are FP16 too then, of which those from 512 px on are rounded to
         # half pixels. A file exported with --half decodes in FP32.
         return BuildPrecision(name="fp16", strongly_typed=False, fp16=True)
@@ -119,7 +119,7 @@ def choose_precision(requested: str, graph: str, major: int) -> BuildPrecision:
             f" {requested} from it; {means[requested]}, or leave --precision out."
         )
     # TF32 is TensorRT's default; who asks for FP32 wants the reference's numbers.
-    return BuildPrecision(name=graph, strongly_typed=major == OLDEST, tf32=graph != "fp32")
+    return BuildPrecision(name=graph, strongly_typed=major == OLDEST_MAJOR, tf32=graph != "fp32")
 
 
 def parse_version(text: str) -> tuple[int, ...]:
@@ -148,8 +148,8 @@ def check_versions(building: str, target: str | None) -> int:
         BuildError: they differ, in a number that both state; or it is too old.
     """
     here = parse_version(building)
-    if here[0] < OLDEST:
-        raise BuildError(f"This is TensorRT {building}; {OLDEST} is the oldest that will do.")
+    if here[0] < OLDEST_MAJOR:
+        raise BuildError(f"This is TensorRT {building}; {OLDEST_MAJOR} is the oldest that will do.")
     if target is not None and any(a != b for a, b in zip(here, parse_version(target))):
         raise BuildError(
             f"This is TensorRT {building}, but the plan is to run with {target}, and a plan runs"
@@ -163,7 +163,7 @@ def to_plan(config: str, note: str) -> str:
 
     Args:
         config: the text for ONNX Runtime.
-        note: what the plan is tied to; one line, which becomes a comment.
+        note: what the plan is environment to; one line, which becomes a comment.
 
     Raises:
         BuildError: the text is not as `make model` writes it.
@@ -172,7 +172,7 @@ def to_plan(config: str, note: str) -> str:
     start = re.search(_pattern(*_BACKEND[2:]), changed, re.MULTILINE)
     assert start is not None
     changed = f"{changed[: start.start()]}{_NOTE}{note}\n{changed[start.start() :]}"
-    _same_otherwise(config, changed)
+    _check_rest_is_same(config, changed)
     return changed
 
 
@@ -185,7 +185,7 @@ def to_onnx(config: str) -> str:
     changed = re.sub(rf"^{re.escape(_NOTE)}.*\n", "", config, flags=re.MULTILINE)
     for key, value, plan_key, plan_value in (_FILE, _BACKEND):
         changed = _replace(changed, plan_key, plan_value, key, value)
-    _same_otherwise(config, changed)
+    _check_rest_is_same(config, changed)
     return changed
 
 
@@ -203,16 +203,16 @@ def parse_config(text: str) -> model_config_pb2.ModelConfig:
 def relative_error(answer: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
     """How far rows [B,N,C] are from the reference's: root mean square, relative to the values'.
 
-    The worst column counts, because coordinates are hundreds and scores below one. Columns whose
-    values are less than `_SMALL`, scores of classes that are not to be seen, count as if of that
-    size. NaN where either has one.
+    The worst column counts, because coordinates are hundreds and scores below one. A column whose
+    values are below `_SMALLEST_SCALE`, such as the scores of a class that is not in the photos,
+    counts as if of that size. NaN if either has one.
     """
     if answer.shape != reference.shape:
         return float("inf")
     columns = reference.shape[-1]
     wanted = reference.astype(np.float64).reshape(-1, columns)
     distance = answer.astype(np.float64).reshape(-1, columns) - wanted
-    sizes = np.maximum(np.sqrt(np.mean(wanted**2, axis=0)), _SMALL)
+    sizes = np.maximum(np.sqrt(np.mean(wanted**2, axis=0)), _SMALLEST_SCALE)
     return float(np.max(np.sqrt(np.mean(distance**2, axis=0)) / sizes))
 
 
@@ -232,7 +232,7 @@ def _replace(text: str, key: str, value: str, new_key: str, new_value: str) -> s
     return changed
 
 
-def _same_otherwise(before: str, after: str) -> None:
+def _check_rest_is_same(before: str, after: str) -> None:
     configs = [parse_config(before), parse_config(after)]
     for config in configs:
         for name in ("backend", "platform", "default_model_filename"):

@@ -42,7 +42,9 @@ def load() -> ModuleType:
             " the version that the Triton which is to serve the plan has."
         ) from None
     except (ImportError, OSError) as error:
-        raise BuildError(f"The Python package tensorrt cannot be loaded: {_line(error)}.") from None
+        raise BuildError(
+            f"The Python package tensorrt cannot be loaded: {_one_line(error)}."
+        ) from None
 
 
 def gpu() -> Gpu:
@@ -78,7 +80,7 @@ def build(
     Raises:
         BuildError: TensorRT cannot start, read the file or build it.
     """
-    log = _log(trt)
+    log = _logger(trt)
     try:
         builder = trt.Builder(log)
     except (TypeError, RuntimeError):  # pybind11's way of handing on a null pointer
@@ -90,7 +92,9 @@ def build(
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(weights)):
         cause = parser.get_error(0).desc() if parser.num_errors else "no reason given"
-        raise BuildError(f"TensorRT {trt.__version__} cannot read {weights.name}: {_line(cause)}.")
+        raise BuildError(
+            f"TensorRT {trt.__version__} cannot read {weights.name}: {_one_line(cause)}."
+        )
 
     config = builder.create_builder_config()
     if workspace is not None:
@@ -126,7 +130,7 @@ def run(
     Raises:
         BuildError: it cannot be run here.
     """
-    log = _log(trt)
+    log = _logger(trt)
     try:
         return _run(trt, log, plan, name, images)
     except (TypeError, RuntimeError) as error:  # the former is pybind11's, of a null pointer
@@ -174,7 +178,7 @@ def _keep_timing_cache(config: Any, path: Path) -> None:
             path.write_bytes(cache.serialize())
 
 
-def _log(trt: ModuleType) -> Any:
+def _logger(trt: ModuleType) -> Any:
     """A logger for TensorRT that keeps what went wrong, and else says nothing."""
     wrong = (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR)
 
@@ -191,10 +195,10 @@ def _log(trt: ModuleType) -> Any:
 
         def cause(self, otherwise: object = "no reason given") -> str:
             """The first error; those after it are usually its consequences."""
-            return _line(self.errors[0] if self.errors else otherwise)
+            return _one_line(self.errors[0] if self.errors else otherwise)
 
     return Log()
 
 
-def _line(message: object) -> str:
+def _one_line(message: object) -> str:
     return " ".join(str(message).split()).rstrip(".")

@@ -115,9 +115,9 @@ def make_plan(options: argparse.Namespace) -> None:
     major = _plan.check_versions(trt.__version__, target)
     precision = _plan.choose_precision(options.precision, graph_precision(served.weights), major)
     gpu = _tensorrt.gpu()
-    tied = f"TensorRT {trt.__version__}, {gpu.name} (compute capability {gpu.capability})"
-    switched = _plan.to_plan(text, f"{tied}, {precision.name}.")
-    print(f"Building {precision.name} with {tied}; this takes minutes ...", flush=True)
+    environment = f"TensorRT {trt.__version__}, {gpu.name} (compute capability {gpu.capability})"
+    switched = _plan.to_plan(text, f"{environment}, {precision.name}.")
+    print(f"Building {precision.name} with {environment}; this takes minutes ...", flush=True)
     plan = _tensorrt.build(
         trt,
         served.weights,
@@ -128,12 +128,12 @@ def make_plan(options: argparse.Namespace) -> None:
         timing_cache=options.timing_cache or default_timing_cache(trt.__version__, gpu),
     )
     tolerance = _plan.TOLERANCES[precision.name]
-    error = try_plan(trt, plan, served.weights, config, profile, tolerance)
+    error = verify_plan(trt, plan, served.weights, config, profile, tolerance)
     install(options.repository, switched, plan)
     print(
         f"{MODEL} is a TensorRT plan now, for batches up to {config.max_batch_size}; its answers"
         f" to the example photos are within {error:.2g} of ONNX Runtime's.\n"
-        f"It runs only with {tied}."
+        f"It runs only with {environment}."
     )
     if target is None:
         print(
@@ -213,7 +213,7 @@ def default_timing_cache(version: str, gpu: _tensorrt.Gpu) -> Path:
     return Path(base, "yolov5-triton", f"timing-{version}-{device}-{gpu.capability}.cache")
 
 
-def try_plan(
+def verify_plan(
     trt: ModuleType,
     plan: bytes,
     weights: Path,

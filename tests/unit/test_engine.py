@@ -630,10 +630,10 @@ def test_the_last_column_of_a_reduced_head_is_not_compared(
     monkeypatch.setattr(_tensorrt, "run", other_classes)
     config = _plan.parse_config(CONFIG.replace('"full"', '"reduced"'))
     trt = StandIn("10.16.1.11")
-    assert engine.try_plan(trt, b"a plan", weights, config, PROFILE, 1e-3) == 0
+    assert engine.verify_plan(trt, b"a plan", weights, config, PROFILE, 1e-3) == 0
     with pytest.raises(BuildError, match="differ from ONNX Runtime's"):
         config = _plan.parse_config(CONFIG)
-        engine.try_plan(trt, b"a plan", weights, config, PROFILE, 1e-3)
+        engine.verify_plan(trt, b"a plan", weights, config, PROFILE, 1e-3)
 
 
 @pytest.mark.parametrize(
