@@ -330,13 +330,13 @@ def test_the_distance_between_answers() -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# The driver of the API, against a stand-in for the package tensorrt (which needs a GPU)
+# The driver of the API, against a fake for the package tensorrt (which needs a GPU)
 
 REMOVED = {"FP16", "INT8", "EXPLICIT_BATCH"}  # in version 11
 
 
-class StandIn(ModuleType):
-    """Stands in for the package `tensorrt`: notes what is called and answers as it is told to.
+class FakeTensorRT(ModuleType):
+    """Fakes the package `tensorrt`: notes what is called and answers as it is told to.
 
     It has no more than NVIDIA's bindings have in that version, so that asking for what version 11
     removed raises AttributeError.
@@ -465,7 +465,7 @@ class StandIn(ModuleType):
 PROFILE = Profile(min=(1, 3, 64, 96), opt=(4, 3, 64, 96), max=(8, 3, 64, 96))
 
 
-def build(trt: StandIn, precision: BuildPrecision, folder: Path) -> bytes:
+def build(trt: FakeTensorRT, precision: BuildPrecision, folder: Path) -> bytes:
     weights, cache = folder / "model.onnx", folder / "cache" / "timing"
     return _tensorrt.build(
         trt, weights, precision, "images", PROFILE, workspace=1 << 30, timing_cache=cache
@@ -492,7 +492,7 @@ def test_what_tensorrt_is_asked_for(
     flags: int,
     precision_calls: list[tuple[str, str]],
 ) -> None:
-    trt = StandIn(version)
+    trt = FakeTensorRT(version)
     precision = choose_precision(requested, graph, int(version[:2]))
     assert build(trt, precision, tmp_path) == b"a plan"
     assert trt.calls == [
@@ -506,9 +506,9 @@ def test_what_tensorrt_is_asked_for(
 
 
 def test_the_stand_in_lacks_what_version_11_removed() -> None:
-    assert StandIn("10.16.1.11").BuilderFlag.FP16.name == "FP16"
+    assert FakeTensorRT("10.16.1.11").BuilderFlag.FP16.name == "FP16"
     with pytest.raises(AttributeError):
-        _ = StandIn("11.4.0.106").BuilderFlag.FP16
+        _ = FakeTensorRT("11.4.0.106").BuilderFlag.FP16
 
 
 @pytest.mark.parametrize(
@@ -521,7 +521,7 @@ def test_a_timing_cache_that_does_not_fit_is_replaced(
     if found is not None:
         cache.parent.mkdir()
         cache.write_bytes(found)
-    trt = StandIn("11.4.0.106")
+    trt = FakeTensorRT("11.4.0.106")
     build(trt, choose_precision("auto", "fp16", 11), tmp_path)
     assert trt.calls[-1] == ("timing cache", used)
     assert cache.read_bytes() == b"timings of " + (used or b"nothing")
@@ -529,7 +529,7 @@ def test_a_timing_cache_that_does_not_fit_is_replaced(
 
 def test_a_timing_cache_that_cannot_be_written_costs_no_plan(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("not a folder")
-    trt = StandIn("11.4.0.106")
+    trt = FakeTensorRT("11.4.0.106")
     assert build(trt, choose_precision("auto", "fp16", 11), tmp_path) == b"a plan"
 
 
@@ -544,7 +544,7 @@ FAILURES = {
 
 @pytest.mark.parametrize("failing", FAILURES)
 def test_what_tensorrt_cannot_do_is_one_sentence(tmp_path: Path, failing: str) -> None:
-    trt = StandIn("11.4.0.106", **{failing: False})
+    trt = FakeTensorRT("11.4.0.106", **{failing: False})
     with pytest.raises(BuildError) as raised:
         build(trt, choose_precision("auto", "fp16", 11), tmp_path)
     assert str(raised.value) == FAILURES[failing]
@@ -555,9 +555,9 @@ def test_what_tensorrt_cannot_do_is_one_sentence(tmp_path: Path, failing: str) -
 
 
 def serve_by(
-    monkeypatch: pytest.MonkeyPatch, trt: StandIn, repository: Path, spoilt: float = 0
+    monkeypatch: pytest.MonkeyPatch, trt: FakeTensorRT, repository: Path, spoilt: float = 0
 ) -> None:
-    """Have the stand-in taken for TensorRT, and its plan answer as ONNX Runtime does, nearly."""
+    """Have the fake taken for TensorRT, and its plan answer as ONNX Runtime does, nearly."""
     weights = engine.read_served(repository).weights.read_bytes()
 
     def run(
@@ -582,7 +582,7 @@ def test_a_plan_is_installed_and_undone(
     (repository / "yolov5" / "warmup" / "photo").write_bytes(b"jpeg")
     before = contents(repository / "yolov5")
     arguments = [f"--repository={repository}"]
-    trt = StandIn("10.16.1.11")
+    trt = FakeTensorRT("10.16.1.11")
     serve_by(monkeypatch, trt, repository)
     for number in ("2", "3"):  # once more over the plan
         assert engine.main([*arguments, "--opt-batch=2"]) == 0
@@ -619,7 +619,7 @@ def test_the_last_column_of_a_reduced_head_is_not_compared(
 ) -> None:
     repository = make_repository(tmp_path)
     weights = engine.read_served(repository).weights
-    serve_by(monkeypatch, StandIn("10.16.1.11"), repository)
+    serve_by(monkeypatch, FakeTensorRT("10.16.1.11"), repository)
     right = _tensorrt.run
 
     def other_classes(*arguments: Any) -> dict[str, NDArray[np.float32]]:
@@ -629,7 +629,7 @@ def test_the_last_column_of_a_reduced_head_is_not_compared(
 
     monkeypatch.setattr(_tensorrt, "run", other_classes)
     config = _plan.parse_config(CONFIG.replace('"full"', '"reduced"'))
-    trt = StandIn("10.16.1.11")
+    trt = FakeTensorRT("10.16.1.11")
     assert engine.verify_plan(trt, b"a plan", weights, config, PROFILE, 1e-3) == 0
     with pytest.raises(BuildError, match="differ from ONNX Runtime's"):
         config = _plan.parse_config(CONFIG)
@@ -637,7 +637,7 @@ def test_the_last_column_of_a_reduced_head_is_not_compared(
 
 
 @pytest.mark.parametrize(
-    "options, stand_in, spoilt, sentence",
+    "options, fake, spoilt, sentence",
     [
         *(([], {name: False}, 0, sentence) for name, sentence in FAILURES.items()),
         ([], {}, 0.01, "The plan's answers to the example photos differ from ONNX Runtime's by"),
@@ -651,13 +651,13 @@ def test_what_is_installed_stays_when_anything_fails(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     options: list[str],
-    stand_in: dict[str, bool],
+    fake: dict[str, bool],
     spoilt: float,
     sentence: str,
 ) -> None:
     repository = make_repository(tmp_path)
     before = contents(repository)
-    serve_by(monkeypatch, StandIn("11.4.0.106", **stand_in), repository, spoilt)
+    serve_by(monkeypatch, FakeTensorRT("11.4.0.106", **fake), repository, spoilt)
     assert engine.main([f"--repository={repository}", *options]) == 1
     error = capsys.readouterr().err
     assert error.startswith(f"error: {sentence}")
