@@ -98,7 +98,7 @@ class _Prefiltered(nn.Module):
 
     def forward(self, pixels: Tensor, nms: Tensor) -> Tensor:
         maps = self.network.maps(pixels.float() / 255)
-        rows = self.network.head.candidates(maps, nms[0, 0])
+        rows = self.network.head.rows_above(maps, nms[0, 0])
         return (best_class(rows) if self.reduced_head else rows)[None]
 
 

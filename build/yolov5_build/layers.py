@@ -282,10 +282,10 @@ class Detect(nn.Module):
         """Feature maps -> [B, N, 5 + nc]: cx, cy, w, h in pixels, objectness, class scores."""
         return torch.cat([self._rows(level, x) for level, x in enumerate(xs)], 1)
 
-    def candidates(self, xs: list[Tensor], conf_thres: Tensor) -> Tensor:
+    def rows_above(self, xs: list[Tensor], conf_thres: Tensor) -> Tensor:
         """Feature maps of one image -> [n, 5 + nc]: those rows whose objectness is over a threshold
         (no dimensions), in the same order. Only they are decoded."""
-        return torch.cat([self._candidates(level, x, conf_thres) for level, x in enumerate(xs)])
+        return torch.cat([self._rows_above(level, x, conf_thres) for level, x in enumerate(xs)])
 
     def _rows(self, level: int, x: Tensor) -> Tensor:
         x = self.m[level](x)
@@ -300,7 +300,7 @@ class Detect(nn.Module):
         anchors = self._anchors(level).view(1, self.na, 1, 1, 2)
         return self._decoded(level, t, cells, anchors).view(batch, -1, self.no)
 
-    def _candidates(self, level: int, x: Tensor, conf_thres: Tensor) -> Tensor:
+    def _rows_above(self, level: int, x: Tensor, conf_thres: Tensor) -> Tensor:
         x = self.m[level](x)
         _, _, rows, cols = x.shape
         objectness = x.view(self.na, self.no, rows * cols)[:, 4].sigmoid()
