@@ -77,7 +77,10 @@ def _parser() -> argparse.ArgumentParser:
         "--imgsz", type=int, nargs="+", help="height and width, or one number (640 if it is open)"
     )
     parser.add_argument(
-        "--letterbox", choices=contract.LETTERBOX_MODES, default="square", help="(%(default)s)"
+        "--letterbox",
+        choices=contract.LETTERBOX_MODES,
+        default=contract.SQUARE,
+        help="(%(default)s)",
     )
     parser.add_argument(
         "--names", type=Path, help="class names in place of the file's: one a line, or a data.yaml"
@@ -142,7 +145,7 @@ def _install(options: argparse.Namespace) -> Installed:
             with limited(weights):
                 import_onnx(weights, made, names=given, imgsz=imgsz)
         else:
-            made = _export(options, weights, imgsz or (640, 640), Path(folder))
+            made = _export(options, weights, imgsz or contract.DEFAULT_SIZE, Path(folder))
         return install_onnx(
             made,
             options.repository,
@@ -206,7 +209,7 @@ def _variants(
     checkpoint = _load_checkpoint(weights, options.names)
     form: dict[str, Any] = {
         "imgsz": imgsz,
-        "dynamic": options.letterbox == "rect",
+        "dynamic": options.letterbox == contract.RECT,
         "reduced_head": options.reduced_head,
     }
 
@@ -232,7 +235,7 @@ def _measure_bf16(options: argparse.Namespace, made: Path) -> bool:
         split = read_split(data, "val", "test")
         _print_notes(split)
         before = _measure(options, made, split)
-    if read_metadata(made).precision != contract.PRECISIONS[0]:
+    if read_metadata(made).precision != contract.FP32:
         return False
     if not bf16:
         print("Served in FP32: this CPU has no BF16.")
@@ -253,7 +256,7 @@ def _measure_bf16(options: argparse.Namespace, made: Path) -> bool:
 def _measure(
     options: argparse.Namespace, path: Path, split: Split, runtime: str = ONNX_RUNTIME
 ) -> Measurement:
-    imgsz = _imgsz(options.imgsz) or (640, 640)
+    imgsz = _imgsz(options.imgsz) or contract.DEFAULT_SIZE
     measured = evaluate(path, split, imgsz=imgsz, letterbox=options.letterbox, runtime=runtime)
     precision = contract.BF16 if runtime == OPENVINO_BF16 else read_metadata(path).precision
     print(

@@ -15,6 +15,7 @@ import torch
 from yolov5_client import evaluation
 from yolov5_client.evaluation import Found, Split
 
+from . import _contract as contract
 from ._metadata import read_metadata
 from ._photos import PhotoLoader, step_module
 from ._runtimes import ONNX_RUNTIME, RUNTIMES
@@ -39,8 +40,8 @@ def evaluate(
     path: Path,
     split: Split,
     *,
-    imgsz: tuple[int, int] = (640, 640),
-    letterbox: str = "square",
+    imgsz: tuple[int, int] = contract.DEFAULT_SIZE,
+    letterbox: str = contract.SQUARE,
     runtime: str = ONNX_RUNTIME,
 ) -> Measurement:
     """Measure an ONNX network that `export_onnx` or `import_onnx` wrote.
@@ -57,7 +58,7 @@ def evaluate(
     height, width = (side or wanted for side, wanted in zip(network.sides, imgsz))
     metadata = read_metadata(path)
     classes = len(metadata.names)
-    reduced = metadata.head == "reduced"
+    reduced = metadata.head == contract.REDUCED
     nms = step_module("postprocess", "nms")
     thresholds = nms.Thresholds(
         conf_thres=evaluation.CONF_THRES,

@@ -31,7 +31,7 @@ def export_onnx(
     checkpoint: Checkpoint,
     path: Path,
     *,
-    imgsz: int | tuple[int, int] = 640,
+    imgsz: int | tuple[int, int] = contract.DEFAULT_SIZE,
     dynamic: bool = False,
     half: bool = False,
     reduced_head: bool = False,
@@ -88,8 +88,8 @@ def export_onnx(
         {
             contract.NAMES_KEY: str(dict(enumerate(checkpoint.names))),
             contract.STRIDE_KEY: str(checkpoint.stride),
-            contract.HEAD_KEY: contract.HEADS[reduced_head],
-            contract.PRECISION_KEY: "fp16" if half else "fp32",
+            contract.HEAD_KEY: contract.REDUCED if reduced_head else contract.FULL,
+            contract.PRECISION_KEY: contract.FP16 if half else contract.FP32,
             contract.PROVENANCE_KEY: provenance
             or f"From a checkpoint, sha256 {checkpoint.sha256}.",
         },

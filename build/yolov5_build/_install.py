@@ -22,8 +22,8 @@ _TEMPLATE = Path(__file__).with_name("config.pbtxt")
 MAX_BATCH_SIZE = 8
 _BATCH_LINE = re.compile(r"(?m)^max_batch_size: (\d+)$")
 _COLUMNS = {
-    "full": "cx, cy, w, h in model pixels, objectness, one score for each line of labels.txt.",
-    "reduced": "cx, cy, w, h in model pixels, the best class's score, its line in labels.txt.",
+    contract.FULL: "objectness, one score for each line of labels.txt.",
+    contract.REDUCED: "the best class's score, its line in labels.txt.",
 }
 _OPEN_SIZE = """
 # The input's largest height and width, and what both are multiples of.
@@ -79,7 +79,7 @@ def install_onnx(
     weights: Path,
     repository: Path,
     *,
-    letterbox: str = "square",
+    letterbox: str = contract.SQUARE,
     imgsz: tuple[int, int] | None = None,
     bf16: bool = False,
     prefiltered: Path | None = None,
@@ -106,10 +106,10 @@ def install_onnx(
     stride = metadata.stride
     _, _, fixed_height, fixed_width = _shape(model.graph.input, contract.INPUT)
     _, rows, columns = _shape(model.graph.output, contract.OUTPUT)
-    height, width = (fixed_height or 640), (fixed_width or 640)
-    if imgsz and not fixed_height:
-        height, width = imgsz
-    if letterbox == "rect" and fixed_height:
+    height, width = imgsz or contract.DEFAULT_SIZE
+    if fixed_height:
+        height, width = fixed_height, fixed_width
+    if letterbox == contract.RECT and fixed_height:
         raise BuildError(
             f"letterbox rect needs a network with open height and width; these are fixed to"
             f" {height}x{width}."
@@ -118,7 +118,7 @@ def install_onnx(
         raise BuildError(f"image size {height}x{width} is not a multiple of the stride, {stride}.")
     # A network with open sides is served with fixed ones unless it is rect that wants them open;
     # the rows then follow from the sides, but are not known here.
-    rect = letterbox == "rect"
+    rect = letterbox == contract.RECT
     template = _TEMPLATE.read_text("utf-8").replace("$open_size", _OPEN_SIZE if rect else "")
     dims = "3, -1, -1" if rect else f"3, {height}, {width}"
     sides = {"height": height, "width": width}
@@ -126,7 +126,7 @@ def install_onnx(
         Template(template).substitute,
         provenance=metadata.provenance,
         max_batch_size=max_batch_size,
-        columns_are=_COLUMNS[metadata.head],
+        columns_are="cx, cy, w, h in model pixels, " + _COLUMNS[metadata.head],
         **sides,
         stride=stride,
         letterbox=letterbox,

@@ -9,7 +9,6 @@ from pathlib import Path
 import onnx
 
 from . import _contract as contract
-from ._contract import SOURCES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +29,7 @@ class Metadata:
     head: str
     precision: str
     provenance: str
-    source: str = SOURCES[0]
+    source: str = contract.FROM_CHECKPOINT
     max_batch_size: int | None
 
 
@@ -46,6 +45,6 @@ def read_metadata(model: onnx.ModelProto | Path) -> Metadata:
         head=entries[contract.HEAD_KEY],
         precision=entries[contract.PRECISION_KEY],
         provenance=" ".join(entries[contract.PROVENANCE_KEY].split()),
-        source=entries.get(contract.SOURCE_KEY, SOURCES[0]),
+        source=entries.get(contract.SOURCE_KEY, contract.FROM_CHECKPOINT),
         max_batch_size=int(limit) if limit else None,
     )

@@ -19,7 +19,7 @@ from onnx import (
     numpy_helper,
 )
 
-from ._contract import INPUT, MODEL, OUTPUT, PRECISIONS
+from ._contract import FP16, FP32, INPUT, INT8, INT8_SYMMETRIC, MODEL, OUTPUT
 
 
 class GraphError(Exception):
@@ -171,8 +171,8 @@ def precision_from(model: ModelProto) -> str:
             and not numpy_helper.to_array(zero).any()
             for zero in zeros
         )
-        return PRECISIONS[3] if symmetric else PRECISIONS[2]
-    return PRECISIONS[1] if half else PRECISIONS[0]
+        return INT8_SYMMETRIC if symmetric else INT8
+    return FP16 if half else FP32
 
 
 def make_batch_dynamic(model: ModelProto, batch: int) -> None:

@@ -11,19 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from ._contract import (
-    HEAD_KEY,
-    HEADS,
-    INPUT,
-    MAX_BATCH_KEY,
-    NAMES_KEY,
-    OUTPUT,
-    PRECISION_KEY,
-    PROVENANCE_KEY,
-    SOURCE_KEY,
-    SOURCES,
-    STRIDE_KEY,
-)
+from . import _contract as contract
 from ._errors import BuildError
 from ._onnx_file import quoted, read_onnx, short_reason
 from ._onnx_graph import (
@@ -38,8 +26,6 @@ from ._onnx_metadata import class_names, largest_stride
 from ._onnx_network import ImageInput, Network, image_input, open_session
 from ._onnx_rows import Layout, Outputs, find_rows, problem_with
 
-FULL_HEAD = HEADS[0]
-DEFAULT_SIZE = (640, 640)
 MAX_SIDE = 4096
 SIDE_STEP = 32  # a side that the file leaves open is a multiple of it
 MAX_PIXELS = 1 << 25  # of a batch that the file fixes: 81 images of 640x640
@@ -90,9 +76,9 @@ def _convert(
     name = source.name
     model, sha256 = read_onnx(source)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    if metadata.get(HEAD_KEY, FULL_HEAD) != FULL_HEAD:
+    if metadata.get(contract.HEAD_KEY, contract.FULL) != contract.FULL:
         raise BuildError(
-            f"{name} has a {quoted(metadata[HEAD_KEY])} head; only a full one is read."
+            f"{name} has a {quoted(metadata[contract.HEAD_KEY])} head; only a full one is read."
         )
     image = image_input(name, model.graph)
     height, width = _size(name, image, imgsz)
@@ -112,8 +98,8 @@ def _convert(
             width=width,
         ),
     )
-    labels = class_names(name, names, metadata.get(NAMES_KEY), outputs[rows].shape[2] - 5)
-    stride = largest_stride(metadata.get(STRIDE_KEY), layout, height, width)
+    labels = class_names(name, names, metadata.get(contract.NAMES_KEY), outputs[rows].shape[2] - 5)
+    stride = largest_stride(metadata.get(contract.STRIDE_KEY), layout, height, width)
 
     trials = [(photos, network.rows(photos, rows))]
     problem = problem_with(trials[0][1], height, width)
@@ -137,13 +123,13 @@ def _convert(
     onnx.helper.set_model_props(
         model,
         {
-            NAMES_KEY: str(dict(enumerate(labels))),
-            STRIDE_KEY: str(stride),
-            HEAD_KEY: FULL_HEAD,
-            PRECISION_KEY: precision_from(model),
-            SOURCE_KEY: SOURCES[1],
-            PROVENANCE_KEY: f"From {name}, sha256 {sha256}.",
-            **({MAX_BATCH_KEY: "1"} if single else {}),
+            contract.NAMES_KEY: str(dict(enumerate(labels))),
+            contract.STRIDE_KEY: str(stride),
+            contract.HEAD_KEY: contract.FULL,
+            contract.PRECISION_KEY: precision_from(model),
+            contract.SOURCE_KEY: contract.FROM_ONNX,
+            contract.PROVENANCE_KEY: f"From {name}, sha256 {sha256}.",
+            **({contract.MAX_BATCH_KEY: "1"} if single else {}),
         },
     )
     onnx.checker.check_model(model)
@@ -152,7 +138,7 @@ def _convert(
 
 def _size(name: str, image: ImageInput, imgsz: tuple[int, int] | None) -> tuple[int, int]:
     """Height and width in pixels to run it at."""
-    wanted = imgsz or DEFAULT_SIZE
+    wanted = imgsz or contract.DEFAULT_SIZE
     size = (image.height or wanted[0], image.width or wanted[1])
     if imgsz and size != imgsz:
         raise BuildError(
@@ -197,7 +183,7 @@ def _open_batch(
 ) -> tuple[ModelProto, bool]:
     """A model that answers for several images at once as for each alone; else the one given, and
     True as it takes single images only."""
-    tolerance = TOLERANCE if precision_from(model) == "fp32" else TOLERANCE_FP16
+    tolerance = TOLERANCE if precision_from(model) == contract.FP32 else TOLERANCE_FP16
     if _largest_error(model, trials, (2, 3, 1)) <= tolerance:
         return model, False
     freed = ModelProto()
@@ -223,7 +209,7 @@ def _largest_error(
         session = open_session(model)
         for photos, expected in trials:
             for count in counts:
-                (rows,) = session.run([OUTPUT], {INPUT: photos[:count]})
+                (rows,) = session.run([contract.OUTPUT], {contract.INPUT: photos[:count]})
                 wanted = expected[:count]
                 if rows.shape != wanted.shape or not np.isfinite(rows).all():
                     return np.inf

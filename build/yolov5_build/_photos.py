@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from . import _contract as contract
 from ._errors import BuildError
 
 _ROOT = Path(__file__).parents[2]
@@ -53,7 +54,7 @@ class PhotoLoader:
     """Prepares photos for an input of this size, in one of the `LETTERBOX_MODES`."""
 
     def __init__(
-        self, height: int, width: int, *, letterbox: str = "square", stride: int = 32
+        self, height: int, width: int, *, letterbox: str = contract.SQUARE, stride: int = 32
     ) -> None:
         self._decode = step_module("preprocess", "decode")
         self._decoder = self._decode.Decoder(

@@ -10,17 +10,26 @@ from google.protobuf import text_format
 from numpy.typing import NDArray
 from tritonclient.grpc import model_config_pb2
 
-from ._contract import CONFIG_FILE, MODEL, WEIGHTS_FILE
+from ._contract import (
+    CONFIG_FILE,
+    FP16,
+    FP32,
+    IMGSZ_KEY,
+    INT8,
+    MODEL,
+    PLAN_FILE,
+    STRIDE_KEY,
+    WEIGHTS_FILE,
+)
 from ._errors import BuildError
 
-PLAN_FILE = "model.plan"
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = (FP32, FP16, INT8)
 OLDEST_MAJOR = 10  # major version of TensorRT, and the last whose networks may be weakly typed
 
 # How far a plan's answers may be from ONNX Runtime's to the same file, as `relative_error` says it:
 # a plan that is wrong is off by about 1. Three networks wholly in FP16 were off by 0.003 to 0.018
 # (bundled, yolov5n v7.0, yolov5s v5.0; 2 photos, PyTorch on a CPU); INT8 has not been measured.
-TOLERANCES = {"fp32": 1e-3, "fp16": 0.1, "int8": 0.3}
+TOLERANCES = {FP32: 1e-3, FP16: 0.1, INT8: 0.3}
 _SMALLEST_SCALE = 0.01  # of a score
 
 _BACKEND = ("backend", "onnxruntime", "platform", "tensorrt_plan")
@@ -58,8 +67,8 @@ def profile_for(config: model_config_pb2.ModelConfig, opt_batch: int | None = No
     low, high = sides, sides
     if min(sides) < 1:
         try:
-            high = [int(side) for side in config.parameters["imgsz"].string_value.split()]
-            stride = int(config.parameters["stride"].string_value)
+            high = [int(side) for side in config.parameters[IMGSZ_KEY].string_value.split()]
+            stride = int(config.parameters[STRIDE_KEY].string_value)
         except ValueError:
             high = []
         if len(high) != 2:
@@ -104,22 +113,22 @@ def choose_precision(requested: str, graph: str, major: int) -> BuildPrecision:
     Raises:
         BuildError: this TensorRT cannot make the one of the other.
     """
-    if graph == "fp32" and requested in ("auto", "fp16") and major == OLDEST_MAJOR:
+    if graph == FP32 and requested in ("auto", FP16) and major == OLDEST_MAJOR:
         # The decoded coordinates are FP16 too then, of which those from 512 px on are rounded to
         # half pixels. A file exported with --half decodes in FP32.
-        return BuildPrecision(name="fp16", strongly_typed=False, fp16=True)
+        return BuildPrecision(name=FP16, strongly_typed=False, fp16=True)
     if requested not in ("auto", graph):
         means = {
-            "fp32": "install an FP32 file, by `make model` without --half",
-            "fp16": "install an FP16 file, by `make model WEIGHTS=... ARGS=--half`",
-            "int8": "install an ONNX file that is quantised (Q/DQ)",
+            FP32: "install an FP32 file, by `make model` without --half",
+            FP16: "install an FP16 file, by `make model WEIGHTS=... ARGS=--half`",
+            INT8: "install an ONNX file that is quantised (Q/DQ)",
         }
         raise BuildError(
             f"The installed {WEIGHTS_FILE} is {graph}, and TensorRT {major} cannot build"
             f" {requested} from it; {means[requested]}, or leave --precision out."
         )
     # TF32 is TensorRT's default; who asks for FP32 wants the reference's numbers.
-    return BuildPrecision(name=graph, strongly_typed=major == OLDEST_MAJOR, tf32=graph != "fp32")
+    return BuildPrecision(name=graph, strongly_typed=major == OLDEST_MAJOR, tf32=graph != FP32)
 
 
 def parse_version(text: str) -> tuple[int, ...]:

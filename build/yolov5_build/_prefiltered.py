@@ -30,7 +30,7 @@ def export_prefiltered(
     path: Path,
     full: Path,
     *,
-    imgsz: int | tuple[int, int] = 640,
+    imgsz: int | tuple[int, int] = contract.DEFAULT_SIZE,
     dynamic: bool = False,
     reduced_head: bool = False,
 ) -> float:

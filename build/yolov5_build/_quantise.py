@@ -19,13 +19,13 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from ._contract import INPUT, PRECISION_KEY, PRECISIONS
+from ._contract import INPUT, INT8, INT8_SYMMETRIC, PRECISION_KEY, SQUARE
 from ._errors import BuildError
 from ._photos import PhotoLoader
 
 # Unsigned numbers with a zero point use all 256 steps and are what CPUs multiply fast. TensorRT
 # takes only signed ones with zero in the middle.
-TARGETS = {"cpu": PRECISIONS[2], "tensorrt": PRECISIONS[3]}
+TARGETS = {"cpu": INT8, "tensorrt": INT8_SYMMETRIC}
 CALIBRATION_PHOTOS = 64
 
 
@@ -35,7 +35,7 @@ def quantise(
     photos: Sequence[Path],
     *,
     device: str = "cpu",
-    letterbox: str = "square",
+    letterbox: str = SQUARE,
 ) -> None:
     """Turn an FP32 network that `export_onnx` wrote into an INT8 one.
 
@@ -54,7 +54,8 @@ def quantise(
     sides = [side.dim_value for side in model.graph.input[0].type.tensor_type.shape.dim[2:]]
     if not all(sides):
         raise BuildError("INT8 needs a network of fixed size, so not letterbox rect.")
-    symmetric = device == "tensorrt"
+    precision = TARGETS[device]
+    symmetric = precision == INT8_SYMMETRIC
     with tempfile.TemporaryDirectory() as folder, _quiet():
         prepared = Path(folder, "prepared.onnx")
         quant_pre_process(source, prepared, skip_symbolic_shape=True)
@@ -75,7 +76,7 @@ def quantise(
         )
     quantised = onnx.load(target)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    onnx.helper.set_model_props(quantised, {**metadata, PRECISION_KEY: TARGETS[device]})
+    onnx.helper.set_model_props(quantised, {**metadata, PRECISION_KEY: precision})
     onnx.save(quantised, target)
 
 

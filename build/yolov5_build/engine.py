@@ -23,10 +23,21 @@ from yolov5_client._streams import prepare_streams
 
 from . import BuildError, _plan, _tensorrt
 from .__main__ import REPOSITORY
-from ._contract import CONFIG_FILE, MODEL, PRECISION_KEY, PRECISIONS, WEIGHTS_FILE
+from ._contract import (
+    CONFIG_FILE,
+    FP32,
+    HEAD_KEY,
+    INT8,
+    INT8_SYMMETRIC,
+    MODEL,
+    PLAN_FILE,
+    PRECISION_KEY,
+    PRECISIONS,
+    REDUCED,
+    WEIGHTS_FILE,
+)
 from ._errors import os_error_reason
 from ._photos import example_images
-from ._quantise import TARGETS
 from ._version import copy_weights, new_version, version_folder
 
 _DOCKERFILE = Path(__file__).parents[1] / "Dockerfile"
@@ -177,8 +188,8 @@ def graph_precision(weights: Path) -> str:
             f"{weights.name} cannot be read as ONNX; `make model` renews it."
         ) from None
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    noted = metadata.get(PRECISION_KEY, PRECISIONS[0])
-    if noted == TARGETS["cpu"]:
+    noted = metadata.get(PRECISION_KEY, FP32)
+    if noted == INT8:
         raise BuildError(
             f"{weights.name} is INT8 for CPUs, which TensorRT does not take; install it anew with"
             " --int8 tensorrt."
@@ -188,7 +199,7 @@ def graph_precision(weights: Path) -> str:
             f"{weights.name} says that its precision is '{noted}';"
             f" allowed: {', '.join(PRECISIONS)}."
         )
-    return "int8" if noted == TARGETS["tensorrt"] else noted
+    return INT8 if noted == INT8_SYMMETRIC else noted
 
 
 def target_version() -> str | None:
@@ -232,7 +243,7 @@ def verify_plan(
     session = onnxruntime.InferenceSession(weights, providers=["CPUExecutionProvider"])
     (wanted,) = session.run([output], {source: images})
     answer = _tensorrt.run(trt, plan, source, images)[output]
-    if config.parameters["head"].string_value == "reduced":
+    if config.parameters[HEAD_KEY].string_value == REDUCED:
         # The last column is a class's number; where two are as good, either may be named.
         answer, wanted = answer[..., :-1], wanted[..., :-1]
     error = _plan.relative_error(answer, wanted)
@@ -252,13 +263,13 @@ def install(repository: Path, config: str, plan: bytes | None = None) -> None:
     with new_version(repository) as (new, version):
         for source, target in ((served, new), (current, version)):
             for path in source.iterdir():
-                if path.is_file() and path.name not in (CONFIG_FILE, _plan.PLAN_FILE):
+                if path.is_file() and path.name not in (CONFIG_FILE, PLAN_FILE):
                     copy_weights(path, target / path.name)
                 elif path.is_dir() and not path.name.isdecimal():
                     shutil.copytree(path, target / path.name)
         (new / CONFIG_FILE).write_bytes(config.encode())
         if plan is not None:
-            (version / _plan.PLAN_FILE).write_bytes(plan)
+            (version / PLAN_FILE).write_bytes(plan)
 
 
 if __name__ == "__main__":
