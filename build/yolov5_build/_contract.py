@@ -24,6 +24,9 @@ WEIGHTS_FILE = "model.onnx"
 PREFILTERED_FILE = "prefiltered.onnx"  # see `_prefiltered`
 PLAN_FILE = "model.plan"
 
+ONNX_RUNTIME_BACKEND = "onnxruntime"
+OPENVINO_BACKEND = "openvino"
+
 DEFAULT_SIZE = (640, 640)  # height and width of a network that leaves them open
 
 # How preprocess fits a picture into the input.
@@ -55,5 +58,6 @@ MAX_BATCH_KEY = "max_batch_size"  # only if it is less than the repository's usu
 FULL_KEY = "full_sha256"  # of a prefiltered variant: the file that it was made from
 
 # Parameters of the configuration alone.
+PREFILTERED_KEY = "prefiltered"
 LETTERBOX_KEY = "letterbox"
 IMGSZ_KEY = "imgsz"  # the largest height and width, if the network leaves them open

@@ -17,6 +17,7 @@ from ._contract import (
     IMGSZ_KEY,
     INT8,
     MODEL,
+    ONNX_RUNTIME_BACKEND,
     PLAN_FILE,
     STRIDE_KEY,
     WEIGHTS_FILE,
@@ -32,7 +33,7 @@ OLDEST_MAJOR = 10  # major version of TensorRT, and the last whose networks may 
 TOLERANCES = {FP32: 1e-3, FP16: 0.1, INT8: 0.3}
 _SMALLEST_SCALE = 0.01  # of a score
 
-_BACKEND = ("backend", "onnxruntime", "platform", "tensorrt_plan")
+_BACKEND = ("backend", ONNX_RUNTIME_BACKEND, "platform", "tensorrt_plan")
 _FILE = ("default_model_filename", WEIGHTS_FILE, "default_model_filename", PLAN_FILE)
 _NOTE = "# Made from model.onnx by `make engine`: "
 
