@@ -26,6 +26,12 @@ OPSET = 17  # old enough to be read widely; run here with ONNX Runtime 1.23 and 
 TOLERANCE = 1e-3
 HALF_TOLERANCE = 0.2  # a box's sides follow the square of a half-precision number
 
+_OPEN_BATCH = {contract.INPUT: {0: "batch"}, contract.OUTPUT: {0: "batch"}}
+_OPEN_SIDES = {
+    contract.INPUT: {0: "batch", 2: "height", 3: "width"},
+    contract.OUTPUT: {0: "batch", 1: "rows"},
+}
+
 
 def export_onnx(
     checkpoint: Checkpoint,
@@ -58,17 +64,41 @@ def export_onnx(
     """
     height, width = sides(checkpoint, imgsz)
     images = example_images(height, width)
-    axes = {0: "batch", 2: "height", 3: "width"} if dynamic else {0: "batch"}
     network = _half_precision(checkpoint.network) if half else checkpoint.network
     write_onnx(
         _ExportedNetwork(network, reduced_head=reduced_head, half=half),
         {contract.INPUT: torch.from_numpy(images[:1])},
         path,
-        open_sides={
-            contract.INPUT: axes,
-            contract.OUTPUT: {0: "batch", 1: "rows"} if dynamic else {0: "batch"},
-        },
+        open_sides=_OPEN_SIDES if dynamic else _OPEN_BATCH,
     )
+    shape, difference = _verify(
+        checkpoint, path, images, dynamic=dynamic, half=half, reduced_head=reduced_head
+    )
+    entries = {
+        contract.NAMES_KEY: str(dict(enumerate(checkpoint.names))),
+        contract.STRIDE_KEY: str(checkpoint.stride),
+        contract.HEAD_KEY: contract.REDUCED if reduced_head else contract.FULL,
+        contract.PRECISION_KEY: contract.FP16 if half else contract.FP32,
+        contract.PROVENANCE_KEY: provenance or f"From a checkpoint, sha256 {checkpoint.sha256}.",
+    }
+    _write_metadata(path, (None if dynamic else shape[1], shape[2]), entries)
+    return difference
+
+
+def _verify(
+    checkpoint: Checkpoint,
+    path: Path,
+    images: NDArray[np.float32],
+    *,
+    dynamic: bool,
+    half: bool,
+    reduced_head: bool,
+) -> tuple[tuple[int, ...], float]:
+    """The shape of the export's answer, and its largest relative difference from the checkpoint.
+
+    Raises:
+        BuildError: it is too large.
+    """
     # Two images against the one that was traced, so that a batch baked into the graph shows.
     shape, difference = _compare(checkpoint, path, images, reduced_head=reduced_head)
     if dynamic:  # and another shape than the traced one
@@ -82,19 +112,7 @@ def export_onnx(
             f"the exported model differs from the checkpoint by {difference:.2g} (allowed"
             f" {allowed})."
         )
-    _write_metadata(
-        path,
-        (None if dynamic else shape[1], shape[2]),
-        {
-            contract.NAMES_KEY: str(dict(enumerate(checkpoint.names))),
-            contract.STRIDE_KEY: str(checkpoint.stride),
-            contract.HEAD_KEY: contract.REDUCED if reduced_head else contract.FULL,
-            contract.PRECISION_KEY: contract.FP16 if half else contract.FP32,
-            contract.PROVENANCE_KEY: provenance
-            or f"From a checkpoint, sha256 {checkpoint.sha256}.",
-        },
-    )
-    return difference
+    return shape, difference
 
 
 def sides(checkpoint: Checkpoint, imgsz: int | tuple[int, int]) -> tuple[int, int]:

@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from . import _contract as contract
@@ -49,7 +50,6 @@ def export_prefiltered(
     """
     images = example_images(*sides(checkpoint, imgsz))
     pixels = np.rint(images * 255).astype(np.uint8)
-    everything = np.array([[-1, 0, 0, 0, 0]], np.float32)  # no objectness is not over that
     write_onnx(
         _Prefiltered(checkpoint.network, reduced_head=reduced_head),
         {
@@ -67,16 +67,31 @@ def export_prefiltered(
         model, {contract.FULL_KEY: hashlib.sha256(full.read_bytes()).hexdigest()}
     )
     onnx.save(model, path)
+    return _verify(path, full, images, pixels, reduced_head=reduced_head)
+
+
+def _verify(
+    path: Path,
+    full: Path,
+    images: NDArray[np.float32],
+    pixels: NDArray[np.uint8],
+    *,
+    reduced_head: bool,
+) -> float:
+    """The variant's largest relative difference from the network, over the same images twice.
+
+    Raises:
+        BuildError: it is too large.
+    """
     session, whole = (
         onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
         for file in (path, full)
     )
+    all_rows = np.array([[-1, 0, 0, 0, 0]], np.float32)  # no objectness is below that
     difference = 0.0
     for image, bytes_ in zip(images[:, None], pixels[:, None]):
         (expected,) = whole.run([contract.OUTPUT], {contract.INPUT: image})
-        (found,) = session.run(
-            [contract.OUTPUT], {contract.PIXELS: bytes_, contract.NMS: everything}
-        )
+        (found,) = session.run([contract.OUTPUT], {contract.PIXELS: bytes_, contract.NMS: all_rows})
         if found.shape != expected.shape:
             raise BuildError("the network's prefiltered variant answers in another shape.")
         difference = max(difference, largest_difference(found, expected, reduced_head=reduced_head))
