@@ -6,17 +6,20 @@ The photos go through the modules that the server's own steps are made of.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from yolov5_client import evaluation
 from yolov5_client.evaluation import Found, Split
 
 from . import _contract as contract
-from ._metadata import read_metadata
+from ._metadata import Metadata, read_metadata
 from ._photos import PhotoLoader, step_module
 from ._runtimes import ONNX_RUNTIME, RUNTIMES
 
@@ -57,7 +60,27 @@ def evaluate(
     network = RUNTIMES[runtime](path)
     height, width = (side or wanted for side, wanted in zip(network.sides, imgsz))
     metadata = read_metadata(path)
-    classes = len(metadata.names)
+    photos = PhotoLoader(height, width, letterbox=letterbox, stride=metadata.stride)
+    find = _detector(metadata)
+    found, seconds = [], []
+    for photo in split.photos:
+        tensor, placement = photos.load(photo)
+        started = time.perf_counter()
+        rows = network.rows(tensor[None])
+        seconds.append(time.perf_counter() - started)
+        found.append(find(rows, placement))
+    result = evaluation.evaluate(found, split, classes=len(metadata.names))
+    return Measurement(
+        map50=result.map50,
+        map50_95=result.map50_95,
+        milliseconds=float(np.median(seconds)) * 1000,
+        bytes=path.stat().st_size,
+    )
+
+
+def _detector(metadata: Metadata) -> Callable[[NDArray[np.float32], Any], Found]:
+    """What postprocess makes of an image's rows [N, 5 + C] and its placement, at the thresholds of
+    the reference's evaluation."""
     reduced = metadata.head == contract.REDUCED
     nms = step_module("postprocess", "nms")
     thresholds = nms.Thresholds(
@@ -67,28 +90,18 @@ def evaluate(
         agnostic_nms=False,
         multi_label=not reduced,
     )
-    everything = torch.ones(classes, dtype=torch.bool)
-    loader = PhotoLoader(height, width, letterbox=letterbox, stride=metadata.stride)
-    found, seconds = [], []
-    for photo in split.photos:
-        tensor, placement = loader.load(photo)
-        started = time.perf_counter()
-        rows = network.rows(tensor[None])
-        seconds.append(time.perf_counter() - started)
+    all_classes = torch.ones(len(metadata.names), dtype=torch.bool)
+
+    def find(rows: NDArray[np.float32], placement: Any) -> Found:
         detections = nms.detect(
             torch.from_numpy(rows),
             thresholds,
-            everything,
+            all_classes,
             nms.Placement.from_row(placement.as_row()),
             best_class_only=reduced,
         )
         boxes, scores, indices = (part.numpy() for part in detections)
         size = placement.height, placement.width
-        found.append(Found(boxes=boxes, scores=scores, classes=indices, size=size))
-    result = evaluation.evaluate(found, split, classes=classes)
-    return Measurement(
-        map50=result.map50,
-        map50_95=result.map50_95,
-        milliseconds=float(np.median(seconds)) * 1000,
-        bytes=path.stat().st_size,
-    )
+        return Found(boxes=boxes, scores=scores, classes=indices, size=size)
+
+    return find
