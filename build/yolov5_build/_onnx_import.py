@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -85,40 +86,17 @@ def _convert(
     check_operators(name, model)
     check_costs(name, model, (image.batch or 1, 3, height, width))
     network = Network(name, model, image)
-    photos = network.photos(height, width)
-
-    outputs = network.run(photos[: network.batch])
-    rows, layout = find_rows(
-        name,
-        Outputs(
-            tensors=outputs,
-            has_nms=network.has_nms,
-            batch=network.batch,
-            height=height,
-            width=width,
-        ),
-    )
-    labels = class_names(name, names, metadata.get(contract.NAMES_KEY), outputs[rows].shape[2] - 5)
-    stride = largest_stride(metadata.get(contract.STRIDE_KEY), layout, height, width)
-
-    trials = [(photos, network.rows(photos, rows))]
-    problem = problem_with(trials[0][1], height, width)
+    trial = _try(network, height, width)
+    labels = class_names(name, names, metadata.get(contract.NAMES_KEY), trial.columns - 5)
+    stride = largest_stride(metadata.get(contract.STRIDE_KEY), trial.layout, height, width)
+    problem = problem_with(trial.rows, height, width)
     if problem:
         raise BuildError(f"{name} {problem}.")
-    open_size = False
-    if image.height is None and image.width is None:
-        other = _trial_of_another_size(network, rows, layout, height, width)
-        trials += other
-        open_size = bool(other)
 
-    size: tuple[int | str, int | str] = ("height", "width") if open_size else (height, width)
-    count = "rows" if open_size else outputs[rows].shape[1]
-    kind = onnx.helper.np_dtype_to_tensor_dtype(outputs[rows].dtype)
-    set_interface(
-        model,
-        Port(name=image.name, type=image.type, shape=("batch", 3, *size)),
-        Port(name=rows, type=kind, shape=("batch", count, 5 + len(labels))),
-    )
+    trials = [(trial.photos, trial.rows)]
+    if image.height is None and image.width is None:
+        trials += _trial_of_another_size(network, trial.output, trial.layout, height, width)
+    _declare_interface(model, image, trial, (height, width), open_size=len(trials) > 1)
     model, single = _open_batch(name, model, network.batch, trials)
     onnx.helper.set_model_props(
         model,
@@ -134,6 +112,66 @@ def _convert(
     )
     onnx.checker.check_model(model)
     return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Trial:
+    """What a network answered to photos.
+
+    Attributes:
+        photos: [B,3,H,W].
+        output: the name of the output that holds the rows.
+        layout: how they lie on the feature maps.
+        dtype: of the output.
+        rows: for all photos, float32 [B,N,5+C].
+    """
+
+    photos: Array
+    output: str
+    layout: Layout
+    dtype: np.dtype[Any]
+    rows: Array
+
+    @property
+    def columns(self) -> int:
+        return int(self.rows.shape[2])
+
+
+def _try(network: Network, height: int, width: int) -> _Trial:
+    """Run a network on photos, and find its rows."""
+    photos = network.photos(height, width)
+    tensors = network.run(photos[: network.batch])
+    output, layout = find_rows(
+        network.name,
+        Outputs(
+            tensors=tensors,
+            has_nms=network.has_nms,
+            batch=network.batch,
+            height=height,
+            width=width,
+        ),
+    )
+    return _Trial(
+        photos=photos,
+        output=output,
+        layout=layout,
+        dtype=tensors[output].dtype,
+        rows=network.rows(photos, output),
+    )
+
+
+def _declare_interface(
+    model: ModelProto, image: ImageInput, trial: _Trial, size: tuple[int, int], *, open_size: bool
+) -> None:
+    """Give the graph the one input and the one output that are served here."""
+    sides: tuple[int | str, int | str] = ("height", "width") if open_size else size
+    count = "rows" if open_size else trial.rows.shape[1]
+    kind = onnx.helper.np_dtype_to_tensor_dtype(trial.dtype)
+    set_interface(
+        model,
+        Port(name=image.name, type=image.type, shape=("batch", 3, *sides)),
+        Port(name=trial.output, type=kind, shape=("batch", count, trial.columns)),
+    )
 
 
 def _size(name: str, image: ImageInput, imgsz: tuple[int, int] | None) -> tuple[int, int]:
