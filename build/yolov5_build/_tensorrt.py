@@ -85,6 +85,24 @@ def build(
         builder = trt.Builder(log)
     except (TypeError, RuntimeError):  # pybind11's way of handing on a null pointer
         raise BuildError(f"TensorRT cannot use this GPU: {log.cause()}.") from None
+    # The network's weights lie in memory of the parser, which has to live until the plan is built.
+    network, parser = _read_network(trt, builder, log, weights, precision)
+    config = _builder_config(trt, builder, precision, workspace)
+    _add_profile(builder, config, log, name, profile)
+    _use_timing_cache(config, timing_cache)
+    log.errors.clear()  # a cache that did not fit is no reason for what follows
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise BuildError(f"TensorRT {trt.__version__} cannot build the plan: {log.cause()}.")
+    del parser
+    _keep_timing_cache(config, timing_cache)
+    return bytes(plan)
+
+
+def _read_network(
+    trt: ModuleType, builder: Any, log: Any, weights: Path, precision: BuildPrecision
+) -> tuple[Any, Any]:
+    """The network of an ONNX file, and the parser that owns its weights."""
     flags = 0
     if precision.strongly_typed:
         flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
@@ -95,7 +113,12 @@ def build(
         raise BuildError(
             f"TensorRT {trt.__version__} cannot read {weights.name}: {_one_line(cause)}."
         )
+    return network, parser
 
+
+def _builder_config(
+    trt: ModuleType, builder: Any, precision: BuildPrecision, workspace: int | None
+) -> Any:
     config = builder.create_builder_config()
     if workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
@@ -103,6 +126,10 @@ def build(
         config.set_flag(trt.BuilderFlag.FP16)
     if not precision.tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
+    return config
+
+
+def _add_profile(builder: Any, config: Any, log: Any, name: str, profile: Profile) -> None:
     shapes = builder.create_optimization_profile()
     try:
         shapes.set_shape(name, profile.min, profile.opt, profile.max)
@@ -113,13 +140,6 @@ def build(
         raise BuildError(
             f"TensorRT does not take {name} from {profile.min} to {profile.max}: {log.cause()}."
         )
-    _use_timing_cache(config, timing_cache)
-    log.errors.clear()  # a cache that did not fit is no reason for what follows
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise BuildError(f"TensorRT {trt.__version__} cannot build the plan: {log.cause()}.")
-    _keep_timing_cache(config, timing_cache)
-    return bytes(plan)
 
 
 def run(
