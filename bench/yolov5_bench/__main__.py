@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from yolov5_build.__main__ import main as build
-from yolov5_build._photos import EXAMPLES, photos_in
+from yolov5_build.photos import EXAMPLES, photos_in
 
 from ._contenders import CONTENDERS, Contender
 from ._growth import grow

@@ -26,12 +26,12 @@ from ._export import export_onnx
 from ._install import Installed, install_onnx
 from ._labels import read_names_file
 from ._limits import limited, run_in_child
-from ._metadata import read_metadata
 from ._onnx_import import import_onnx
 from ._prefiltered import export_prefiltered
 from ._quantise import CALIBRATION_PHOTOS, TARGETS, quantise
 from ._runtimes import ONNX_RUNTIME, OPENVINO_BF16
 from ._safetensors import SUFFIX, load_safetensors, save_safetensors
+from .metadata import read_metadata
 
 _ROOT = Path(__file__).parents[2]
 BUNDLED = _ROOT / "examples" / "bccd" / "best.pt"

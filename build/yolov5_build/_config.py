@@ -10,7 +10,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from . import _contract as contract
-from ._metadata import Metadata
+from .metadata import Metadata
 
 # Placeholders in capitals, here and in the parts below, are names of `_contract`; the others are
 # values of the network.

@@ -19,9 +19,9 @@ from yolov5_client import evaluation
 from yolov5_client.evaluation import Found, Split
 
 from . import _contract as contract
-from ._metadata import Metadata, read_metadata
-from ._photos import PhotoLoader, step_module
 from ._runtimes import ONNX_RUNTIME, RUNTIMES
+from .metadata import Metadata, read_metadata
+from .photos import PhotoLoader, step_module
 
 
 @dataclass(frozen=True, kw_only=True)

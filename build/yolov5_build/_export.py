@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from . import _contract as contract
 from ._checkpoint import Checkpoint
 from ._errors import BuildError
-from ._photos import example_images
 from .layers import DetectionModel
+from .photos import example_images
 
 OPSET = 17  # old enough to be read widely; run here with ONNX Runtime 1.23 and 1.31
 # Largest difference from the PyTorch network on photos, relative to a value's magnitude or to 1.

@@ -12,8 +12,8 @@ import onnx
 from . import _contract as contract
 from ._config import NetworkConfig, config_texts
 from ._errors import BuildError
-from ._metadata import read_metadata
 from ._version import new_version
+from .metadata import read_metadata
 
 MAX_BATCH_SIZE = 8
 _BATCH_LINE = re.compile(r"(?m)^max_batch_size: (\d+)$")

@@ -17,7 +17,7 @@ from ._limits import memory_limit
 from ._onnx_file import quoted, short_reason
 from ._onnx_graph import all_nodes
 from ._onnx_rows import BUILT_IN_NMS
-from ._photos import example_images
+from .photos import example_images
 
 Array = NDArray[Any]
 

@@ -22,8 +22,8 @@ from . import _contract as contract
 from ._checkpoint import Checkpoint
 from ._errors import BuildError
 from ._export import TOLERANCE, best_class, largest_difference, sides, write_onnx
-from ._photos import example_images
 from .layers import Conv, DetectionModel, Focus
+from .photos import example_images
 
 
 def export_prefiltered(

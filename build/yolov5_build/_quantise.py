@@ -21,7 +21,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from ._contract import INPUT, INT8, INT8_SYMMETRIC, PRECISION_KEY, SQUARE
 from ._errors import BuildError
-from ._photos import PhotoLoader
+from .photos import PhotoLoader
 
 # Unsigned numbers with a zero point use all 256 steps and are what CPUs multiply fast. TensorRT
 # takes only signed ones with zero in the middle.

@@ -37,8 +37,8 @@ from ._contract import (
     WEIGHTS_FILE,
 )
 from ._errors import os_error_reason
-from ._photos import example_images
 from ._version import copy_weights, new_version, version_folder
+from .photos import example_images
 
 _DOCKERFILE = Path(__file__).parents[1] / "Dockerfile"
 

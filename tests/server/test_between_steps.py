@@ -24,7 +24,7 @@ from support import (
     running_server,
 )
 
-from yolov5_build._photos import PhotoLoader
+from yolov5_build.photos import PhotoLoader
 
 pytestmark = pytest.mark.skipif(
     Path("/dev/nvidiactl").exists(), reason="where there is a GPU, tensors stay on it"

@@ -34,10 +34,10 @@ from yolov5_build import (
 from yolov5_build import __main__ as command
 from yolov5_build._checkpoint import checkpoint_from
 from yolov5_build._labels import read_names_file
-from yolov5_build._metadata import Metadata, read_metadata
-from yolov5_build._photos import example_images
 from yolov5_build._unpickler import unpickle
 from yolov5_build._version import new_version
+from yolov5_build.metadata import Metadata, read_metadata
+from yolov5_build.photos import example_images
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from support import BUNDLED, SHARED
 from yolov5_build import BuildError, load_checkpoint
 from yolov5_build import _contract as contract
 from yolov5_build._onnx_import import import_onnx
-from yolov5_build._photos import PhotoLoader, example_images
+from yolov5_build.photos import PhotoLoader, example_images
 
 HEIGHT, WIDTH, ROWS = 128, 160, 1260
 LABELS = ["Platelets", "RBC", "WBC"]

@@ -24,7 +24,7 @@ from yolov5_build import (
     load_checkpoint,
 )
 from yolov5_build import __main__ as command
-from yolov5_build._photos import example_images
+from yolov5_build.photos import example_images
 
 Array = NDArray[Any]
 
