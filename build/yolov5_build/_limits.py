@@ -1,9 +1,8 @@
-"""Limits on what a file from elsewhere may take while it is read: time, memory, and a crash.
+"""Limits on the time and memory that reading an untrusted file may take.
 
-A file is looked at before anything is done with it, so that what asks for too much is refused at
-once. What these looks miss ends here. The command is run in a child process, and while that reads
-the file it may take so much CPU time and memory and no more; the parent says in a sentence how the
-child ended.
+The readers check a file before they process it, and refuse most that ask for too much. This module
+stops the rest. The command runs in a child process, which limits its CPU time and memory while it
+reads the file; if that kills the child, the parent reports why in one sentence.
 """
 
 from __future__ import annotations
@@ -23,24 +22,25 @@ from pathlib import Path
 from ._errors import BuildError
 from ._staging import staging_folder
 
-# Seen for 640 pixels: yolov5n 80 MB and 8 s, yolov5s 260 MB, 18 times its file, and 12 s. A slow
-# machine, a large image and a large attention map need more.
+# Measured at 640 pixels: yolov5n 80 MB and 8 s; yolov5s 260 MB (18 times its file) and 12 s. A
+# slow machine, a large image or a large attention map needs more.
 BASE_SECONDS, SECONDS_PER_MB = 300, 5
 BASE_BYTES, BYTES_PER_BYTE = 4 << 30, 16
-# Wall-clock time allowed, in times of the CPU time: a busy machine is no fault of the file.
+# Limit on wall-clock time, as a multiple of that on CPU time; generous, as the machine may be busy.
 WALL_FACTOR = 10
 
 _PR_SET_PDEATHSIG = 1
 _NO_MEMORY = re.compile(r"bad.?alloc|allocate.{0,9}memory", re.IGNORECASE)
-_enforced = False  # in the child only: the limits end a process
+_enforced = False  # True only in the child, since the limits kill a process
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """
+    """Limits on reading one file.
+
     Attributes:
         seconds: of CPU time.
-        bytes: of memory, beyond what the process has.
+        bytes: of memory, in addition to what the process has already.
     """
 
     seconds: int
@@ -48,7 +48,7 @@ class Limits:
 
 
 def limits_for(path: Path) -> Limits:
-    """What reading this file may take; it need not exist."""
+    """The limits on reading this file, which need not exist."""
     try:
         size = path.stat().st_size
     except OSError:
@@ -61,7 +61,11 @@ def limits_for(path: Path) -> Limits:
 
 @contextmanager
 def limited(path: Path) -> Iterator[None]:
-    """Where the command is run by `run_in_child`: take no more than is allowed for this file."""
+    """Enforce the limits of this file during the block, if `run_in_child` runs the command.
+
+    Raises:
+        BuildError: the memory does not suffice.
+    """
     if not _enforced:
         with _memory_errors_explained(path):
             yield
@@ -86,19 +90,17 @@ def _memory_errors_explained(path: Path) -> Iterator[None]:
         yield
     except BuildError:
         raise
-    except Exception as error:  # each library has a kind of its own for it
+    except Exception as error:  # each library raises its own type
         if not isinstance(error, MemoryError) and not _NO_MEMORY.search(str(error)):
             raise
-        limit = (
-            f"the {limits_for(path).bytes >> 20} MB that are allowed" if _enforced else "there is"
-        )
+        limit = f"the allowed {limits_for(path).bytes >> 20} MB" if _enforced else "is available"
         raise BuildError(f"{path.name} needs more memory than {limit}.") from None
 
 
 @contextmanager
 def memory_limit(more: int) -> Iterator[None]:
-    """Let this process have no more than so many bytes beyond those that it has; what asks for them
-    fails at once, before the system looks for them."""
+    """Limit this process to `more` bytes in addition to those it has. A larger allocation fails at
+    once, before the system has to find the memory."""
     status = Path("/proc/self/status").read_text()
     has = int(status.partition("VmData:")[2].split()[0]) << 10
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
@@ -114,21 +116,22 @@ def _lower(wanted: int, limit: int) -> int:
 
 
 def run_in_child(command: Callable[[], int], weights: Path) -> int:
-    """Run the command in a child process, which `limited` then limits.
+    """Run the command in a child process, in which `limited` enforces its limits.
 
-    Its temporary files are removed however it ends.
+    The child's temporary files are removed however it ends.
 
     Args:
-        weights: the file that it reads, for sentences and limits.
+        weights: the file that the command reads, for its limits and for error messages.
 
     Returns:
-        The command's exit status; where it was ended by a signal, 1, and a sentence on stderr.
+        The command's exit status. If a signal killed it: 1, with a sentence on stderr; or 143 for
+        SIGTERM.
 
     Raises:
-        OSError: there is no room for temporary files, or no further process is allowed.
+        OSError: temporary files cannot be created, or no further process is allowed.
     """
     with staging_folder(Path(tempfile.gettempdir()), "yolov5-build-") as folder:
-        # The child sees to both by itself: a terminal sends them to it as well.
+        # The child handles SIGINT itself: a terminal sends it to both. SIGTERM is passed on.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         child = os.fork()
         if not child:
@@ -144,17 +147,17 @@ def run_in_child(command: Callable[[], int], weights: Path) -> int:
         return status
     if status == -signal.SIGTERM:
         return 128 + signal.SIGTERM
-    print(f"error: {_reason(-status, weights)}; what was served still is.", file=sys.stderr)
+    print(f"error: {_reason(-status, weights)}; the installed model is unchanged.", file=sys.stderr)
     return 1
 
 
 def _run_command(command: Callable[[], int], folder: Path) -> None:
-    """Be the child; does not return."""
+    """Run the command in the child, and end the child."""
     global _enforced
     status = 1
     try:
         _enforced = True
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # the parent is killed: end
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # end with the parent
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         tempfile.tempdir = os.environ["TMPDIR"] = str(folder)
         status = command()
@@ -171,9 +174,9 @@ def _run_command(command: Callable[[], int], folder: Path) -> None:
 def _reason(number: int, weights: Path) -> str:
     allowed, name = limits_for(weights), weights.name
     if number == signal.SIGXCPU:
-        return f"{name} took more than the {allowed.seconds} s of CPU time that are allowed"
+        return f"{name} took more than the allowed {allowed.seconds} s of CPU time"
     if number == signal.SIGALRM:
-        return f"{name} took more than the {WALL_FACTOR * allowed.seconds} s that are allowed"
+        return f"{name} took more than the allowed {WALL_FACTOR * allowed.seconds} s"
     if number == signal.SIGKILL:
-        return f"the process that read {name} was killed, probably for want of memory"
+        return f"the process that read {name} was killed, probably because memory ran out"
     return f"the process that read {name} crashed ({signal.Signals(number).name})"

@@ -1,4 +1,4 @@
-"""What an ONNX file that we wrote says about itself."""
+"""The metadata of an ONNX file that this tool wrote."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from . import _contract as contract
 
 @dataclass(frozen=True, kw_only=True)
 class Metadata:
-    """
+    """The metadata of an ONNX file.
+
     Attributes:
         names: class names, index = class.
-        stride: what height and width must be multiples of.
+        stride: height and width must be multiples of it, in pixels.
         head: one of `HEADS`.
         precision: one of `PRECISIONS`.
-        provenance: one line that says where the network comes from.
+        provenance: where the network comes from, in one line.
         source: one of `SOURCES`.
-        max_batch_size: None for the repository's usual one.
+        max_batch_size: images in a batch, None for the repository's default.
     """
 
     names: tuple[str, ...]
@@ -34,7 +35,7 @@ class Metadata:
 
 
 def read_metadata(model: onnx.ModelProto | Path) -> Metadata:
-    """Of a file that `export_onnx`, `import_onnx` or `quantise` wrote."""
+    """Read the metadata of a file that `export_onnx`, `import_onnx` or `quantise` wrote."""
     if isinstance(model, Path):
         model = onnx.load(model, load_external_data=False)
     entries = {entry.key: entry.value for entry in model.metadata_props}

@@ -36,7 +36,7 @@ def test_bf16_is_served_and_finds_the_same_objects(
     said = capsys.readouterr().out
     assert "fp32: mAP50 0.8" in said
     assert "bf16: mAP50 0.8" in said
-    assert "BF16 is served, but for PRECISION=fp32." in said
+    assert "BF16 is served, unless PRECISION=fp32." in said
     with running_server(f"--repository={repository}", "--precision=auto") as running:
         assert "Precision: BF16, by openvino." in running.log.read_text()
         together = ask_grpc(running.grpc, IMAGES)

@@ -140,10 +140,10 @@ def test_reading_that_goes_beyond_its_limits_ends_in_a_sentence(tmp_path: Path) 
     ends = dict(line.split() for line in run.stdout.splitlines())
     assert ends == {"spin": "1", "grow": "1", "crash": "1", "wait": "1", "leave": "0"}, run.stderr
     assert run.stderr.splitlines() == [
-        "error: best.pt took more than the 1 s of CPU time that are allowed; what was served still"
-        " is.",
-        "error: best.pt needs more memory than the 64 MB that are allowed.",
-        "error: the process that read best.pt crashed (SIGSEGV); what was served still is.",
-        "error: best.pt took more than the 2 s that are allowed; what was served still is.",
+        "error: best.pt took more than the allowed 1 s of CPU time; the installed model is"
+        " unchanged.",
+        "error: best.pt needs more memory than the allowed 64 MB.",
+        "error: the process that read best.pt crashed (SIGSEGV); the installed model is unchanged.",
+        "error: best.pt took more than the allowed 2 s; the installed model is unchanged.",
     ]
     assert not list(tmp_path.glob("yolov5-build-*"))
