@@ -95,8 +95,8 @@ def checkpoint_from(
 
 
 def _find_network(name: str, checkpoint: object) -> layers.DetectionModel:
-    """The averaged weights (`ema`) if the file has them, else the last ones (`model`), or the file's
-    object itself if that is no dict."""
+    """The averaged weights (`ema`) if the file has them, else the last ones (`model`), or the
+    file's object itself if it is not a dict."""
     parts = checkpoint if isinstance(checkpoint, dict) else {"model": checkpoint}
     for key in ("ema", "model"):
         network = _unwrap(parts.get(key))

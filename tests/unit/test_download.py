@@ -278,7 +278,7 @@ def test_other_bytes_are_refused(origin: Origin, tmp_path: Path) -> None:
         fetch(release, tmp_path)
     assert str(caught.value) == (
         f"The download of {release.url} is not the official fake.pt: 200000 bytes with SHA-256 "
-        f"{release.sha256} were expected, but those that came have "
+        f"{release.sha256} were expected, but the received ones have "
         f"{hashlib.sha256(origin.body).hexdigest()} and were deleted."
     )
     assert files_in(tmp_path) == [f"{NAME}.lock"]
@@ -311,7 +311,7 @@ def test_no_more_is_read_than_the_file_has(origin: Origin, tmp_path: Path) -> No
     assert fetch(origin.release(), tmp_path).read_bytes() == BODY
     origin.body = bytes(len(BODY))
     (tmp_path / NAME).unlink()
-    with pytest.raises(BuildError, match="those that came have"):
+    with pytest.raises(BuildError, match="the received ones have"):
         fetch(origin.release(BODY), tmp_path)
     assert files_in(tmp_path) == [f"{NAME}.lock"]
 
