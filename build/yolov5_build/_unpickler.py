@@ -218,7 +218,7 @@ class _Unpickler(pickle._Unpickler):
             if not isinstance(key, (str, int, float, bytes, type, Ignored, _NONE)):
                 raise DamagedError("a key of an unusual kind")
 
-    def _count(self, *copied: Any) -> None:
+    def _limit_copies(self, *copied: Any) -> None:
         """Limit how many entries are copied: a few bytes of pickle can copy a large container."""
         sized = (list, tuple, dict, set, frozenset)
         self._copies -= sum(len(one) for one in copied if isinstance(one, sized))
@@ -229,7 +229,7 @@ class _Unpickler(pickle._Unpickler):
         arguments, function = self.stack.pop(), self.stack.pop()
         if not any(function is known for known in _CALLED):
             raise DamagedError("a call of something else than a name")
-        self._count(arguments, *arguments)
+        self._limit_copies(arguments, *arguments)
         if function in (dict, OrderedDict):
             for pairs in arguments:
                 self._check_keys(pairs if isinstance(pairs, dict) else (pair[0] for pair in pairs))
@@ -246,7 +246,7 @@ class _Unpickler(pickle._Unpickler):
     def _build(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, nn.Module):
-            self._count(state)
+            self._limit_copies(state)
             # A network that was fused before it was saved has methods of its own in `forward`.
             state.pop("forward", None)
             target.__setstate__(state)  # type: ignore[no-untyped-call]
