@@ -1,4 +1,4 @@
-"""The text of a network's configurations: one for any Triton, and those for the embedded server."""
+"""The text of a network's configurations: one for any Triton, others for the embedded server."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ _COLUMNS = {
     contract.REDUCED: "the best class's score, its line in labels.txt.",
 }
 _OPEN_SIZE = """
-# The input's largest height and width, and what both are multiples of.
+# Largest height and width of the input, and the stride that both are multiples of.
 parameters { key: "$IMGSZ_KEY" value: { string_value: "$height $width" } }
 parameters { key: "$STRIDE_KEY" value: { string_value: "$stride" } }
 """
 _NORMALISED = """# RGB 0..1, letterboxed.
   { name: "$INPUT" data_type: TYPE_FP32 dims: [ $dims ] }"""
-_COMPACT = """# RGB 0..1, letterboxed; or the same as 0..255, which is a quarter of the bytes.
+_COMPACT = """# RGB 0..1, letterboxed; or the same as 0..255, in a quarter of the bytes.
   { name: "$INPUT" data_type: TYPE_FP32 dims: [ $dims ] optional: true },
   { name: "$PIXELS" data_type: TYPE_UINT8 dims: [ $dims ] optional: true },
-  # The first of the five is conf_thres; rows whose objectness is not over it are left out.
+  # The first of the five is conf_thres; rows with an objectness of at most that are left out.
   { name: "$NMS" data_type: TYPE_FP32 dims: [ 5 ] optional: true }"""
 _PREFILTERED = """\
-# Who sends pixels and nms is answered by this variant of the network, which decodes no more rows.
+# Requests with pixels and nms run on this variant of the network, which decodes only their rows.
 parameters { key: "$PREFILTERED_KEY" value: { string_value: "$PREFILTERED_FILE" } }
 
 """
-_ONNX_RUNTIME = """# Another number than 0 is how many threads each image gets.
+_ONNX_RUNTIME = """# Threads for each image; 0 leaves the choice to the backend.
 parameters { key: "intra_op_thread_count" value: { string_value: "0" } }"""
-# What one image is, for the calls before the first; of the thresholds only conf_thres is read.
+# One image for the warm-up; of the thresholds, only conf_thres is read.
 _IMAGE = """
       key: "$INPUT"
       value: { data_type: TYPE_FP32 dims: [ 3, $height, $width ] random_data: true }"""
@@ -49,13 +49,13 @@ _COMPACT_IMAGE = """
     inputs {
       key: "$NMS"
       value: { data_type: TYPE_FP32 dims: [ 5 ] zero_data: true }"""
-_OPENVINO_BF16 = """# By the name and value that Triton's own backend has.
+_OPENVINO_BF16 = """# The parameter of Triton's own OpenVINO backend.
 parameters { key: "HINT_BF16" value: { string_value: "YES" } }"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """What the configurations of a network state.
+    """The facts that a network's configurations state.
 
     Attributes:
         metadata: of its ONNX file.
@@ -79,8 +79,8 @@ def config_texts(network: NetworkConfig, *, bf16: bool, prefiltered: bool) -> di
     """The text of each configuration, by the name of its file.
 
     Args:
-        bf16: include the one with which the embedded server computes in BF16.
-        prefiltered: the network has a prefiltered variant, for the embedded server in FP32.
+        bf16: include the configuration with which the embedded server computes in BF16.
+        prefiltered: name the prefiltered variant in the embedded server's FP32 configuration.
     """
     precision = network.metadata.precision
     portable = _render(
@@ -112,7 +112,7 @@ def config_texts(network: NetworkConfig, *, bf16: bool, prefiltered: bool) -> di
 
 
 def _render_compact(network: NetworkConfig, *, backend: str, precision: str, runtime: str) -> str:
-    """A configuration of the embedded server: bytes in, and as many rows out as are needed."""
+    """A configuration for the embedded server: bytes in, and only the rows over conf_thres out."""
     return _render(
         network,
         backend=backend,

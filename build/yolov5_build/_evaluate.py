@@ -1,6 +1,6 @@
-"""mAP and speed of an exported network on labelled photos, without a server.
+"""Measure mAP and speed of an exported network on labelled photos, without a server.
 
-The photos go through the modules that the server's own steps are made of.
+The photos go through the modules of the server's own steps.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from .photos import PhotoLoader, step_module
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """
+    """What a network achieves on a data set.
+
     Attributes:
         map50, map50_95: mean average precision at IoU 0.5, and over 0.5 to 0.95.
-        milliseconds: the network's own time for one image, the median, on all the CPU's cores.
-        bytes: of the file.
+        milliseconds: median time of the network alone for one image, on all cores of the CPU.
+        bytes: size of the file.
     """
 
     map50: float
@@ -50,12 +51,12 @@ def evaluate(
     """Measure an ONNX network that `export_onnx` or `import_onnx` wrote.
 
     Args:
+        imgsz: height and width in pixels, if the network leaves them open.
+        letterbox: the mode in which the network will be served.
         runtime: one of `RUNTIMES`.
-        imgsz: height and width for a network that leaves them open.
-        letterbox: as it will be served.
 
     Raises:
-        DataError: the data set has no labels, or not the network's classes.
+        DataError: the data set has no labels, or other classes than the network.
     """
     network = RUNTIMES[runtime](path)
     height, width = (side or wanted for side, wanted in zip(network.sides, imgsz))
@@ -79,8 +80,10 @@ def evaluate(
 
 
 def _detector(metadata: Metadata) -> Callable[[NDArray[np.float32], Any], Found]:
-    """What postprocess makes of an image's rows [N, 5 + C] and its placement, at the thresholds of
-    the reference's evaluation."""
+    """What postprocess would find in an image, as a function of its rows [N, 5 + C] and placement.
+
+    The thresholds are those of the reference's evaluation.
+    """
     reduced = metadata.head == contract.REDUCED
     nms = step_module("postprocess", "nms")
     thresholds = nms.Thresholds(

@@ -1,4 +1,4 @@
-"""Putting a network into the model repository, as the one that is served."""
+"""Install a network in the model repository, as the one that is served."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _BATCH_LINE = re.compile(r"(?m)^max_batch_size: (\d+)$")
 
 @dataclass(frozen=True, kw_only=True)
 class Installed:
-    """What is served from now on.
+    """A network that has been installed.
 
     Attributes:
-        version: its number, one up from what was served before.
-        height, width: of the input in pixels; with letterbox `rect` the most it may be.
+        version: one more than that of the network installed before.
+        height, width: of the input in pixels; with letterbox `rect` the largest.
         names: class names, index = class.
     """
 
@@ -44,19 +44,20 @@ def install_onnx(
     bf16: bool = False,
     prefiltered: Path | None = None,
 ) -> Installed:
-    """Write config, labels and weights of `yolov5` together, as a new version of what is there.
+    """Write configurations, labels and weights of `yolov5` together, as a new version.
 
     Args:
         weights: ONNX from `export_onnx` or `import_onnx`.
         repository: the model repository.
         letterbox: `square`, `rect` or `stretch`.
-        imgsz: height and width where the network leaves them open (640 x 640 unless given).
+        imgsz: height and width in pixels, if the network leaves them open (default: 640 x 640).
         bf16: also write the configuration with which the embedded server computes in BF16.
-        prefiltered: from `export_prefiltered`, for the embedded server as well.
+        prefiltered: ONNX from `export_prefiltered`, for the embedded server.
 
     Raises:
-        BuildError: the network cannot do this letterbox mode, a class name cannot be written as a
-            line, or the repository cannot be written to. What was served stays.
+        BuildError: the network does not support this letterbox mode, a class name cannot be
+            written as a line, or the repository cannot be written to. The installed network
+            stays as it is.
     """
     network = _network_config(onnx.load(weights), letterbox, imgsz)
     configs = config_texts(network, bf16=bf16, prefiltered=prefiltered is not None)
@@ -79,10 +80,13 @@ def install_onnx(
 def _network_config(
     model: onnx.ModelProto, letterbox: str, imgsz: tuple[int, int] | None
 ) -> NetworkConfig:
-    """What the configurations of a network state, checked.
+    """Collect and check the facts that a network's configurations state.
 
     A network with open sides is served with fixed ones, except for letterbox `rect`, which needs
-    them open. Then the number of rows follows from the sides, and is not known here.
+    them open. The number of rows then depends on the sides, and is not known here.
+
+    Raises:
+        BuildError: as `install_onnx`.
     """
     metadata = read_metadata(model)
     if any(len(label.splitlines()) != 1 for label in metadata.names):
@@ -112,9 +116,9 @@ def _network_config(
 
 
 def _limit_batches(repository: Path, new: int) -> None:
-    """Keep the endpoint's limit at the network's: Triton does not start with a larger one.
+    """Set the batch limit of the endpoint to that of the network; Triton refuses a larger one.
 
-    A smaller one that an operator has set stays as it is.
+    A smaller limit that an operator has set stays as it is.
     """
     ensemble = repository / contract.ENSEMBLE / contract.CONFIG_FILE
     served = repository / contract.MODEL / contract.CONFIG_FILE
@@ -130,7 +134,7 @@ def _limit_batches(repository: Path, new: int) -> None:
 
 
 def _shape(tensors: object, name: str) -> list[int]:
-    """The sides of a tensor, 0 for those that are open."""
+    """The dimensions of a tensor, 0 for open ones."""
     for tensor in tensors:  # type: ignore[attr-defined]
         if tensor.name == name:
             return [side.dim_value for side in tensor.type.tensor_type.shape.dim]

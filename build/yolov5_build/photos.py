@@ -1,4 +1,4 @@
-"""Real pictures, prepared as the served `preprocess` prepares them."""
+"""Photos, decoded and letterboxed by the modules of the step `preprocess`."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _STEPS = _ROOT / "model_repository"
 
 
 def step_module(step: str, name: str) -> ModuleType:
-    """A module of one of the ensemble's steps, such as `letterbox` of `preprocess`."""
+    """Import a module of one of the ensemble's steps, such as `letterbox` of `preprocess`."""
     path = _STEPS / step / "1" / f"{name}.py"
     qualified = f"_{step}_{name}"
     if qualified not in sys.modules:
         spec = importlib.util.spec_from_file_location(qualified, path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        sys.modules[qualified] = module  # dataclasses look themselves up there
-        sys.path.insert(0, str(path.parent))  # it may import those beside it, as in the server
+        sys.modules[qualified] = module  # dataclasses look up their module there
+        sys.path.insert(0, str(path.parent))  # modules import their neighbours, as in the server
         try:
             spec.loader.exec_module(module)
         finally:
@@ -38,7 +38,7 @@ def step_module(step: str, name: str) -> ModuleType:
 
 
 def photos_in(folder: Path) -> list[Path]:
-    """The pictures in a folder and below it, sorted.
+    """The image files in a folder and its subfolders, sorted.
 
     Raises:
         BuildError: there are none.
@@ -51,7 +51,13 @@ def photos_in(folder: Path) -> list[Path]:
 
 
 class PhotoLoader:
-    """Prepares photos for an input of this size, in one of the `LETTERBOX_MODES`."""
+    """Loads photos for a network's input.
+
+    Args:
+        height, width: of the input in pixels.
+        letterbox: one of `LETTERBOX_MODES`.
+        stride: with letterbox `rect`, sides are padded to a multiple of it.
+    """
 
     def __init__(
         self, height: int, width: int, *, letterbox: str = contract.SQUARE, stride: int = 32
@@ -69,7 +75,7 @@ class PhotoLoader:
         )
 
     def load(self, path: Path) -> tuple[NDArray[np.float32], Any]:
-        """RGB 0..1, float32 [3, H, W], and the `Placement` of the photo in it.
+        """Read a photo as RGB 0..1, float32 [3, H, W], with its `Placement` in that.
 
         Raises:
             BuildError: it cannot be read or decoded.
@@ -84,6 +90,6 @@ class PhotoLoader:
 
 
 def example_images(height: int, width: int, count: int = 2) -> NDArray[np.float32]:
-    """The first of the bundled photos, prepared: float32 [count, 3, height, width]."""
+    """The first `count` bundled photos: float32 [count, 3, height, width], RGB 0..1."""
     loader = PhotoLoader(height, width)
     return np.stack([loader.load(path)[0] for path in photos_in(EXAMPLES)[:count]])

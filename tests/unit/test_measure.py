@@ -114,7 +114,7 @@ def test_it_is_measured_as_it_will_be_served(data: Path, tmp_path: Path) -> None
     assert same.map50 > 0.99
     assert 0.8 < rect.map50 < same.map50  # the labels are those of letterbox square
     assert small.map50 < rect.map50
-    with pytest.raises(BuildError, match="INT8 needs a network of fixed size"):
+    with pytest.raises(BuildError, match="INT8 needs a fixed input size"):
         quantise(network, tmp_path / "int8.onnx", split.photos)
 
 
