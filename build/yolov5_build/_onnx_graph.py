@@ -1,4 +1,4 @@
-"""Changes to an ONNX graph: order, names, types at its ends, and the batch baked into it."""
+"""Edit an ONNX graph: prune and sort it, rename values, set its interface, open its batch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ._contract import FP16, FP32, INPUT, INT8, INT8_SYMMETRIC, MODEL, OUTPUT
 
 
 class GraphError(Exception):
-    """The graph does not hold together."""
+    """The graph is inconsistent."""
 
 
 def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
@@ -35,7 +35,7 @@ def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
 
 
 def all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
-    """The nodes, and those of their subgraphs."""
+    """The nodes, including those of subgraphs."""
     for node in nodes:
         yield node
         for graph in subgraphs(node):
@@ -46,7 +46,7 @@ def prune(graph: GraphProto, outputs: Sequence[str]) -> None:
     """Drop the nodes and initializers that `outputs` do not need, and sort the rest.
 
     Raises:
-        GraphError: a value is made twice, or needs itself.
+        GraphError: two nodes produce the same value, or a value depends on itself.
     """
     nodes = list(graph.node)
     producer: dict[str, int] = {}
@@ -55,7 +55,7 @@ def prune(graph: GraphProto, outputs: Sequence[str]) -> None:
             prune(inner, [output.name for output in inner.output])
         for output in filter(None, node.output):
             if producer.setdefault(output, index) != index:
-                raise GraphError(f"{output} is made twice")
+                raise GraphError(f"{output} is produced twice")
     reads = [values_read(node) for node in nodes]
     needs: dict[int, set[int]] = {}
     wanted = [producer[output] for output in outputs if output in producer]
@@ -67,7 +67,7 @@ def prune(graph: GraphProto, outputs: Sequence[str]) -> None:
     try:
         order = list(graphlib.TopologicalSorter(needs).static_order())
     except graphlib.CycleError:
-        raise GraphError("a value needs itself") from None
+        raise GraphError("a value depends on itself") from None
     used = set(outputs).union(*(reads[index] for index in order))
     kept = GraphProto(
         node=[nodes[index] for index in order],
@@ -76,11 +76,11 @@ def prune(graph: GraphProto, outputs: Sequence[str]) -> None:
     for field in ("node", "initializer"):
         graph.ClearField(field)
     graph.MergeFrom(kept)
-    graph.name = graph.name or MODEL  # onnx's checker wants every graph to have one
+    graph.name = graph.name or MODEL  # required by onnx's checker
 
 
 def values_read(node: NodeProto) -> set[str]:
-    """The values a node needs, those that its subgraphs take from around it included."""
+    """The values that a node reads, including outer values that its subgraphs read."""
     values = set(filter(None, node.input))
     for graph in subgraphs(node):
         own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
@@ -91,7 +91,7 @@ def values_read(node: NodeProto) -> set[str]:
 
 
 def rename(graph: GraphProto, names: Mapping[str, str]) -> None:
-    """Rename values wherever they occur, in subgraphs too."""
+    """Rename values wherever they occur, including in subgraphs."""
     for value in _named(graph):
         value.name = names.get(value.name, value.name)
     for node in graph.node:
@@ -106,7 +106,7 @@ def _named(graph: GraphProto) -> list[ValueInfoProto | TensorProto]:
 
 
 def _unused_name(graph: GraphProto, name: str) -> str:
-    """The name, or one like it that no value of the graph has."""
+    """The name, with underscores added until no value of the graph has it."""
     taken = {value.name for value in _named(graph)}
     for node in all_nodes(graph.node):
         taken.update(node.input, node.output)
@@ -119,8 +119,13 @@ def _unused_name(graph: GraphProto, name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Port:
-    """Where a graph begins or ends: a value, its ONNX data type, and the shape to declare, texts
-    being names of open dimensions."""
+    """An input or output of a graph.
+
+    Attributes:
+        name: of the value.
+        type: its ONNX data type.
+        shape: the shape to declare; a text is the name of an open dimension.
+    """
 
     name: str
     type: int
@@ -128,9 +133,9 @@ class Port:
 
 
 def set_interface(model: ModelProto, image: Port, rows: Port) -> None:
-    """Make `image` the one input, `images`, and `rows` the one output, `output0`, both float32.
+    """Make `image` the only input, `images`, and `rows` the only output, `output0`, both float32.
 
-    What the output does not need is dropped, and so are the shapes of the values in between.
+    Nodes that the output does not need are dropped, and so are the shapes of intermediate values.
     """
     graph = model.graph
     prune(graph, [rows.name])
@@ -155,7 +160,7 @@ def set_interface(model: ModelProto, image: Port, rows: Port) -> None:
 
 
 def precision_from(model: ModelProto) -> str:
-    """What the graph computes in, one of `PRECISIONS`."""
+    """The precision of a graph, one of `PRECISIONS`, inferred from its weights and casts."""
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     zeros = []
     half = any(tensor.data_type == TensorProto.FLOAT16 for tensor in tensors.values())
@@ -176,10 +181,10 @@ def precision_from(model: ModelProto) -> str:
 
 
 def make_batch_dynamic(model: ModelProto, batch: int) -> None:
-    """Take a baked-in number of images out of constant shapes, in a graph from `set_interface`.
+    """Replace a fixed number of images in constant shapes, in a graph from `set_interface`.
 
-    Right for graphs whose values keep the images apart along their first dimension, which is for
-    the caller to verify.
+    Correct only if the first dimension of the values is that of the images, which the caller has to
+    verify.
     """
     shapes = _shapes(model, batch)
     constants = _integer_constants(model.graph)
@@ -189,14 +194,16 @@ def make_batch_dynamic(model: ModelProto, batch: int) -> None:
         if made_of_images:
             images.update(node.output)
         if node.op_type == "Expand" and batch != 1:
-            if len(constants.get(node.input[1], ())) >= 4:  # else it may be a grid of so many rows
+            if (
+                len(constants.get(node.input[1], ())) >= 4
+            ):  # a shorter shape may be that of a grid with as many rows
                 _replace_batch(model.graph, node, constants, batch, 1)
         elif node.op_type == "Reshape" and made_of_images:
             shape = constants.get(node.input[1], np.empty(0, np.int64))
             first = shapes.get(node.input[0], [None])[:1]
             copied = first == [batch] or -1 in shape
             if _replace_batch(model.graph, node, constants, batch, 0 if copied else -1):
-                # With `allowzero` a zero would mean what it says, instead of "as in the input".
+                # With `allowzero`, a zero would mean a size of zero instead of "as in the input".
                 others = [a for a in node.attribute if a.name != "allowzero"]
                 node.ClearField("attribute")
                 node.attribute.extend(others)
@@ -212,8 +219,8 @@ def make_batch_dynamic(model: ModelProto, batch: int) -> None:
 def declare_batch_dynamic(model: ModelProto) -> None:
     """Leave the output's first dimension open, in a graph from `set_interface` for one image.
 
-    ONNX Runtime works out a 1 there, and Triton's backend then takes it for a network without a
-    batch, which an ensemble of steps that batch cannot hold.
+    ONNX Runtime infers a 1 there. Triton's backend would then treat the network as one without a
+    batch dimension, and refuse it as a step of an ensemble with batches.
     """
     graph = model.graph
     inner = _unused_name(graph, f"{OUTPUT}_single")
@@ -241,7 +248,7 @@ def _replace_batch(
     old: int,
     new: int,
 ) -> bool:
-    """Give a node a shape of its own that begins with `new` where the constant has `old`."""
+    """If the constant shape of a node begins with `old`, give it one that begins with `new`."""
     shape = constants.get(node.input[1])
     if shape is None or not shape.size or shape[0] != old:
         return False
@@ -257,7 +264,7 @@ def _add_constant(graph: GraphProto, name: str, value: NDArray[np.generic]) -> s
 
 
 def _integer_constants(graph: GraphProto) -> dict[str, NDArray[np.int64]]:
-    """The constants that can be shapes, by name."""
+    """The constants that can be shapes, by name: lists of integers."""
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
@@ -270,7 +277,7 @@ def _integer_constants(graph: GraphProto) -> dict[str, NDArray[np.int64]]:
 
 
 def _shapes(model: ModelProto, batch: int) -> dict[str, list[int | None]]:
-    """Shapes of the values where they can be inferred, None for open dimensions."""
+    """The shapes of values that can be inferred; None for open dimensions."""
     fixed = ModelProto()
     fixed.CopyFrom(model)
     fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch

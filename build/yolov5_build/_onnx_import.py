@@ -1,4 +1,4 @@
-"""Somebody else's ONNX export of a YOLOv5, made into the form in which networks are served here."""
+"""Convert an ONNX export of YOLOv5 by another tool to the interface that is served here."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from ._onnx_network import ImageInput, Network, image_input, open_session
 from ._onnx_rows import Layout, Outputs, find_rows, problem_with
 
 MAX_SIDE = 4096
-SIDE_STEP = 32  # a side that the file leaves open is a multiple of it
-MAX_PIXELS = 1 << 25  # of a batch that the file fixes: 81 images of 640x640
-# Relative to a coordinate's magnitude. The answers were the same to the bit in all that was tried;
-# with float16 inside, rounding just the photos to it moved yolov5n's by up to 0.04.
+SIDE_STEP = 32  # open sides must be a multiple of it
+MAX_PIXELS = 1 << 25  # in a batch of fixed size: 81 images of 640x640
+# Largest relative difference of a coordinate. The rows of all networks tried in FP32 were identical
+# to the bit. In FP16, just rounding the photos to it moved coordinates of yolov5n by up to 0.04.
 TOLERANCE = 1e-3
 TOLERANCE_FP16 = 5e-2
 
@@ -45,28 +45,28 @@ def import_onnx(
     names: Sequence[str] | None = None,
     imgsz: tuple[int, int] | None = None,
 ) -> None:
-    """Write `source` anew: `images` [batch,3,H,W] FP32 -> `output0` [batch,N,5+C] FP32.
+    """Convert `source` to `images` [batch,3,H,W] FP32 -> `output0` [batch,N,5+C] FP32.
 
-    H, W and N are fixed; or called `height`, `width` and `rows` where the network takes any size.
-    The batch is open; where the network answers rightly for single images only, the metadata
-    says so (`max_batch_size`). Both are found out by running it on photos.
+    H, W and N are fixed, or open dimensions `height`, `width` and `rows` if the network takes any
+    size. The batch is open; if the network is correct only for single images, the metadata say so
+    (`max_batch_size`). Both properties are determined by running the network on photos.
 
     Args:
         source: ONNX of any exporter.
-        target: the file to write, one file with all data in it.
-        names: class names, in place of those in the metadata.
+        target: the file to write, which includes all data.
+        names: class names to use instead of those in the metadata.
         imgsz: height and width in pixels, for a network that leaves them open.
 
     Raises:
-        BuildError: `source` is damaged, no decoded YOLOv5 detection network, or one that does
-            not go with `names` or `imgsz`.
+        BuildError: `source` is damaged, is not a YOLOv5 detection network with decoded rows, or
+            does not fit `names` or `imgsz`.
         OSError: `target` cannot be written.
     """
     try:
         data = _convert(source, names, imgsz).SerializeToString()
     except (BuildError, MemoryError):
         raise
-    except Exception as error:  # whatever a strange file makes onnx or ONNX Runtime stumble over
+    except Exception as error:  # onnx and ONNX Runtime can raise anything on a malformed file
         raise BuildError(f"{source.name} cannot be imported: {short_reason(error)}.") from None
     target.write_bytes(data)
 
@@ -116,14 +116,14 @@ def _convert(
 
 @dataclass(frozen=True, kw_only=True)
 class _Trial:
-    """What a network answered to photos.
+    """The result of running a network on photos.
 
     Attributes:
-        photos: [B,3,H,W].
+        photos: float32 [B,3,H,W], RGB 0..1.
         output: the name of the output that holds the rows.
-        layout: how they lie on the feature maps.
+        layout: the order of the rows.
         dtype: of the output.
-        rows: for all photos, float32 [B,N,5+C].
+        rows: of all photos, float32 [B,N,5+C].
     """
 
     photos: Array
@@ -163,7 +163,7 @@ def _try(network: Network, height: int, width: int) -> _Trial:
 def _declare_interface(
     model: ModelProto, image: ImageInput, trial: _Trial, size: tuple[int, int], *, open_size: bool
 ) -> None:
-    """Give the graph the one input and the one output that are served here."""
+    """Give the graph the input and the output that are served here."""
     sides: tuple[int | str, int | str] = ("height", "width") if open_size else size
     count = "rows" if open_size else trial.rows.shape[1]
     kind = onnx.helper.np_dtype_to_tensor_dtype(trial.dtype)
@@ -175,7 +175,7 @@ def _declare_interface(
 
 
 def _size(name: str, image: ImageInput, imgsz: tuple[int, int] | None) -> tuple[int, int]:
-    """Height and width in pixels to run it at."""
+    """The height and width in pixels at which to run the network."""
     wanted = imgsz or contract.DEFAULT_SIZE
     size = (image.height or wanted[0], image.width or wanted[1])
     if imgsz and size != imgsz:
@@ -205,7 +205,7 @@ def _fixed_batch(name: str, batch: int) -> BuildError:
 def _trial_of_another_size(
     network: Network, output: str, layout: Layout, height: int, width: int
 ) -> list[tuple[Array, Array]]:
-    """Photos of a wider size and their rows; nothing if the network takes no other size."""
+    """Wider photos and their rows; empty if the network takes no other size."""
     width += 2 * layout.strides[-1]
     photos = network.photos(height, width)
     try:
@@ -219,8 +219,14 @@ def _trial_of_another_size(
 def _open_batch(
     name: str, model: ModelProto, batch: int, trials: Sequence[tuple[Array, Array]]
 ) -> tuple[ModelProto, bool]:
-    """A model that answers for several images at once as for each alone; else the one given, and
-    True as it takes single images only."""
+    """Make the batch dynamic, and compare the rows of a batch with those of its images.
+
+    Returns:
+        The model, and whether it is correct only for single images.
+
+    Raises:
+        BuildError: the batch is fixed to several images, or the network is not deterministic.
+    """
     tolerance = TOLERANCE if precision_from(model) == contract.FP32 else TOLERANCE_FP16
     if _largest_error(model, trials, (2, 3, 1)) <= tolerance:
         return model, False
@@ -234,14 +240,14 @@ def _open_batch(
     declare_batch_dynamic(model)
     error = _largest_error(model, trials, (1,))
     if error > tolerance:
-        raise BuildError(f"{name} answers differently by {error:.2g} when it is run again.")
+        raise BuildError(f"{name} returns rows that differ by {error:.2g} when it is run again.")
     return model, True
 
 
 def _largest_error(
     model: ModelProto, trials: Sequence[tuple[Array, Array]], counts: Sequence[int]
 ) -> float:
-    """The largest difference from the expected rows, infinite where it cannot be run."""
+    """The largest difference from the expected rows; infinite if the model cannot be run."""
     worst = 0.0
     try:
         session = open_session(model)
@@ -253,6 +259,6 @@ def _largest_error(
                     return np.inf
                 difference = np.abs(rows - wanted) / np.maximum(np.abs(wanted), 1)
                 worst = max(worst, float(difference.max()))
-    except Exception:  # a batch that is baked in shows itself in many ways
+    except Exception:  # a fixed batch causes many kinds of error
         return np.inf
     return worst

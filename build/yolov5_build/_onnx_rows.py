@@ -1,8 +1,8 @@
-"""Which output of a network holds YOLOv5's decoded rows; and where none does, what it is instead.
+"""Find the output of a network that holds YOLOv5's decoded rows; if none does, say what it is.
 
-Judged by shapes and values, as names differ between exporters. Arrays are the outputs for real
-photos, B images of H x W pixels; rows are [B, N, 5 + C]: cx, cy, w, h in pixels, objectness, one
-score for each class.
+The decision is based on shapes and values, as names differ between exporters. Arrays are the
+outputs for photos, B images of H x W pixels. Rows are [B, N, 5 + C]: cx, cy, w, h in pixels,
+objectness, and a score for each class.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _STRIDES = (4, 8, 16, 32, 64, 128)
 _RUNS = [_STRIDES[i:j] for i in range(5) for j in range(i + 2, 7)]
 _USUAL_ANCHORS = 3
 _MAX_ANCHORS = 9
-# What networks without anchors have, one row for each cell.
+# Layouts of networks without anchors, with one row for each cell.
 _ANCHOR_FREE_RUNS = [(8, 16, 32), (8, 16, 32, 64)]
-_SLACK = 1e-3  # beyond 0 and 1, for float16
+_SLACK = 1e-3  # tolerance beyond 0 and 1, for float16
 
 _NMS_OUTPUTS = {"num_dets", "num_detections", "det_boxes", "detection_boxes", "nmsed_boxes"}
 _MAX_DETECTIONS = 1000
-_MASKS = 32  # prototypes of a segmentation network, at a quarter of the input's size
+_MASKS = 32  # prototypes of a segmentation network, at a quarter of the input size
 
 BUILT_IN_NMS = "has non-maximum suppression built in; export it again without that"
 _ONLY = "only YOLOv5 detection networks are supported"
@@ -38,21 +38,27 @@ _UNDECODED = "without decoding; export it again with decoding (with --grid in re
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How rows lie on feature maps: `anchors` for each cell, one map for each stride in pixels."""
+    """The order of rows: a feature map for each stride in pixels, `anchors` rows for each cell."""
 
     anchors: int
     strides: tuple[int, ...]
 
     def rows(self, height: int, width: int) -> int | None:
-        """How many rows there are for an input of this size, None where it does not fit."""
+        """The number of rows for an input of this size, None if it does not fit the strides."""
         cells = _cells(self.strides, height, width)
         return cells and self.anchors * cells
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """What a network answers for `batch` images of `height` x `width` pixels; `has_nms` if it has
-    an operator for non-maximum suppression."""
+    """The outputs of a network for photos.
+
+    Attributes:
+        tensors: by name.
+        has_nms: the network has an operator for non-maximum suppression.
+        batch: number of photos.
+        height, width: of the photos in pixels.
+    """
 
     tensors: Mapping[str, Array]
     has_nms: bool
@@ -62,10 +68,10 @@ class Outputs:
 
 
 def find_rows(name: str, outputs: Outputs) -> tuple[str, Layout]:
-    """The output that holds the decoded rows, and their layout.
+    """The name of the output that holds the decoded rows, and their layout.
 
     Raises:
-        BuildError: none does; the sentence begins with `name`.
+        BuildError: no output holds them; the message begins with `name`.
     """
     problems = []
     for output, array in outputs.tensors.items():
@@ -84,7 +90,7 @@ def find_rows(name: str, outputs: Outputs) -> tuple[str, Layout]:
 
 
 def layout_for(rows: int, height: int, width: int) -> Layout | None:
-    """The layout that has so many rows; of several, the one with the usual number of anchors."""
+    """The layout with this number of rows; of several, the one with the usual number of anchors."""
     layouts = []
     for strides in _RUNS:
         cells = _cells(strides, height, width)
@@ -105,13 +111,13 @@ def _cells(strides: tuple[int, ...], height: int, width: int) -> int | None:
 
 
 def problem_with(rows: Array, height: int, width: int) -> str | None:
-    """Why these cannot be decoded rows, to be put after a name; None where they can."""
+    """Why an output cannot be decoded rows, as the end of a sentence; None if it can."""
     if rows.dtype not in (np.float16, np.float32, np.float64):
         return f"answers with {rows.dtype} instead of float32 or float16"
     if not np.isfinite(rows).all():
         return "answers with values that are not finite"
     centres, sizes, scores = rows[..., :2], rows[..., 2:4], rows[..., 4:]
-    # A cell's centre is at most half a cell outside the picture.
+    # The centre of a box is at most half a cell outside the picture.
     margin = _STRIDES[-1]
     inside = (centres > -margin) & (centres < np.array((width, height)) + margin)
     if scores.min() < -_SLACK or scores.max() > 1 + _SLACK or not inside.all() or sizes.min() < 0:
@@ -132,7 +138,7 @@ def _masks(outputs: Outputs) -> bool:
 
 
 def _other_network(outputs: Outputs) -> str:
-    """What a network without decoded rows is, to be put after its name."""
+    """What a network without decoded rows is, as the end of a sentence."""
     if outputs.has_nms or not _NMS_OUTPUTS.isdisjoint(outputs.tensors):
         return BUILT_IN_NMS
     arrays = list(outputs.tensors.values())

@@ -1,4 +1,4 @@
-"""What a TensorRT plan is to be, worked out without TensorRT: sizes, precision, configuration."""
+"""Size, precision and configuration of a TensorRT plan, determined without TensorRT."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from ._contract import (
 from ._errors import BuildError
 
 PRECISIONS = (FP32, FP16, INT8)
-OLDEST_MAJOR = 10  # major version of TensorRT, and the last whose networks may be weakly typed
+OLDEST_MAJOR = 10  # oldest version of TensorRT, and the last with weakly typed networks
 
-# How far a plan's answers may be from ONNX Runtime's to the same file, as `relative_error` says it:
-# a plan that is wrong is off by about 1. Three networks wholly in FP16 were off by 0.003 to 0.018
-# (bundled, yolov5n v7.0, yolov5s v5.0; 2 photos, PyTorch on a CPU); INT8 has not been measured.
+# Largest `relative_error` of a plan against ONNX Runtime with the same file. A wrong plan has about
+# 1. Three networks entirely in FP16 had 0.003 to 0.018 (bundled, yolov5n v7.0, yolov5s v5.0; 2
+# photos, PyTorch on a CPU). INT8 has not been measured.
 TOLERANCES = {FP32: 1e-3, FP16: 0.1, INT8: 0.3}
-_SMALLEST_SCALE = 0.01  # of a score
+_SMALLEST_SCALE = 0.01  # for columns of scores
 
 _BACKEND = ("backend", ONNX_RUNTIME_BACKEND, "platform", "tensorrt_plan")
 _FILE = ("default_model_filename", WEIGHTS_FILE, "default_model_filename", PLAN_FILE)
@@ -40,7 +40,7 @@ _NOTE = "# Made from model.onnx by `make engine`: "
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """The shapes [B,3,H,W] that a plan takes, and the one that it is made fastest for."""
+    """The smallest and largest shape [B,3,H,W] of a plan's input, and the one to optimise for."""
 
     min: tuple[int, ...]
     opt: tuple[int, ...]
@@ -48,13 +48,16 @@ class Profile:
 
 
 def profile_for(config: model_config_pb2.ModelConfig, opt_batch: int | None = None) -> Profile:
-    """The profile for the model's one input, as large as `config.pbtxt` allows.
+    """The profile for the model's only input, as large as `config.pbtxt` allows.
 
-    Sizes that the configuration leaves open go from one stride to `imgsz`, and the plan is made
-    for `imgsz` itself: the one size that favours neither upright photos nor wide ones.
+    Open sizes range from one stride to `imgsz`, and the plan is optimised for `imgsz` itself, as
+    that favours neither upright photos nor wide ones.
+
+    Args:
+        opt_batch: the batch to optimise for (default: the largest).
 
     Raises:
-        BuildError: `opt_batch` is out of range, or the configuration does not say the sizes.
+        BuildError: `opt_batch` is out of range, or the configuration does not state the sizes.
     """
     largest = config.max_batch_size
     if largest < 1 or len(config.input) != 1 or len(config.input[0].dims) != 3:
@@ -87,13 +90,14 @@ def profile_for(config: model_config_pb2.ModelConfig, opt_batch: int | None = No
 
 @dataclass(frozen=True, kw_only=True)
 class BuildPrecision:
-    """How TensorRT is told what to calculate in.
+    """TensorRT's settings for a precision.
 
     Attributes:
         name: fp32, fp16 or int8.
-        strongly_typed: ask for a network whose tensors keep the types of the ONNX file. Only in
-            version 10: there is nothing else from 11 on.
-        fp16: let TensorRT take FP16 where that is faster. Only in version 10, weakly typed.
+        strongly_typed: request a network whose tensors keep the types of the ONNX file. Set only
+            for version 10; from 11 on, all networks are strongly typed.
+        fp16: let TensorRT use FP16 if that is faster. Only in version 10, weakly
+            typed.
         tf32: let FP32 convolutions round their inputs to 10 bits.
     """
 
@@ -104,19 +108,19 @@ class BuildPrecision:
 
 
 def choose_precision(requested: str, graph: str, major: int) -> BuildPrecision:
-    """What to build, from what is asked for and what the ONNX file is made of.
+    """Choose the precision of a plan.
 
     Args:
         requested: `auto` or one of `PRECISIONS`.
-        graph: which of `PRECISIONS` the ONNX file is in.
-        major: of TensorRT. From 11 on, the file alone decides.
+        graph: the precision of the ONNX file, one of `PRECISIONS`.
+        major: version of TensorRT. From 11 on, the precision is always that of the file.
 
     Raises:
-        BuildError: this TensorRT cannot make the one of the other.
+        BuildError: this TensorRT cannot build the requested precision from this file.
     """
     if graph == FP32 and requested in ("auto", FP16) and major == OLDEST_MAJOR:
-        # The decoded coordinates are FP16 too then, of which those from 512 px on are rounded to
-        # half pixels. A file exported with --half decodes in FP32.
+        # The decoded coordinates are in FP16 too, which rounds those from 512 px on to half pixels.
+        # A file exported with --half decodes in FP32.
         return BuildPrecision(name=FP16, strongly_typed=False, fp16=True)
     if requested not in ("auto", graph):
         means = {
@@ -128,15 +132,15 @@ def choose_precision(requested: str, graph: str, major: int) -> BuildPrecision:
             f"The installed {WEIGHTS_FILE} is {graph}, and TensorRT {major} cannot build"
             f" {requested} from it; {means[requested]}, or leave --precision out."
         )
-    # TF32 is TensorRT's default; who asks for FP32 wants the reference's numbers.
+    # TF32 is TensorRT's default, but FP32 is requested to get the reference's numbers.
     return BuildPrecision(name=graph, strongly_typed=major == OLDEST_MAJOR, tf32=graph != FP32)
 
 
 def parse_version(text: str) -> tuple[int, ...]:
-    """The numbers of a version of TensorRT: 10.13.3.9, 10.13.3, 11.2.1.2+cuda13.3.
+    """The numbers in a version of TensorRT: 10.13.3.9, 10.13.3, 11.2.1.2+cuda13.3.
 
     Raises:
-        BuildError: it is none.
+        BuildError: the text is not a version.
     """
     found = re.match(r"\d+\.\d+\.\d+(\.\d+)?", text)
     if found is None:
@@ -145,21 +149,23 @@ def parse_version(text: str) -> tuple[int, ...]:
 
 
 def check_versions(building: str, target: str | None) -> int:
-    """Whether a plan built here will be taken there: only by the very same version.
+    """Check that the server has the TensorRT that builds, since a plan runs only with that version.
 
     Args:
-        building: the version of TensorRT that builds.
-        target: that of the server, where it is known.
+        building: version of TensorRT that builds.
+        target: version of the server, None if unknown.
 
     Returns:
         The major version.
 
     Raises:
-        BuildError: they differ, in a number that both state; or it is too old.
+        BuildError: the versions differ in a number that both state, or the version is too old.
     """
     here = parse_version(building)
     if here[0] < OLDEST_MAJOR:
-        raise BuildError(f"This is TensorRT {building}; {OLDEST_MAJOR} is the oldest that will do.")
+        raise BuildError(
+            f"This is TensorRT {building}; {OLDEST_MAJOR} is the oldest supported version."
+        )
     if target is not None and any(a != b for a, b in zip(here, parse_version(target))):
         raise BuildError(
             f"This is TensorRT {building}, but the plan is to run with {target}, and a plan runs"
@@ -169,14 +175,14 @@ def check_versions(building: str, target: str | None) -> int:
 
 
 def to_plan(config: str, note: str) -> str:
-    """The text of an ONNX model's `config.pbtxt`, for the plan made from it.
+    """Convert the `config.pbtxt` of an ONNX model to one for the plan made from it.
 
     Args:
         config: the text for ONNX Runtime.
-        note: what the plan is environment to; one line, which becomes a comment.
+        note: what the plan depends on, in one line; it becomes a comment.
 
     Raises:
-        BuildError: the text is not as `make model` writes it.
+        BuildError: the text differs from what `make model` writes.
     """
     changed = _replace(_replace(config, *_FILE), *_BACKEND)
     start = re.search(_pattern(*_BACKEND[2:]), changed, re.MULTILINE)
@@ -187,10 +193,10 @@ def to_plan(config: str, note: str) -> str:
 
 
 def to_onnx(config: str) -> str:
-    """The way back from `to_plan`, to the byte.
+    """Convert a text from `to_plan` back, identical to the byte.
 
     Raises:
-        BuildError: the text is not as `to_plan` writes it.
+        BuildError: the text differs from what `to_plan` writes.
     """
     changed = re.sub(rf"^{re.escape(_NOTE)}.*\n", "", config, flags=re.MULTILINE)
     for key, value, plan_key, plan_value in (_FILE, _BACKEND):
@@ -211,7 +217,7 @@ def parse_config(text: str) -> model_config_pb2.ModelConfig:
 
 
 def relative_error(answer: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
-    """How far rows [B,N,C] are from the reference's: root mean square, relative to the values'.
+    """The error of rows [B,N,C]: root mean square difference, relative to that of the values.
 
     The worst column counts, because coordinates are hundreds and scores below one. A column whose
     values are below `_SMALLEST_SCALE`, such as the scores of a class that is not in the photos,

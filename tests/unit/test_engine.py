@@ -190,7 +190,7 @@ def test_the_precision_of_the_file_is_in_its_metadata(tmp_path: Path) -> None:
         repository = make_repository(tmp_path / expected, precision)
         assert engine.graph_precision(engine.read_served(repository).weights) == expected
     repository = make_repository(tmp_path / "cpu", "int8")
-    with pytest.raises(BuildError, match="is INT8 for CPUs, .* install it anew with --int8 tens"):
+    with pytest.raises(BuildError, match="is INT8 for CPUs, .* install it again with --int8 tens"):
         engine.graph_precision(repository / "yolov5" / "1" / "model.onnx")
     repository = make_repository(tmp_path / "bf16", "bf16")
     weights = engine.read_served(repository).weights
@@ -230,7 +230,7 @@ def test_another_version_would_not_take_the_plan(building: str, target: str) -> 
 
 
 def test_versions_that_cannot_be_used() -> None:
-    with pytest.raises(BuildError, match="TensorRT 8.6.1; 10 is the oldest"):
+    with pytest.raises(BuildError, match="TensorRT 8.6.1; 10 is the oldest supported version"):
         _plan.check_versions("8.6.1", None)
     for text in ("10", "10.13", "latest", ""):
         with pytest.raises(BuildError, match=f"'{text}' is not a version of TensorRT"):
@@ -601,7 +601,7 @@ def test_a_plan_is_installed_and_undone(
     }
     output = capsys.readouterr().out
     assert "It runs only with TensorRT 10.16.1.11, NVIDIA H200" in output
-    assert "has that TensorRT was not checked" in output
+    assert "It was not checked that the Triton server has that TensorRT" in output
 
     assert engine.main([*arguments, "--undo"]) == 0
     after = contents(repository / "yolov5")
@@ -610,7 +610,7 @@ def test_a_plan_is_installed_and_undone(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "model_repository"]
 
     assert engine.main([*arguments, "--undo"]) == 1
-    error = "error: yolov5 is not served as a TensorRT plan, so nothing is to be undone.\n"
+    error = "error: yolov5 is not served as a TensorRT plan, so there is nothing to undo.\n"
     assert capsys.readouterr().err == error
 
 
@@ -640,7 +640,7 @@ def test_the_last_column_of_a_reduced_head_is_not_compared(
     "options, fake, spoilt, sentence",
     [
         *(([], {name: False}, 0, sentence) for name, sentence in FAILURES.items()),
-        ([], {}, 0.01, "The plan's answers to the example photos differ from ONNX Runtime's by"),
+        ([], {}, 0.01, "The plan's rows for the example photos differ from ONNX Runtime's by"),
         (["--precision=fp16"], {}, 0, "The installed model.onnx is fp32, and TensorRT 11 cannot"),
         (["--target-tensorrt=10.9.0"], {}, 0, "This is TensorRT 11.4.0.106, but the plan is to"),
         (["--opt-batch=9"], {}, 0, "--opt-batch is 9;"),
@@ -690,8 +690,8 @@ def test_without_tensorrt_it_ends_in_one_sentence(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert result.stdout == ""
     assert result.stderr == (
-        "error: The Python package tensorrt is not installed, and only it makes plans; install it"
-        " in the version that the Triton which is to serve the plan has.\n"
+        "error: The Python package tensorrt, which builds plans, is not installed; install the"
+        " version of the Triton server that will serve the plan.\n"
     )
     assert contents(repository) == before
 
