@@ -45,7 +45,7 @@ def checkpoint() -> Checkpoint:
     return load_checkpoint(BUNDLED)
 
 
-def test_the_bundled_checkpoint(checkpoint: Checkpoint) -> None:
+def test_bundled_checkpoint_is_loaded_in_fp32_and_fused(checkpoint: Checkpoint) -> None:
     assert checkpoint.names == ("Platelets", "RBC", "WBC")
     assert checkpoint.stride == 32
     assert not checkpoint.network.training
@@ -74,7 +74,7 @@ def test_boxes_are_decoded_as_published(checkpoint: Checkpoint) -> None:
     assert (rows[:, 4:] == 0.5).all()
 
 
-def test_the_export(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_export_has_a_dynamic_batch_and_metadata(checkpoint: Checkpoint, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     export_onnx(checkpoint, path, imgsz=320)
     assert shapes(path) == [["batch", 3, 320, 320], ["batch", 6300, 8]]
@@ -99,7 +99,9 @@ def shapes(path: Path) -> list[list[str | int]]:
     ]
 
 
-def test_an_export_of_open_size(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_dynamic_export_matches_the_network_at_another_size(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     path = tmp_path / "model.onnx"
     assert export_onnx(checkpoint, path, imgsz=(128, 160), dynamic=True) < 1e-3
     assert shapes(path) == [["batch", 3, "height", "width"], ["batch", "rows", 8]]
@@ -111,9 +113,7 @@ def test_an_export_of_open_size(checkpoint: Checkpoint, tmp_path: Path) -> None:
     np.testing.assert_allclose(rows, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_an_export_in_half_precision_decodes_in_full(
-    checkpoint: Checkpoint, tmp_path: Path
-) -> None:
+def test_half_precision_export_decodes_in_fp32(checkpoint: Checkpoint, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     export_onnx(checkpoint, path, imgsz=(64, 640), half=True)
     assert path.stat().st_size < BUNDLED.stat().st_size
@@ -130,7 +130,7 @@ def test_an_export_in_half_precision_decodes_in_full(
     assert {p.dtype for p in checkpoint.network.parameters()} == {torch.float32}
 
 
-def test_a_reduced_head_tells_the_best_class(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_reduced_head_returns_the_best_class(checkpoint: Checkpoint, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     export_onnx(checkpoint, path, imgsz=96, reduced_head=True)
     assert shapes(path)[1] == ["batch", 567, 6]
@@ -144,7 +144,7 @@ def test_a_reduced_head_tells_the_best_class(checkpoint: Checkpoint, tmp_path: P
     assert (rows[..., 5] == scores.argmax(2))[clear].all()
 
 
-def test_an_export_is_held_against_the_network(
+def test_export_that_differs_from_the_network_is_refused(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_export, "TOLERANCE", 1e-12)
@@ -159,7 +159,7 @@ def small(checkpoint: Checkpoint, tmp_path: Path) -> Path:
     return tmp_path / "model.onnx"
 
 
-def test_an_installation_replaces_all_of_the_old_one(small: Path, tmp_path: Path) -> None:
+def test_installation_replaces_the_old_one_completely(small: Path, tmp_path: Path) -> None:
     (tmp_path / "yolov5" / "7").mkdir(parents=True)
     (tmp_path / "yolov5" / "stale").touch()
     assert install_onnx(small, tmp_path, letterbox="stretch").version == 8
@@ -174,7 +174,7 @@ def test_an_installation_replaces_all_of_the_old_one(small: Path, tmp_path: Path
     assert not list(tmp_path.parent.glob(".yolov5-*"))
 
 
-def test_a_failure_leaves_the_old_one(small: Path, tmp_path: Path) -> None:
+def test_failed_installation_leaves_the_old_one(small: Path, tmp_path: Path) -> None:
     install_onnx(small, tmp_path)
     before = (tmp_path / "yolov5").stat()  # but for when it was last read
     with pytest.raises(BuildError, match="needs a network with open height and width; .*64x64"):
@@ -191,7 +191,7 @@ def test_a_failure_leaves_the_old_one(small: Path, tmp_path: Path) -> None:
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
-def test_a_reader_never_sees_half_an_installation(small: Path, tmp_path: Path) -> None:
+def test_reader_never_sees_a_partial_installation(small: Path, tmp_path: Path) -> None:
     """Whoever opens the folder while it is replaced finds the old one or the new one."""
     install_onnx(small, tmp_path)
     done, broken = threading.Event(), []
@@ -210,7 +210,7 @@ def test_a_reader_never_sees_half_an_installation(small: Path, tmp_path: Path) -
     assert broken == []
 
 
-def test_the_endpoint_takes_no_larger_batches_than_the_network(small: Path, tmp_path: Path) -> None:
+def test_endpoint_batch_limit_follows_the_network(small: Path, tmp_path: Path) -> None:
     ensemble = tmp_path / "yolov5_ensemble" / "config.pbtxt"
     ensemble.parent.mkdir()
 
@@ -254,7 +254,7 @@ def chain(mark: Path) -> Payload:
     ],
     ids=["os.system", "eval", "chain", "torch.load"],
 )
-def test_nothing_in_a_checkpoint_is_executed(
+def test_code_in_a_checkpoint_is_not_executed(
     tmp_path: Path, key: str, payload: Callable[[Path], Payload], name: str
 ) -> None:
     path, mark = tmp_path / "evil.pt", tmp_path / "mark"
@@ -264,7 +264,7 @@ def test_nothing_in_a_checkpoint_is_executed(
     assert not mark.exists()
 
 
-def test_a_layer_cannot_be_constructed(tmp_path: Path) -> None:
+def test_checkpoint_cannot_construct_a_layer(tmp_path: Path) -> None:
     path = tmp_path / "evil.pt"
     torch.save({"model": Payload(torch.nn.Conv2d, 100_000, 100_000, 9)}, path)
     with pytest.raises(BuildError, match="is damaged"):
@@ -287,7 +287,7 @@ def rewritten(
     return target
 
 
-def test_a_zip_that_is_not_torchs(tmp_path: Path) -> None:
+def test_zip_that_torch_did_not_write_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "best.pt"
     assert load_checkpoint(rewritten(path)).stride == 32
     for spoilt in (
@@ -377,14 +377,16 @@ def test_mutated_checkpoints_are_read_or_refused(tmp_path: Path, count: int) -> 
     ],
     ids=["empty", "text", "truncated"],
 )
-def test_files_that_are_no_checkpoint(tmp_path: Path, content: bytes, sentence: str) -> None:
+def test_file_that_is_not_a_checkpoint_is_refused(
+    tmp_path: Path, content: bytes, sentence: str
+) -> None:
     path = tmp_path / "best.pt"
     path.write_bytes(content)
     with pytest.raises(BuildError, match=sentence):
         load_checkpoint(path)
 
 
-def test_other_contents(tmp_path: Path) -> None:
+def test_checkpoint_without_a_network_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "best.pt"
     torch.save({"state_dict": {}}, path)
     with pytest.raises(BuildError, match="holds no YOLOv5 detection network"):
@@ -419,7 +421,7 @@ def test_class_names_of_a_checkpoint_become_lines_of_text(
     assert bool(capsys.readouterr().err) == changed
 
 
-def test_class_names_that_are_none_are_refused() -> None:
+def test_invalid_class_names_are_refused() -> None:
     network = unpickle(BUNDLED)
     assert isinstance(network, dict)
     for names in ({1: "a", 2: "b", 3: "c"}, [["a"], "b", "c"], "abc", None):
@@ -428,7 +430,7 @@ def test_class_names_that_are_none_are_refused() -> None:
             checkpoint_from(BUNDLED, network["model"])
 
 
-def test_names_file_stands_in_for_the_names_of_a_checkpoint(tmp_path: Path) -> None:
+def test_names_file_replaces_the_names_of_a_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "names.txt"
     path.write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\nthree\r\n\r\n")
     names = read_names_file(path)
@@ -446,7 +448,9 @@ def test_names_file_stands_in_for_the_names_of_a_checkpoint(tmp_path: Path) -> N
             read_names_file(path)
 
 
-def test_synchronised_batch_norm_is_a_batch_norm(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_synchronised_batch_norm_is_read_as_batch_norm(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     path = rewritten(
         tmp_path / "best.pt",
         lambda name, data: data.replace(b"\nBatchNorm2d\n", b"\nSyncBatchNorm\n"),
@@ -457,7 +461,7 @@ def test_synchronised_batch_norm_is_a_batch_norm(checkpoint: Checkpoint, tmp_pat
         assert torch.equal(read.network(images), checkpoint.network(images))
 
 
-def test_number_of_channels_is_named(tmp_path: Path) -> None:
+def test_wrong_number_of_channels_is_named(tmp_path: Path) -> None:
     network = unpickle(BUNDLED)
     assert isinstance(network, dict)
     stem = network["model"].model[0].conv
@@ -479,7 +483,7 @@ def test_network_that_computes_for_hours_is_refused() -> None:
 
 
 @pytest.mark.parametrize("ending", [".PT", ".Onnx", ".SAFETENSORS"])
-def test_ending_in_capitals_is_known(
+def test_file_suffix_is_case_insensitive(
     checkpoint: Checkpoint, small: Path, tmp_path: Path, ending: str
 ) -> None:
     path = tmp_path / f"BEST{ending}"
@@ -514,7 +518,7 @@ def test_folders_of_killed_installations_are_removed(small: Path, tmp_path: Path
     assert not list(tmp_path.glob(".yolov5-*"))
 
 
-def test_network_that_a_killed_exchange_moved_away_is_brought_back(tmp_path: Path) -> None:
+def test_network_moved_by_a_killed_exchange_is_restored(tmp_path: Path) -> None:
     """Where two folders cannot be exchanged in one step, there is a moment without a network."""
     repository = tmp_path / "repository"
     repository.mkdir()
@@ -540,7 +544,7 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("what", ["temporary files", "repository", "saved file"])
 @pytest.mark.parametrize("weights", ["best.pt", "best.onnx"])
-def test_full_disk_ends_in_a_sentence(
+def test_full_disk_is_reported_in_one_sentence(
     small: Path,
     tmp_path: Path,
     full_disk: Path,
@@ -572,7 +576,9 @@ def test_full_disk_ends_in_a_sentence(
     assert not list(repository.parent.glob(".yolov5-*"))
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_installs_weights_and_reports_missing_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert command.main([str(BUNDLED), "--imgsz", "64", "--repository", str(tmp_path)]) == 0
     assert (tmp_path / "yolov5" / "1" / "model.onnx").is_file()
     assert (tmp_path / "yolov5" / "labels.txt").read_text() == "Platelets\nRBC\nWBC\n"
@@ -589,7 +595,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         ("crop_best.pt", 1, "tobacco"),  # names a function of the dill library
     ],
 )
-def test_other_peoples_checkpoints(name: str, classes: int, first: str) -> None:
+def test_third_party_checkpoints_are_loaded(name: str, classes: int, first: str) -> None:
     checkpoint = load_checkpoint(SHARED / "weights" / name)
     assert (len(checkpoint.names), checkpoint.names[0]) == (classes, first)
     with torch.no_grad():
