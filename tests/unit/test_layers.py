@@ -534,7 +534,7 @@ def transformer_between() -> Pair:
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_a_layer_computes_what_it_should(tmp_path: Path, name: str) -> None:
+def test_layer_computes_the_expected_values(tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)
     layer, expected = PAIRS[name]()
     network = load(tmp_path / "best.pt", chain(layer)).network
@@ -544,7 +544,7 @@ def test_a_layer_computes_what_it_should(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_a_layer_exports(tmp_path: Path, name: str) -> None:
+def test_layer_is_exported(tmp_path: Path, name: str) -> None:
     """The export compares its answer for two images with PyTorch's, and the answer of the
     prefiltered variant with its own."""
     torch.manual_seed(0)
@@ -553,7 +553,7 @@ def test_a_layer_exports(tmp_path: Path, name: str) -> None:
     export_prefiltered(checkpoint, tmp_path / "prefiltered.onnx", tmp_path / "model.onnx", imgsz=64)
 
 
-def test_a_stem_that_cannot_be_had_without_gathering_stays(tmp_path: Path) -> None:
+def test_unusual_focus_is_exported_unchanged(tmp_path: Path) -> None:
     """Dilated; and a layer that is no convolution where one is usual."""
     torch.manual_seed(0)
     dilated = conv(12, CHANNELS, 3)
@@ -574,7 +574,7 @@ def test_a_stem_that_cannot_be_had_without_gathering_stays(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "kernel, stride, groups", [(3, 1, 1), (1, 1, 1), ((1, 3), 1, 1), (3, 2, 1), (3, 1, 2)]
 )
-def test_the_second_form_gathers_no_pixels(
+def test_focus_is_one_convolution_in_the_prefiltered_variant(
     tmp_path: Path, kernel: int | tuple[int, int], stride: int, groups: int
 ) -> None:
     """A stem of the releases up to v5.0, and an upsampling as old versions of PyTorch saved it."""
@@ -599,7 +599,7 @@ def test_the_second_form_gathers_no_pixels(
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_a_layer_is_the_same_from_safetensors(tmp_path: Path, name: str) -> None:
+def test_layer_survives_safetensors(tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)
     checkpoint = load(tmp_path / "best.pt", chain(PAIRS[name]()[0]))
     save_safetensors(checkpoint, tmp_path / "best.safetensors")
@@ -612,7 +612,7 @@ def test_a_layer_is_the_same_from_safetensors(tmp_path: Path, name: str) -> None
 @pytest.mark.parametrize(
     "name", ["Focus", "Contract", "Expand", "C3TR", "DWConvTranspose2d", "ZeroPad2d", "MetaAconC"]
 )
-def test_a_layer_exports_for_images_of_any_shape(tmp_path: Path, name: str) -> None:
+def test_layer_is_exported_for_any_image_size(tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)
     checkpoint = load(tmp_path / "best.pt", chain(PAIRS[name]()[0]))
     export_onnx(checkpoint, tmp_path / "model.onnx", imgsz=96, dynamic=True)
@@ -646,7 +646,9 @@ def pyramid(strides: Sequence[int], *, later: bool) -> Any:
     [([8, 16, 32, 64], False), ([8, 16, 32, 64, 128], True), ([4, 8, 16], True), ([16], False)],
     ids=["P6", "P7", "P2", "one level"],
 )
-def test_any_number_of_levels(tmp_path: Path, strides: list[int], later: bool) -> None:
+def test_network_with_any_number_of_levels_is_decoded(
+    tmp_path: Path, strides: list[int], later: bool
+) -> None:
     torch.manual_seed(0)
     network = pyramid(strides, later=later)
     checkpoint = load(tmp_path / "best.pt", network)
@@ -677,7 +679,7 @@ def test_any_number_of_levels(tmp_path: Path, strides: list[int], later: bool) -
     export_prefiltered(checkpoint, tmp_path / "prefiltered.onnx", full, imgsz=max(strides))
 
 
-def test_a_layer_that_is_too_large_is_named_as_such(tmp_path: Path) -> None:
+def test_layer_with_a_huge_output_is_refused(tmp_path: Path) -> None:
     block, _ = transformer(3, 4, 2, 1)  # attention between all pixels of the image
     with pytest.raises(BuildError, match="makes 335544320000 values .* at most 268435456 are all"):
         load(tmp_path / "best.pt", model((-1, block), ([-1], detect([4], [1], 2))))
@@ -687,7 +689,7 @@ def test_a_layer_that_is_too_large_is_named_as_such(tmp_path: Path) -> None:
 # What is around the network
 
 
-def test_attributes_that_an_old_pytorch_did_not_have(tmp_path: Path) -> None:
+def test_attributes_missing_in_old_checkpoints_get_defaults(tmp_path: Path) -> None:
     torch.manual_seed(0)
     layer, expected = c3tr()
     for block in layer.m.tr:
@@ -736,7 +738,7 @@ WRAPPERS: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("alone", [False, True])
 @pytest.mark.parametrize("kind", WRAPPERS)
-def test_what_is_around_a_network_is_taken_off(tmp_path: Path, kind: str, alone: bool) -> None:
+def test_wrappers_of_a_network_are_removed(tmp_path: Path, kind: str, alone: bool) -> None:
     torch.manual_seed(0)
     network = chain()
     stem = network.model[0]
@@ -773,7 +775,7 @@ LEFTOVERS = {
 
 
 @pytest.mark.parametrize("key", LEFTOVERS)
-def test_a_trainers_leftovers_do_not_matter(tmp_path: Path, key: str) -> None:
+def test_other_data_of_a_trainer_are_ignored(tmp_path: Path, key: str) -> None:
     network = chain()
     network.leftover = LEFTOVERS[key]
     path = saved(tmp_path / "best.pt", {"model": network, key: LEFTOVERS[key]})
@@ -846,7 +848,7 @@ KINDS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_a_file_is_instead_is_said(tmp_path: Path, kind: str) -> None:
+def test_error_names_the_kind_of_another_file(tmp_path: Path, kind: str) -> None:
     make, sentence = KINDS[kind]
     make(tmp_path / "best.pt")
     with pytest.raises(BuildError) as caught:
@@ -870,7 +872,7 @@ class Call:
 @pytest.mark.parametrize(
     "function", [argparse.Namespace, torch.device, np.float64(1).__reduce__()[0], getattr, range]
 )
-def test_a_name_that_is_known_leads_to_no_other(tmp_path: Path, function: Any) -> None:
+def test_placeholder_does_not_give_access_to_other_names(tmp_path: Path, function: Any) -> None:
     path, mark = tmp_path / "best.pt", tmp_path / "mark"
     torch.save({"x": Call(function, Call(os.system, f"touch {mark}"))}, path)
     with pytest.raises(BuildError, match="names 'posix.system', which is not among the layers"):
@@ -940,13 +942,13 @@ def same_weights() -> Any:
         "one weight for many",
     ],
 )
-def test_a_small_file_cannot_ask_for_much(tmp_path: Path, content: Callable[[], Any]) -> None:
+def test_small_file_cannot_allocate_much_memory(tmp_path: Path, content: Callable[[], Any]) -> None:
     path = saved(tmp_path / "best.pt", {"model": content()})
     with pytest.raises(BuildError, match="damaged"):
         load_checkpoint(path)
 
 
-def test_members_that_lie_upon_each_other(tmp_path: Path) -> None:
+def test_overlapping_members_are_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "best.pt", {"model": chain()})
     with zipfile.ZipFile(path, "a") as archive:
         info = archive.getinfo("best/data/0")
@@ -964,7 +966,7 @@ def test_members_that_lie_upon_each_other(tmp_path: Path) -> None:
         load_checkpoint(path)
 
 
-def test_a_tensor_cannot_be_filled_as_a_set_is(tmp_path: Path) -> None:
+def test_tensor_cannot_be_filled_like_a_set(tmp_path: Path) -> None:
     """Since `add` computes a sum, which can be much larger than what is added."""
     path = saved(tmp_path / "best.pt", {"model": filled(items=iter([1, 2]))})
     changed(path, b"(K\x01K\x02e", b"(K\x01K\x02\x90")  # APPENDS made ADDITEMS
