@@ -99,7 +99,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 # Profile
 
 
-def test_a_profile_of_a_fixed_size_ranges_over_the_batch() -> None:
+def test_profile_of_a_fixed_size_ranges_over_the_batch() -> None:
     config = _plan.parse_config(CONFIG)
     assert _plan.profile_for(config) == Profile(
         min=(1, 3, 64, 96), opt=(8, 3, 64, 96), max=(8, 3, 64, 96)
@@ -107,7 +107,7 @@ def test_a_profile_of_a_fixed_size_ranges_over_the_batch() -> None:
     assert _plan.profile_for(config, 2).opt == (2, 3, 64, 96)
 
 
-def test_a_profile_of_an_open_size_ranges_from_stride_to_imgsz() -> None:
+def test_profile_of_an_open_size_ranges_from_stride_to_imgsz() -> None:
     config = _plan.parse_config(CONFIG.replace("3, 64, 96", "3, -1, -1") + RECT)
     assert _plan.profile_for(config, 4) == Profile(
         min=(1, 3, 32, 32), opt=(4, 3, 384, 640), max=(8, 3, 384, 640)
@@ -115,7 +115,7 @@ def test_a_profile_of_an_open_size_ranges_from_stride_to_imgsz() -> None:
 
 
 @pytest.mark.parametrize("lines", ["", RECT.replace('"384 640"', '"640"'), RECT[:-60]])
-def test_an_open_size_needs_its_limits(lines: str) -> None:
+def test_open_size_without_limits_is_refused(lines: str) -> None:
     config = _plan.parse_config(CONFIG.replace("3, 64, 96", "3, -1, -1") + lines)
     with pytest.raises(BuildError, match="size open without the parameters imgsz and stride"):
         _plan.profile_for(config)
@@ -124,13 +124,13 @@ def test_an_open_size_needs_its_limits(lines: str) -> None:
 @pytest.mark.parametrize(
     "old, new", [("max_batch_size: 8", ""), ("3, 64, 96", "3, 64"), ("input [", "output [")]
 )
-def test_a_profile_needs_a_batch_and_one_input(old: str, new: str) -> None:
+def test_profile_without_a_batch_or_with_another_input_is_refused(old: str, new: str) -> None:
     with pytest.raises(BuildError, match="a max_batch_size and one input with three dims"):
         _plan.profile_for(_plan.parse_config(CONFIG.replace(old, new)))
 
 
 @pytest.mark.parametrize("batch", [0, 9])
-def test_the_usual_batch_is_one_that_is_allowed(batch: int) -> None:
+def test_opt_batch_out_of_range_is_refused(batch: int) -> None:
     with pytest.raises(BuildError, match=rf"--opt-batch is {batch}; .* allows 1 to 8\.$"):
         _plan.profile_for(_plan.parse_config(CONFIG), batch)
 
@@ -157,7 +157,7 @@ def test_the_usual_batch_is_one_that_is_allowed(batch: int) -> None:
         ("int8", "int8", 11, BuildPrecision(name="int8", strongly_typed=False)),
     ],
 )
-def test_the_choice_of_precision(
+def test_precision_is_chosen_from_request_file_and_version(
     requested: str, graph: str, major: int, chosen: BuildPrecision
 ) -> None:
     assert choose_precision(requested, graph, major) == chosen
@@ -176,7 +176,7 @@ def test_the_choice_of_precision(
         ("fp16", "int8", 11, "an FP16 file"),
     ],
 )
-def test_a_precision_that_the_file_does_not_have(
+def test_precision_that_the_file_cannot_give_is_refused(
     requested: str, graph: str, major: int, advice: str
 ) -> None:
     sentence = f"is {graph}, and TensorRT {major} cannot build {requested} from it; .*{advice}"
@@ -184,7 +184,7 @@ def test_a_precision_that_the_file_does_not_have(
         choose_precision(requested, graph, major)
 
 
-def test_the_precision_of_the_file_is_in_its_metadata(tmp_path: Path) -> None:
+def test_precision_is_read_from_the_metadata(tmp_path: Path) -> None:
     noted = ((None, "fp32"), ("fp16", "fp16"), ("int8-symmetric", "int8"))
     for precision, expected in noted:
         repository = make_repository(tmp_path / expected, precision)
@@ -215,7 +215,7 @@ def test_the_precision_of_the_file_is_in_its_metadata(tmp_path: Path) -> None:
         ("11.2.1.2", "11.2.1.2+cuda13.3", 11),
     ],
 )
-def test_the_same_version_builds_and_serves(building: str, target: str | None, major: int) -> None:
+def test_same_version_may_build_and_serve(building: str, target: str | None, major: int) -> None:
     assert _plan.check_versions(building, target) == major
 
 
@@ -223,13 +223,13 @@ def test_the_same_version_builds_and_serves(building: str, target: str | None, m
     "building, target",
     [("10.13.3.9", "10.13.2.6"), ("11.1.0.106", "10.13.3.9"), ("10.6.1.2", "10.6.1.6")],
 )
-def test_another_version_would_not_take_the_plan(building: str, target: str) -> None:
+def test_other_target_version_is_refused(building: str, target: str) -> None:
     sentence = f"This is TensorRT {building}, but the plan is to run with {target}, "
     with pytest.raises(BuildError, match=re.escape(sentence)):
         _plan.check_versions(building, target)
 
 
-def test_versions_that_cannot_be_used() -> None:
+def test_old_and_invalid_versions_are_refused() -> None:
     with pytest.raises(BuildError, match="TensorRT 8.6.1; 10 is the oldest supported version"):
         _plan.check_versions("8.6.1", None)
     for text in ("10", "10.13", "latest", ""):
@@ -237,7 +237,7 @@ def test_versions_that_cannot_be_used() -> None:
             _plan.check_versions("10.13.3.9", text)
 
 
-def test_the_target_is_known_in_a_container_of_triton_only(
+def test_target_version_is_known_only_in_a_triton_container(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TRT_VERSION", "10.13.3.9+cuda13.0")
@@ -247,7 +247,7 @@ def test_the_target_is_known_in_a_container_of_triton_only(
     assert engine.target_version() == "10.13.3.9+cuda13.0"
 
 
-def test_the_image_is_the_dockerfiles() -> None:
+def test_container_is_the_base_image_of_the_dockerfile() -> None:
     assert re.fullmatch(r"nvcr\.io/nvidia/tritonserver:\d\d\.\d\d-py3", engine.container())
 
 
@@ -255,7 +255,7 @@ def test_the_image_is_the_dockerfiles() -> None:
 # Configuration
 
 
-def test_the_configuration_is_switched_and_switched_back() -> None:
+def test_config_is_switched_to_a_plan_and_back() -> None:
     switched = to_plan(CONFIG, NOTE)
     before, after = CONFIG.splitlines(), switched.splitlines()
     note, platform, file = (line for line in after if line not in before)
@@ -274,7 +274,7 @@ def test_the_configuration_is_switched_and_switched_back() -> None:
     assert to_onnx(switched) == CONFIG
 
 
-def test_how_the_configuration_is_written_is_kept() -> None:
+def test_formatting_of_the_config_is_kept() -> None:
     text = CONFIG.replace('backend: "onnxruntime"', ' backend :  "onnxruntime"  # mine')
     text = text.replace("\n", "\r\n")
     switched = to_plan(text, NOTE)
@@ -282,7 +282,7 @@ def test_how_the_configuration_is_written_is_kept() -> None:
     assert to_onnx(switched) == text
 
 
-def test_the_projects_configuration_can_be_switched() -> None:
+def test_installed_config_can_be_switched() -> None:
     text = (REPOSITORY / "yolov5" / "config.pbtxt").read_text("utf-8")
     if _plan.is_plan(text):
         text = to_onnx(text)
@@ -297,12 +297,12 @@ def test_the_projects_configuration_can_be_switched() -> None:
         ("max_batch_size: 8", "max_batch_size: eight", "config.pbtxt is not valid"),
     ],
 )
-def test_a_configuration_that_cannot_be_switched(old: str, new: str, sentence: str) -> None:
+def test_unexpected_config_is_refused(old: str, new: str, sentence: str) -> None:
     with pytest.raises(BuildError, match=sentence):
         to_plan(CONFIG.replace(old, new), NOTE)
 
 
-def test_lines_of_other_things_are_not_taken_for_the_models() -> None:
+def test_nested_lines_are_not_switched() -> None:
     nested = '\nparameters {\n  key: "x"\n  value: {\n    string_value: "model.onnx"\n  }\n}\n'
     assert to_onnx(to_plan(CONFIG + nested, NOTE)) == CONFIG + nested
     twice = CONFIG + '# and again\nbackend: "onnxruntime"\n'
@@ -314,7 +314,7 @@ def test_lines_of_other_things_are_not_taken_for_the_models() -> None:
 # How far two answers are from each other
 
 
-def test_the_distance_between_answers() -> None:
+def test_relative_error_of_rows() -> None:
     rows = np.random.default_rng(0).random((2, 50, 8), np.float32)
     rows[..., :4] *= 640
     assert _plan.relative_error(rows, rows) == 0
@@ -484,7 +484,7 @@ def build(trt: FakeTensorRT, precision: BuildPrecision, folder: Path) -> bytes:
         ("11.4.0.106", "auto", "int8", 0, []),
     ],
 )
-def test_what_tensorrt_is_asked_for(
+def test_builder_gets_the_flags_of_its_version(
     tmp_path: Path,
     version: str,
     requested: str,
@@ -505,7 +505,7 @@ def test_what_tensorrt_is_asked_for(
     ]
 
 
-def test_the_stand_in_lacks_what_version_11_removed() -> None:
+def test_fake_lacks_names_removed_in_version_11() -> None:
     assert FakeTensorRT("10.16.1.11").BuilderFlag.FP16.name == "FP16"
     with pytest.raises(AttributeError):
         _ = FakeTensorRT("11.4.0.106").BuilderFlag.FP16
@@ -514,7 +514,7 @@ def test_the_stand_in_lacks_what_version_11_removed() -> None:
 @pytest.mark.parametrize(
     "found, used", [(b"known", b"known"), (b"damaged", b""), (b"of another GPU", b""), (None, b"")]
 )
-def test_a_timing_cache_that_does_not_fit_is_replaced(
+def test_unsuitable_timing_cache_is_replaced(
     tmp_path: Path, found: bytes | None, used: bytes
 ) -> None:
     cache = tmp_path / "cache" / "timing"
@@ -527,7 +527,7 @@ def test_a_timing_cache_that_does_not_fit_is_replaced(
     assert cache.read_bytes() == b"timings of " + (used or b"nothing")
 
 
-def test_a_timing_cache_that_cannot_be_written_costs_no_plan(tmp_path: Path) -> None:
+def test_unwritable_timing_cache_does_not_fail_the_build(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("not a folder")
     trt = FakeTensorRT("11.4.0.106")
     assert build(trt, choose_precision("auto", "fp16", 11), tmp_path) == b"a plan"
@@ -543,7 +543,7 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("failing", FAILURES)
-def test_what_tensorrt_cannot_do_is_one_sentence(tmp_path: Path, failing: str) -> None:
+def test_failure_of_tensorrt_is_one_sentence(tmp_path: Path, failing: str) -> None:
     trt = FakeTensorRT("11.4.0.106", **{failing: False})
     with pytest.raises(BuildError) as raised:
         build(trt, choose_precision("auto", "fp16", 11), tmp_path)
@@ -574,7 +574,7 @@ def serve_by(
     monkeypatch.delenv("NVIDIA_TRITON_SERVER_VERSION", raising=False)
 
 
-def test_a_plan_is_installed_and_undone(
+def test_plan_is_installed_and_undone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     repository = make_repository(tmp_path)
@@ -614,7 +614,7 @@ def test_a_plan_is_installed_and_undone(
     assert capsys.readouterr().err == error
 
 
-def test_the_last_column_of_a_reduced_head_is_not_compared(
+def test_class_column_of_a_reduced_head_is_not_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repository = make_repository(tmp_path)
@@ -646,7 +646,7 @@ def test_the_last_column_of_a_reduced_head_is_not_compared(
         (["--opt-batch=9"], {}, 0, "--opt-batch is 9;"),
     ],
 )
-def test_what_is_installed_stays_when_anything_fails(
+def test_installed_model_stays_if_anything_fails(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -665,9 +665,7 @@ def test_what_is_installed_stays_when_anything_fails(
     assert contents(repository) == before
 
 
-def test_files_that_are_missing_are_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     repository = make_repository(tmp_path)
     (repository / "yolov5" / "config.pbtxt").unlink()
     assert engine.main([f"--repository={repository}"]) == 1
@@ -682,7 +680,7 @@ def test_files_that_are_missing_are_named(
 @pytest.mark.skipif(
     importlib.util.find_spec("tensorrt") is not None, reason="the package tensorrt is installed"
 )
-def test_without_tensorrt_it_ends_in_one_sentence(tmp_path: Path) -> None:
+def test_missing_tensorrt_is_reported_in_one_sentence(tmp_path: Path) -> None:
     repository = make_repository(tmp_path)
     before = contents(repository)
     command = [sys.executable, "-m", "yolov5_build.engine", f"--repository={repository}"]
@@ -696,7 +694,7 @@ def test_without_tensorrt_it_ends_in_one_sentence(tmp_path: Path) -> None:
     assert contents(repository) == before
 
 
-def test_bindings_without_their_libraries_are_one_sentence(
+def test_bindings_without_libraries_are_reported_in_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "tensorrt.py").write_text(
