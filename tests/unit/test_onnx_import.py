@@ -247,7 +247,7 @@ def half_precision() -> ModelProto:
         (half_precision, 5e-2),
     ],
 )
-def test_an_export_becomes_ours(
+def test_export_is_converted_to_our_interface(
     make: Callable[[], ModelProto], limit: float, tmp_path: Path
 ) -> None:
     model = load(make(), tmp_path)
@@ -270,7 +270,7 @@ def test_an_export_becomes_ours(
     assert_answers(model, 1, 3, limit=limit)
 
 
-def test_a_network_for_any_size_stays_one(tmp_path: Path) -> None:
+def test_network_of_open_size_stays_open(tmp_path: Path) -> None:
     model = load(export(open_size=True), tmp_path, imgsz=(HEIGHT, WIDTH))
     assert ends(model) == [
         ("images", TensorProto.FLOAT, ["batch", 3, "height", "width"]),
@@ -287,7 +287,7 @@ def refusal_of_open(imgsz: tuple[int, int], folder: Path) -> str:
     return refusal(export(open_size=True), folder, imgsz=imgsz)
 
 
-def test_a_size_that_is_open_in_name_only_is_fixed(tmp_path: Path) -> None:
+def test_size_that_is_open_only_in_name_becomes_fixed(tmp_path: Path) -> None:
     for sides in ((2,), (2, 3)):
         model = export()
         for side in sides:
@@ -297,7 +297,7 @@ def test_a_size_that_is_open_in_name_only_is_fixed(tmp_path: Path) -> None:
         assert ends(model)[1][2] == ["batch", ROWS, 8]
 
 
-def test_another_size_than_the_fixed_one_is_refused(tmp_path: Path) -> None:
+def test_other_imgsz_than_the_fixed_one_is_refused(tmp_path: Path) -> None:
     assert refusal(export(), tmp_path, imgsz=(160, 128)) == (
         "takes images of 128x160 pixels (height x width) and cannot be set to 160x128;"
         " export it again at that size."
@@ -319,7 +319,7 @@ def with_constant(model: ModelProto, name: str, *values: int) -> ModelProto:
     return model
 
 
-def test_a_network_for_single_images_says_so(tmp_path: Path) -> None:
+def test_network_for_single_images_gets_a_batch_limit(tmp_path: Path) -> None:
     # The first can only be run with one image, the second answers for each with the first one's.
     squeezed = with_nodes(export(), ("Squeeze", ["output"], "a"), ("Unsqueeze", ["a"], "b"))
     squeezed.graph.node[-2].attribute.append(helper.make_attribute("axes", [0]))
@@ -337,7 +337,7 @@ def test_a_network_for_single_images_says_so(tmp_path: Path) -> None:
         assert_answers(model, 1)
 
 
-def test_a_batch_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
+def test_fixed_batch_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
     model = with_nodes(export(batch=4), ("Concat", ["four", "rest"], "s"))
     model.graph.node[-1].attribute.append(helper.make_attribute("axis", 0))
     with_constant(with_constant(model, "four", 4), "rest", ROWS, 8)
@@ -362,7 +362,7 @@ def test_a_batch_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
         '{"2": "c", "0": "a", "1": "b"}',
     ],
 )
-def test_class_names_in_the_metadata(text: str, tmp_path: Path) -> None:
+def test_class_names_are_read_from_the_metadata(text: str, tmp_path: Path) -> None:
     model = export()
     helper.set_model_props(model, {"names": text, "stride": "no number"})
     said = metadata(load(model, tmp_path))
@@ -389,7 +389,7 @@ def test_odd_class_names_become_lines_of_text(tmp_path: Path) -> None:
         ("{0: 'a', 1: 'b', 3: 'd'}", "not numbered from 0 without a gap"),
     ],
 )
-def test_class_names_that_are_none(text: str | None, sentence: str, tmp_path: Path) -> None:
+def test_invalid_class_names_are_refused(text: str | None, sentence: str, tmp_path: Path) -> None:
     model = export()
     helper.set_model_props(model, {} if text is None else {"names": text})
     assert sentence in refusal(model, tmp_path)
@@ -398,7 +398,7 @@ def test_class_names_that_are_none(text: str | None, sentence: str, tmp_path: Pa
     )
 
 
-def test_as_many_class_names_as_classes_must_be_given(tmp_path: Path) -> None:
+def test_given_class_names_must_match_the_classes(tmp_path: Path) -> None:
     sentence = "has 3 classes but 2 class names."
     assert refusal(export(), tmp_path, names=["a", "b"]) == sentence
 
@@ -421,11 +421,11 @@ def test_as_many_class_names_as_classes_must_be_given(tmp_path: Path) -> None:
     ],
     ids=["empty", "lfs", "text", "version", "graph"],
 )
-def test_files_that_are_no_onnx(content: bytes, sentence: str, tmp_path: Path) -> None:
+def test_file_that_is_not_onnx_is_refused(content: bytes, sentence: str, tmp_path: Path) -> None:
     assert refusal(content, tmp_path) == sentence
 
 
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_file_is_refused(tmp_path: Path) -> None:
     for name, sentence in (
         ("none.onnx", "none.onnx cannot be read: No such file or directory."),
         (".", f"{tmp_path.name} cannot be read: Is a directory."),
@@ -447,7 +447,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         assert str(caught.value) == sentence
 
 
-def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+def test_damaged_file_is_refused(tmp_path: Path) -> None:
     whole = export().SerializeToString()
     cut_off = whole[: len(whole) // 2]
     short = export()
@@ -464,7 +464,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
         assert refusal(source, tmp_path) == "is cut off or damaged."
 
 
-def test_functions_that_call_each_other_into_the_billions_are_refused(tmp_path: Path) -> None:
+def test_functions_that_expand_to_billions_of_nodes_are_refused(tmp_path: Path) -> None:
     model = function_of_its_own()
     opset = [helper.make_opsetid("", 12), helper.make_opsetid("mine", 1)]
     for level in range(40):
@@ -493,7 +493,7 @@ def beside(folder: Path, location: str = "them.data") -> ModelProto:
     return model
 
 
-def test_weights_in_another_file_are_brought_in(tmp_path: Path) -> None:
+def test_external_weights_are_embedded(tmp_path: Path) -> None:
     model = load(beside(tmp_path), tmp_path)
     (tmp_path / "them.data").unlink()
     assert_answers(model, 2)
@@ -503,7 +503,7 @@ def test_weights_in_another_file_are_brought_in(tmp_path: Path) -> None:
     assert_answers(load(model, tmp_path), 2)
 
 
-def test_weights_elsewhere_are_not_read(tmp_path: Path) -> None:
+def test_external_weights_outside_the_folder_are_not_read(tmp_path: Path) -> None:
     folder = tmp_path / "inside"
     folder.mkdir()
     missing = beside(folder)
@@ -586,7 +586,7 @@ RAW_SENTENCE = (
         ),
     ],
 )
-def test_another_kind_of_network_is_recognised(
+def test_other_kinds_of_network_are_recognised(
     outputs: dict[str, Sequence[int]], sentence: str, tmp_path: Path
 ) -> None:
     assert refusal(answering({**outputs}), tmp_path).startswith(sentence)
@@ -607,13 +607,13 @@ def test_another_kind_of_network_is_recognised(
         ((1, 3, 8192, 8192), TensorProto.FLOAT, "takes images of 8192x8192 pixels; at most 4096"),
     ],
 )
-def test_another_kind_of_input_is_refused(
+def test_other_kinds_of_input_are_refused(
     shape: Sequence[int], kind: int, sentence: str, tmp_path: Path
 ) -> None:
     assert refusal(answering({"a": (1, 25200, 85)}, shape, kind), tmp_path).startswith(sentence)
 
 
-def test_a_reduced_head_is_refused(tmp_path: Path) -> None:
+def test_reduced_head_is_refused(tmp_path: Path) -> None:
     model = answering({"output": (1, 25200, 6)})
     helper.set_model_props(model, {contract.HEAD_KEY: "reduced"})
     assert refusal(model, tmp_path) == "has a 'reduced' head; only a full one is read."
@@ -648,7 +648,9 @@ def rows(**columns: float) -> Array:
         (np.ones((1, 252, 6), np.int64), "answers with int64 instead of float32 or float16"),
     ],
 )
-def test_values_that_are_no_decoded_rows(answer: Array, sentence: str, tmp_path: Path) -> None:
+def test_values_that_cannot_be_decoded_rows_are_refused(
+    answer: Array, sentence: str, tmp_path: Path
+) -> None:
     shape = (1, 3, 64, 64)
     assert refusal(answering({"output": answer}, shape), tmp_path).startswith(sentence)
     # The others are not to blame where one output is right.
@@ -657,7 +659,7 @@ def test_values_that_are_no_decoded_rows(answer: Array, sentence: str, tmp_path:
     assert ends(model)[1][2] == ["batch", 252, 6]
 
 
-def test_what_onnx_runtime_cannot_load_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_network_that_onnx_runtime_cannot_load_is_refused_in_one_line(tmp_path: Path) -> None:
     for operator, domain, sentence in (
         ("Frobnicate", "", "cannot be loaded by ONNX Runtime: "),
         ("Grid", "TRT", "uses the operator 'TRT:Grid', which ONNX Runtime does not have."),
@@ -725,7 +727,7 @@ def test_mutated_files_are_read_or_refused(tmp_path: Path) -> None:
         ("empty_graph", "holds an empty graph."),
     ],
 )
-def test_other_peoples_files_that_are_refused(name: str, sentence: str, tmp_path: Path) -> None:
+def test_third_party_files_are_refused(name: str, sentence: str, tmp_path: Path) -> None:
     source = SHARED / "onnx" / f"{name}.onnx"
     with pytest.raises(BuildError) as caught:
         import_onnx(source, tmp_path / "ours.onnx")
@@ -733,7 +735,7 @@ def test_other_peoples_files_that_are_refused(name: str, sentence: str, tmp_path
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="other people's ONNX files are not at hand")
-def test_another_persons_export_finds_the_people_and_the_bus(tmp_path: Path) -> None:
+def test_third_party_export_finds_the_people_and_the_bus(tmp_path: Path) -> None:
     source = SHARED / "onnx" / "third_party_yolov5n_fp16_unsorted.onnx"
     import_onnx(source, tmp_path / "ours.onnx")
     photo, placement = PhotoLoader(640, 640).load(SHARED / "photos" / "bus.jpg")
