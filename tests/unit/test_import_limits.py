@@ -129,7 +129,7 @@ for work in (spin, grow, crash, wait, leave):
 """
 
 
-def test_reading_that_goes_beyond_its_limits_ends_in_a_sentence(tmp_path: Path) -> None:
+def test_reading_beyond_the_limits_is_ended_with_a_sentence(tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-c", LIMIT],
         capture_output=True,
