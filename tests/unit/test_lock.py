@@ -42,7 +42,7 @@ def pinned(requirement: Requirement) -> str | None:
     return only.version if only is not None and fixed else None
 
 
-def test_everything_is_pinned_and_has_its_hashes() -> None:
+def test_every_requirement_is_pinned_with_hashes() -> None:
     requirements = locked()
     assert len(requirements) > 50
     for requirement, options in requirements:
@@ -60,7 +60,7 @@ def direct() -> list[Requirement]:
     return [Requirement(item) for one in lists for item in re.findall(r'^ +"(.+?)",', one, re.M)]
 
 
-def test_the_lock_is_of_what_pyproject_names() -> None:
+def test_lock_matches_pyproject() -> None:
     versions: dict[str, set[str | None]] = {}
     for requirement, _ in locked():
         name = canonicalize_name(requirement.name)
@@ -108,21 +108,21 @@ def holes(versions: dict[str, str]) -> list[dict[str, str]]:
     ]
 
 
-def test_the_list_of_libraries_names_what_the_wheels_carry() -> None:
+def test_list_of_libraries_matches_the_wheels() -> None:
     assert libraries_of_opencv() == LIBRARIES["opencv"]
     for name, wheel in LIBRARIES["wheels"].items():
         assert importlib.metadata.version(name) == wheel["version"], name
         assert carried(name) == wheel["libraries"], name
 
 
-def test_no_library_in_a_wheel_has_a_hole_that_nothing_shields_from() -> None:
+def test_no_library_in_a_wheel_has_an_unmitigated_vulnerability() -> None:
     names = {hole["library"] for hole in LIBRARIES["holes"]} - LIBRARIES["opencv"].keys()
     packages = {name: importlib.metadata.version(name) for name in names}
     versions = {name: v for name, v in libraries_of_opencv().items() if "0x" not in v}
     assert holes({**packages, **versions}) == []
 
 
-def test_the_holes_of_the_first_release_would_be_found() -> None:
+def test_vulnerabilities_of_the_first_release_would_be_found() -> None:
     found = {hole["id"] for hole in holes({"OpenCV": "4.11.0", "PNG": "1.6.44", "TIFF": "4.6.0"})}
     assert {"CVE-2025-53644", "opencv/opencv#27744", "CVE-2025-9900"} <= found
     assert holes({"OpenCV": "4.13.0", "PNG": "1.6.56", "TIFF": "4.7.1"}) == []
@@ -139,7 +139,7 @@ OSV_PROJECTS = {
 
 
 @pytest.mark.slow
-def test_no_advisory_for_the_libraries_in_opencv_is_missing_in_the_list() -> None:
+def test_list_has_all_advisories_for_the_libraries_in_opencv() -> None:
     known = " ".join(hole["id"] for hole in LIBRARIES["holes"])
     missing = []
     for library, (project, prefix) in OSV_PROJECTS.items():
@@ -180,7 +180,7 @@ def last_line(text: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_no_locked_package_has_an_advisory_that_is_not_accounted_for(pip_audit: list[str]) -> None:
+def test_every_advisory_for_a_locked_package_is_accounted_for(pip_audit: list[str]) -> None:
     flags = "--require-hashes --disable-pip --progress-spinner off --format json --requirement"
     run = subprocess.run(
         [*pip_audit, *flags.split(), str(LOCK)], capture_output=True, text=True, timeout=600
