@@ -30,14 +30,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return labelled_photos(tmp_path_factory.mktemp("data"))
 
 
-def test_a_split(data: Path) -> None:
+def test_split_names_photos_and_labels(data: Path) -> None:
     split = read_split(data, "val", "test")
     assert [photo.name for photo in split.photos] == sorted(p.name for p in PHOTOS.iterdir())
     assert sum(len(labels) for labels in split.labels) == 130
     assert split.labels[0].shape[1] == 5
 
 
-def test_a_list_of_photos_and_photos_without_labels(tmp_path: Path) -> None:
+def test_list_of_photos_may_lack_labels(tmp_path: Path) -> None:
     for name in ("a.jpg", "b.png"):
         (tmp_path / name).touch()
     (tmp_path / "list.txt").write_text("a.jpg\n\nb.png\n")
@@ -58,13 +58,13 @@ def test_a_list_of_photos_and_photos_without_labels(tmp_path: Path) -> None:
         ("val: .\n", "data.yaml names '.', which holds no pictures"),
     ],
 )
-def test_data_sets_that_are_none(tmp_path: Path, text: str, sentence: str) -> None:
+def test_invalid_data_sets_are_refused(tmp_path: Path, text: str, sentence: str) -> None:
     (tmp_path / "data.yaml").write_text(text)
     with pytest.raises(DataError, match=sentence):
         read_split(tmp_path / "data.yaml", "val", "test")
 
 
-def test_labels_that_are_none(tmp_path: Path) -> None:
+def test_invalid_labels_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").touch()
     (tmp_path / "a.txt").write_text("0 0.5 0.5\n")
     (tmp_path / "data.yaml").write_text("val: .\n")
@@ -72,7 +72,7 @@ def test_labels_that_are_none(tmp_path: Path) -> None:
         read_split(tmp_path / "data.yaml", "val")
 
 
-def test_class_names(tmp_path: Path) -> None:
+def test_class_names_are_read_from_yaml(tmp_path: Path) -> None:
     names, yaml = tmp_path / "names.txt", tmp_path / "data.yaml"
     names.write_text("cat\n fire truck \n")
     assert read_names(names) == ("cat", "fire truck")
@@ -91,7 +91,7 @@ def test_class_names(tmp_path: Path) -> None:
         read_names(tmp_path / "none.txt")
 
 
-def test_labels_that_are_its_own_answers_are_all_found(network: Path, data: Path) -> None:
+def test_network_finds_all_labels_made_from_its_own_detections(network: Path, data: Path) -> None:
     split = read_split(data, "val")
     figures = evaluate(network, split)
     assert figures.map50 > 0.99
@@ -104,7 +104,7 @@ def test_labels_that_are_its_own_answers_are_all_found(network: Path, data: Path
     assert figures.map50_95 < 0.3
 
 
-def test_it_is_measured_as_it_will_be_served(data: Path, tmp_path: Path) -> None:
+def test_measurement_uses_the_served_letterbox(data: Path, tmp_path: Path) -> None:
     network = tmp_path / "model.onnx"
     export_onnx(load_checkpoint(BUNDLED), network, dynamic=True)
     split = read_split(data, "val")
@@ -118,7 +118,7 @@ def test_it_is_measured_as_it_will_be_served(data: Path, tmp_path: Path) -> None
         quantise(network, tmp_path / "int8.onnx", split.photos)
 
 
-def test_figures_need_labels_of_the_networks_classes(network: Path, data: Path) -> None:
+def test_labels_of_other_classes_are_refused(network: Path, data: Path) -> None:
     split = read_split(data, "val")
     none = Split(photos=split.photos, labels=[np.zeros((0, 5))] * len(split.photos))
     with pytest.raises(DataError, match="no labels to measure with"):
@@ -129,7 +129,7 @@ def test_figures_need_labels_of_the_networks_classes(network: Path, data: Path) 
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the labelled test split is not at hand")
-def test_the_references_own_figures(network: Path, tmp_path: Path) -> None:
+def test_measurement_matches_the_reference(network: Path, tmp_path: Path) -> None:
     yaml = tmp_path / "data.yaml"
     yaml.write_text(f"path: {SHARED / 'bccd'}\nval: images/test\n")
     figures = evaluate(network, read_split(yaml, "val"))
@@ -164,7 +164,7 @@ def test_int8_finds_nearly_the_same(network: Path, data: Path, tmp_path: Path, d
     assert len(plain) == 3
 
 
-def test_the_command_refuses_what_loses_too_much(
+def test_command_refuses_int8_that_loses_too_much(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [str(BUNDLED), f"--repository={tmp_path}", f"--data={data}", "--imgsz=160"]
@@ -191,7 +191,7 @@ def test_the_command_refuses_what_loses_too_much(
         (["--data=none.yaml"], "none.yaml cannot be read: No such file or directory."),
     ],
 )
-def test_flags_that_do_not_go_together(
+def test_incompatible_flags_are_refused(
     tmp_path: Path, arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert build([str(BUNDLED), *arguments, f"--repository={tmp_path}"]) == 1
