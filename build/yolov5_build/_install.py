@@ -118,19 +118,19 @@ def _network_config(
 def _limit_batches(repository: Path, new: int) -> None:
     """Set the batch limit of the endpoint to that of the network; Triton refuses a larger one.
 
-    A smaller limit that an operator has set stays as it is.
+    All configurations of the ensemble are changed, whichever the server will choose. A smaller
+    limit that an operator has set stays as it is.
     """
-    ensemble = repository / contract.ENSEMBLE / contract.CONFIG_FILE
+    ensemble = repository / contract.ENSEMBLE
     served = repository / contract.MODEL / contract.CONFIG_FILE
-    if not ensemble.is_file():
-        return
-    text = ensemble.read_text("utf-8")
-    now = _BATCH_LINE.search(text)
     before = _BATCH_LINE.search(served.read_text("utf-8")) if served.is_file() else None
-    if now and (int(now[1]) > new or (before and now[1] == before[1])):
-        changed = _BATCH_LINE.sub(f"max_batch_size: {new}", text)
-        if changed != text:
-            ensemble.write_text(changed, "utf-8")
+    for config in (ensemble / contract.CONFIG_FILE, *ensemble.glob("configs/*.pbtxt")):
+        text = config.read_text("utf-8") if config.is_file() else ""
+        now = _BATCH_LINE.search(text)
+        if now and (int(now[1]) > new or (before and now[1] == before[1])):
+            changed = _BATCH_LINE.sub(f"max_batch_size: {new}", text)
+            if changed != text:
+                config.write_text(changed, "utf-8")
 
 
 def _shape(tensors: object, name: str) -> list[int]:

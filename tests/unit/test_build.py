@@ -210,9 +210,10 @@ def test_reader_never_sees_a_partial_installation(small: Path, tmp_path: Path) -
     assert broken == []
 
 
-def test_endpoint_batch_limit_follows_the_network(small: Path, tmp_path: Path) -> None:
-    ensemble = tmp_path / "yolov5_ensemble" / "config.pbtxt"
-    ensemble.parent.mkdir()
+@pytest.mark.parametrize("name", ["config.pbtxt", "configs/embedded.pbtxt"])
+def test_endpoint_batch_limit_follows_the_network(small: Path, tmp_path: Path, name: str) -> None:
+    ensemble = tmp_path / "yolov5_ensemble" / name
+    ensemble.parent.mkdir(parents=True)
 
     def install(limit: str | None) -> str:
         model = onnx.load(small)
