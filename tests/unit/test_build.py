@@ -50,7 +50,7 @@ def test_bundled_checkpoint_is_loaded_in_fp32_and_fused(checkpoint: Checkpoint) 
     assert checkpoint.stride == 32
     assert not checkpoint.network.training
     assert {p.dtype for p in checkpoint.network.parameters()} == {torch.float32}
-    # Folded away: nothing of a batch norm is left.
+    # All batch norms are folded.
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in checkpoint.network.modules())
     with torch.no_grad():
         rows = checkpoint.network(torch.zeros(2, 3, 64, 96))
@@ -58,8 +58,8 @@ def test_bundled_checkpoint_is_loaded_in_fp32_and_fused(checkpoint: Checkpoint) 
 
 
 def test_boxes_are_decoded_as_published(checkpoint: Checkpoint) -> None:
-    """A head whose convolutions answer 0 everywhere has sigmoid 0.5: boxes as large as the
-    anchors, centred in their cells."""
+    """If the convolutions of the head return 0, all sigmoids are 0.5: boxes have the size of the
+    anchors, and lie at the centres of their cells."""
     head = load_checkpoint(BUNDLED).network.model[-1]
     for convolution in head.m:  # type: ignore[union-attr]
         torch.nn.init.zeros_(convolution.weight)
@@ -91,7 +91,7 @@ def test_export_has_a_dynamic_batch_and_metadata(checkpoint: Checkpoint, tmp_pat
 
 
 def shapes(path: Path) -> list[list[str | int]]:
-    """Of the input and the output."""
+    """The shapes of the input and the output."""
     graph = onnx.load(path).graph
     return [
         [side.dim_param or side.dim_value for side in tensor.type.tensor_type.shape.dim]
@@ -122,7 +122,7 @@ def test_half_precision_export_decodes_in_fp32(checkpoint: Checkpoint, tmp_path:
     assert rows.dtype == np.float32
     with torch.no_grad():
         expected = checkpoint.network(torch.from_numpy(images)).numpy()
-    # Centres beyond 512 px, which FP16 knows to half a pixel.
+    # Centres beyond 512 px, which FP16 resolves only to half a pixel.
     right = rows[..., 0][expected[..., 0] > 520]
     assert right.size > 100
     assert np.mean(right * 2 % 1 < 1e-3) < 0.2
@@ -154,7 +154,7 @@ def test_export_that_differs_from_the_network_is_refused(
 
 @pytest.fixture
 def small(checkpoint: Checkpoint, tmp_path: Path) -> Path:
-    """An export that is quickly made."""
+    """A small export, which takes little time."""
     export_onnx(checkpoint, tmp_path / "model.onnx", imgsz=64, provenance="two\nlines")
     return tmp_path / "model.onnx"
 
@@ -176,7 +176,7 @@ def test_installation_replaces_the_old_one_completely(small: Path, tmp_path: Pat
 
 def test_failed_installation_leaves_the_old_one(small: Path, tmp_path: Path) -> None:
     install_onnx(small, tmp_path)
-    before = (tmp_path / "yolov5").stat()  # but for when it was last read
+    before = (tmp_path / "yolov5").stat()  # compared without the access time
     with pytest.raises(BuildError, match="needs a network with open height and width; .*64x64"):
         install_onnx(small, tmp_path, letterbox="rect")
     model = onnx.load(small)
@@ -192,7 +192,7 @@ def test_failed_installation_leaves_the_old_one(small: Path, tmp_path: Path) -> 
 
 
 def test_reader_never_sees_a_partial_installation(small: Path, tmp_path: Path) -> None:
-    """Whoever opens the folder while it is replaced finds the old one or the new one."""
+    """A process that opens the folder during the replacement finds the old one or the new one."""
     install_onnx(small, tmp_path)
     done, broken = threading.Event(), []
 
@@ -240,7 +240,7 @@ class Payload:
 
 
 def chain(mark: Path) -> Payload:
-    """A call of what another call returns."""
+    """A call of the result of another call."""
     return Payload(functools.reduce, operator.getitem, Payload(os.system, f"touch {mark}"))
 
 
@@ -279,7 +279,7 @@ def rewritten(
     compression: int = zipfile.ZIP_STORED,
     more: dict[str, bytes] | None = None,
 ) -> Path:
-    """The bundled checkpoint with its members changed, in a zip that is whole again."""
+    """The bundled checkpoint with changed members, in a valid zip."""
     with zipfile.ZipFile(BUNDLED) as source, zipfile.ZipFile(target, "w", compression) as copy:
         for name in source.namelist():
             copy.writestr(name, change(name, source.read(name)))
@@ -291,7 +291,7 @@ def rewritten(
 def test_zip_that_torch_did_not_write_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "best.pt"
     assert load_checkpoint(rewritten(path)).stride == 32
-    for spoilt in (
+    for changes in (
         # A bomb: a gigabyte of zeros in a megabyte.
         {"compression": zipfile.ZIP_DEFLATED, "more": {"bccd_yolov5n/data/999": bytes(1 << 30)}},
         {"more": {"../../etc/evil": b"x"}},
@@ -301,7 +301,7 @@ def test_zip_that_torch_did_not_write_is_refused(tmp_path: Path) -> None:
     ):
         path.unlink()
         with pytest.raises(BuildError, match="is not a YOLOv5 checkpoint, or is damaged"):
-            load_checkpoint(rewritten(path, **spoilt))
+            load_checkpoint(rewritten(path, **changes))
 
 
 MUTATE = """
@@ -332,7 +332,7 @@ for seed in range(int(sys.argv[1])):
 
     target.unlink(missing_ok=True)
     rewritten(target, change)
-    if seed % 5 == 0:  # and now and then the zip itself
+    if seed % 5 == 0:  # sometimes the zip as well
         raw = bytearray(target.read_bytes())
         for _ in range(10):
             raw[chance.randrange(len(raw))] = chance.randrange(256)
@@ -344,7 +344,7 @@ for seed in range(int(sys.argv[1])):
     except BuildError:
         outcomes[1] += 1
     slowest = max(slowest, time.monotonic() - started)
-# Its own memory: what getrusage says is at least what the process had that started this one.
+# The peak of this process alone; that of getrusage includes the memory of its parent.
 (peak,) = (s for s in Path("/proc/self/status").read_text().splitlines() if s.startswith("VmHWM"))
 print(*outcomes, slowest, int(peak.split()[1]) >> 10)
 """
@@ -353,7 +353,7 @@ print(*outcomes, slowest, int(peak.split()[1]) >> 10)
 @pytest.mark.parametrize("count", [50, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.timeout(1800)
 def test_mutated_checkpoints_are_read_or_refused(tmp_path: Path, count: int) -> None:
-    """Neither a crash, nor a hang, nor memory without bound, nor an error of another kind."""
+    """No crash, no hang, no unlimited memory, and no other type of error."""
     script = MUTATE.format(path=[str(Path(__file__).parent), str(Path(__file__).parents[1])])
     run = subprocess.run(
         [sys.executable, "-c", script, str(count), str(tmp_path / "mutated.pt")],
@@ -509,7 +509,7 @@ def test_folders_of_killed_installations_are_removed(small: Path, tmp_path: Path
             signal.pause()
     while not list(tmp_path.glob(".yolov5-*/yolov5/half")):
         time.sleep(0.01)
-    with new_version(repository) as (folder, version):  # one that is alive is left alone
+    with new_version(repository) as (folder, version):  # the folder of a live process stays
         (version / "model.onnx").touch()
         assert len(list(tmp_path.glob(".yolov5-*"))) == 2
     os.kill(child, signal.SIGKILL)
@@ -520,7 +520,7 @@ def test_folders_of_killed_installations_are_removed(small: Path, tmp_path: Path
 
 
 def test_network_moved_by_a_killed_exchange_is_restored(tmp_path: Path) -> None:
-    """Where two folders cannot be exchanged in one step, there is a moment without a network."""
+    """If two folders cannot be exchanged atomically, there is a moment without a network."""
     repository = tmp_path / "repository"
     repository.mkdir()
     (tmp_path / ".yolov5-abcdefgh" / "old" / "7").mkdir(parents=True)
@@ -533,7 +533,7 @@ def test_network_moved_by_a_killed_exchange_is_restored(tmp_path: Path) -> None:
 
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder with room for 2 MB."""
+    """A folder with a capacity of 2 MB."""
     folder = tmp_path / "full"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
@@ -587,7 +587,7 @@ def test_command_installs_weights_and_reports_missing_files(
     assert capsys.readouterr().err == "error: none.pt cannot be read: No such file or directory.\n"
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="other people's checkpoints are not at hand")
+@pytest.mark.skipif(not SHARED.exists(), reason="third-party checkpoints are not available")
 @pytest.mark.parametrize(
     "name, classes, first",
     [

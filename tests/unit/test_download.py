@@ -70,7 +70,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Origin(ThreadingHTTPServer):
-    """A server of one file: how it is to behave, and what it was asked."""
+    """A server of one file, with settings for its behaviour and a list of its requests."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -78,17 +78,17 @@ class Origin(ThreadingHTTPServer):
         self.body = BODY
         self.etag = '"first"'
         self.ranges = True
-        self.shift = 0  # by how many bytes ranges begin too early
+        self.shift = 0  # number of bytes by which ranges begin too early
         self.endless = False  # without a length, and with zeros after the file's bytes
         self.location = ""  # of a redirect, unless the path begins with /moved/
-        self.statuses: list[int] = []  # errors that the next requests are answered with
-        self.cuts: list[int] = []  # where in the file the next answers break off
-        self.gate = threading.Event()  # answers wait for it before they end
+        self.statuses: list[int] = []  # errors returned to the next requests
+        self.cuts: list[int] = []  # positions at which the next responses are cut off
+        self.gate = threading.Event()  # responses wait for it before they end
         self.gate.set()
         self.asked: list[tuple[str, str | None, str | None]] = []  # path, Range, If-Range
 
     def handle_error(self, *_: object) -> None:
-        """Nothing: that the other side hangs up is part of the game."""
+        """Ignore errors, since clients hang up on purpose."""
 
     def release(self, body: bytes = BODY) -> Release:
         return Release(
@@ -259,7 +259,7 @@ def test_part_that_cannot_be_resumed_is_restarted(origin: Origin, tmp_path: Path
     assert fetch(origin.release(), tmp_path, delays=()).read_bytes() == BODY
     (tmp_path / NAME).unlink()
 
-    part.write_bytes(BODY)  # whole, but for its name
+    part.write_bytes(BODY)  # complete, but not renamed yet
     origin.asked = []
     assert fetch(origin.release(), tmp_path, delays=()).read_bytes() == BODY
     assert origin.asked == []
@@ -390,7 +390,7 @@ def test_redirect_to_another_protocol_is_refused(origin: Origin, tmp_path: Path)
 def secure(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Origin]:
-    """A server of the same file over TLS, whose certificate is trusted."""
+    """A server of the same file over TLS, with a trusted certificate."""
     if not shutil.which("openssl"):
         pytest.skip("needs the openssl command")
     folder = tmp_path_factory.mktemp("tls")
@@ -443,7 +443,7 @@ def test_unknown_certificate_is_refused(
 def test_concurrent_calls_download_once(
     origin: Origin, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Threads do for processes here: each opens the lock file for itself."""
+    """Threads instead of processes, since each of them opens the lock file itself."""
     origin.cuts = [70_000]
     origin.gate.clear()
     paths: list[Path] = []

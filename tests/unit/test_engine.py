@@ -22,7 +22,7 @@ from yolov5_build import BuildError, _plan, _tensorrt, engine
 from yolov5_build._plan import BuildPrecision, Profile, choose_precision, to_onnx, to_plan
 
 CONFIG = """\
-# The trained network, with a comment that is to stay.
+# The trained network, with a comment that must be kept.
 name: "yolov5"
 backend: "onnxruntime"
 default_model_filename: "model.onnx"
@@ -211,7 +211,7 @@ def test_precision_is_read_from_the_metadata(tmp_path: Path) -> None:
         ("10.13.3.9", None, 10),
         ("10.13.3.9", "10.13.3.9", 10),
         ("10.13.3.9.post1", "10.13.3.9+cuda13.0", 10),
-        ("10.4.0", "10.4.0.26", 10),  # what PyPI's package said of itself
+        ("10.4.0", "10.4.0.26", 10),  # the version that PyPI's package reports
         ("11.2.1.2", "11.2.1.2+cuda13.3", 11),
     ],
 )
@@ -311,7 +311,7 @@ def test_nested_lines_are_not_switched() -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# How far two answers are from each other
+# The error between rows
 
 
 def test_relative_error_of_rows() -> None:
@@ -330,13 +330,13 @@ def test_relative_error_of_rows() -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# The driver of the API, against a fake for the package tensorrt (which needs a GPU)
+# Calls of the API, with a fake for the package tensorrt (which needs a GPU)
 
 REMOVED = {"FP16", "INT8", "EXPLICIT_BATCH"}  # in version 11
 
 
 class FakeTensorRT(ModuleType):
-    """Fakes the package `tensorrt`: notes what is called and answers as it is told to.
+    """A fake for the package `tensorrt`, which records calls and returns the given results.
 
     It has no more than NVIDIA's bindings have in that version, so that asking for what version 11
     removed raises AttributeError.
@@ -555,9 +555,9 @@ def test_failure_of_tensorrt_is_one_sentence(tmp_path: Path, failing: str) -> No
 
 
 def serve_by(
-    monkeypatch: pytest.MonkeyPatch, trt: FakeTensorRT, repository: Path, spoilt: float = 0
+    monkeypatch: pytest.MonkeyPatch, trt: FakeTensorRT, repository: Path, error_factor: float = 0
 ) -> None:
-    """Have the fake taken for TensorRT, and its plan answer as ONNX Runtime does, nearly."""
+    """Use the fake as TensorRT, with a plan that scales the right rows by 1 + `error_factor`."""
     weights = engine.read_served(repository).weights.read_bytes()
 
     def run(
@@ -565,7 +565,7 @@ def serve_by(
     ) -> dict[str, NDArray[np.float32]]:
         assert plan == b"a plan"
         (rows,) = onnxruntime.InferenceSession(weights).run(None, {name: images})
-        return {"output0": rows * np.float32(1 + spoilt)}
+        return {"output0": rows * np.float32(1 + error_factor)}
 
     monkeypatch.setattr(_tensorrt, "load", lambda: trt)
     monkeypatch.setattr(_tensorrt, "gpu", lambda: GPU)
@@ -584,7 +584,7 @@ def test_plan_is_installed_and_undone(
     arguments = [f"--repository={repository}"]
     trt = FakeTensorRT("10.16.1.11")
     serve_by(monkeypatch, trt, repository)
-    for number in ("2", "3"):  # once more over the plan
+    for number in ("2", "3"):  # the second time over a plan
         assert engine.main([*arguments, "--opt-batch=2"]) == 0
         assert contents(repository / "yolov5") == {
             f"{number}/model.onnx": before["1/model.onnx"],
@@ -637,7 +637,7 @@ def test_class_column_of_a_reduced_head_is_not_compared(
 
 
 @pytest.mark.parametrize(
-    "options, fake, spoilt, sentence",
+    "options, fake, error_factor, sentence",
     [
         *(([], {name: False}, 0, sentence) for name, sentence in FAILURES.items()),
         ([], {}, 0.01, "The plan's rows for the example photos differ from ONNX Runtime's by"),
@@ -652,12 +652,12 @@ def test_installed_model_stays_if_anything_fails(
     capsys: pytest.CaptureFixture[str],
     options: list[str],
     fake: dict[str, bool],
-    spoilt: float,
+    error_factor: float,
     sentence: str,
 ) -> None:
     repository = make_repository(tmp_path)
     before = contents(repository)
-    serve_by(monkeypatch, FakeTensorRT("11.4.0.106", **fake), repository, spoilt)
+    serve_by(monkeypatch, FakeTensorRT("11.4.0.106", **fake), repository, error_factor)
     assert engine.main([f"--repository={repository}", *options]) == 1
     error = capsys.readouterr().err
     assert error.startswith(f"error: {sentence}")

@@ -1,4 +1,4 @@
-"""Weights files that ask for too much: refused at once, or ended by a limit, in a sentence."""
+"""Weights files that ask for too much are refused at once, or stopped by a limit."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ KINDS = {
     **{f"safetensors: {kind}": ("safetensors", kind) for kind in bombs.SAFETENSORS},
 }
 
-# Each file in a child of one process that has imported everything, so that what is counted is the
-# reading alone: CPU seconds, and the most memory beyond what the process had before.
+# Each file is read in a child of one process that has imported everything. CPU seconds and peak
+# memory are therefore those of reading alone.
 READ = """
 import json, os, sys, time
 sys.path.insert(0, {tests!r})
@@ -34,7 +34,7 @@ def kilobytes(key):
     return int(Path("/proc/self/status").read_text().partition(key)[2].split()[0])
 
 def read(path):
-    Path("/proc/self/clear_refs").write_text("5")  # the most memory so far is forgotten
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before, started, said = kilobytes("VmRSS:"), time.process_time(), None
     _limits._enforced = True
     try:

@@ -1,4 +1,4 @@
-"""What is installed is what was resolved, to the byte, and nothing in it is known to be unsafe."""
+"""Installed packages are the resolved ones, to the byte, and have no known vulnerabilities."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from packaging.utils import canonicalize_name
 from support import ROOT
 
 LOCK = ROOT / "requirements.lock"
-# Advisories that do not touch the project: id -> why, with the package's name in it.
+# Advisories that do not affect the project: id -> reason, including the package's name.
 KNOWN = ROOT / "tests" / "data" / "advisories.json"
 _HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
 
 
 def locked() -> list[tuple[Requirement, list[str]]]:
-    """The requirements with their hashes; lines that go on are joined, comments left out."""
+    """The requirements with their hashes; continued lines are joined, comments removed."""
     text = LOCK.read_text().replace("\\\n", " ")
     found = []
     for line in text.splitlines():
@@ -36,7 +36,7 @@ def locked() -> list[tuple[Requirement, list[str]]]:
 
 
 def pinned(requirement: Requirement) -> str | None:
-    """The one version that it allows."""
+    """The only version that a requirement allows, None if it allows several."""
     (only, *others) = requirement.specifier or [None]
     fixed = only is not None and not others and only.operator == "==" and "*" not in only.version
     return only.version if only is not None and fixed else None
@@ -53,7 +53,7 @@ def test_every_requirement_is_pinned_with_hashes() -> None:
 
 
 def direct() -> list[Requirement]:
-    """What pyproject.toml names; Python 3.10 cannot read TOML, but its lists are plain enough."""
+    """The requirements in pyproject.toml, read by patterns, as Python 3.10 cannot read TOML."""
     text = (ROOT / "pyproject.toml").read_text()
     lists = re.findall(r"^(?:dependencies|dev) = \[$(.*?)^\]$", text, re.MULTILINE | re.DOTALL)
     assert len(lists) == 2
@@ -71,13 +71,13 @@ def test_lock_matches_pyproject() -> None:
         assert pinned(requirement) in versions[canonicalize_name(requirement.name)], requirement
 
 
-# What the wheels carry, and known holes: in them, and in packages that callers' bytes come to.
+# Libraries in the wheels, and known vulnerabilities of them and of packages that handle input.
 LIBRARIES: dict[str, Any] = json.loads((ROOT / "tests" / "data" / "libraries.json").read_text())
 _WHEEL_HASH = re.compile(r"[-.][0-9a-f]{8}(?=[.-])")
 
 
 def libraries_of_opencv() -> dict[str, str]:
-    """Names and versions, as OpenCV says that it was built with."""
+    """Names and versions of the libraries that OpenCV reports it was built with."""
     found = {"OpenCV": cv2.__version__}
     for name in LIBRARIES["opencv"].keys() - {"OpenCV"}:
         line = re.search(rf"^ +{name}: +(.*)$", cv2.getBuildInformation(), re.MULTILINE)
@@ -98,7 +98,7 @@ def carried(wheel: str) -> list[str]:
 
 
 def holes(versions: dict[str, str]) -> list[dict[str, str]]:
-    """Those that some of these libraries have and that nothing shields from."""
+    """Vulnerabilities of these libraries that are not mitigated."""
     return [
         hole
         for hole in LIBRARIES["holes"]
@@ -129,7 +129,7 @@ def test_vulnerabilities_of_the_first_release_would_be_found() -> None:
 
 
 OSV = "https://api.osv.dev/v1/query"
-# As OSV calls the projects. It keeps C libraries by their repositories and tags.
+# The projects in OSV, which lists C libraries by repository and tag.
 OSV_PROJECTS = {
     "OpenCV": ("https://github.com/opencv/opencv", ""),
     "PNG": ("https://github.com/pnggroup/libpng", "v"),
@@ -162,7 +162,7 @@ def test_list_has_all_advisories_for_the_libraries_in_opencv() -> None:
 
 @pytest.fixture(scope="module")
 def pip_audit(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The command, in an environment of its own; where it cannot be had, skips."""
+    """The command, in an environment of its own; skips if it cannot be installed."""
     (pin,) = re.findall(r'^audit = \["(.+)"\]$', (ROOT / "pyproject.toml").read_text(), re.M)
     folder = tmp_path_factory.mktemp("audit")
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)

@@ -1,4 +1,4 @@
-"""Data sets, mAP, and what INT8 costs: `make model ... --data`."""
+"""Data sets, mAP, and the loss by INT8: `make model ... --data`."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_network_finds_all_labels_made_from_its_own_detections(network: Path, da
     assert figures.map50 > 0.99
     assert figures.map50_95 > 0.99
     assert figures.bytes == network.stat().st_size
-    # Boxes half as wide still overlap by half; with a higher IoU they count no more.
+    # Boxes of about half the width still overlap by half, but do not count at a higher IoU.
     narrow = [labels * [1, 1, 1, 0.55, 1] for labels in split.labels]
     figures = evaluate(network, Split(photos=split.photos, labels=narrow))
     assert figures.map50 > 0.9
@@ -112,7 +112,7 @@ def test_measurement_uses_the_served_letterbox(data: Path, tmp_path: Path) -> No
     rect = evaluate(network, split, letterbox="rect")
     small = evaluate(network, split, imgsz=(320, 320))
     assert same.map50 > 0.99
-    assert 0.8 < rect.map50 < same.map50  # the labels are those of letterbox square
+    assert 0.8 < rect.map50 < same.map50  # the labels come from letterbox square
     assert small.map50 < rect.map50
     with pytest.raises(BuildError, match="INT8 needs a fixed input size"):
         quantise(network, tmp_path / "int8.onnx", split.photos)
@@ -128,7 +128,7 @@ def test_labels_of_other_classes_are_refused(network: Path, data: Path) -> None:
         evaluate(network, Split(photos=split.photos, labels=other))
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the labelled test split is not at hand")
+@pytest.mark.skipif(not SHARED.exists(), reason="the labelled test split is not available")
 def test_measurement_matches_the_reference(network: Path, tmp_path: Path) -> None:
     yaml = tmp_path / "data.yaml"
     yaml.write_text(f"path: {SHARED / 'bccd'}\nval: images/test\n")
@@ -148,7 +148,7 @@ def test_int8_finds_nearly_the_same(network: Path, data: Path, tmp_path: Path, d
     assert metadata.names == ("Platelets", "RBC", "WBC")
     assert evaluate(target, read_split(data, "val")).map50 > 0.9
 
-    # Told by the graph itself too, where it comes back without its metadata.
+    # The graph itself shows the precision too, if it comes without metadata.
     import_onnx(target, tmp_path / "again.onnx", names=metadata.names)
     assert read_metadata(tmp_path / "again.onnx").precision == metadata.precision
 
@@ -156,9 +156,9 @@ def test_int8_finds_nearly_the_same(network: Path, data: Path, tmp_path: Path, d
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
     zeros = [constants[n.input[2]] for n in graph.node if n.op_type == "QuantizeLinear"]
     assert len(zeros) > 100
-    # TensorRT knows only signed numbers around zero.
+    # TensorRT supports only signed numbers around zero.
     assert all(zero.dtype == np.int8 and not zero.any() for zero in zeros) == (device == "tensorrt")
-    # The last convolutions are as they were.
+    # The last convolutions are unchanged.
     quantised = {out for n in graph.node if n.op_type == "DequantizeLinear" for out in n.output}
     plain = [n for n in graph.node if n.op_type == "Conv" and n.input[1] not in quantised]
     assert len(plain) == 3

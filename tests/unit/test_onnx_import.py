@@ -46,7 +46,7 @@ def exported(batch: int, opset: int, open_size: bool) -> bytes:
         torch.onnx.export(
             network(),
             (torch.zeros(batch, 3, HEIGHT, WIDTH),),
-            target,  # type: ignore[arg-type]  # it takes a stream as well
+            target,  # type: ignore[arg-type]  # also takes a stream
             dynamo=False,
             opset_version=opset,
             input_names=["images"],
@@ -64,7 +64,7 @@ def export(batch: int = 1, opset: int = 12, open_size: bool = False) -> ModelPro
 
 
 def load(source: ModelProto | bytes, folder: Path, **options: Any) -> ModelProto:
-    """What `import_onnx` makes of it."""
+    """The result of `import_onnx`."""
     path, target = folder / "them.onnx", folder / "ours.onnx"
     path.write_bytes(source if isinstance(source, bytes) else source.SerializeToString())
     import_onnx(path, target, **options)
@@ -101,7 +101,7 @@ def metadata(model: ModelProto) -> dict[str, str]:
 def assert_answers(
     model: ModelProto, *counts: int, size: tuple[int, int] = (HEIGHT, WIDTH), limit: float = 1e-3
 ) -> None:
-    """It answers for so many photos at once as the network in PyTorch does."""
+    """For batches of these sizes, the model returns the rows of the network in PyTorch."""
     session = onnxruntime.InferenceSession(model.SerializeToString())
     for count in counts:
         photos = example_images(*size, count)
@@ -117,7 +117,7 @@ def assert_answers(
 
 
 def four_outputs() -> ModelProto:
-    """As releases 5.0 to 6.1 wrote them: the raw heads beside the decoded rows."""
+    """An export of releases 5.0 to 6.1, with the raw heads beside the decoded rows."""
     model = export()
     heads = [node.output[0] for node in model.graph.node if node.op_type == "Transpose"]
     assert len(heads) == 3
@@ -134,7 +134,7 @@ def unsorted() -> ModelProto:
 
 
 def weights_as_inputs() -> ModelProto:
-    """Version 3 of the format has every initializer among the inputs as well."""
+    """In version 3 of the format, every initializer is also an input."""
     model = export()
     model.ir_version = 3
     for tensor in (*model.graph.initializer, numpy_helper.from_array(np.zeros(2), "unused")):
@@ -169,7 +169,7 @@ def resize_to_sizes() -> ModelProto:
 
 
 def zeros_meant_as_such() -> ModelProto:
-    """As torch's newer exporter writes Reshape."""
+    """Reshape as torch's newer exporter writes it."""
     model = export(opset=17)
     for node in model.graph.node:
         if node.op_type == "Reshape":
@@ -179,7 +179,7 @@ def zeros_meant_as_such() -> ModelProto:
 
 
 def choice_of_branches() -> ModelProto:
-    """An `If` before all that its branches take from around it, and one of them unsorted."""
+    """An `If` before the nodes whose values its branches read; one branch is unsorted."""
     model = export()
     out = helper.make_tensor_value_info("out", TensorProto.FLOAT, None)
     steps = [("mid", "out"), ("output", "mid")]
@@ -277,7 +277,7 @@ def test_network_of_open_size_stays_open(tmp_path: Path) -> None:
         ("output0", TensorProto.FLOAT, ["batch", "rows", 8]),
     ]
     assert_answers(model, 2, size=(192, 96))
-    assert load(export(open_size=True), tmp_path) == model  # tried at 640x640, all the same
+    assert load(export(open_size=True), tmp_path) == model  # the same after a trial at 640x640
     assert "multiples of 32, not 100" in refusal_of_open((100, 640), tmp_path / "a")
     assert "at most 4096 a side" in refusal_of_open((4128, 640), tmp_path / "b")
 
@@ -306,7 +306,7 @@ def test_other_imgsz_than_the_fixed_one_is_refused(tmp_path: Path) -> None:
 
 
 def with_nodes(model: ModelProto, *nodes: tuple[str, Sequence[str], str]) -> ModelProto:
-    """More nodes behind the output."""
+    """Append nodes to the output."""
     for operator, inputs, output in nodes:
         model.graph.node.append(helper.make_node(operator, inputs, [output]))
     model.graph.output[0].name = nodes[-1][2]
@@ -320,7 +320,7 @@ def with_constant(model: ModelProto, name: str, *values: int) -> ModelProto:
 
 
 def test_network_for_single_images_gets_a_batch_limit(tmp_path: Path) -> None:
-    # The first can only be run with one image, the second answers for each with the first one's.
+    # The first can be run only with one image; the second returns the first image's rows for all.
     squeezed = with_nodes(export(), ("Squeeze", ["output"], "a"), ("Unsqueeze", ["a"], "b"))
     squeezed.graph.node[-2].attribute.append(helper.make_attribute("axes", [0]))
     squeezed.graph.node[-1].attribute.append(helper.make_attribute("axes", [0]))
@@ -416,7 +416,7 @@ def test_given_class_names_must_match_the_classes(tmp_path: Path) -> None:
             "is a Git LFS pointer and not the file itself, which `git lfs pull` fetches.",
         ),
         (b"hello", "is not an ONNX file."),
-        (b"\x1a\x00", "is not an ONNX file."),  # well-formed, and without a version
+        (b"\x1a\x00", "is not an ONNX file."),  # well-formed, but without a version
         (ModelProto(ir_version=8).SerializeToString(), "holds an empty graph."),
     ],
     ids=["empty", "lfs", "text", "version", "graph"],
@@ -481,7 +481,7 @@ def test_functions_that_expand_to_billions_of_nodes_are_refused(tmp_path: Path) 
 
 
 def beside(folder: Path, location: str = "them.data") -> ModelProto:
-    """The model with its weights in another file of the folder."""
+    """The model with external weights in the folder."""
     path = folder / "saved.onnx"
     model = export()
     onnx.save(model, path, save_as_external_data=True, location="them.data", size_threshold=0)
@@ -532,7 +532,7 @@ def answering(
     kind: int = TensorProto.FLOAT,
     nodes: Sequence[onnx.NodeProto] = (),
 ) -> ModelProto:
-    """A network that gives the same whatever it sees: an array, or ones of a shape."""
+    """A network with constant outputs: given arrays, or ones of given shapes."""
     made = list(nodes)
     for name, answer in outputs.items():
         if isinstance(answer, np.ndarray):
@@ -626,7 +626,7 @@ def test_two_inputs_are_refused(tmp_path: Path) -> None:
 
 
 def rows(**columns: float) -> Array:
-    """Rows for 64x64 pixels and one class: centres all over the picture, and the columns given."""
+    """Rows for 64x64 pixels and one class: centres all over the picture, and the given columns."""
     made = np.full((1, 252, 6), 0.5, np.float32)
     made[0, :, 0] = made[0, :, 1] = np.linspace(4, 60, 252)
     made[0, :, 2:4] = 20
@@ -653,7 +653,7 @@ def test_values_that_cannot_be_decoded_rows_are_refused(
 ) -> None:
     shape = (1, 3, 64, 64)
     assert refusal(answering({"output": answer}, shape), tmp_path).startswith(sentence)
-    # The others are not to blame where one output is right.
+    # If one output is right, the others do not matter.
     options = {"imgsz": (64, 64), "names": ["a"]}
     model = load(answering({"wrong": answer, "right": rows()}, shape), tmp_path, **options)
     assert ends(model)[1][2] == ["batch", 252, 6]
@@ -672,7 +672,7 @@ def test_network_that_onnx_runtime_cannot_load_is_refused_in_one_line(tmp_path: 
 
 
 # ---------------------------------------------------------------------------------------------
-# Files that strangers made
+# Third-party files
 
 MUTATE = """
 import random, sys
@@ -715,7 +715,7 @@ def test_mutated_files_are_read_or_refused(tmp_path: Path) -> None:
     assert refused > 15
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="other people's ONNX files are not at hand")
+@pytest.mark.skipif(not SHARED.exists(), reason="third-party ONNX files are not available")
 @pytest.mark.parametrize(
     "name, sentence",
     [
@@ -734,7 +734,7 @@ def test_third_party_files_are_refused(name: str, sentence: str, tmp_path: Path)
     assert str(caught.value).startswith(f"{name}.onnx {sentence}")
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="other people's ONNX files are not at hand")
+@pytest.mark.skipif(not SHARED.exists(), reason="third-party ONNX files are not available")
 def test_third_party_export_finds_the_people_and_the_bus(tmp_path: Path) -> None:
     source = SHARED / "onnx" / "third_party_yolov5n_fp16_unsorted.onnx"
     import_onnx(source, tmp_path / "ours.onnx")

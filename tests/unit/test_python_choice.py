@@ -1,4 +1,4 @@
-"""Which Python `make` takes (`build/python.sh`), with commands that stand in for others."""
+"""Which Python `make` uses (`build/python.sh`), tested with fake commands."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from support import ROOT
 
-# Utilities that the script needs, so that no other Python of this machine is on the PATH.
+# Utilities that the script needs; the PATH has nothing else, so no other Python.
 UTILITIES = ("sh", "dirname", "mkdir", "timeout", "cat", "ln", "rm")
-# One of another version: it does all but say that it fits.
+# A Python of another version: it works, but fails the check of its version.
 OTHER = """#!/bin/sh
 case "$2" in *version_info*) exit 1 ;; esac
 exec {python} "$@"
@@ -23,7 +23,7 @@ exec {python} "$@"
 """
 SHIM = "#!/bin/sh\nexit 127\n"
 FITTING = '#!/bin/sh\nexec {python} "$@"\n'
-# It records how it is called, and installs what it is told to.
+# A uv that records its calls, and installs a link.
 UV = """#!/bin/sh
 echo "$* BIN=$UV_PYTHON_INSTALL_BIN" >> {calls}
 case "$2" in
@@ -37,7 +37,7 @@ OFFLINE = '#!/bin/sh\necho "error: dns error" >&2\nexit 2\n'
 
 
 class Machine:
-    """A copy of the script, and a PATH of its own."""
+    """A copy of the script, with its own PATH."""
 
     def __init__(self, folder: Path) -> None:
         self.project = folder / "a checkout"
@@ -147,7 +147,7 @@ def test_uv_is_pinned_with_its_hashes() -> None:
 
 @pytest.mark.slow
 def test_uv_comes_from_the_package_index(machine: Machine) -> None:
-    """The real one, which then finds no CPython: its list of them is empty."""
+    """The real uv, which then finds no CPython, as its list of downloads is empty."""
     machine.has("python3", OTHER)
     empty = machine.project / "downloads.json"
     empty.write_text("{}")
