@@ -305,7 +305,7 @@ def _report(options: argparse.Namespace, installed: Installed) -> None:
     print(
         f"Installed {Path(options.weights).name} as version {installed.version}:"
         f" {len(installed.names)} classes, {installed.height}x{installed.width},"
-        f" letterbox {options.letterbox}. A server that is running on this repository loads it"
+        f" letterbox {options.letterbox}. A server that runs on this repository takes it over"
         " within seconds."
     )
 
