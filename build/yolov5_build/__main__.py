@@ -32,11 +32,8 @@ from ._quantise import CALIBRATION_PHOTOS, TARGETS, quantise
 from ._runtimes import ONNX_RUNTIME, OPENVINO_BF16
 from ._safetensors import SUFFIX, load_safetensors, save_safetensors
 from .metadata import read_metadata
+from .paths import BUNDLED, BUNDLED_DATA, REPOSITORY
 
-_ROOT = Path(__file__).parents[2]
-BUNDLED = _ROOT / "examples" / "bccd" / "best.pt"
-BUNDLED_DATA = BUNDLED.with_name("data.yaml")
-REPOSITORY = _ROOT / "model_repository"
 ALLOWED_MAP_LOSS = 0.005  # of mAP50-95
 
 

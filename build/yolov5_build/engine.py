@@ -19,7 +19,6 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig
 from yolov5_client._streams import prepare_streams
 
 from . import BuildError, _plan, _tensorrt
-from .__main__ import REPOSITORY
 from ._contract import (
     CONFIG_FILE,
     FP32,
@@ -35,9 +34,8 @@ from ._contract import (
 )
 from ._errors import os_error_reason
 from ._version import copy_weights, new_version, version_folder
+from .paths import DOCKERFILE, REPOSITORY
 from .photos import example_images
-
-_DOCKERFILE = Path(__file__).parents[1] / "Dockerfile"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +209,7 @@ def target_version() -> str | None:
 
 def container() -> str:
     """The base image of `build/Dockerfile`."""
-    text = _DOCKERFILE.read_text("utf-8")
+    text = DOCKERFILE.read_text("utf-8")
     default = re.search(r"^ARG TRITON=(\S+)", text, re.MULTILINE)
     image = re.search(r"^FROM (\S+)", text, re.MULTILINE)
     assert default is not None and image is not None

@@ -14,15 +14,12 @@ from numpy.typing import NDArray
 
 from . import _contract as contract
 from ._errors import BuildError
-
-_ROOT = Path(__file__).parents[2]
-EXAMPLES = _ROOT / "examples" / "bccd" / "photos"
-_STEPS = _ROOT / "model_repository"
+from .paths import BUNDLED_PHOTOS, REPOSITORY
 
 
 def step_module(step: str, name: str) -> ModuleType:
     """Import a module of one of the ensemble's steps, such as `letterbox` of `preprocess`."""
-    path = _STEPS / step / "1" / f"{name}.py"
+    path = REPOSITORY / step / "1" / f"{name}.py"
     qualified = f"_{step}_{name}"
     if qualified not in sys.modules:
         spec = importlib.util.spec_from_file_location(qualified, path)
@@ -92,4 +89,4 @@ class PhotoLoader:
 def example_images(height: int, width: int, count: int = 2) -> NDArray[np.float32]:
     """The first `count` bundled photos: float32 [count, 3, height, width], RGB 0..1."""
     loader = PhotoLoader(height, width)
-    return np.stack([loader.load(path)[0] for path in photos_in(EXAMPLES)[:count]])
+    return np.stack([loader.load(path)[0] for path in photos_in(BUNDLED_PHOTOS)[:count]])
