@@ -21,7 +21,8 @@ from yolov5_client.evaluation import Found, Split
 from . import _contract as contract
 from ._runtimes import ONNX_RUNTIME, RUNTIMES
 from .metadata import Metadata, read_metadata
-from .photos import PhotoLoader, step_module
+from .photos import PhotoLoader
+from .steps import step_module
 
 
 @dataclass(frozen=True, kw_only=True)

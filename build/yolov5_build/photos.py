@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,24 +11,8 @@ from numpy.typing import NDArray
 
 from . import _contract as contract
 from ._errors import BuildError
-from .paths import BUNDLED_PHOTOS, REPOSITORY
-
-
-def step_module(step: str, name: str) -> ModuleType:
-    """Import a module of one of the ensemble's steps, such as `letterbox` of `preprocess`."""
-    path = REPOSITORY / step / "1" / f"{name}.py"
-    qualified = f"_{step}_{name}"
-    if qualified not in sys.modules:
-        spec = importlib.util.spec_from_file_location(qualified, path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[qualified] = module  # dataclasses look up their module there
-        sys.path.insert(0, str(path.parent))  # modules import their neighbours, as in the server
-        try:
-            spec.loader.exec_module(module)
-        finally:
-            sys.path.remove(str(path.parent))
-    return sys.modules[qualified]
+from .paths import BUNDLED_PHOTOS
+from .steps import step_module
 
 
 def photos_in(folder: Path) -> list[Path]:
