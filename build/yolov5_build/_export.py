@@ -64,8 +64,7 @@ def export_onnx(
     Raises:
         BuildError: `imgsz` does not fit the network, or the export differs from it too much.
     """
-    height, width = sides(checkpoint, imgsz)
-    images = example_images(height, width)
+    images = example_images(*image_size(checkpoint, imgsz))
     network = _half_precision(checkpoint.network) if half else checkpoint.network
     write_onnx(
         _ExportedNetwork(network, reduced_head=reduced_head, half=half),
@@ -120,7 +119,7 @@ def _verify(
     return shape, difference
 
 
-def sides(checkpoint: Checkpoint, imgsz: int | tuple[int, int]) -> tuple[int, int]:
+def image_size(checkpoint: Checkpoint, imgsz: int | tuple[int, int]) -> tuple[int, int]:
     """Height and width in pixels.
 
     Raises:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from . import _contract as contract
 from ._checkpoint import Checkpoint
 from ._errors import BuildError
-from ._export import TOLERANCE, best_class, largest_difference, sides, write_onnx
+from ._export import TOLERANCE, best_class, image_size, largest_difference, write_onnx
 from .layers import Conv, DetectionModel, Focus
 from .photos import example_images
 
@@ -50,7 +50,7 @@ def export_prefiltered(
     Raises:
         BuildError: `imgsz` does not fit the network, or the variant differs too much from `full`.
     """
-    images = example_images(*sides(checkpoint, imgsz))
+    images = example_images(*image_size(checkpoint, imgsz))
     pixels = np.rint(images * 255).astype(np.uint8)
     write_onnx(
         _Prefiltered(checkpoint.network, reduced_head=reduced_head),
