@@ -92,28 +92,11 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="class names to use instead of the file's: one per line, or a data.yaml",
     )
-    parser.add_argument("--half", action="store_true", help="compute in FP16")
-    parser.add_argument(
-        "--int8",
-        choices=tuple(TARGETS),
-        nargs="?",
-        const="cpu",
-        help="compute in INT8, calibrated on the training photos of --data (default target: cpu)",
-    )
+    _add_precision_options(parser)
     parser.add_argument(
         "--reduced-head",
         action="store_true",
         help="return only the best class of each box: smaller output, but no multi_label",
-    )
-    parser.add_argument(
-        "--data",
-        type=Path,
-        help="data.yaml of a labelled data set; measures the mAP before installing",
-    )
-    parser.add_argument(
-        "--accept-loss",
-        action="store_true",
-        help="install INT8 even if it loses more than half a point of mAP",
     )
     parser.add_argument(
         "--save",
@@ -125,6 +108,27 @@ def _parser() -> argparse.ArgumentParser:
         "--repository", type=Path, default=REPOSITORY, help="model repository to install into"
     )
     return parser
+
+
+def _add_precision_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--half", action="store_true", help="compute in FP16")
+    parser.add_argument(
+        "--int8",
+        choices=tuple(TARGETS),
+        nargs="?",
+        const="cpu",
+        help="compute in INT8, calibrated on the training photos of --data (default target: cpu)",
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        help="data.yaml of a labelled data set; measures the mAP before installing",
+    )
+    parser.add_argument(
+        "--accept-loss",
+        action="store_true",
+        help="install INT8 even if it loses more than half a point of mAP",
+    )
 
 
 def _find_weights(weights: str) -> Path:
