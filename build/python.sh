@@ -1,8 +1,8 @@
 #!/bin/sh
-# Print the path of a Python that .venv can be made with: sh build/python.sh [PYTHON]
+# Print the path of a Python to create .venv with: sh build/python.sh [PYTHON]
 #
-# The one that is named; else python3 if its version fits, else an older one beside it, else one that
-# uv fetches into .uv. Triton's Python backend (2.51) and NumPy 1.26 end at 3.12.
+# This is PYTHON if it is given; else python3 if its version fits, else an older version on the PATH,
+# else one that uv fetches into .uv. Triton's Python backend (2.51) and NumPy 1.26 end at 3.12.
 set -eu
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 needed="Python 3.10, 3.11 or 3.12 is needed"
@@ -12,7 +12,7 @@ fail() {
   exit 1
 }
 
-# A command of that name may be there and not run, such as a shim of pyenv.
+# A command of that name may exist without working, such as a shim of pyenv.
 fits() {
   "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1
 }
@@ -42,14 +42,14 @@ for python in python3 python3.12 python3.11 python3.10; do
 done
 [ -z "$missing" ] || fail "$without_venv"
 
-for python in "$root"/.uv/python/*/bin/python3.12; do  # fetched before
+for python in "$root"/.uv/python/*/bin/python3.12; do  # fetched by an earlier run
   if fits "$python"; then
     echo "$python"
     exit
   fi
 done
 
-# In the project's folder, whatever the user's own settings are.
+# Keep everything in the project's folder, regardless of the user's own settings.
 export UV_PYTHON_INSTALL_DIR="$root/.uv/python" UV_CACHE_DIR="$root/.uv/cache"
 export UV_PYTHON_INSTALL_BIN=0 UV_PYTHON_PREFERENCE=only-managed
 unset UV_PYTHON VIRTUAL_ENV CONDA_PREFIX

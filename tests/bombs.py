@@ -1,4 +1,4 @@
-"""Small weights files that ask their reader for hours or gigabytes."""
+"""Small weights files that make a reader use hours or gigabytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 _PROTO = b"\x80\x02"
 _NESTED = b")" + b"2\x86" * 60  # a pair of a pair of ...: 2^60 empty tuples
-_PRIME = 2**61 - 1  # whole numbers are hashed modulo this one
+_PRIME = 2**61 - 1  # integers are hashed modulo this prime
 
 
 def _archive(path: Path, program: bytes) -> None:
@@ -24,7 +24,7 @@ def _archive(path: Path, program: bytes) -> None:
 
 
 def _number(value: int) -> bytes:
-    """The instruction for a whole number of up to 255 bytes."""
+    """The instruction for an integer of up to 255 bytes."""
     data = pickle.encode_long(value)
     return b"\x8a" + bytes([len(data)]) + data
 
@@ -34,7 +34,7 @@ def _named(module: str, name: str) -> bytes:
 
 
 def _memory(count: int) -> bytes:
-    """The memory of a tensor, which the file does not hold."""
+    """The storage of a tensor, which the file does not hold."""
     kind = _named("torch", "FloatStorage")
     text = b"X\x07\x00\x00\x00storage" + kind + b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpu"
     return b"(" + text + _number(count) + b"tQ"
@@ -77,7 +77,7 @@ def checkpoint(path: Path, kind: str) -> Path:
 
 
 def zip_of_many(path: Path) -> Path:
-    """A checkpoint with hundreds of thousands of members, all of them empty."""
+    """A checkpoint with hundreds of thousands of empty members."""
     entry = struct.pack("<4s6H3I5H2I", b"PK\1\2", 20, 20, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 0, 0, 0)
     directory = b"".join(entry + b"%08d" % index for index in range(400_000))
     total = len(directory)
@@ -105,7 +105,7 @@ def _numbers(name: str, *values: int) -> TensorProto:
 
 
 def _loop() -> ModelProto:
-    """Adds one, 2^62 times."""
+    """A loop that adds one 2^62 times."""
     again = helper.make_node("Identity", ["on"], ["still"])
     more = helper.make_node("Add", ["before", "before"], ["after"])
     body = helper.make_graph(
@@ -128,7 +128,7 @@ def _loop() -> ModelProto:
 
 
 def _scan() -> ModelProto:
-    """Walks over every line of a tall constant."""
+    """A scan over every row of a tall constant."""
     same = [helper.make_node("Identity", [a], [b]) for a, b in (("s", "t"), ("x", "y"))]
     state = [1, 3, 640, 640]
     body = helper.make_graph(
@@ -212,7 +212,7 @@ def _doubled() -> ModelProto:
 
 
 def _hidden() -> ModelProto:
-    """16 GB whose shape is worked out in a way that shape inference does not follow."""
+    """16 GB whose shape is computed in a way that shape inference does not follow."""
     two = numpy_helper.from_array(np.array([2], np.float32), "two")
     power = numpy_helper.from_array(np.array([32], np.float32), "power")
     nodes = [
@@ -229,7 +229,7 @@ def _image_tiled() -> ModelProto:
 
 
 def _convolved() -> ModelProto:
-    """The same thousand channels by a thousand, again and again, over the whole picture."""
+    """Convolutions of a thousand by a thousand channels, repeated over the whole picture."""
     weights = np.full((512, 512, 1, 1), 0.001, np.float16)
     small = numpy_helper.from_array(weights, "half")
     widen = numpy_helper.from_array(np.full((512, 3, 1, 1), 0.1, np.float32), "widen")
@@ -243,7 +243,7 @@ def _convolved() -> ModelProto:
 
 
 def _nested() -> ModelProto:
-    """Branches within branches."""
+    """Nested branches."""
     yes = numpy_helper.from_array(np.array(True), "yes")
     empty = helper.make_empty_tensor_value_info
 
@@ -269,7 +269,7 @@ def _nested() -> ModelProto:
 
 
 def _functions() -> ModelProto:
-    """Functions that call each other twice."""
+    """Functions that each call another one twice."""
     model = _model([helper.make_node("f30", ["images"], ["output"], domain="own")])
     opset = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
     for i in range(31):
@@ -340,7 +340,7 @@ def model(path: Path, kind: str) -> Path:
 
 
 def shared_external_data(path: Path) -> Path:
-    """A thousand tensors that lie in the same two megabytes beside the file."""
+    """A thousand tensors that share the same two megabytes of external data."""
     data = path.with_name("weights.bin")
     data.write_bytes(bytes(2 << 20))
     tensors = []
@@ -374,7 +374,7 @@ def _described(network: object, tensors: int = 0) -> bytes:
 
 
 def _repeated() -> bytes:
-    """One tensor of a megabyte that is asked for a hundred thousand times."""
+    """One tensor of a megabyte that is referred to a hundred thousand times."""
     layer = {
         "layer": "models.common.Conv",
         "values": {},

@@ -11,7 +11,8 @@ import tempfile
 from pathlib import Path
 
 from yolov5_build.__main__ import main as build
-from yolov5_build._photos import EXAMPLES, photos_in
+from yolov5_build.paths import BUNDLED_PHOTOS
+from yolov5_build.photos import photos_in
 
 from ._contenders import CONTENDERS, Contender
 from ._growth import grow
@@ -101,7 +102,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--data", type=Path, help="photos with labels, which decide on BF16 for the default"
     )
-    parser.add_argument("--photos", type=Path, default=EXAMPLES, help="a file or a folder")
+    parser.add_argument("--photos", type=Path, default=BUNDLED_PHOTOS, help="a file or a folder")
     parser.add_argument("--callers", type=numbers, default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=5.0, help="for each measurement")

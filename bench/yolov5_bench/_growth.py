@@ -14,7 +14,7 @@ from statistics import median
 import cv2
 import numpy as np
 
-from yolov5_build._photos import photos_in
+from yolov5_build.photos import photos_in
 
 from ._contenders import CONTENDERS, started
 from ._measure import Generator

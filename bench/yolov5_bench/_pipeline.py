@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torchvision.ops import box_iou
 
-from yolov5_build._metadata import read_metadata
-from yolov5_build._photos import step_module
+from yolov5_build.metadata import read_metadata
+from yolov5_build.steps import step_module
 
 CONF_THRES, IOU_THRES, MAX_DET = 0.25, 0.45, 300  # those of preprocess/config.pbtxt
 

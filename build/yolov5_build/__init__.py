@@ -1,4 +1,4 @@
-"""From trained YOLOv5 weights to the served model: read, export, install."""
+"""Turn trained YOLOv5 weights into the served model: read them, export ONNX, install it."""
 
 from ._checkpoint import Checkpoint, load_checkpoint
 from ._errors import BuildError

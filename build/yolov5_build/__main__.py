@@ -1,7 +1,7 @@
-"""`python -m yolov5_build [WEIGHTS]`: trained weights become the served model.
+"""Install trained weights as the served model.
 
 WEIGHTS is a best.pt, a .safetensors or .onnx file, or the name of an official release such as
-yolov5s, which is downloaded; without it the bundled model is restored.
+yolov5s, which is downloaded. Without it, the bundled model is restored.
 """
 
 from __future__ import annotations
@@ -17,27 +17,24 @@ from yolov5_client._streams import prepare_streams
 from yolov5_client.evaluation import Split, read_split
 from yolov5_server.hardware import cpu_has_bf16
 
-from . import _names as names
+from . import _contract as contract
 from ._checkpoint import Checkpoint, load_checkpoint
 from ._download import fetch_release, is_release_name
-from ._errors import BuildError, no_room
-from ._evaluate import Figures, evaluate
+from ._errors import BuildError, os_error_reason
+from ._evaluate import Measurement, evaluate
 from ._export import export_onnx
 from ._install import Installed, install_onnx
 from ._labels import read_names_file
-from ._limits import reading, supervised
-from ._metadata import read_metadata
+from ._limits import limited, run_in_child
 from ._onnx_import import import_onnx
 from ._prefiltered import export_prefiltered
 from ._quantise import CALIBRATION_PHOTOS, TARGETS, quantise
 from ._runtimes import ONNX_RUNTIME, OPENVINO_BF16
 from ._safetensors import SUFFIX, load_safetensors, save_safetensors
+from .metadata import read_metadata
+from .paths import BUNDLED, BUNDLED_DATA, REPOSITORY
 
-_ROOT = Path(__file__).parents[2]
-BUNDLED = _ROOT / "examples" / "bccd" / "best.pt"
-BUNDLED_DATA = BUNDLED.with_name("data.yaml")
-REPOSITORY = _ROOT / "model_repository"
-ALLOWED_LOSS = 0.005  # of mAP50-95
+ALLOWED_MAP_LOSS = 0.005  # of mAP50-95
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,9 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         if options.save:
-            weights = _find(options.weights)
-            with reading(weights):
-                checkpoint = _checkpoint(weights, options.names)
+            weights = _find_weights(options.weights)
+            with limited(weights):
+                checkpoint = _load_checkpoint(weights, options.names)
             save_safetensors(checkpoint, options.save)
             print(f"Wrote {options.save}.")
         else:
@@ -56,10 +53,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"error: {no_room(error)}; what was served still is.", file=sys.stderr)
+        print(
+            f"error: {os_error_reason(error)}; the installed model is unchanged.", file=sys.stderr
+        )
         return 1
     except KeyboardInterrupt:
-        print("error: interrupted; what was served still is.", file=sys.stderr)
+        print("error: interrupted; the installed model is unchanged.", file=sys.stderr)
         return 130
     return 0
 
@@ -71,127 +70,152 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "weights", nargs="?", default=str(BUNDLED), help="default: the bundled best.pt"
+        "weights",
+        nargs="?",
+        default=str(BUNDLED),
+        help="file or release (default: bundled best.pt)",
     )
     parser.add_argument(
-        "--imgsz", type=int, nargs="+", help="height and width, or one number (640 if it is open)"
+        "--imgsz",
+        type=int,
+        nargs="+",
+        help="height and width, or one number for both (default: the file's, else 640)",
     )
     parser.add_argument(
-        "--letterbox", choices=names.LETTERBOX_MODES, default="square", help="(%(default)s)"
+        "--letterbox",
+        choices=contract.LETTERBOX_MODES,
+        default=contract.SQUARE,
+        help="how a photo is fitted into the input (default: %(default)s)",
     )
     parser.add_argument(
-        "--names", type=Path, help="class names in place of the file's: one a line, or a data.yaml"
+        "--names",
+        type=Path,
+        help="class names to use instead of the file's: one per line, or a data.yaml",
     )
+    _add_precision_options(parser)
+    parser.add_argument(
+        "--reduced-head",
+        action="store_true",
+        help="return only the best class of each box: smaller output, but no multi_label",
+    )
+    parser.add_argument(
+        "--save",
+        type=Path,
+        metavar=f"FILE{SUFFIX}",
+        help="convert the checkpoint to this file instead of installing it",
+    )
+    parser.add_argument(
+        "--repository", type=Path, default=REPOSITORY, help="model repository to install into"
+    )
+    return parser
+
+
+def _add_precision_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--half", action="store_true", help="compute in FP16")
     parser.add_argument(
         "--int8",
         choices=tuple(TARGETS),
         nargs="?",
         const="cpu",
-        help="compute in INT8, calibrated on the training photos of --data",
+        help="compute in INT8, calibrated on the training photos of --data (default target: cpu)",
     )
     parser.add_argument(
-        "--reduced-head",
+        "--data",
+        type=Path,
+        help="data.yaml of a labelled data set; measures the mAP before installing",
+    )
+    parser.add_argument(
+        "--accept-loss",
         action="store_true",
-        help="answer with the best class of each box alone: fewer bytes, no multi_label",
+        help="install INT8 even if it loses more than half a point of mAP",
     )
-    parser.add_argument(
-        "--data", type=Path, help="a data.yaml with labels: measures the mAP before installing"
-    )
-    parser.add_argument(
-        "--accept-loss", action="store_true", help="install even if INT8 loses half a point of mAP"
-    )
-    parser.add_argument(
-        "--save", type=Path, metavar=f"FILE{SUFFIX}", help="write this file, and install nothing"
-    )
-    parser.add_argument(
-        "--repository", type=Path, default=REPOSITORY, help="the model repository to install into"
-    )
-    return parser
 
 
-def _find(weights: str) -> Path:
-    """A file of this name, else the release that is called so."""
+def _find_weights(weights: str) -> Path:
+    """The file of this name; if there is none, the release of this name, downloaded."""
     if is_release_name(weights) and not Path(weights).exists():
         return fetch_release(weights)
     return Path(weights)
 
 
-def _checkpoint(path: Path, names_file: Path | None) -> Checkpoint:
-    given = read_names_file(names_file) if names_file else None
+def _load_checkpoint(path: Path, names_file: Path | None) -> Checkpoint:
+    names = read_names_file(names_file) if names_file else None
     load = load_safetensors if path.suffix.lower() == SUFFIX else load_checkpoint
-    return load(path, names=given)
+    return load(path, names=names)
 
 
 def _install(options: argparse.Namespace) -> Installed:
     imgsz = _imgsz(options.imgsz)
-    weights = _find(options.weights)
+    weights = _find_weights(options.weights)
     with tempfile.TemporaryDirectory() as folder:
-        made, prefiltered = Path(folder, names.WEIGHTS_FILE), Path(folder, names.PREFILTERED_FILE)
+        exported = Path(folder, contract.WEIGHTS_FILE)
+        prefiltered = Path(folder, contract.PREFILTERED_FILE)
         if weights.suffix.lower() == ".onnx":
             for flag in ("half", "int8", "reduced_head"):
                 if getattr(options, flag):
                     raise BuildError(
-                        f"--{flag.replace('_', '-')} needs the best.pt; {weights.name} is served as"
-                        " it is."
+                        f"--{flag.replace('_', '-')} needs the best.pt; an ONNX file such as"
+                        f" {weights.name} is served unchanged."
                     )
-            given = read_names_file(options.names) if options.names else None
-            with reading(weights):
-                import_onnx(weights, made, names=given, imgsz=imgsz)
+            names = read_names_file(options.names) if options.names else None
+            with limited(weights):
+                import_onnx(weights, exported, names=names, imgsz=imgsz)
         else:
-            made = _export(options, weights, imgsz or (640, 640), Path(folder))
+            exported = _export_and_quantise(
+                options, weights, imgsz or contract.DEFAULT_SIZE, Path(folder)
+            )
         return install_onnx(
-            made,
+            exported,
             options.repository,
             letterbox=options.letterbox,
             imgsz=imgsz,
-            bf16=_bf16_is_as_good(options, made),
+            bf16=_measure_bf16(options, exported),
             prefiltered=prefiltered if prefiltered.exists() else None,
         )
 
 
-def _export(
+def _export_and_quantise(
     options: argparse.Namespace, weights: Path, imgsz: tuple[int, int], folder: Path
 ) -> Path:
     if options.half and options.int8:
         raise BuildError("--half and --int8 exclude each other.")
     if options.int8 and not options.data:
         raise BuildError(
-            "--int8 needs --data data.yaml: photos to calibrate with, and labels to measure what"
-            " it costs."
+            "--int8 needs --data data.yaml: photos to calibrate with, and labels to measure"
+            " the loss of mAP."
         )
     validation = read_split(options.data, "val", "test") if options.data else None
     measured = validation is not None and bool(options.half or options.int8)
     if validation is not None and measured:
-        _say_doubts(validation)
-    with reading(weights):
-        made, full = _variants(options, weights, imgsz, folder, compare=measured)
+        _print_notes(validation)
+    with limited(weights):
+        exported, full = _export_checkpoint(options, weights, imgsz, folder, compare=measured)
     if validation is None or not measured:
-        return made
+        return exported
     if options.int8:
-        made = folder / "int8.onnx"
+        exported = folder / "int8.onnx"
         training = read_split(options.data, "train")
-        _say_doubts(training)
+        _print_notes(training)
         photos = training.photos
-        step = -(-len(photos) // CALIBRATION_PHOTOS)  # from all over the folder
-        quantise(full, made, photos[::step], device=options.int8, letterbox=options.letterbox)
-    before, after = (_measure(options, path, validation) for path in (full, made))
+        step = -(-len(photos) // CALIBRATION_PHOTOS)  # spread over the whole folder
+        quantise(full, exported, photos[::step], device=options.int8, letterbox=options.letterbox)
+    before, after = (_measure(options, path, validation) for path in (full, exported))
     lost = before.map50_95 - after.map50_95
-    if options.int8 and lost > ALLOWED_LOSS and not options.accept_loss:
+    if options.int8 and lost > ALLOWED_MAP_LOSS and not options.accept_loss:
         raise BuildError(
-            f"INT8 loses {lost:.4f} of mAP50-95, more than {ALLOWED_LOSS}, so it was not installed;"
-            " --accept-loss installs it all the same."
+            f"INT8 loses {lost:.4f} of mAP50-95, more than {ALLOWED_MAP_LOSS}, so it was not"
+            " installed; --accept-loss installs it anyway."
         )
-    return made
+    return exported
 
 
-def _say_doubts(split: Split) -> None:
+def _print_notes(split: Split) -> None:
     for note in split.notes:
         text = "".join(letter if letter.isprintable() else "?" for letter in note)
         print(f"warning: {text}", file=sys.stderr)
 
 
-def _variants(
+def _export_checkpoint(
     options: argparse.Namespace,
     weights: Path,
     imgsz: tuple[int, int],
@@ -199,67 +223,75 @@ def _variants(
     *,
     compare: bool,
 ) -> tuple[Path, Path]:
-    """Export a checkpoint to be served, and, where the two are to be compared, in FP32."""
-    checkpoint = _checkpoint(weights, options.names)
-    form: dict[str, Any] = {
+    """Export a checkpoint as it will be served, and in FP32 if the two are compared.
+
+    Returns:
+        The file to serve, and the one in FP32; the same file if it is FP32 or nothing is compared.
+    """
+    checkpoint = _load_checkpoint(weights, options.names)
+    settings: dict[str, Any] = {
         "imgsz": imgsz,
-        "dynamic": options.letterbox == "rect",
+        "dynamic": options.letterbox == contract.RECT,
         "reduced_head": options.reduced_head,
     }
 
     def export(name: str, *, half: bool = False) -> Path:
         path = folder / name
         provenance = f"From {weights.name}, sha256 {checkpoint.sha256}."
-        export_onnx(checkpoint, path, half=half, provenance=provenance, **form)
+        export_onnx(checkpoint, path, half=half, provenance=provenance, **settings)
         return path
 
-    made = export(names.WEIGHTS_FILE, half=options.half)
+    exported = export(contract.WEIGHTS_FILE, half=options.half)
     if not (options.half or options.int8):
-        export_prefiltered(checkpoint, folder / names.PREFILTERED_FILE, made, **form)
-    return made, export("fp32.onnx") if options.half and compare else made
+        export_prefiltered(checkpoint, folder / contract.PREFILTERED_FILE, exported, **settings)
+    return exported, export("fp32.onnx") if options.half and compare else exported
 
 
-def _bf16_is_as_good(options: argparse.Namespace, made: Path) -> bool:
-    """Measure where there are labels; whether OpenVINO in BF16 is faster here and keeps the mAP."""
+def _measure_bf16(options: argparse.Namespace, exported: Path) -> bool:
+    """Whether OpenVINO in BF16 is faster than ONNX Runtime here and keeps the mAP.
+
+    Measures both if there are labels, and prints the decision.
+    """
     bf16 = cpu_has_bf16()
     bundled = options.weights == str(BUNDLED)
     data = options.data or (BUNDLED_DATA if bundled and bf16 else None)
     before = split = None
-    if data is not None and not (options.half or options.int8):  # those were measured
+    if data is not None and not (options.half or options.int8):  # measured before
         split = read_split(data, "val", "test")
-        _say_doubts(split)
-        before = _measure(options, made, split)
-    if read_metadata(made).precision != names.PRECISIONS[0]:
+        _print_notes(split)
+        before = _measure(options, exported, split)
+    if read_metadata(exported).precision != contract.FP32:
         return False
     if not bf16:
         print("Served in FP32: this CPU has no BF16.")
         return False
     if before is None or split is None:
         print(
-            "Served in FP32: what BF16 would cost this network is not known. With"
-            " ARGS='--data data.yaml' it is measured, and served where it is as good and faster."
+            "Served in FP32: the loss of mAP in BF16 is not known for this network. With"
+            " ARGS='--data data.yaml' it is measured, and BF16 is served if it keeps the mAP and is"
+            " faster."
         )
         return False
-    after = _measure(options, made, split, OPENVINO_BF16)
+    after = _measure(options, exported, split, OPENVINO_BF16)
     lost = before.map50_95 - after.map50_95
-    good = lost <= ALLOWED_LOSS and after.milliseconds < before.milliseconds
-    print(f"BF16 is {'served, but for PRECISION=fp32' if good else 'not served'}.")
+    good = lost <= ALLOWED_MAP_LOSS and after.milliseconds < before.milliseconds
+    print(f"BF16 is {'served, unless PRECISION=fp32' if good else 'not served'}.")
     return good
 
 
 def _measure(
     options: argparse.Namespace, path: Path, split: Split, runtime: str = ONNX_RUNTIME
-) -> Figures:
-    imgsz = _imgsz(options.imgsz) or (640, 640)
-    figures = evaluate(path, split, imgsz=imgsz, letterbox=options.letterbox, runtime=runtime)
-    precision = names.BF16 if runtime == OPENVINO_BF16 else read_metadata(path).precision
+) -> Measurement:
+    imgsz = _imgsz(options.imgsz) or contract.DEFAULT_SIZE
+    measured = evaluate(path, split, imgsz=imgsz, letterbox=options.letterbox, runtime=runtime)
+    precision = contract.BF16 if runtime == OPENVINO_BF16 else read_metadata(path).precision
     print(
-        f"{precision}: mAP50 {figures.map50:.4f},"
-        f" mAP50-95 {figures.map50_95:.4f}, {figures.bytes / 1e6:.1f} MB,"
-        f" {figures.milliseconds:.1f} ms an image on this CPU ({len(split.photos)} photos)",
+        f"{precision}: mAP50 {measured.map50:.4f},"
+        f" mAP50-95 {measured.map50_95:.4f}, {measured.bytes / 1e6:.1f} MB,"
+        f" {measured.milliseconds:.1f} ms an image on this CPU ({len(split.photos)} photos)",
         flush=True,
     )
-    return figures
+    return measured
 
 
 def _imgsz(given: list[int] | None) -> tuple[int, int] | None:
@@ -280,12 +312,14 @@ def _report(options: argparse.Namespace, installed: Installed) -> None:
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """The command in a process of its own, so that a file can end neither it nor the machine."""
+    """Run the command in a child process, so that a hostile file can crash or exhaust only that."""
     options = _parser().parse_args(arguments)
     try:
-        return supervised(lambda: main(arguments), Path(options.weights))
+        return run_in_child(lambda: main(arguments), Path(options.weights))
     except OSError as error:
-        print(f"error: {no_room(error)}; what was served still is.", file=sys.stderr)
+        print(
+            f"error: {os_error_reason(error)}; the installed model is unchanged.", file=sys.stderr
+        )
         return 1
 
 

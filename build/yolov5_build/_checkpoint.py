@@ -1,4 +1,4 @@
-"""Reading a YOLOv5 `.pt`: the network in it, checked before anything is computed with it."""
+"""Read the network of a YOLOv5 `.pt`, and check it before computing anything with it."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from . import layers
-from ._archive import read_archive
 from ._errors import BuildError
 from ._labels import as_labels, is_name
+from ._unpickler import unpickle
 
-# Of one layer's output for a 640-pixel image: enough for attention with 4 heads over a map of
-# stride 8, and 32 times what the largest official network has.
+# Values in one layer's output for a 640-pixel image: enough for attention with 4 heads over a map
+# of stride 8, and 32 times as many as the largest official network has.
 MAX_LAYER_VALUES = 1 << 28
-MAX_LAYER_CALLS = 1 << 14  # a layer may stand in several places, and be run in each
-# Of all layers together, for a 640-pixel image: yolov5n makes 150 million values by 2.3 billion
-# multiplications, 1,200 for each of its weights.
+MAX_LAYER_CALLS = 1 << 14  # a layer may occur in several places, and run in each
+# Values and multiplications of all layers together, for a 640-pixel image: yolov5n computes 150
+# million values by 2.3 billion multiplications, 1,200 for each of its weights.
 MAX_VALUES = 1 << 33
 MULTIPLICATIONS = 1 << 34
 MULTIPLICATIONS_PER_WEIGHT = 1 << 13
-MAX_CHANNELS = 16  # that an image is tried with, to name those that a network takes
+MAX_CHANNELS = 16  # numbers of channels to try, for an error that names the right one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Checkpoint:
         network: FP32, in eval mode, batch norms folded into their convolutions.
         names: class names, index = class.
         stride: the largest stride of the network, in pixels; input sides are multiples of it.
-        sha256: of the file it was read from.
+        sha256: of the file that it was read from.
     """
 
     network: layers.DetectionModel
@@ -49,33 +49,33 @@ class Checkpoint:
 
 
 def load_checkpoint(path: Path, *, names: Sequence[str] | None = None) -> Checkpoint:
-    """Read a checkpoint that YOLOv5's trainer wrote, without running anything that is in it.
+    """Read a checkpoint that YOLOv5's trainer wrote, without running any code in it.
 
     Args:
-        names: class names, in place of those in the file.
+        names: class names to use instead of those in the file.
 
     Raises:
-        BuildError: not a checkpoint, one that names something unknown, or one whose network does
-            not hold together.
+        BuildError: the file is not a checkpoint, names an unknown class, or holds a network that
+            cannot be run.
     """
-    return checkpoint_of(path, _network(path.name, read_archive(path)), names)
+    return checkpoint_from(path, _find_network(path.name, unpickle(path)), names)
 
 
-def checkpoint_of(
+def checkpoint_from(
     path: Path, network: layers.DetectionModel, names: Sequence[str] | None = None
 ) -> Checkpoint:
-    """Check the network that was read from this file, and make it ready.
+    """Check a network that was read from the file `path`, and prepare it for export.
 
     Raises:
-        BuildError: it does not hold together.
+        BuildError: the network cannot be run.
     """
     try:
         head = network.model[-1]
         if not isinstance(head, layers.Detect):
             raise BuildError(f"{path.name} does not end in a detection head.")
-        labels = _names(path.name, network.names if names is None else names, head.nc)
-        stride = _stride(head.stride)
-        # Tensors may share memory in the file, but not so that they need more than it holds.
+        labels = _class_names(path.name, network.names if names is None else names, head.nc)
+        stride = _largest_stride(head.stride)
+        # Tensors may share memory in the file, but may not expand to more than the file holds.
         tensors = [*network.parameters(), *network.buffers()]
         if sum(tensor.numel() for tensor in tensors) > path.stat().st_size:
             raise ValueError("more values than bytes")
@@ -84,7 +84,7 @@ def checkpoint_of(
         _fuse(network)
     except BuildError:
         raise
-    except Exception:  # attributes that are missing, of another kind, or that contradict each other
+    except Exception:  # attributes that are missing, of another type, or inconsistent
         raise BuildError(f"{path.name} is damaged: its network cannot be run.") from None
     with path.open("rb") as file:
         digest = hashlib.sha256()
@@ -94,15 +94,15 @@ def checkpoint_of(
     return Checkpoint(network=network, names=labels, stride=stride, sha256=sha256)
 
 
-def _network(name: str, checkpoint: object) -> layers.DetectionModel:
-    """The averaged weights (`ema`) where the file has them, else the last ones (`model`), or what
-    was saved without a dict around it."""
+def _find_network(name: str, checkpoint: object) -> layers.DetectionModel:
+    """The averaged weights (`ema`) if the file has them, else the last ones (`model`), or the
+    file's object itself if it is not a dict."""
     parts = checkpoint if isinstance(checkpoint, dict) else {"model": checkpoint}
     for key in ("ema", "model"):
-        network = _unwrapped(parts.get(key))
+        network = _unwrap(parts.get(key))
         if isinstance(network, layers.DetectionModel):
             return network
-    if any(_is_weights(part) for part in (parts, *parts.values())):
+    if any(_is_state_dict(part) for part in (parts, *parts.values())):
         raise BuildError(
             f"{name} holds weights without the network around them; give the checkpoint that "
             "YOLOv5's train.py wrote."
@@ -110,8 +110,8 @@ def _network(name: str, checkpoint: object) -> layers.DetectionModel:
     raise BuildError(f"{name} holds no YOLOv5 detection network.")
 
 
-def _unwrapped(network: object) -> object:
-    if isinstance(network, tuple) and network:  # before v5.0 the averaged ones, and their number
+def _unwrap(network: object) -> object:
+    if isinstance(network, tuple) and network:  # before v5.0: the averaged weights and their count
         network = network[0]
     for _ in range(4):
         if isinstance(network, layers.Wrapper):
@@ -119,7 +119,7 @@ def _unwrapped(network: object) -> object:
     return network
 
 
-def _is_weights(part: object) -> bool:
+def _is_state_dict(part: object) -> bool:
     return (
         isinstance(part, dict) and bool(part) and all(isinstance(v, Tensor) for v in part.values())
     )
@@ -130,8 +130,8 @@ def wrong_channels(name: str, channels: int) -> BuildError:
     return BuildError(f"{name} takes images of {channels} channel{plural}; 3 are needed.")
 
 
-def _names(name: str, names: object, classes: int) -> tuple[str, ...]:
-    """Class names as a tuple; the file has a list, or from v6.2 on a dict by index."""
+def _class_names(name: str, names: object, classes: int) -> tuple[str, ...]:
+    """Class names as a tuple; a file has a list, or since v6.2 a dict by index."""
     if isinstance(names, dict):
         names = [names.get(i, names) for i in range(len(names))]
     if not isinstance(names, (list, tuple)) or not all(is_name(label) for label in names):
@@ -141,7 +141,7 @@ def _names(name: str, names: object, classes: int) -> tuple[str, ...]:
     return as_labels(names)
 
 
-def _stride(strides: Tensor) -> int:
+def _largest_stride(strides: Tensor) -> int:
     stride = float(strides.max())
     if not 1 <= stride <= 1024 or stride != int(stride):
         raise ValueError(stride)
@@ -149,7 +149,7 @@ def _stride(strides: Tensor) -> int:
 
 
 def _check_shapes(name: str, network: layers.DetectionModel, stride: int, columns: int) -> None:
-    """Work out every layer's shape, on a device that has no memory, before one is computed."""
+    """Infer every layer's shape on the meta device, which needs no memory, before computing any."""
     sketch = copy.deepcopy(network).to("meta").float().eval()
     budget = _Budget(name, sum(tensor.numel() for tensor in network.parameters()))
     for layer in sketch.modules():
@@ -174,7 +174,7 @@ def _check_shapes(name: str, network: layers.DetectionModel, stride: int, column
 
 
 class _Budget:
-    """What the layers of a network may do for one image, spent one call after the other."""
+    """Limits on what a network's layers may compute for one image; each call spends some."""
 
     def __init__(self, name: str, weights: int) -> None:
         self._name = name
@@ -183,7 +183,11 @@ class _Budget:
         self._multiplications = MULTIPLICATIONS + MULTIPLICATIONS_PER_WEIGHT * weights
 
     def spend(self, layer: nn.Module, inputs: Any, output: Any) -> None:
-        """A forward hook."""
+        """Count one call of a layer; a forward hook.
+
+        Raises:
+            BuildError, ValueError: the budget is exceeded.
+        """
         self._calls -= 1
         if self._calls < 0:
             raise ValueError("layers within layers")
@@ -203,7 +207,7 @@ class _Budget:
 
 
 def _multiplications(layer: nn.Module, inputs: Any, output: Any) -> int:
-    """How many a layer needs for these; at least, and of those that need most."""
+    """A lower bound of a layer's multiplications; 0 for the kinds that need few."""
     if isinstance(layer, (nn.Conv2d, nn.Linear)):
         return int(output.numel() * layer.weight[0].numel())
     if isinstance(layer, nn.ConvTranspose2d):
@@ -214,14 +218,15 @@ def _multiplications(layer: nn.Module, inputs: Any, output: Any) -> int:
 
 
 def _fuse(network: nn.Module) -> None:
-    """Fold the batch norms into the convolutions before them; those of other layers stay."""
+    """Fold batch norms into the convolutions before them; other batch norms stay."""
     pairs = [
         (module, bn)
         for module in network.modules()
         if isinstance(module, layers.Conv)
         and isinstance(bn := getattr(module, "bn", None), nn.BatchNorm2d)
     ]
-    # Each gets weights of its own, so that a file with one for all could ask for any memory.
+    # Folding gives each convolution its own weights, so a small file in which many convolutions
+    # share one tensor could need any amount of memory.
     if len({id(module.conv.weight) for module, _ in pairs}) < len(pairs):
         raise ValueError("convolutions that share their weights")
     for module, bn in pairs:

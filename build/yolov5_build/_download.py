@@ -1,7 +1,7 @@
-"""The official release files, for `make model WEIGHTS=yolov5s`: downloaded once, then kept.
+"""Download official release files, for `make model WEIGHTS=yolov5s`, and keep them in a cache.
 
-What came so far lies in `NAME.part` and is continued by the next try, of this process or of a later
-one. `NAME.lock` is locked by the process that downloads, and holds the ETag of the part.
+An incomplete download is kept as `NAME.part`, and resumed by the next attempt, of this process or a
+later one. The downloading process locks `NAME.lock`, which also holds the ETag of the part.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from ._errors import BuildError
 _TABLE = Path(__file__).with_name("releases.json")
 
 TIMEOUT_S = 30.0  # to connect, and for each read
-DELAYS_S = (1.0, 2.0, 4.0, 8.0)  # before each further try
+DELAYS_S = (1.0, 2.0, 4.0, 8.0)  # before each further attempt
 _CHUNK_BYTES = 1 << 16
-_PASSING = {408, 416, 425, 429, 500, 502, 503, 504}  # HTTP errors that may be gone at the next try
+_TRANSIENT = {408, 416, 425, 429, 500, 502, 503, 504}  # HTTP errors worth another attempt
 
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """A file that was released.
+    """A file of an official release.
 
     Attributes:
         size: in bytes.
@@ -60,20 +60,21 @@ def releases() -> dict[str, Release]:
 
 
 def is_release_name(text: str) -> bool:
-    """Whether this is the name of a release file, with or without its `.pt`."""
+    """Whether this is the name of a release file, with or without `.pt`."""
     return text in releases() or f"{text}.pt" in releases()
 
 
 def fetch_release(name: str, *, cache: Path | None = None, base_url: str | None = None) -> Path:
-    """A release file, downloaded unless it is there already; says on stderr what it does.
+    """Return a release file, and download it unless it is in the cache; reports on stderr.
 
     Args:
-        name: one that `is_release_name` knows.
-        cache: the folder to keep it in, by default `yolov5-triton` in the user's cache.
-        base_url: the folder to take it from, in place of the official one.
+        name: a name that `is_release_name` accepts.
+        cache: the folder to keep it in (default: `yolov5-triton` in the user's cache).
+        base_url: the folder to download from, instead of the official one.
 
     Raises:
-        BuildError: unknown, cannot be downloaded or kept, or not the file that was released.
+        BuildError: the release is unknown, cannot be downloaded or stored, or the file differs
+            from the released one.
     """
     release = releases().get(name) or releases().get(f"{name}.pt")
     if release is None:
@@ -91,18 +92,18 @@ def fetch(
     timeout: float = TIMEOUT_S,
     delays: Sequence[float] = DELAYS_S,
 ) -> Path:
-    """`fetch_release` for any file: of an https address, or an http one if the release says so.
+    """Like `fetch_release`, for any file at an https address, or an http one if `release` has one.
 
     Args:
         timeout: in seconds, to connect and for each read.
-        delays: seconds to wait before each further try.
+        delays: seconds to wait before each further attempt.
 
     Raises:
-        BuildError: cannot be downloaded or kept, or not the file that was released.
+        BuildError: the file cannot be downloaded or stored, or differs from the released one.
     """
     target, part, lock = (folder / f"{release.name}{end}" for end in ("", ".part", ".lock"))
     try:
-        if _is_whole(target, release):
+        if _is_complete(target, release):
             print(f"Using {target} (Ultralytics, AGPL-3.0).", file=sys.stderr)
             return target
         print(
@@ -112,10 +113,10 @@ def fetch(
         )
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(lock, release.name) as etag:
-            if not _is_whole(target, release):
+            if not _is_complete(target, release):
                 with _Progress(release, target) as progress:
                     _download(release, part, etag, progress, timeout, delays)
-                    _check(release, part)
+                    _verify(release, part)
                     part.replace(target)
     except OSError as error:
         raise BuildError(
@@ -130,7 +131,7 @@ def _default_cache() -> Path:
         return Path(base, "yolov5-triton")
     try:
         return Path.home() / ".cache" / "yolov5-triton"
-    except RuntimeError:  # a user without a home, as in some containers
+    except RuntimeError:  # a user without a home folder, as in some containers
         raise BuildError(
             "There is no home folder to keep a download in; set XDG_CACHE_HOME to a folder."
         ) from None
@@ -159,16 +160,20 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _is_whole(path: Path, release: Release) -> bool:
+def _is_complete(path: Path, release: Release) -> bool:
     return _size(path) == release.size and _digest(path) == release.sha256
 
 
-def _check(release: Release, part: Path) -> None:
-    """Raises BuildError, and deletes the part, if it is not what was released."""
+def _verify(release: Release, part: Path) -> None:
+    """Compare the part with the release.
+
+    Raises:
+        BuildError: it differs, and has been deleted.
+    """
     digest = _digest(part)
     if digest != release.sha256:
         part.unlink()
-        raise _other_file(release, f"those that came have {digest} and were deleted")
+        raise _other_file(release, f"the received ones have {digest} and were deleted")
 
 
 def _other_file(release: Release, instead: str) -> BuildError:
@@ -178,29 +183,29 @@ def _other_file(release: Release, instead: str) -> BuildError:
     )
 
 
-class _FailureError(Exception):
-    """A try that failed; the message is a short reason.
+class _AttemptError(Exception):
+    """An attempt that failed; the message is a short reason.
 
     Attributes:
-        lasting: another try would fail as well.
-        afresh: the part cannot be continued.
+        permanent: another attempt would fail as well.
+        restart: the part cannot be resumed.
     """
 
-    def __init__(self, reason: str, *, lasting: bool = False, afresh: bool = False) -> None:
+    def __init__(self, reason: str, *, permanent: bool = False, restart: bool = False) -> None:
         super().__init__(reason)
-        self.lasting = lasting
-        self.afresh = afresh
+        self.permanent = permanent
+        self.restart = restart
 
 
 class _Progress:
-    """What has come, on stderr: a line kept up to date on a terminal, a first and a last one else.
+    """Progress on stderr: an updated line on a terminal, otherwise a first and a last line.
 
     Attributes:
-        came: bytes received by this process.
+        received: bytes received by this process.
     """
 
     def __init__(self, release: Release, target: Path) -> None:
-        self.came = 0
+        self.received = 0
         self._release = release
         self._target = target
         self._live = sys.stderr.isatty()
@@ -214,13 +219,13 @@ class _Progress:
         return self
 
     def add(self, count: int, done: int) -> None:
-        """`count` bytes more, `done` of the file's in all."""
-        self.came += count
+        """Count `count` more bytes; `done` bytes of the file are there in total."""
+        self.received += count
         now, size = time.monotonic(), self._release.size
         if not self._live or (now - self._shown < 0.2 and done < size):
             return
         self._shown = now
-        rate = self.came / max(now - self._began, 1e-3)
+        rate = self.received / max(now - self._began, 1e-3)
         minutes, seconds = divmod(round((size - done) / rate), 60)
         self._line = (
             f"{self._release.name}: {done / 1e6:.1f} of {size / 1e6:.1f} MB, {done / size:.0%}, "
@@ -243,16 +248,16 @@ def _download(
     timeout: float,
     delays: Sequence[float],
 ) -> None:
-    """Complete the part, in as many tries as there are delays and one."""
+    """Complete the part, with one attempt more than there are delays."""
     remaining = iter(delays)
     while True:
         try:
             return _receive(release, part, etag, progress, timeout)
-        except _FailureError as failure:
-            if failure.afresh:
+        except _AttemptError as failure:
+            if failure.restart:
                 part.unlink(missing_ok=True)
             delay = next(remaining, None)
-            if failure.lasting or delay is None:
+            if failure.permanent or delay is None:
                 raise BuildError(
                     f"{release.name} cannot be downloaded ({failure}); download it yourself from "
                     f"{release.url} and give its path as WEIGHTS."
@@ -263,7 +268,7 @@ def _download(
 def _receive(
     release: Release, part: Path, etag: IO[str], progress: _Progress, timeout: float
 ) -> None:
-    """One try: whatever is missing of the part, or all of it where it cannot be continued."""
+    """Make one attempt: receive the rest of the part, or the whole file if it cannot be resumed."""
     done = _size(part)
     if done == release.size:
         return
@@ -273,13 +278,13 @@ def _receive(
     if done:
         request.add_header("Range", f"bytes={done}-{release.size - 1}")
         etag.seek(0)
-        if known := _strong(etag.read()):
+        if known := _strong_etag(etag.read()):
             request.add_header("If-Range", known)
     with _open(request, timeout, progress) as response:
         if response.status == 206:
             span = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers["Content-Range"] or "")
             if span is None or int(span[1]) != done:
-                raise _FailureError("the server sent another part than asked for", afresh=True)
+                raise _AttemptError("the server sent a different part than requested", restart=True)
             offered: int | None = int(span[2])
         else:
             done, offered = 0, response.length
@@ -288,19 +293,19 @@ def _receive(
         with part.open("ab" if done else "wb") as file:
             if not done:
                 etag.truncate(0)
-                etag.write(_strong(response.headers["ETag"]))
+                etag.write(_strong_etag(response.headers["ETag"]))
                 etag.flush()
             while done < release.size:
                 chunk = _read(response, min(_CHUNK_BYTES, release.size - done), progress)
                 if not chunk:
-                    raise _FailureError("the connection ended early")
+                    raise _AttemptError("the connection ended early")
                 file.write(chunk)
                 done += len(chunk)
                 progress.add(len(chunk), done)
 
 
-def _strong(etag: str | None) -> str:
-    """The ETag if it stands for these very bytes, as a range needs it, else nothing."""
+def _strong_etag(etag: str | None) -> str:
+    """The ETag if it is a strong one, which a range request needs, else an empty text."""
     return etag if etag and re.fullmatch(r'"[!-~]*"', etag) else ""
 
 
@@ -324,7 +329,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 def _check_scheme(url: str, schemes: set[str]) -> None:
     scheme = urlsplit(url).scheme
     if scheme not in schemes:
-        raise _FailureError(f"its address leads to {scheme}, not https", lasting=True)
+        raise _AttemptError(f"its address leads to {scheme}, not https", permanent=True)
 
 
 def _open(request: urllib.request.Request, timeout: float, progress: _Progress) -> Any:
@@ -333,26 +338,26 @@ def _open(request: urllib.request.Request, timeout: float, progress: _Progress) 
     try:
         return urllib.request.build_opener(_Redirects(schemes)).open(request, timeout=timeout)
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise _failure(error, progress) from None
+        raise _attempt_error(error, progress) from None
 
 
 def _read(response: Any, count: int, progress: _Progress) -> bytes:
-    """Up to `count` bytes, as soon as there are any; none at the end."""
+    """Up to `count` bytes, as soon as some have arrived; none at the end."""
     try:
         return bytes(response.read1(count))
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise _failure(error, progress) from None
+        raise _attempt_error(error, progress) from None
 
 
-def _failure(error: Exception, progress: _Progress) -> _FailureError:
+def _attempt_error(error: Exception, progress: _Progress) -> _AttemptError:
     if isinstance(error, HTTPError):
         error.close()
         reason = f"HTTP {error.code} {http.client.responses.get(error.code, '')}".rstrip()
-        afresh = error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE
-        return _FailureError(reason, lasting=error.code not in _PASSING, afresh=afresh)
-    # urllib's way to say that there was no connection. Where none has been yet, there is none to
-    # be had, and waiting for it only keeps the user waiting.
-    lasting = isinstance(error, URLError) and not progress.came
+        restart = error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE
+        return _AttemptError(reason, permanent=error.code not in _TRANSIENT, restart=restart)
+    # urllib raises URLError if it cannot connect. If nothing has been received before, the network
+    # is probably unreachable, and further attempts would only keep the user waiting.
+    permanent = isinstance(error, URLError) and not progress.received
     cause = error.reason if isinstance(error, URLError) else error
     reason = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
-    return _FailureError(reason, lasting=lasting or isinstance(error, ValueError))
+    return _AttemptError(reason, permanent=permanent or isinstance(error, ValueError))

@@ -1,32 +1,38 @@
-"""mAP and speed of an exported network on labelled photos, without a server.
+"""Measure mAP and speed of an exported network on labelled photos, without a server.
 
-The photos go through the modules that the server's own steps are made of.
+The photos go through the modules of the server's own steps.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from yolov5_client import evaluation
 from yolov5_client.evaluation import Found, Split
 
-from ._metadata import read_metadata
-from ._photos import Pictures, step_module
+from . import _contract as contract
 from ._runtimes import ONNX_RUNTIME, RUNTIMES
+from .metadata import Metadata, read_metadata
+from .photos import PhotoLoader
+from .steps import step_module
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figures:
-    """
+class Measurement:
+    """What a network achieves on a data set.
+
     Attributes:
         map50, map50_95: mean average precision at IoU 0.5, and over 0.5 to 0.95.
-        milliseconds: the network's own time for one image, the median, on all the CPU's cores.
-        bytes: of the file.
+        milliseconds: median time of the network alone for one image, on all cores of the CPU.
+        bytes: size of the file.
     """
 
     map50: float
@@ -39,25 +45,47 @@ def evaluate(
     path: Path,
     split: Split,
     *,
-    imgsz: tuple[int, int] = (640, 640),
-    letterbox: str = "square",
+    imgsz: tuple[int, int] = contract.DEFAULT_SIZE,
+    letterbox: str = contract.SQUARE,
     runtime: str = ONNX_RUNTIME,
-) -> Figures:
+) -> Measurement:
     """Measure an ONNX network that `export_onnx` or `import_onnx` wrote.
 
     Args:
+        imgsz: height and width in pixels, if the network leaves them open.
+        letterbox: the mode in which the network will be served.
         runtime: one of `RUNTIMES`.
-        imgsz: height and width for a network that leaves them open.
-        letterbox: as it will be served.
 
     Raises:
-        DataError: the data set has no labels, or not the network's classes.
+        DataError: the data set has no labels, or other classes than the network.
     """
     network = RUNTIMES[runtime](path)
     height, width = (side or wanted for side, wanted in zip(network.sides, imgsz))
     metadata = read_metadata(path)
-    classes = len(metadata.names)
-    reduced = metadata.head == "reduced"
+    photos = PhotoLoader(height, width, letterbox=letterbox, stride=metadata.stride)
+    find = _detector(metadata)
+    found, seconds = [], []
+    for photo in split.photos:
+        tensor, placement = photos.load(photo)
+        started = time.perf_counter()
+        rows = network.rows(tensor[None])
+        seconds.append(time.perf_counter() - started)
+        found.append(find(rows, placement))
+    result = evaluation.evaluate(found, split, classes=len(metadata.names))
+    return Measurement(
+        map50=result.map50,
+        map50_95=result.map50_95,
+        milliseconds=float(np.median(seconds)) * 1000,
+        bytes=path.stat().st_size,
+    )
+
+
+def _detector(metadata: Metadata) -> Callable[[NDArray[np.float32], Any], Found]:
+    """What postprocess would find in an image, as a function of its rows [N, 5 + C] and placement.
+
+    The thresholds are those of the reference's evaluation.
+    """
+    reduced = metadata.head == contract.REDUCED
     nms = step_module("postprocess", "nms")
     thresholds = nms.Thresholds(
         conf_thres=evaluation.CONF_THRES,
@@ -66,28 +94,18 @@ def evaluate(
         agnostic_nms=False,
         multi_label=not reduced,
     )
-    everything = torch.ones(classes, dtype=torch.bool)
-    pictures = Pictures(height, width, letterbox=letterbox, stride=metadata.stride)
-    found, seconds = [], []
-    for photo in split.photos:
-        tensor, placement = pictures.prepare(photo)
-        started = time.perf_counter()
-        rows = network.rows(tensor[None])
-        seconds.append(time.perf_counter() - started)
+    all_classes = torch.ones(len(metadata.names), dtype=torch.bool)
+
+    def find(rows: NDArray[np.float32], placement: Any) -> Found:
         detections = nms.detect(
             torch.from_numpy(rows),
             thresholds,
-            everything,
+            all_classes,
             placement,
             best_class_only=reduced,
         )
         boxes, scores, indices = (part.numpy() for part in detections)
         size = placement.height, placement.width
-        found.append(Found(boxes=boxes, scores=scores, classes=indices, size=size))
-    result = evaluation.evaluate(found, split, classes=classes)
-    return Figures(
-        map50=result.map50,
-        map50_95=result.map50_95,
-        milliseconds=float(np.median(seconds)) * 1000,
-        bytes=path.stat().st_size,
-    )
+        return Found(boxes=boxes, scores=scores, classes=indices, size=size)
+
+    return find

@@ -1,4 +1,4 @@
-"""A PyTorch network to ONNX, checked against itself on photos."""
+"""Export a PyTorch network to ONNX, and compare the two on photos."""
 
 from __future__ import annotations
 
@@ -15,23 +15,30 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from . import _names as names
+from . import _contract as contract
 from ._checkpoint import Checkpoint
 from ._errors import BuildError
-from ._photos import example_images
 from .layers import DetectionModel
+from .photos import example_images
 
-OPSET = 17  # old enough to be read widely; run here with ONNX Runtime 1.23 and 1.31
-# Largest difference from the PyTorch network on photos, relative to a value's magnitude or to 1.
+OPSET = 17  # old enough for most readers; run here with ONNX Runtime 1.23 and 1.31
+# Largest difference from the PyTorch network on photos, relative to the value, or to 1 if that is
+# less.
 TOLERANCE = 1e-3
-HALF_TOLERANCE = 0.2  # a box's sides follow the square of a half-precision number
+HALF_TOLERANCE = 0.2  # the sides of a box are squares of FP16 numbers
+
+_OPEN_BATCH = {contract.INPUT: {0: "batch"}, contract.OUTPUT: {0: "batch"}}
+_OPEN_SIDES = {
+    contract.INPUT: {0: "batch", 2: "height", 3: "width"},
+    contract.OUTPUT: {0: "batch", 1: "rows"},
+}
 
 
 def export_onnx(
     checkpoint: Checkpoint,
     path: Path,
     *,
-    imgsz: int | tuple[int, int] = 640,
+    imgsz: int | tuple[int, int] = contract.DEFAULT_SIZE,
     dynamic: bool = False,
     half: bool = False,
     reduced_head: bool = False,
@@ -39,39 +46,66 @@ def export_onnx(
 ) -> float:
     """Write `checkpoint` as ONNX: `images` [B,3,H,W] FP32 -> `output0` [B,N,5+C] FP32.
 
-    The batch is dynamic. Class names and stride go into the metadata under the keys that YOLOv5's
-    exporter uses, so that other tools find them, and so do head, precision and provenance.
+    The batch is dynamic. The metadata hold class names and stride, under the keys of YOLOv5's own
+    exporter so that other tools find them, and also head, precision and provenance.
 
     Args:
         imgsz: height and width in pixels, or one number for both.
         dynamic: leave height and width open, for letterbox `rect`.
-        half: compute in FP16 inside. Boxes are decoded in FP32 all the same, since FP16 knows
-            coordinates over 512 only to half a pixel.
-        reduced_head: answer with [B,N,6], the best class's score times objectness and its index.
-        provenance: one line that says where the network comes from.
+        half: compute in FP16. Boxes are still decoded in FP32, since FP16 resolves coordinates
+            over 512 only to half a pixel.
+        reduced_head: return rows [B,N,6] with the best class only: its score times objectness,
+            and its index.
+        provenance: where the network comes from, in one line.
 
     Returns:
-        The largest relative difference from the PyTorch network, on photos.
+        The largest relative difference from the PyTorch network on photos.
 
     Raises:
-        BuildError: `imgsz` does not fit the network, or the export does not answer as it does.
+        BuildError: `imgsz` does not fit the network, or the export differs from it too much.
     """
-    height, width = sides(checkpoint, imgsz)
-    images = example_images(height, width)
-    axes = {0: "batch", 2: "height", 3: "width"} if dynamic else {0: "batch"}
-    network = _half(checkpoint.network) if half else checkpoint.network
+    images = example_images(*image_size(checkpoint, imgsz))
+    network = _half_precision(checkpoint.network) if half else checkpoint.network
     write_onnx(
-        _Answer(network, reduced_head=reduced_head, half=half),
-        {names.INPUT: torch.from_numpy(images[:1])},
+        _ExportedNetwork(network, reduced_head=reduced_head, half=half),
+        {contract.INPUT: torch.from_numpy(images[:1])},
         path,
-        open_sides={
-            names.INPUT: axes,
-            names.OUTPUT: {0: "batch", 1: "rows"} if dynamic else {0: "batch"},
-        },
+        open_sides=_OPEN_SIDES if dynamic else _OPEN_BATCH,
     )
-    # Two images against the one that was traced, so that a batch baked into the graph shows.
+    shape, difference = _verify(
+        checkpoint, path, images, dynamic=dynamic, half=half, reduced_head=reduced_head
+    )
+    entries = {
+        contract.NAMES_KEY: str(dict(enumerate(checkpoint.names))),
+        contract.STRIDE_KEY: str(checkpoint.stride),
+        contract.HEAD_KEY: contract.REDUCED if reduced_head else contract.FULL,
+        contract.PRECISION_KEY: contract.FP16 if half else contract.FP32,
+        contract.PROVENANCE_KEY: provenance or f"From a checkpoint, sha256 {checkpoint.sha256}.",
+    }
+    _write_metadata(path, (None if dynamic else shape[1], shape[2]), entries)
+    return difference
+
+
+def _verify(
+    checkpoint: Checkpoint,
+    path: Path,
+    images: NDArray[np.float32],
+    *,
+    dynamic: bool,
+    half: bool,
+    reduced_head: bool,
+) -> tuple[tuple[int, ...], float]:
+    """Run the export, and compare it with the checkpoint.
+
+    Returns:
+        The shape of its rows, and their largest relative difference.
+
+    Raises:
+        BuildError: the difference is too large.
+    """
+    # Two images, although one was traced, to detect a batch size that is fixed in the graph.
     shape, difference = _compare(checkpoint, path, images, reduced_head=reduced_head)
-    if dynamic:  # and another shape than the traced one
+    if dynamic:  # another shape than the traced one as well
         lower = np.ascontiguousarray(images[:, :, checkpoint.stride :])
         if lower.size:
             _, other = _compare(checkpoint, path, lower, reduced_head=reduced_head)
@@ -82,21 +116,10 @@ def export_onnx(
             f"the exported model differs from the checkpoint by {difference:.2g} (allowed"
             f" {allowed})."
         )
-    _describe(
-        path,
-        (None if dynamic else shape[1], shape[2]),
-        {
-            names.NAMES_KEY: str(dict(enumerate(checkpoint.names))),
-            names.STRIDE_KEY: str(checkpoint.stride),
-            names.HEAD_KEY: names.HEADS[reduced_head],
-            names.PRECISION_KEY: "fp16" if half else "fp32",
-            names.PROVENANCE_KEY: provenance or f"From a checkpoint, sha256 {checkpoint.sha256}.",
-        },
-    )
-    return difference
+    return shape, difference
 
 
-def sides(checkpoint: Checkpoint, imgsz: int | tuple[int, int]) -> tuple[int, int]:
+def image_size(checkpoint: Checkpoint, imgsz: int | tuple[int, int]) -> tuple[int, int]:
     """Height and width in pixels.
 
     Raises:
@@ -118,14 +141,16 @@ def write_onnx(
     *,
     open_sides: Mapping[str, Mapping[int, str]],
 ) -> None:
-    """Trace a network with one output.
+    """Trace a network with one output, and write it as ONNX.
 
     Args:
-        inputs: by name, in the order of its parameters.
-        open_sides: for an input's or the output's name the dimensions that are not fixed.
+        inputs: examples by name, in the order of `forward`'s parameters.
+        open_sides: names of the dimensions that are not fixed, by input or output and index.
     """
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # the tracer's notes about shapes, which are meant static
+        warnings.simplefilter(
+            "ignore"
+        )  # the tracer warns about shapes that are constant on purpose
         torch.onnx.export(
             network.eval(),
             tuple(inputs.values()),
@@ -133,20 +158,19 @@ def write_onnx(
             dynamo=False,
             opset_version=OPSET,
             input_names=list(inputs),
-            output_names=[names.OUTPUT],
+            output_names=[contract.OUTPUT],
             dynamic_axes=open_sides,
         )
 
 
 def best_class(rows: Tensor) -> Tensor:
-    """Rows [..., 5 + C] -> [..., 6]: the box, the best class's score times objectness, its
-    index."""
+    """Rows [..., 5 + C] -> [..., 6]: box, score of the best class times objectness, its index."""
     scores, classes = (rows[..., 5:] * rows[..., 4:5]).max(-1, keepdim=True)
     return torch.cat((rows[..., :4], scores, classes.to(rows.dtype)), -1)
 
 
-class _Answer(nn.Module):
-    """The network as it is exported."""
+class _ExportedNetwork(nn.Module):
+    """A network with the inputs and outputs of its export."""
 
     def __init__(self, network: DetectionModel, *, reduced_head: bool, half: bool = False) -> None:
         super().__init__()
@@ -164,8 +188,8 @@ class _ToFloat(nn.Module):
         return x.float()
 
 
-def _half(network: DetectionModel) -> DetectionModel:
-    """A copy that computes in FP16 up to the head's convolutions, and decodes in FP32."""
+def _half_precision(network: DetectionModel) -> DetectionModel:
+    """A copy that computes in FP16 up to the convolutions of the head, and decodes in FP32."""
     copied = copy.deepcopy(network)
     head, original = copied.head, network.head
     copied.half()
@@ -177,28 +201,28 @@ def _half(network: DetectionModel) -> DetectionModel:
 def _compare(
     checkpoint: Checkpoint, path: Path, images: NDArray[np.float32], *, reduced_head: bool
 ) -> tuple[tuple[int, ...], float]:
-    """The answer's shape, and its largest relative difference from the FP32 network."""
+    """The shape of the export's rows, and their largest difference from the FP32 network's."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (answer,) = session.run([names.OUTPUT], {names.INPUT: images})
+    (answer,) = session.run([contract.OUTPUT], {contract.INPUT: images})
     with torch.no_grad():
-        network = _Answer(checkpoint.network, reduced_head=reduced_head).eval()
+        network = _ExportedNetwork(checkpoint.network, reduced_head=reduced_head).eval()
         expected = network(torch.from_numpy(images)).numpy()
     if answer.shape != expected.shape:
-        raise BuildError("the exported model answers in another shape than the checkpoint.")
-    return expected.shape, difference_of(answer, expected, reduced_head=reduced_head)
+        raise BuildError("the exported model returns rows of another shape than the checkpoint.")
+    return expected.shape, largest_difference(answer, expected, reduced_head=reduced_head)
 
 
-def difference_of(
+def largest_difference(
     answer: NDArray[np.float32], expected: NDArray[np.float32], *, reduced_head: bool
 ) -> float:
-    """The largest difference of rows, relative to a value's magnitude or to 1."""
-    if reduced_head:  # where two classes are as good as each other, either may be named
+    """The largest difference between rows, relative to the value, or to 1 if that is less."""
+    if reduced_head:  # of two classes with the same score, either may come out
         answer, expected = answer[..., :5], expected[..., :5]
     return float((np.abs(answer - expected) / np.maximum(np.abs(expected), 1)).max())
 
 
-def _describe(path: Path, shape: tuple[int | None, int], metadata: dict[str, str]) -> None:
-    """State what the tracer left open, the output's rows and columns, and add the metadata."""
+def _write_metadata(path: Path, shape: tuple[int | None, int], metadata: dict[str, str]) -> None:
+    """Add the metadata, and the rows and columns of the output, which the tracer leaves open."""
     model = onnx.load(path)
     for side, size in zip(model.graph.output[0].type.tensor_type.shape.dim[1:], shape):
         if size is not None:

@@ -1,4 +1,4 @@
-"""Class names as they are served: one line of text each, as `labels.txt` needs it."""
+"""Class names as `labels.txt` needs them: one line of text each."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _YAML = (".yaml", ".yml")
 
 
 def is_name(value: object) -> bool:
-    """Whether a data set or its trainer may have this for a class name: YAML makes numbers of 0 and
-    1.5, booleans of yes and no, and None of nothing."""
+    """Whether a data set may have this as a class name: YAML reads 0 and 1.5 as numbers, yes and no
+    as booleans, and an empty value as None."""
     return value is None or isinstance(value, (str, int, float))
 
 
 def as_labels(names: Sequence[object]) -> tuple[str, ...]:
-    """The names as texts of one line, none of them empty; says on stderr which were changed.
+    """The names as non-empty texts of one line; reports changed ones on stderr.
 
-    A number or boolean is written as Python does, as in YOLOv5's own pictures. A line break becomes
-    a blank. A class without a name is called after its number, `class3`.
+    Numbers and booleans are written as Python writes them, as in YOLOv5's own pictures. A line
+    break becomes a space. A class without a name is named after its index, `class3`.
     """
     labels = []
     for index, name in enumerate(names):
@@ -39,20 +39,20 @@ def as_labels(names: Sequence[object]) -> tuple[str, ...]:
 
 
 def read_names_file(path: Path) -> tuple[str, ...]:
-    """Class names from a text file, one a line, or from the `names` of a data-set YAML.
+    """Class names from a text file, one per line, or from the `names` of a data-set YAML.
 
-    Blank lines at the end are passed over.
+    Blank lines at the end are ignored.
 
     Raises:
-        BuildError: it cannot be read, or holds no names.
-        DataError: the same, of a YAML.
+        BuildError: the file cannot be read, or holds no names.
+        DataError: the same, for a YAML file.
     """
     if path.suffix.lower() in _YAML:
         return read_names(path)
     try:
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
-        text = data.decode("utf-8-sig")  # without the mark that Windows puts at the beginning
+        text = data.decode("utf-8-sig")  # without the byte order mark that Windows writes
     except OSError as error:
         raise BuildError(f"{path.name} cannot be read: {error.strerror or error}.") from None
     except UnicodeDecodeError:

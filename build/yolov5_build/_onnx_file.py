@@ -1,4 +1,4 @@
-"""Reading an ONNX file that somebody else made: whole, and nothing from outside its folder."""
+"""Read an untrusted ONNX file completely, and nothing outside its folder."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from onnx import ModelProto, NodeProto, TensorProto
 from onnx.inliner import inline_local_functions
 
 from ._errors import BuildError
-from ._onnx_graph import GraphError, all_nodes, keep, subgraphs
+from ._onnx_graph import GraphError, all_nodes, prune, subgraphs
 from ._onnx_limits import check_fields
 
-MAX_BYTES = (2 << 30) - 1  # what a protobuf message can hold; yolov5x6 has 563 MB
+MAX_BYTES = (2 << 30) - 1  # the limit of a protobuf message; yolov5x6 has 563 MB
 MAX_NODES = 100_000
 MAX_DIMENSIONS = 16
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _ZIP = b"PK\x03\x04"
-_IR_VERSION = b"\x08"  # field 1, a number: every ONNX writer puts it first
+_IR_VERSION = b"\x08"  # tag of field 1, a number, which every ONNX writer puts first
 
 _ITEM_BYTES: dict[int, int] = {
     TensorProto.BOOL: 1,
@@ -43,13 +43,13 @@ _ITEM_BYTES: dict[int, int] = {
 
 
 def read_onnx(path: Path) -> tuple[ModelProto, str]:
-    """The model in a file, and the file's SHA-256.
+    """Read the model in a file, and the file's SHA-256.
 
-    Data that lies in other files is embedded, functions are inlined, nodes are sorted, and every
-    tensor has as many bytes as its shape needs.
+    External data are embedded, functions are inlined, nodes are sorted, and every tensor has as
+    many bytes as its shape needs.
 
     Raises:
-        BuildError: the file is no ONNX, is damaged, or needs what is not there.
+        BuildError: the file is not ONNX, is damaged, or refers to a missing file.
     """
     name = path.name
     data = _read(path)
@@ -64,26 +64,28 @@ def read_onnx(path: Path) -> tuple[ModelProto, str]:
     try:
         check_fields(data)
         model = ModelProto.FromString(data)
-    except Exception:  # protobuf has several kinds of complaint
-        raise (damaged(name) if data.startswith(_IR_VERSION) else _no_onnx(name)) from None
+    except Exception:  # protobuf raises several types
+        raise (damaged(name) if data.startswith(_IR_VERSION) else _not_onnx(name)) from None
     if not model.ir_version:
-        raise _no_onnx(name)
+        raise _not_onnx(name)
     if not model.graph.node or not model.graph.output:
         raise BuildError(f"{name} holds an empty graph.")
-    model = _inlined(name, model)
-    if not _is_text(model):
+    model = _inline_functions(name, model)
+    if not _names_are_text(model):
         raise damaged(name)
-    # An initializer among the inputs is a default; it can only be another value for who knows it.
+    # An initializer among the inputs is a default value, which only callers of that input override.
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
     model.graph.ClearField("input")
     model.graph.input.extend(inputs)
-    model.ir_version = max(model.ir_version, 4)  # before, initializers had to be among them
+    model.ir_version = max(
+        model.ir_version, 4
+    )  # before version 4, initializers had to be inputs too
     try:
-        keep(model.graph, [output.name for output in model.graph.output])
+        prune(model.graph, [output.name for output in model.graph.output])
     except GraphError:
         raise damaged(name) from None
-    _embed(name, path.parent, model)
+    _embed_external_data(name, path.parent, model)
     return model, hashlib.sha256(data).hexdigest()
 
 
@@ -91,21 +93,21 @@ def damaged(name: str) -> BuildError:
     return BuildError(f"{name} is cut off or damaged.")
 
 
-def _no_onnx(name: str) -> BuildError:
+def _not_onnx(name: str) -> BuildError:
     return BuildError(f"{name} is not an ONNX file.")
 
 
 def quoted(text: str) -> str:
-    """A text from the file for a sentence: short, on one line, printable."""
+    """A text from the file, shortened and printable, to be quoted in an error message."""
     return ascii(text if len(text) <= 60 else f"{text[:57]}...")
 
 
-def essence(error: Exception) -> str:
-    """The reason that ONNX or ONNX Runtime gives, in one short line without a final period."""
+def short_reason(error: Exception) -> str:
+    """The reason in an error of ONNX or ONNX Runtime: one short line without a final period."""
     text = "".join(c if c.isprintable() else "?" for c in " ".join(str(error).split()))
     text = text.rpartition("Status Message: ")[2]
     for boilerplate in (
-        r"\S+\.(cc|h):\d+ ([\w:~<>&*, ]+\([^()]*\) )?",  # where in its source
+        r"\S+\.(cc|h):\d+ ([\w:~<>&*, ]+\([^()]*\) )?",  # the place in its source code
         r"\[ONNXRuntimeError\] : \d+ : \w+ : ",
         r"^Exception during initialization: ",
         r"^(This is an i|I)nvalid model\. ",
@@ -121,7 +123,7 @@ def _read(path: Path) -> bytes:
         if stat.S_ISREG(status.st_mode) and status.st_size > MAX_BYTES:
             raise _too_large(path.name)
         if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
-            raise BuildError(f"{path.name} is not a file.")  # reading a pipe could take forever
+            raise BuildError(f"{path.name} is not a file.")  # a pipe could block forever
         return path.read_bytes()
     except OSError as error:
         raise BuildError(f"{path.name} cannot be read: {error.strerror or error}.") from None
@@ -131,8 +133,8 @@ def _too_large(name: str) -> BuildError:
     return BuildError(f"{name} is over the limit of {(MAX_BYTES + 1) >> 20} MB.")
 
 
-def _inlined(name: str, model: ModelProto) -> ModelProto:
-    """The model without functions of its own; they can call each other into the billions."""
+def _inline_functions(name: str, model: ModelProto) -> ModelProto:
+    """Inline the functions of a model, unless their calls multiply to too many nodes."""
     functions = {(f.domain, f.name): f.node for f in model.functions}
 
     @functools.cache
@@ -148,8 +150,8 @@ def _inlined(name: str, model: ModelProto) -> ModelProto:
     return inline_local_functions(model) if functions else model
 
 
-def _is_text(model: ModelProto) -> bool:
-    """Whether all names are Unicode; protobuf gives others as bytes."""
+def _names_are_text(model: ModelProto) -> bool:
+    """Whether all names are valid Unicode; protobuf returns others as bytes."""
     graph = model.graph
     names = {value.name for value in (*graph.input, *graph.output)}
     names.update(tensor.name for tensor in graph.initializer)
@@ -175,10 +177,10 @@ def _tensors(name: str, model: ModelProto) -> Iterator[TensorProto]:
             raise BuildError(f"{name} holds sparse tensors, which are not supported.")
 
 
-def _embed(name: str, folder: Path, model: ModelProto) -> None:
-    """Bring data from other files in, and check that every tensor has all of its own."""
+def _embed_external_data(name: str, folder: Path, model: ModelProto) -> None:
+    """Embed external data, and check that every tensor has as many bytes as its shape needs."""
     total = 0
-    sizes: dict[str, int] = {}  # of the other files
+    sizes: dict[str, int] = {}  # of the external files
     for tensor in _tensors(name, model):
         item = _ITEM_BYTES.get(tensor.data_type)
         if item is None:
@@ -191,10 +193,10 @@ def _embed(name: str, folder: Path, model: ModelProto) -> None:
             total += needed
             if total > MAX_BYTES:
                 raise _too_large(name)
-            path = _external(name, folder, tensor)
+            path = _external_path(name, folder, tensor)
             sizes[str(path)] = path.stat().st_size
-            offset = _offset(name, sizes[str(path)], tensor, needed)
-            if total > 2 * sum(sizes.values()):  # tensors that lie in each other
+            offset = _external_offset(name, sizes[str(path)], tensor, needed)
+            if total > 2 * sum(sizes.values()):  # tensors that overlap
                 raise damaged(name)
             with path.open("rb") as file:
                 file.seek(offset)
@@ -210,10 +212,10 @@ def _embed(name: str, folder: Path, model: ModelProto) -> None:
                 raise damaged(name)
 
 
-def _external(name: str, folder: Path, tensor: TensorProto) -> Path:
-    """The file beside the model that a tensor lies in."""
+def _external_path(name: str, folder: Path, tensor: TensorProto) -> Path:
+    """The external file of a tensor, which must be in the folder of the model."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
-    location = PureWindowsPath(entries.get("location", ""))  # which knows both kinds of slash
+    location = PureWindowsPath(entries.get("location", ""))  # accepts both kinds of slash
     path = folder.joinpath(*location.parts).resolve()
     if location.anchor or ".." in location.parts or not path.is_relative_to(folder.resolve()):
         raise BuildError(f"{name} wants {quoted(str(location))}, which is not in its folder.")
@@ -223,8 +225,8 @@ def _external(name: str, folder: Path, tensor: TensorProto) -> Path:
     return path
 
 
-def _offset(name: str, size: int, tensor: TensorProto, needed: int) -> int:
-    """Where a tensor's data begin in another file of this size, which holds all of them."""
+def _external_offset(name: str, size: int, tensor: TensorProto, needed: int) -> int:
+    """The offset of a tensor in its external file, checked against the size of that."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     offset, length = int(entries.get("offset", 0)), int(entries.get("length", needed))
     if offset < 0 or length != needed:

@@ -1,4 +1,4 @@
-"""Changes to an ONNX graph: order, names, types at its ends, and the batch baked into it."""
+"""Edit an ONNX graph: prune and sort it, rename values, set its interface, open its batch."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from onnx import (
     numpy_helper,
 )
 
-from ._names import INPUT, MODEL, OUTPUT, PRECISIONS
+from ._contract import FP16, FP32, INPUT, INT8, INT8_SYMMETRIC, MODEL, OUTPUT
 
 
 class GraphError(Exception):
-    """The graph does not hold together."""
+    """The graph is inconsistent."""
 
 
 def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
@@ -35,39 +35,39 @@ def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
 
 
 def all_nodes(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
-    """The nodes, and those of their subgraphs."""
+    """The nodes, including those of subgraphs."""
     for node in nodes:
         yield node
         for graph in subgraphs(node):
             yield from all_nodes(graph.node)
 
 
-def keep(graph: GraphProto, outputs: Sequence[str]) -> None:
+def prune(graph: GraphProto, outputs: Sequence[str]) -> None:
     """Drop the nodes and initializers that `outputs` do not need, and sort the rest.
 
     Raises:
-        GraphError: a value is made twice, or needs itself.
+        GraphError: two nodes produce the same value, or a value depends on itself.
     """
     nodes = list(graph.node)
-    maker: dict[str, int] = {}
+    producer: dict[str, int] = {}
     for index, node in enumerate(nodes):
         for inner in subgraphs(node):
-            keep(inner, [output.name for output in inner.output])
+            prune(inner, [output.name for output in inner.output])
         for output in filter(None, node.output):
-            if maker.setdefault(output, index) != index:
-                raise GraphError(f"{output} is made twice")
+            if producer.setdefault(output, index) != index:
+                raise GraphError(f"{output} is produced twice")
     reads = [values_read(node) for node in nodes]
     needs: dict[int, set[int]] = {}
-    wanted = [maker[output] for output in outputs if output in maker]
+    wanted = [producer[output] for output in outputs if output in producer]
     while wanted:
         index = wanted.pop()
         if index not in needs:
-            needs[index] = {maker[value] for value in reads[index] if value in maker}
+            needs[index] = {producer[value] for value in reads[index] if value in producer}
             wanted.extend(needs[index])
     try:
         order = list(graphlib.TopologicalSorter(needs).static_order())
     except graphlib.CycleError:
-        raise GraphError("a value needs itself") from None
+        raise GraphError("a value depends on itself") from None
     used = set(outputs).union(*(reads[index] for index in order))
     kept = GraphProto(
         node=[nodes[index] for index in order],
@@ -76,11 +76,11 @@ def keep(graph: GraphProto, outputs: Sequence[str]) -> None:
     for field in ("node", "initializer"):
         graph.ClearField(field)
     graph.MergeFrom(kept)
-    graph.name = graph.name or MODEL  # onnx's checker wants every graph to have one
+    graph.name = graph.name or MODEL  # required by onnx's checker
 
 
 def values_read(node: NodeProto) -> set[str]:
-    """The values a node needs, those that its subgraphs take from around it included."""
+    """The values that a node reads, including outer values that its subgraphs read."""
     values = set(filter(None, node.input))
     for graph in subgraphs(node):
         own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
@@ -91,7 +91,7 @@ def values_read(node: NodeProto) -> set[str]:
 
 
 def rename(graph: GraphProto, names: Mapping[str, str]) -> None:
-    """Rename values wherever they occur, in subgraphs too."""
+    """Rename values wherever they occur, including in subgraphs."""
     for value in _named(graph):
         value.name = names.get(value.name, value.name)
     for node in graph.node:
@@ -105,8 +105,8 @@ def _named(graph: GraphProto) -> list[ValueInfoProto | TensorProto]:
     return [*graph.input, *graph.output, *graph.initializer]
 
 
-def _fresh(graph: GraphProto, name: str) -> str:
-    """The name, or one like it that no value of the graph has."""
+def _unused_name(graph: GraphProto, name: str) -> str:
+    """The name, with underscores added until no value of the graph has it."""
     taken = {value.name for value in _named(graph)}
     for node in all_nodes(graph.node):
         taken.update(node.input, node.output)
@@ -118,44 +118,49 @@ def _fresh(graph: GraphProto, name: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class End:
-    """Where a graph begins or ends: a value, its ONNX data type, and the shape to declare, texts
-    being names of open dimensions."""
+class Port:
+    """An input or output of a graph.
+
+    Attributes:
+        name: of the value.
+        type: its ONNX data type.
+        shape: the shape to declare; a text is the name of an open dimension.
+    """
 
     name: str
     type: int
     shape: Sequence[int | str]
 
 
-def set_ends(model: ModelProto, image: End, rows: End) -> None:
-    """Make `image` the one input, `images`, and `rows` the one output, `output0`, both float32.
+def set_interface(model: ModelProto, image: Port, rows: Port) -> None:
+    """Make `image` the only input, `images`, and `rows` the only output, `output0`, both float32.
 
-    What the output does not need is dropped, and so are the shapes of the values in between.
+    Nodes that the output does not need are dropped, and so are the shapes of intermediate values.
     """
     graph = model.graph
-    keep(graph, [rows.name])
+    prune(graph, [rows.name])
     for field in ("input", "output", "value_info", "quantization_annotation"):
         graph.ClearField(field)
-    names = {end: _fresh(graph, f"{end}_") for end in (INPUT, OUTPUT)}
+    names = {end: _unused_name(graph, f"{end}_") for end in (INPUT, OUTPUT)}
     rename(graph, names)
     rename(
         graph, {names.get(image.name, image.name): INPUT, names.get(rows.name, rows.name): OUTPUT}
     )
     if image.type != TensorProto.FLOAT:
-        inner = _fresh(graph, f"{INPUT}_cast")
+        inner = _unused_name(graph, f"{INPUT}_cast")
         rename(graph, {INPUT: inner})
         cast = onnx.helper.make_node("Cast", [INPUT], [inner], to=image.type)
         graph.node.insert(0, cast)
     if rows.type != TensorProto.FLOAT:
-        inner = _fresh(graph, f"{OUTPUT}_cast")
+        inner = _unused_name(graph, f"{OUTPUT}_cast")
         rename(graph, {OUTPUT: inner})
         graph.node.append(onnx.helper.make_node("Cast", [inner], [OUTPUT], to=TensorProto.FLOAT))
     for values, name, end in ((graph.input, INPUT, image), (graph.output, OUTPUT, rows)):
         values.append(onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, end.shape))
 
 
-def precision_of(model: ModelProto) -> str:
-    """What the graph computes in, one of `PRECISIONS`."""
+def precision_from(model: ModelProto) -> str:
+    """The precision of a graph, one of `PRECISIONS`, inferred from its weights and casts."""
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     zeros = []
     half = any(tensor.data_type == TensorProto.FLOAT16 for tensor in tensors.values())
@@ -171,32 +176,34 @@ def precision_of(model: ModelProto) -> str:
             and not numpy_helper.to_array(zero).any()
             for zero in zeros
         )
-        return PRECISIONS[3] if symmetric else PRECISIONS[2]
-    return PRECISIONS[1] if half else PRECISIONS[0]
+        return INT8_SYMMETRIC if symmetric else INT8
+    return FP16 if half else FP32
 
 
-def free_batch(model: ModelProto, batch: int) -> None:
-    """Take a baked-in number of images out of the constant shapes of a graph made by `set_ends`.
+def make_batch_dynamic(model: ModelProto, batch: int) -> None:
+    """Replace a fixed number of images in constant shapes, in a graph from `set_interface`.
 
-    Right for graphs whose values keep the images apart along their first dimension, which is for
-    the caller to verify.
+    Correct only if the first dimension of the values is that of the images, which the caller has to
+    verify.
     """
     shapes = _shapes(model, batch)
-    constants = _integers(model.graph)
+    constants = _integer_constants(model.graph)
     images = {INPUT}
     for node in model.graph.node:
         made_of_images = not images.isdisjoint(node.input) and node.op_type not in ("Shape", "Size")
         if made_of_images:
             images.update(node.output)
         if node.op_type == "Expand" and batch != 1:
-            if len(constants.get(node.input[1], ())) >= 4:  # else it may be a grid of so many rows
-                _replace(model.graph, node, constants, batch, 1)
+            if (
+                len(constants.get(node.input[1], ())) >= 4
+            ):  # a shorter shape may be that of a grid with as many rows
+                _replace_batch(model.graph, node, constants, batch, 1)
         elif node.op_type == "Reshape" and made_of_images:
             shape = constants.get(node.input[1], np.empty(0, np.int64))
             first = shapes.get(node.input[0], [None])[:1]
             copied = first == [batch] or -1 in shape
-            if _replace(model.graph, node, constants, batch, 0 if copied else -1):
-                # With `allowzero` a zero would mean what it says, instead of "as in the input".
+            if _replace_batch(model.graph, node, constants, batch, 0 if copied else -1):
+                # With `allowzero`, a zero would mean a size of zero instead of "as in the input".
                 others = [a for a in node.attribute if a.name != "allowzero"]
                 node.ClearField("attribute")
                 node.attribute.extend(others)
@@ -204,24 +211,26 @@ def free_batch(model: ModelProto, batch: int) -> None:
             before, after = shapes.get(node.input[0], []), constants.get(node.input[3])
             if after is not None and len(before) == len(after) and all(before):
                 scales = (after / np.array(before, np.float64)).astype(np.float32)
-                node.input[2] = _add(model.graph, f"{node.output[0]}_scales", scales)
+                node.input[2] = _add_constant(model.graph, f"{node.output[0]}_scales", scales)
                 del node.input[3]
-    keep(model.graph, [OUTPUT])
+    prune(model.graph, [OUTPUT])
 
 
-def pretend_batches(model: ModelProto) -> None:
-    """Leave the output's first dimension open in a graph made by `set_ends` that is for one image.
+def declare_batch_dynamic(model: ModelProto) -> None:
+    """Leave the output's first dimension open, in a graph from `set_interface` for one image.
 
-    ONNX Runtime works out a 1 there, and Triton's backend then takes it for a network without a
-    batch, which an ensemble of steps that batch cannot hold.
+    ONNX Runtime infers a 1 there. Triton's backend would then treat the network as one without a
+    batch dimension, and refuse it as a step of an ensemble with batches.
     """
     graph = model.graph
-    inner = _fresh(graph, f"{OUTPUT}_single")
+    inner = _unused_name(graph, f"{OUTPUT}_single")
     rename(graph, {OUTPUT: inner})
     graph.output[0].name = OUTPUT
-    first = _add(graph, "first", np.array([0], np.int64))
-    rest = _add(graph, "rest", np.array([1, 1], np.int64))
-    sides, batch, shape = (_fresh(graph, f"{OUTPUT}_{part}") for part in ("sides", "batch", "is"))
+    first = _add_constant(graph, "first", np.array([0], np.int64))
+    rest = _add_constant(graph, "rest", np.array([1, 1], np.int64))
+    sides, batch, shape = (
+        _unused_name(graph, f"{OUTPUT}_{part}") for part in ("sides", "batch", "is")
+    )
     graph.node.extend(
         [
             onnx.helper.make_node("Shape", [INPUT], [sides]),
@@ -232,30 +241,30 @@ def pretend_batches(model: ModelProto) -> None:
     )
 
 
-def _replace(
+def _replace_batch(
     graph: GraphProto,
     node: NodeProto,
     constants: Mapping[str, NDArray[np.int64]],
     old: int,
     new: int,
 ) -> bool:
-    """Give a node a shape of its own that begins with `new` where the constant has `old`."""
+    """If the constant shape of a node begins with `old`, give it one that begins with `new`."""
     shape = constants.get(node.input[1])
     if shape is None or not shape.size or shape[0] != old:
         return False
     shape = np.array([new, *shape[1:]], np.int64)
-    node.input[1] = _add(graph, f"{node.output[0]}_shape", shape)
+    node.input[1] = _add_constant(graph, f"{node.output[0]}_shape", shape)
     return True
 
 
-def _add(graph: GraphProto, name: str, value: NDArray[np.generic]) -> str:
-    name = _fresh(graph, name)
+def _add_constant(graph: GraphProto, name: str, value: NDArray[np.generic]) -> str:
+    name = _unused_name(graph, name)
     graph.initializer.append(numpy_helper.from_array(value, name))
     return name
 
 
-def _integers(graph: GraphProto) -> dict[str, NDArray[np.int64]]:
-    """The constants that can be shapes, by name."""
+def _integer_constants(graph: GraphProto) -> dict[str, NDArray[np.int64]]:
+    """The constants that can be shapes, by name: lists of integers."""
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
@@ -268,7 +277,7 @@ def _integers(graph: GraphProto) -> dict[str, NDArray[np.int64]]:
 
 
 def _shapes(model: ModelProto, batch: int) -> dict[str, list[int | None]]:
-    """Shapes of the values where they can be inferred, None for open dimensions."""
+    """The shapes of values that can be inferred; None for open dimensions."""
     fixed = ModelProto()
     fixed.CopyFrom(model)
     fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch

@@ -1,7 +1,7 @@
-"""What an ONNX file may ask for: checked before it is parsed, and before ONNX Runtime sees it.
+"""Limits on an ONNX file, checked before it is parsed and before ONNX Runtime loads it.
 
-ONNX Runtime computes all that does not depend on the image when it loads a network, however large;
-a file of 200 bytes can ask for gigabytes, or for a loop that does not end.
+When ONNX Runtime loads a network, it computes everything that does not depend on the image, however
+large. A file of 200 bytes can make it allocate gigabytes, or run a loop that does not end.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ from ._checkpoint import (
 from ._errors import BuildError
 from ._onnx_graph import all_nodes, subgraphs, values_read
 
-# The exported yolov5n has 9,000 fields, 5 levels deep.
+# The exported yolov5n has 9,000 protobuf fields in 5 levels.
 MAX_FIELDS = 400_000
 MAX_LEVELS = 64
-# Values that do not depend on the image, beside the weights: the grids of yolov5x6 for 1280 pixels
-# are a million.
+# Computed values that do not depend on the image: the grids of yolov5x6 for 1280 pixels have a
+# million.
 MAX_CONSTANT_VALUES = 1 << 24
-MAX_LIST_VALUES = 1 << 16  # of a list of integers, which shape inference copies
-LARGE_CONSTANT = 1024  # more values than any shape has
+MAX_LIST_VALUES = 1 << 16  # in a list of integers, as shape inference copies them
+LARGE_CONSTANT = 1024  # values; a constant with more cannot be a shape
 _LOOPS = ("Loop", "Scan", "SequenceMap")
 _USUAL_PIXELS = 640 * 640
-_WEIGHT = {"Conv": 1, "FusedConv": 1, "ConvInteger": 1, "QLinearConv": 3}  # which input it is
+_WEIGHT = {"Conv": 1, "FusedConv": 1, "ConvInteger": 1, "QLinearConv": 3}  # index of the input
 _INTEGERS = (TensorProto.INT32, TensorProto.INT64)
 
 Shape = tuple[int, ...]
 
 
 def check_fields(data: bytes) -> None:
-    """Walk over the fields of a model's bytes: each becomes an object of a hundred bytes or more.
+    """Count the fields of a serialised model, as parsing creates an object of 100 bytes for each.
 
     Raises:
-        ValueError: it is cut off, or has too many fields or too many messages within messages.
+        ValueError: the data are cut off, or have too many fields or too deeply nested messages.
     """
     position, count = 0, 0
-    stack: list[tuple[Any, int]] = []  # messages around this one, and where they end
+    stack: list[tuple[Any, int]] = []  # enclosing messages, and their ends
     message: Any = ModelProto.DESCRIPTOR
     end = len(data)
     while True:
@@ -77,7 +77,7 @@ def check_fields(data: bytes) -> None:
 
 
 def _varint(data: bytes, position: int) -> tuple[int, int]:
-    """The number that begins here, and where it ends."""
+    """Decode the number at this position; also returns the position after it."""
     value = shift = 0
     while shift < 70 and position < len(data):
         byte = data[position]
@@ -90,35 +90,36 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
 
 
 def check_operators(name: str, model: ModelProto) -> None:
-    """
+    """Refuse loops.
+
     Raises:
-        BuildError: there is a loop in the graph; the sentence begins with `name`.
+        BuildError: the graph has a loop; the message begins with `name`.
     """
     for node in all_nodes(model.graph.node):
         if node.op_type in _LOOPS:
-            raise BuildError(f"{name} has a loop in it ({node.op_type}), as no YOLOv5 network has.")
+            raise BuildError(f"{name} has a loop ({node.op_type}), which no YOLOv5 network has.")
 
 
 def check_costs(name: str, model: ModelProto, image: Shape) -> None:
-    """Work out the shapes of all values as far as they can be, before one is computed.
+    """Check the sizes of all values that can be inferred, before any of them is computed.
 
     Args:
         image: the shape of the input, [B,3,H,W].
 
     Raises:
-        BuildError: it needs more memory or time than a YOLOv5 network; the sentence begins with
-            `name`.
+        BuildError: the model needs more memory or time than a YOLOv5 network; the message begins
+            with `name`.
     """
     sketch = _sketch(model, image)
     weights = sum(math.prod(tensor.dims) for tensor in _constants(model.graph))
-    # With propagation of the values of shapes, which copies them, only where they are short.
+    # Propagation copies the values of shapes, so the first pass refuses long ones without it.
     for propagate in (False, True):
         inferred = onnx.shape_inference.infer_shapes(sketch, data_prop=propagate)
         _check_values(name, inferred.graph, image, weights)
 
 
 def _sketch(model: ModelProto, image: Shape) -> ModelProto:
-    """The model without its large constants, for an image of this shape."""
+    """A copy of the model with large constants turned into inputs, for an image of this shape."""
     graph = model.graph
     sketch = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
     sketch.graph.name = graph.name
@@ -162,15 +163,15 @@ def _check_values(name: str, graph: GraphProto, image: Shape, weights: int) -> N
             if not of_image.isdisjoint(node.output):
                 if count > MAX_LAYER_VALUES * size:
                     raise BuildError(
-                        f"{name} makes {count} values of an image by {node.op_type}, and at most"
+                        f"{name} computes {count} values of an image by {node.op_type}, and at most"
                         f" {int(MAX_LAYER_VALUES * size)} are allowed."
                     )
                 continue
             constants -= count
             if constants < 0 or (is_list and count > MAX_LIST_VALUES):
                 raise BuildError(
-                    f"{name} makes constants of {count} values by {node.op_type}, as no YOLOv5"
-                    " network does."
+                    f"{name} computes constants of {count} values by {node.op_type}, which no"
+                    " YOLOv5 network does."
                 )
         multiplications -= _multiplications(node, shapes)
         if min(values, multiplications) < 0:
@@ -181,7 +182,7 @@ def _check_values(name: str, graph: GraphProto, image: Shape, weights: int) -> N
 
 
 def _shapes(graph: GraphProto) -> dict[str, tuple[Shape, bool]]:
-    """The shapes of the values as far as they are known, and whether each is a list of integers."""
+    """The known shapes of values, and for each whether it is a list of integers."""
     shapes: dict[str, tuple[Shape, bool]] = {}
     graphs = [graph]
     for one in graphs:
@@ -198,7 +199,7 @@ def _shapes(graph: GraphProto) -> dict[str, tuple[Shape, bool]]:
 
 
 def _multiplications(node: NodeProto, shapes: Mapping[str, tuple[Shape, bool]]) -> int:
-    """How many it needs; at least, and of the operators that need most."""
+    """A lower bound of a node's multiplications; 0 for the operators that need few."""
     inputs = [shapes.get(value, ((), False))[0] for value in node.input]
     made = math.prod(shapes[node.output[0]][0]) if node.output[0] in shapes else 0
     if node.op_type in _WEIGHT and len(inputs) > _WEIGHT[node.op_type]:

@@ -1,4 +1,4 @@
-"""Class names and stride, in the many forms in which exporters write them into an ONNX file."""
+"""Class names and stride in the metadata of an ONNX file, which exporters write in many formats."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ._labels import as_labels, is_name
 from ._onnx_rows import Layout
 
 _GIVE_NAMES = "give them with --names FILE, one a line"
-MAX_CHARACTERS = 1 << 18  # of the names together
+MAX_CHARACTERS = 1 << 18  # of all names together
 
 
 def class_names(
@@ -21,29 +21,29 @@ def class_names(
     """One name for each class.
 
     Args:
-        name: of the file, for sentences.
-        given: the names to take, in place of those in the metadata.
-        text: what the metadata has.
-        classes: how many there must be.
+        name: of the file, for error messages.
+        given: names to use instead of those in the metadata.
+        text: the names in the metadata.
+        classes: how many names are needed.
 
     Raises:
-        BuildError: there are none, too few or too many.
+        BuildError: names are missing, too few or too many.
     """
-    labels: list[Any] = list(given) if given is not None else _parsed(name, text)
+    labels: list[Any] = list(given) if given is not None else _parse_names(name, text)
     hint = "" if given is not None else f"; {_GIVE_NAMES}"
     if len(labels) != classes:
         raise BuildError(f"{name} has {classes} classes but {len(labels)} class names{hint}.")
     return list(as_labels(labels))
 
 
-def _parsed(name: str, text: str | None) -> list[Any]:
-    """Names from a list, or a dict by index, as Python or as JSON writes them."""
+def _parse_names(name: str, text: str | None) -> list[Any]:
+    """Names from a list or a dict by index, in the syntax of Python or JSON."""
     names: Any = None
     for parse in (json.loads, ast.literal_eval):
         try:
             names = parse((text or "")[:MAX_CHARACTERS])
             break
-        except Exception:  # these raise more kinds than are documented
+        except Exception:  # they raise more types than are documented
             continue
     try:
         if isinstance(names, dict):
@@ -62,7 +62,7 @@ def _parsed(name: str, text: str | None) -> list[Any]:
 
 
 def largest_stride(text: str | None, layout: Layout, height: int, width: int) -> int:
-    """The largest stride: as the metadata has it where that is possible, else the layout's."""
+    """The largest stride: that in the metadata if it is possible, else the layout's."""
     try:
         stride = int(text or "")
     except ValueError:

@@ -1,4 +1,4 @@
-"""An ONNX network as it came, before anything in it is changed: what it takes, what it answers."""
+"""The input and the outputs of an ONNX network as it is in the file, before any change."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, TensorProto
 
 from ._errors import BuildError
-from ._limits import memory
-from ._onnx_file import essence, quoted
+from ._limits import memory_limit
+from ._onnx_file import quoted, short_reason
 from ._onnx_graph import all_nodes
 from ._onnx_rows import BUILT_IN_NMS
-from ._photos import example_images
+from .photos import example_images
 
 Array = NDArray[Any]
 
-LOADING_BYTES, LOADING_BYTES_PER_BYTE = 192 << 20, 8  # yolov5s of 27 MB was seen to need 106 MB
+LOADING_BYTES, LOADING_BYTES_PER_BYTE = 192 << 20, 8  # measured: yolov5s of 27 MB needs 106 MB
 
-# Those of ONNX Runtime itself, which a Triton server has too.
+# Operator domains of ONNX Runtime itself, which a Triton server supports too.
 _DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageInput:
-    """The input of a network: its ONNX data type, and its sizes, None where they are open."""
+    """The input of a network: its ONNX data type, and its sizes, None if open."""
 
     name: str
     type: int
@@ -39,11 +39,11 @@ class ImageInput:
 
 
 def image_input(name: str, graph: GraphProto) -> ImageInput:
-    """The one input.
+    """The only input.
 
     Raises:
-        BuildError: it is none that takes RGB images as float32 or float16 [B,3,H,W]; the sentence
-            begins with `name`.
+        BuildError: it does not take RGB images as float32 or float16 [B,3,H,W], or there are
+            several inputs; the message begins with `name`.
     """
     inputs = graph.input
     if len(inputs) != 1:
@@ -74,7 +74,7 @@ def image_input(name: str, graph: GraphProto) -> ImageInput:
 
 
 class Network:
-    """Runs a network on photos, in the batches that it takes, else singly."""
+    """Runs a network on photos, in batches of its fixed size, else one by one."""
 
     def __init__(self, name: str, model: ModelProto, image: ImageInput) -> None:
         """
@@ -91,17 +91,22 @@ class Network:
             operator = quoted(f"{foreign[0].domain}:{foreign[0].op_type}")
             raise self._refused(f"uses the operator {operator}, which ONNX Runtime does not have")
         try:
-            self._session = load(model)
+            self._session = open_session(model)
         except Exception as error:
-            raise self._refused(f"cannot be loaded by ONNX Runtime: {essence(error)}") from None
+            raise self._refused(
+                f"cannot be loaded by ONNX Runtime: {short_reason(error)}"
+            ) from None
 
     def _refused(self, reason: str) -> BuildError:
-        # Suppression as a plug-in of TensorRT is the usual thing that does not load.
+        # A network that cannot be loaded usually has NMS as a plug-in of TensorRT.
         return BuildError(f"{self.name} {BUILT_IN_NMS if self.has_nms else reason}.")
 
     def photos(self, height: int, width: int) -> NDArray[np.float32]:
-        """At least 3 that differ, in whole batches; in values that the input's type has, since
-        ONNX Runtime may leave out a cast to float16 and back."""
+        """At least 3 different photos, float32 [B,3,H,W], in complete batches.
+
+        They are rounded to the input's type, since ONNX Runtime may omit a cast to float16 and
+        back.
+        """
         count = -(-3 // self.batch) * self.batch
         photos = example_images(height, width, count)
         photos = np.resize(photos, (count, *photos.shape[1:]))
@@ -110,10 +115,10 @@ class Network:
     def run(
         self, photos: NDArray[np.float32], outputs: Sequence[str] | None = None
     ) -> dict[str, Array]:
-        """All outputs that are tensors, or those named, for one batch.
+        """Run one batch, and return the outputs that are tensors, or the given ones.
 
         Raises:
-            BuildError: it cannot be run.
+            BuildError: the network cannot be run.
         """
         wanted = list(outputs or [output.name for output in self._session.get_outputs()])
         try:
@@ -121,12 +126,12 @@ class Network:
         except Exception as error:
             size = "x".join(str(side) for side in photos.shape[2:])
             raise BuildError(
-                f"{self.name} cannot be run at {size} pixels: {essence(error)}."
+                f"{self.name} cannot be run at {size} pixels: {short_reason(error)}."
             ) from None
         return {n: array for n, array in zip(wanted, arrays) if isinstance(array, np.ndarray)}
 
     def rows(self, photos: NDArray[np.float32], output: str) -> NDArray[np.float32]:
-        """One output for all photos, one batch after the other."""
+        """One output for all photos, computed batch by batch."""
         groups = [photos[i : i + self.batch] for i in range(0, len(photos), self.batch)]
         answers = [self.run(group, [output])[output] for group in groups]
         return np.concatenate(answers).astype(np.float32)
@@ -136,17 +141,19 @@ def _is_nms(operator: str) -> bool:
     return "nms" in operator.lower() or operator == "NonMaxSuppression"
 
 
-def load(model: ModelProto) -> onnxruntime.InferenceSession:
-    """For the CPU, and silent; with so much memory as a network needs to be loaded, since what
-    does not depend on the image is computed then."""
+def open_session(model: ModelProto) -> onnxruntime.InferenceSession:
+    """Load a model for the CPU, without logging.
+
+    Memory is limited meanwhile, since ONNX Runtime computes constants when it loads a model.
+    """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 2
     data = model.SerializeToString()
-    with memory(LOADING_BYTES + LOADING_BYTES_PER_BYTE * len(data)):
+    with memory_limit(LOADING_BYTES + LOADING_BYTES_PER_BYTE * len(data)):
         return onnxruntime.InferenceSession(
             data,
             options,
             providers=["CPUExecutionProvider"],
-            enable_fallback=0,  # there is nothing to fall back on, and it prints
+            enable_fallback=0,  # there is no other provider, and trying one prints a message
         )

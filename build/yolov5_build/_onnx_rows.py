@@ -1,8 +1,8 @@
-"""Which output of a network holds YOLOv5's decoded rows; and where none does, what it is instead.
+"""Find the output of a network that holds YOLOv5's decoded rows; if none does, say what it is.
 
-Judged by shapes and values, as names differ between exporters. Arrays are the outputs for real
-photos, B images of H x W pixels; rows are [B, N, 5 + C]: cx, cy, w, h in pixels, objectness, one
-score for each class.
+The decision is based on shapes and values, as names differ between exporters. Arrays are the
+outputs for photos, B images of H x W pixels. Rows are [B, N, 5 + C]: cx, cy, w, h in pixels,
+objectness, and a score for each class.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _STRIDES = (4, 8, 16, 32, 64, 128)
 _RUNS = [_STRIDES[i:j] for i in range(5) for j in range(i + 2, 7)]
 _USUAL_ANCHORS = 3
 _MAX_ANCHORS = 9
-# What networks without anchors have, one row for each cell.
+# Layouts of networks without anchors, with one row for each cell.
 _ANCHOR_FREE_RUNS = [(8, 16, 32), (8, 16, 32, 64)]
-_SLACK = 1e-3  # beyond 0 and 1, for float16
+_SLACK = 1e-3  # tolerance beyond 0 and 1, for float16
 
 _NMS_OUTPUTS = {"num_dets", "num_detections", "det_boxes", "detection_boxes", "nmsed_boxes"}
 _MAX_DETECTIONS = 1000
-_MASKS = 32  # prototypes of a segmentation network, at a quarter of the input's size
+_MASKS = 32  # prototypes of a segmentation network, at a quarter of the input size
 
 BUILT_IN_NMS = "has non-maximum suppression built in; export it again without that"
 _ONLY = "only YOLOv5 detection networks are supported"
@@ -38,53 +38,59 @@ _UNDECODED = "without decoding; export it again with decoding (with --grid in re
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How rows lie on feature maps: `anchors` for each cell, one map for each stride in pixels."""
+    """The order of rows: a feature map for each stride in pixels, `anchors` rows for each cell."""
 
     anchors: int
     strides: tuple[int, ...]
 
     def rows(self, height: int, width: int) -> int | None:
-        """How many rows there are for an input of this size, None where it does not fit."""
+        """The number of rows for an input of this size, None if it does not fit the strides."""
         cells = _cells(self.strides, height, width)
         return cells and self.anchors * cells
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What a network answers for `batch` images of `height` x `width` pixels; `has_nms` if it has
-    an operator for non-maximum suppression."""
+class Outputs:
+    """The outputs of a network for photos.
 
-    outputs: Mapping[str, Array]
+    Attributes:
+        tensors: by name.
+        has_nms: the network has an operator for non-maximum suppression.
+        batch: number of photos.
+        height, width: of the photos in pixels.
+    """
+
+    tensors: Mapping[str, Array]
     has_nms: bool
     batch: int
     height: int
     width: int
 
 
-def choose_rows(name: str, answer: Answer) -> tuple[str, Layout]:
-    """The output that holds the decoded rows, and their layout.
+def find_rows(name: str, outputs: Outputs) -> tuple[str, Layout]:
+    """The name of the output that holds the decoded rows, and their layout.
 
     Raises:
-        BuildError: none does; the sentence begins with `name`.
+        BuildError: no output holds them; the message begins with `name`.
     """
     problems = []
-    for output, array in answer.outputs.items():
-        if array.ndim != 3 or array.shape[0] != answer.batch or array.shape[2] < 6:
+    for output, array in outputs.tensors.items():
+        if array.ndim != 3 or array.shape[0] != outputs.batch or array.shape[2] < 6:
             continue
-        layout = explain(array.shape[1], answer.height, answer.width)
+        layout = layout_for(array.shape[1], outputs.height, outputs.width)
         if layout is None or layout.anchors == 1:
             continue
-        if _masks(answer):
+        if _masks(outputs):
             raise BuildError(f"{name} looks like a YOLOv5 segmentation network; {_ONLY}.")
-        problem = problem_of(array, answer.height, answer.width)
+        problem = problem_with(array, outputs.height, outputs.width)
         if problem is None:
             return output, layout
         problems.append(problem)
-    raise BuildError(f"{name} {problems[0] if problems else _looks_like(answer)}.")
+    raise BuildError(f"{name} {problems[0] if problems else _other_network(outputs)}.")
 
 
-def explain(rows: int, height: int, width: int) -> Layout | None:
-    """The layout that has so many rows; of several, the one with the usual number of anchors."""
+def layout_for(rows: int, height: int, width: int) -> Layout | None:
+    """The layout with this number of rows; of several, the one with the usual number of anchors."""
     layouts = []
     for strides in _RUNS:
         cells = _cells(strides, height, width)
@@ -104,14 +110,14 @@ def _cells(strides: tuple[int, ...], height: int, width: int) -> int | None:
     return sum((height // s) * (width // s) for s in strides)
 
 
-def problem_of(rows: Array, height: int, width: int) -> str | None:
-    """Why these cannot be decoded rows, to be put after a name; None where they can."""
+def problem_with(rows: Array, height: int, width: int) -> str | None:
+    """Why an output cannot be decoded rows, as the end of a sentence; None if it can."""
     if rows.dtype not in (np.float16, np.float32, np.float64):
         return f"answers with {rows.dtype} instead of float32 or float16"
     if not np.isfinite(rows).all():
         return "answers with values that are not finite"
     centres, sizes, scores = rows[..., :2], rows[..., 2:4], rows[..., 4:]
-    # A cell's centre is at most half a cell outside the picture.
+    # The centre of a box is at most half a cell outside the picture.
     margin = _STRIDES[-1]
     inside = (centres > -margin) & (centres < np.array((width, height)) + margin)
     if scores.min() < -_SLACK or scores.max() > 1 + _SLACK or not inside.all() or sizes.min() < 0:
@@ -126,40 +132,40 @@ def problem_of(rows: Array, height: int, width: int) -> str | None:
     return None
 
 
-def _masks(answer: Answer) -> bool:
-    shape = (answer.batch, _MASKS, answer.height // 4, answer.width // 4)
-    return any(array.shape == shape for array in answer.outputs.values())
+def _masks(outputs: Outputs) -> bool:
+    shape = (outputs.batch, _MASKS, outputs.height // 4, outputs.width // 4)
+    return any(array.shape == shape for array in outputs.tensors.values())
 
 
-def _looks_like(answer: Answer) -> str:
-    """What a network without decoded rows is, to be put after its name."""
-    if answer.has_nms or not _NMS_OUTPUTS.isdisjoint(answer.outputs):
+def _other_network(outputs: Outputs) -> str:
+    """What a network without decoded rows is, as the end of a sentence."""
+    if outputs.has_nms or not _NMS_OUTPUTS.isdisjoint(outputs.tensors):
         return BUILT_IN_NMS
-    arrays = list(answer.outputs.values())
-    single = [array for array in arrays if array.ndim == 3 and array.shape[0] == answer.batch]
+    arrays = list(outputs.tensors.values())
+    single = [array for array in arrays if array.ndim == 3 and array.shape[0] == outputs.batch]
     for array in single:
         shape = list(array.shape)
-        if shape[1] >= 5 and shape[2] in [_cells(r, answer.height, answer.width) for r in _RUNS]:
-            task = "segmentation " if _masks(answer) else ""
+        if shape[1] >= 5 and shape[2] in [_cells(r, outputs.height, outputs.width) for r in _RUNS]:
+            task = "segmentation " if _masks(outputs) else ""
             return f"looks like a YOLOv8 or YOLO11 {task}network, answering {shape}; {_ONLY}"
-        layout = explain(shape[1], answer.height, answer.width)
+        layout = layout_for(shape[1], outputs.height, outputs.width)
         if layout is not None and layout.anchors == 1 and shape[2] >= 6:
             return f"looks like an anchor-free network such as YOLOX, answering {shape}; {_ONLY}"
-    maps = [(answer.height // s, answer.width // s) for s in _STRIDES]
+    maps = [(outputs.height // s, outputs.width // s) for s in _STRIDES]
     raw = {array.shape[2:4] for array in arrays if array.ndim == 5}
     raw_flat = {array.shape[2:] for array in arrays if array.ndim == 4}
     if not raw.isdisjoint(maps) or len(raw_flat.intersection(maps)) > 1:
         return f"holds the raw heads {_UNDECODED}"
     if any(a.shape[1] <= _MAX_DETECTIONS and a.shape[2] in (6, 7) for a in single) or any(
-        a.ndim == 2 and a.shape[0] != answer.batch and a.shape[1] in (6, 7) for a in arrays
+        a.ndim == 2 and a.shape[0] != outputs.batch and a.shape[1] in (6, 7) for a in arrays
     ):
         return BUILT_IN_NMS
-    if len(arrays) == 1 and arrays[0].ndim == 2 and arrays[0].shape[0] == answer.batch:
+    if len(arrays) == 1 and arrays[0].ndim == 2 and arrays[0].shape[0] == outputs.batch:
         return f"looks like a classifier, answering {list(arrays[0].shape)}; {_ONLY}"
-    shown = [f"{quoted(name)} {list(array.shape)}" for name, array in answer.outputs.items()]
+    shown = [f"{quoted(name)} {list(array.shape)}" for name, array in outputs.tensors.items()]
     if len(shown) > 4:
         shown[3:] = [f"{len(shown) - 3} more"]
     return (
         f"answers with {', '.join(shown) or 'no tensors'}; a YOLOv5 detection network answers with"
-        f" [{answer.batch}, rows, 5 + classes]"
+        f" [{outputs.batch}, rows, 5 + classes]"
     )

@@ -1,4 +1,4 @@
-"""What a TensorRT plan is to be, worked out without TensorRT: sizes, precision, configuration."""
+"""Size, precision and configuration of a TensorRT plan, determined without TensorRT."""
 
 from __future__ import annotations
 
@@ -10,56 +10,69 @@ from google.protobuf import text_format
 from numpy.typing import NDArray
 from tritonclient.grpc import model_config_pb2
 
+from ._contract import (
+    CONFIG_FILE,
+    FP16,
+    FP32,
+    IMGSZ_KEY,
+    INT8,
+    MODEL,
+    ONNX_RUNTIME_BACKEND,
+    PLAN_FILE,
+    STRIDE_KEY,
+    WEIGHTS_FILE,
+)
 from ._errors import BuildError
-from ._names import CONFIG_FILE, MODEL, WEIGHTS_FILE
 
-PLAN_FILE = "model.plan"
-PRECISIONS = ("fp32", "fp16", "int8")
-OLDEST = 10  # major version of TensorRT, and the last whose networks may be weakly typed
+PRECISIONS = (FP32, FP16, INT8)
+OLDEST_MAJOR = 10  # oldest version of TensorRT, and the last with weakly typed networks
 
-# How far a plan's answers may be from ONNX Runtime's to the same file, as `relative_error` says it:
-# a plan that is wrong is off by about 1. Three networks wholly in FP16 were off by 0.003 to 0.018
-# (bundled, yolov5n v7.0, yolov5s v5.0; 2 photos, PyTorch on a CPU); INT8 has not been measured.
-TOLERANCES = {"fp32": 1e-3, "fp16": 0.1, "int8": 0.3}
-_SMALL = 0.01  # of a score
+# Largest `relative_error` of a plan against ONNX Runtime with the same file. A wrong plan has about
+# 1. Three networks entirely in FP16 had 0.003 to 0.018 (bundled, yolov5n v7.0, yolov5s v5.0; 2
+# photos, PyTorch on a CPU). INT8 has not been measured.
+TOLERANCES = {FP32: 1e-3, FP16: 0.1, INT8: 0.3}
+_SMALLEST_SCALE = 0.01  # for columns of scores
 
-_BACKEND = ("backend", "onnxruntime", "platform", "tensorrt_plan")
+_BACKEND = ("backend", ONNX_RUNTIME_BACKEND, "platform", "tensorrt_plan")
 _FILE = ("default_model_filename", WEIGHTS_FILE, "default_model_filename", PLAN_FILE)
 _NOTE = "# Made from model.onnx by `make engine`: "
 
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """The shapes [B,3,H,W] that a plan takes, and the one that it is made fastest for."""
+    """The smallest and largest shape [B,3,H,W] of a plan's input, and the one to optimise for."""
 
-    smallest: tuple[int, ...]
-    usual: tuple[int, ...]
-    largest: tuple[int, ...]
+    min: tuple[int, ...]
+    opt: tuple[int, ...]
+    max: tuple[int, ...]
 
 
-def profile_of(config: model_config_pb2.ModelConfig, usual_batch: int | None = None) -> Profile:
-    """The profile for the model's one input, as large as `config.pbtxt` allows.
+def profile_for(config: model_config_pb2.ModelConfig, opt_batch: int | None = None) -> Profile:
+    """The profile for the model's only input, as large as `config.pbtxt` allows.
 
-    Sizes that the configuration leaves open go from one stride to `imgsz`, and the plan is made
-    for `imgsz` itself: the one size that favours neither upright photos nor wide ones.
+    Open sizes range from one stride to `imgsz`, and the plan is optimised for `imgsz` itself, as
+    that favours neither upright photos nor wide ones.
+
+    Args:
+        opt_batch: the batch to optimise for (default: the largest).
 
     Raises:
-        BuildError: `usual_batch` is out of range, or the configuration does not say the sizes.
+        BuildError: `opt_batch` is out of range, or the configuration does not state the sizes.
     """
     largest = config.max_batch_size
     if largest < 1 or len(config.input) != 1 or len(config.input[0].dims) != 3:
         raise BuildError(
             f"{MODEL}/{CONFIG_FILE} must state a max_batch_size and one input with three dims."
         )
-    batch = largest if usual_batch is None else usual_batch
+    batch = largest if opt_batch is None else opt_batch
     if not 1 <= batch <= largest:
         raise BuildError(f"--opt-batch is {batch}; {MODEL}/{CONFIG_FILE} allows 1 to {largest}.")
     channels, *sides = config.input[0].dims
     low, high = sides, sides
     if min(sides) < 1:
         try:
-            high = [int(side) for side in config.parameters["imgsz"].string_value.split()]
-            stride = int(config.parameters["stride"].string_value)
+            high = [int(side) for side in config.parameters[IMGSZ_KEY].string_value.split()]
+            stride = int(config.parameters[STRIDE_KEY].string_value)
         except ValueError:
             high = []
         if len(high) != 2:
@@ -69,21 +82,22 @@ def profile_of(config: model_config_pb2.ModelConfig, usual_batch: int | None = N
             )
         low = [stride, stride]
     return Profile(
-        smallest=(1, channels, *low),
-        usual=(batch, channels, *high),
-        largest=(largest, channels, *high),
+        min=(1, channels, *low),
+        opt=(batch, channels, *high),
+        max=(largest, channels, *high),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildPrecision:
-    """How TensorRT is told what to calculate in.
+    """TensorRT's settings for a precision.
 
     Attributes:
         name: fp32, fp16 or int8.
-        strongly_typed: ask for a network whose tensors keep the types of the ONNX file. Only in
-            version 10: there is nothing else from 11 on.
-        fp16: let TensorRT take FP16 where that is faster. Only in version 10, weakly typed.
+        strongly_typed: request a network whose tensors keep the types of the ONNX file. Set only
+            for version 10; from 11 on, all networks are strongly typed.
+        fp16: let TensorRT use FP16 if that is faster. Only in version 10, weakly
+            typed.
         tf32: let FP32 convolutions round their inputs to 10 bits.
     """
 
@@ -94,39 +108,39 @@ class BuildPrecision:
 
 
 def choose_precision(requested: str, graph: str, major: int) -> BuildPrecision:
-    """What to build, from what is asked for and what the ONNX file is made of.
+    """Choose the precision of a plan.
 
     Args:
         requested: `auto` or one of `PRECISIONS`.
-        graph: which of `PRECISIONS` the ONNX file is in.
-        major: of TensorRT. From 11 on, the file alone decides.
+        graph: the precision of the ONNX file, one of `PRECISIONS`.
+        major: version of TensorRT. From 11 on, the precision is always that of the file.
 
     Raises:
-        BuildError: this TensorRT cannot make the one of the other.
+        BuildError: this TensorRT cannot build the requested precision from this file.
     """
-    if graph == "fp32" and requested in ("auto", "fp16") and major == OLDEST:
-        # The decoded coordinates are FP16 too then, of which those from 512 px on are rounded to
-        # half pixels. A file exported with --half decodes in FP32.
-        return BuildPrecision(name="fp16", strongly_typed=False, fp16=True)
+    if graph == FP32 and requested in ("auto", FP16) and major == OLDEST_MAJOR:
+        # The decoded coordinates are in FP16 too, which rounds those from 512 px on to half pixels.
+        # A file exported with --half decodes in FP32.
+        return BuildPrecision(name=FP16, strongly_typed=False, fp16=True)
     if requested not in ("auto", graph):
         means = {
-            "fp32": "install an FP32 file, by `make model` without --half",
-            "fp16": "install an FP16 file, by `make model WEIGHTS=... ARGS=--half`",
-            "int8": "install an ONNX file that is quantised (Q/DQ)",
+            FP32: "install an FP32 file, by `make model` without --half",
+            FP16: "install an FP16 file, by `make model WEIGHTS=... ARGS=--half`",
+            INT8: "install an ONNX file that is quantised (Q/DQ)",
         }
         raise BuildError(
             f"The installed {WEIGHTS_FILE} is {graph}, and TensorRT {major} cannot build"
             f" {requested} from it; {means[requested]}, or leave --precision out."
         )
-    # TF32 is TensorRT's default; who asks for FP32 wants the reference's numbers.
-    return BuildPrecision(name=graph, strongly_typed=major == OLDEST, tf32=graph != "fp32")
+    # TF32 is TensorRT's default, but FP32 is requested to get the reference's numbers.
+    return BuildPrecision(name=graph, strongly_typed=major == OLDEST_MAJOR, tf32=graph != FP32)
 
 
 def parse_version(text: str) -> tuple[int, ...]:
-    """The numbers of a version of TensorRT: 10.13.3.9, 10.13.3, 11.2.1.2+cuda13.3.
+    """The numbers in a version of TensorRT: 10.13.3.9, 10.13.3, 11.2.1.2+cuda13.3.
 
     Raises:
-        BuildError: it is none.
+        BuildError: the text is not a version.
     """
     found = re.match(r"\d+\.\d+\.\d+(\.\d+)?", text)
     if found is None:
@@ -135,21 +149,23 @@ def parse_version(text: str) -> tuple[int, ...]:
 
 
 def check_versions(building: str, target: str | None) -> int:
-    """Whether a plan built here will be taken there: only by the very same version.
+    """Check that the server has the TensorRT that builds, since a plan runs only with that version.
 
     Args:
-        building: the version of TensorRT that builds.
-        target: that of the server, where it is known.
+        building: version of TensorRT that builds.
+        target: version of the server, None if unknown.
 
     Returns:
         The major version.
 
     Raises:
-        BuildError: they differ, in a number that both state; or it is too old.
+        BuildError: the versions differ in a number that both state, or the version is too old.
     """
     here = parse_version(building)
-    if here[0] < OLDEST:
-        raise BuildError(f"This is TensorRT {building}; {OLDEST} is the oldest that will do.")
+    if here[0] < OLDEST_MAJOR:
+        raise BuildError(
+            f"This is TensorRT {building}; {OLDEST_MAJOR} is the oldest supported version."
+        )
     if target is not None and any(a != b for a, b in zip(here, parse_version(target))):
         raise BuildError(
             f"This is TensorRT {building}, but the plan is to run with {target}, and a plan runs"
@@ -159,33 +175,33 @@ def check_versions(building: str, target: str | None) -> int:
 
 
 def to_plan(config: str, note: str) -> str:
-    """The text of an ONNX model's `config.pbtxt`, for the plan made from it.
+    """Convert the `config.pbtxt` of an ONNX model to one for the plan made from it.
 
     Args:
         config: the text for ONNX Runtime.
-        note: what the plan is tied to; one line, which becomes a comment.
+        note: what the plan depends on, in one line; it becomes a comment.
 
     Raises:
-        BuildError: the text is not as `make model` writes it.
+        BuildError: the text differs from what `make model` writes.
     """
     changed = _replace(_replace(config, *_FILE), *_BACKEND)
     start = re.search(_pattern(*_BACKEND[2:]), changed, re.MULTILINE)
     assert start is not None
     changed = f"{changed[: start.start()]}{_NOTE}{note}\n{changed[start.start() :]}"
-    _same_otherwise(config, changed)
+    _check_rest_is_same(config, changed)
     return changed
 
 
 def to_onnx(config: str) -> str:
-    """The way back from `to_plan`, to the byte.
+    """Convert a text from `to_plan` back, identical to the byte.
 
     Raises:
-        BuildError: the text is not as `to_plan` writes it.
+        BuildError: the text differs from what `to_plan` writes.
     """
     changed = re.sub(rf"^{re.escape(_NOTE)}.*\n", "", config, flags=re.MULTILINE)
     for key, value, plan_key, plan_value in (_FILE, _BACKEND):
         changed = _replace(changed, plan_key, plan_value, key, value)
-    _same_otherwise(config, changed)
+    _check_rest_is_same(config, changed)
     return changed
 
 
@@ -201,18 +217,18 @@ def parse_config(text: str) -> model_config_pb2.ModelConfig:
 
 
 def relative_error(answer: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
-    """How far rows [B,N,C] are from the reference's: root mean square, relative to the values'.
+    """The error of rows [B,N,C]: root mean square difference, relative to that of the values.
 
-    The worst column counts, because coordinates are hundreds and scores below one. Columns whose
-    values are less than `_SMALL`, scores of classes that are not to be seen, count as if of that
-    size. NaN where either has one.
+    The worst column counts, because coordinates are hundreds and scores below one. A column whose
+    values are below `_SMALLEST_SCALE`, such as the scores of a class that is not in the photos,
+    counts as if of that size. NaN if either has one.
     """
     if answer.shape != reference.shape:
         return float("inf")
     columns = reference.shape[-1]
     wanted = reference.astype(np.float64).reshape(-1, columns)
     distance = answer.astype(np.float64).reshape(-1, columns) - wanted
-    sizes = np.maximum(np.sqrt(np.mean(wanted**2, axis=0)), _SMALL)
+    sizes = np.maximum(np.sqrt(np.mean(wanted**2, axis=0)), _SMALLEST_SCALE)
     return float(np.max(np.sqrt(np.mean(distance**2, axis=0)) / sizes))
 
 
@@ -232,7 +248,7 @@ def _replace(text: str, key: str, value: str, new_key: str, new_value: str) -> s
     return changed
 
 
-def _same_otherwise(before: str, after: str) -> None:
+def _check_rest_is_same(before: str, after: str) -> None:
     configs = [parse_config(before), parse_config(after)]
     for config in configs:
         for name in ("backend", "platform", "default_model_filename"):

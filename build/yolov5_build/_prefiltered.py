@@ -1,8 +1,8 @@
 """A prefiltered variant of the network, for the embedded server on a CPU: bytes in, few rows out.
 
-Of the 25,200 rows that a network of 640x640 answers with, nearly all say that nothing is there.
-This variant decodes only those whose objectness is over the confidence that is asked for, which is
-what the step after the network would keep. Where a layer can be had with less work, it has that.
+A network of 640x640 returns 25,200 rows, and almost all are background. This variant decodes only
+the rows whose objectness is over the requested confidence; postprocess drops the others anyway. It
+also replaces some layers by cheaper equivalents.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from . import _names as names
+from . import _contract as contract
 from ._checkpoint import Checkpoint
 from ._errors import BuildError
-from ._export import TOLERANCE, best_class, difference_of, sides, write_onnx
-from ._photos import example_images
+from ._export import TOLERANCE, best_class, image_size, largest_difference, write_onnx
 from .layers import Conv, DetectionModel, Focus
+from .photos import example_images
 
 
 def export_prefiltered(
@@ -30,54 +31,79 @@ def export_prefiltered(
     path: Path,
     full: Path,
     *,
-    imgsz: int | tuple[int, int] = 640,
+    imgsz: int | tuple[int, int] = contract.DEFAULT_SIZE,
     dynamic: bool = False,
     reduced_head: bool = False,
 ) -> float:
-    """Write ONNX: `pixels` [1,3,H,W] UINT8, RGB 0..255, and `nms` [1,5] FP32, of which the first
-    is conf_thres -> `output0` [1,n,5+C] FP32, the rows whose objectness is over that.
+    """Write the prefiltered variant of `checkpoint` as ONNX, for one image.
+
+    Inputs are `pixels` [1,3,H,W] UINT8, RGB 0..255, and `nms` [1,5] FP32, beginning with
+    conf_thres. The output is `output0` [1,n,5+C] FP32: the rows with an objectness over that.
 
     Args:
-        full: what `export_onnx` wrote of it, in FP32.
+        full: the FP32 file that `export_onnx` wrote of the same checkpoint.
         imgsz, dynamic, reduced_head: as for `export_onnx`.
 
     Returns:
-        The largest relative difference from `full`, on photos.
+        The largest relative difference from `full` on photos.
 
     Raises:
-        BuildError: it does not answer as `full` does.
+        BuildError: `imgsz` does not fit the network, or the variant differs too much from `full`.
     """
-    images = example_images(*sides(checkpoint, imgsz))
+    images = example_images(*image_size(checkpoint, imgsz))
     pixels = np.rint(images * 255).astype(np.uint8)
-    everything = np.array([[-1, 0, 0, 0, 0]], np.float32)  # no objectness is not over that
     write_onnx(
         _Prefiltered(checkpoint.network, reduced_head=reduced_head),
         {
-            names.PIXELS: torch.from_numpy(pixels[:1]),
-            names.NMS: torch.tensor([[0.25, 0.0, 0.0, 0.0, 0.0]]),
+            contract.PIXELS: torch.from_numpy(pixels[:1]),
+            contract.NMS: torch.tensor([[0.25, 0.0, 0.0, 0.0, 0.0]]),
         },
         path,
         open_sides={
-            names.PIXELS: {2: "height", 3: "width"} if dynamic else {},
-            names.OUTPUT: {1: "rows"},
+            contract.PIXELS: {2: "height", 3: "width"} if dynamic else {},
+            contract.OUTPUT: {1: "rows"},
         },
     )
     model = onnx.load(path)
     onnx.helper.set_model_props(
-        model, {names.FULL_KEY: hashlib.sha256(full.read_bytes()).hexdigest()}
+        model, {contract.FULL_KEY: hashlib.sha256(full.read_bytes()).hexdigest()}
     )
     onnx.save(model, path)
+    return _verify(path, full, images, pixels, reduced_head=reduced_head)
+
+
+def _verify(
+    path: Path,
+    full: Path,
+    images: NDArray[np.float32],
+    pixels: NDArray[np.uint8],
+    *,
+    reduced_head: bool,
+) -> float:
+    """Run the variant and the full network on the same images, and compare their rows.
+
+    Args:
+        images: [B,3,H,W], RGB 0..1.
+        pixels: the same as 0..255.
+
+    Returns:
+        The largest relative difference.
+
+    Raises:
+        BuildError: it is too large.
+    """
     session, whole = (
         onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
         for file in (path, full)
     )
+    all_rows = np.array([[-1, 0, 0, 0, 0]], np.float32)  # every objectness is over -1
     difference = 0.0
     for image, bytes_ in zip(images[:, None], pixels[:, None]):
-        (expected,) = whole.run([names.OUTPUT], {names.INPUT: image})
-        (found,) = session.run([names.OUTPUT], {names.PIXELS: bytes_, names.NMS: everything})
+        (expected,) = whole.run([contract.OUTPUT], {contract.INPUT: image})
+        (found,) = session.run([contract.OUTPUT], {contract.PIXELS: bytes_, contract.NMS: all_rows})
         if found.shape != expected.shape:
-            raise BuildError("the network's prefiltered variant answers in another shape.")
-        difference = max(difference, difference_of(found, expected, reduced_head=reduced_head))
+            raise BuildError("the network's prefiltered variant returns rows of another shape.")
+        difference = max(difference, largest_difference(found, expected, reduced_head=reduced_head))
     if not difference <= TOLERANCE:
         raise BuildError(
             f"the network's prefiltered variant differs from it by {difference:.2g} (allowed"
@@ -87,7 +113,7 @@ def export_prefiltered(
 
 
 class _Prefiltered(nn.Module):
-    """The network as it is exported so."""
+    """A network with the inputs and outputs of its prefiltered variant."""
 
     def __init__(self, network: DetectionModel, *, reduced_head: bool) -> None:
         super().__init__()
@@ -96,26 +122,29 @@ class _Prefiltered(nn.Module):
 
     def forward(self, pixels: Tensor, nms: Tensor) -> Tensor:
         maps = self.network.maps(pixels.float() / 255)
-        rows = self.network.head.candidates(maps, nms[0, 0])
+        rows = self.network.head.rows_above(maps, nms[0, 0])
         return (best_class(rows) if self.reduced_head else rows)[None]
 
 
 def _lighter(network: DetectionModel) -> DetectionModel:
-    """A copy whose layers do the same with less work."""
+    """A copy in which some layers are replaced by cheaper equivalents."""
     copied = copy.deepcopy(network)
     for index, layer in enumerate(copied.model):
         if isinstance(layer, Focus) and (stem := _without_gathering(layer)):
             stem.f, stem.i = layer.f, layer.i
             copied.model[index] = stem
         elif isinstance(layer, nn.Upsample) and layer.scale_factor == 2:
-            # Twice the size by itself, not by working the size out first.
+            # Upsample by the factor, rather than to a size that is computed first.
             layer.recompute_scale_factor = None
     return copied
 
 
 def _without_gathering(focus: Focus) -> Conv | None:
-    """A convolution over the picture itself, of twice the size and stride, its weights where the
-    2x2 squares' pixels are; None where the one over the gathered pixels is of an unusual kind."""
+    """A `Focus` as one convolution over the image, without gathering 2x2 squares first.
+
+    It has twice the kernel size, stride and padding, and each weight is at the place of the pixel
+    that it belongs to. None if the original convolution is of an unusual kind.
+    """
     stem = focus.conv
     gathered = stem.conv if isinstance(stem, Conv) else None
     if (

@@ -1,4 +1,4 @@
-"""INT8 as Q/DQ ONNX, calibrated on photos with ONNX Runtime's quantization tool."""
+"""Quantise a network to INT8 (Q/DQ ONNX), with ONNX Runtime's tool and calibration photos."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from ._contract import INPUT, INT8, INT8_SYMMETRIC, PRECISION_KEY, SQUARE
 from ._errors import BuildError
-from ._names import INPUT, PRECISION_KEY, PRECISIONS
-from ._photos import Pictures
+from .photos import PhotoLoader
 
-# Unsigned numbers with a zero point use all 256 steps and are what CPUs multiply fast. TensorRT
-# takes only signed ones with zero in the middle.
-TARGETS = {"cpu": PRECISIONS[2], "tensorrt": PRECISIONS[3]}
+# Unsigned numbers with a zero point use all 256 steps, and CPUs multiply them fast. TensorRT takes
+# only signed numbers around zero.
+TARGETS = {"cpu": INT8, "tensorrt": INT8_SYMMETRIC}
 CALIBRATION_PHOTOS = 64
 
 
@@ -35,67 +35,68 @@ def quantise(
     photos: Sequence[Path],
     *,
     device: str = "cpu",
-    letterbox: str = "square",
+    letterbox: str = SQUARE,
 ) -> None:
-    """Turn an FP32 network that `export_onnx` wrote into an INT8 one.
+    """Write an INT8 version of an FP32 network from `export_onnx`.
 
-    The convolutions that end in boxes and scores, and the decoding behind them, stay in FP32: a
-    box's coordinates need more than 256 steps.
+    The last convolutions, which compute boxes and scores, and the decoding after them stay in FP32:
+    the coordinates of a box need more than 256 steps.
 
     Args:
-        photos: to calibrate with, like those that it will see.
+        photos: calibration photos, similar to those that the network will see.
         device: one of `TARGETS`.
-        letterbox: as it will be served.
+        letterbox: the mode in which the network will be served.
 
     Raises:
-        BuildError: its input is of open size, or a photo cannot be used.
+        BuildError: the input has an open size, or a photo cannot be used.
     """
     model = onnx.load(source)
     sides = [side.dim_value for side in model.graph.input[0].type.tensor_type.shape.dim[2:]]
     if not all(sides):
-        raise BuildError("INT8 needs a network of fixed size, so not letterbox rect.")
-    symmetric = device == "tensorrt"
+        raise BuildError("INT8 needs a fixed input size, which letterbox rect does not have.")
+    precision = TARGETS[device]
+    symmetric = precision == INT8_SYMMETRIC
     with tempfile.TemporaryDirectory() as folder, _quiet():
         prepared = Path(folder, "prepared.onnx")
         quant_pre_process(source, prepared, skip_symbolic_shape=True)
         quantize_static(
             prepared,
             target,
-            _Reader(photos, Pictures(*sides, letterbox=letterbox)),
+            _Reader(photos, PhotoLoader(*sides, letterbox=letterbox)),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=_decoding(onnx.load(prepared).graph),
+            nodes_to_exclude=_decoding_nodes(onnx.load(prepared).graph),
             extra_options={
                 "ActivationSymmetric": symmetric,
                 "WeightSymmetric": True,
-                "QuantizeBias": not symmetric,  # TensorRT has no INT32 for it
+                "QuantizeBias": not symmetric,  # TensorRT has no INT32 biases
             },
         )
     quantised = onnx.load(target)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    onnx.helper.set_model_props(quantised, {**metadata, PRECISION_KEY: TARGETS[device]})
+    onnx.helper.set_model_props(quantised, {**metadata, PRECISION_KEY: precision})
     onnx.save(quantised, target)
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self, photos: Sequence[Path], pictures: Pictures) -> None:
-        self._images: Iterator[NDArray[Any]] = (pictures.prepare(photo)[0] for photo in photos)
+    def __init__(self, photos: Sequence[Path], loader: PhotoLoader) -> None:
+        self._images: Iterator[NDArray[Any]] = (loader.load(photo)[0] for photo in photos)
 
     def get_next(self) -> dict[str, NDArray[Any]] | None:
         image = next(self._images, None)
         return None if image is None else {INPUT: image[None]}
 
 
-def _decoding(graph: onnx.GraphProto) -> list[str]:
-    """The nodes from the last convolution on along every path to the output."""
+def _decoding_nodes(graph: onnx.GraphProto) -> list[str]:
+    """The names of the nodes from the last convolution on, along every path to the output."""
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
-    before: set[str] = set()  # nodes with a convolution behind them
-    for node in reversed(graph.node):  # sorted, so that readers come first
+    before: set[str] = set()  # nodes that a convolution follows
+    for node in reversed(graph.node):  # readers come first, as the nodes are sorted
         behind = [reader for name in node.output for reader in readers.get(name, [])]
         if any(reader.op_type == "Conv" or reader.name in before for reader in behind):
             before.add(node.name)
@@ -104,7 +105,7 @@ def _decoding(graph: onnx.GraphProto) -> list[str]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the tool's advice on its own use."""
+    """Suppress the tool's advice on how to use it."""
     level = logging.root.level
     logging.root.setLevel(logging.ERROR)
     try:

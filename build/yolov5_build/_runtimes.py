@@ -1,4 +1,4 @@
-"""What can run an exported network on this machine's CPU."""
+"""Runtimes for an exported network on this machine's CPU."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ ONNX_RUNTIME, OPENVINO_BF16 = "ONNX Runtime", "OpenVINO BF16"
 
 
 class Network(Protocol):
-    """
+    """A network that is ready to run.
+
     Attributes:
-        sides: height and width of the input, None where they are open.
+        sides: height and width of the input in pixels, None if open.
     """
 
     sides: tuple[int | None, int | None]
 
     def rows(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """[1, 3, H, W] -> the rows of that image, [N, 5 + C]."""
+        """Run one image [1, 3, H, W], RGB 0..1, and return its rows [N, 5 + C]."""
 
 
 class _OnnxRuntime:

@@ -1,13 +1,14 @@
-"""A network as safetensors: weights without a program, and the layers as JSON beside them.
+"""Save and load a network as safetensors: tensors, and a description of the layers as JSON.
 
-This is the form to share weights in. A pickle is a program; this is numbers, and a description
-that names only layers from `layers.LAYERS`. The description is the metadata entry `yolov5`:
+Use this format to share weights. A checkpoint is a pickle, which is a program; a safetensors file
+holds only numbers and a description, which can name only layers from `layers.LAYERS`. The
+description is the metadata entry `yolov5`:
 
     {"names": [...], "network": {"layer": "models.yolo.Model", "values": {"save": [4, 6]},
      "tensors": {"parameters": ["weight"], "buffers": [], "values": []},
      "absent": ["bias"], "children": {"model": {...}}}}
 
-A layer's tensors lie in the file under its path and their name, `model.0.conv.weight`.
+A tensor's key is the path of its layer and its own name, such as `model.0.conv.weight`.
 """
 
 from __future__ import annotations
@@ -23,18 +24,18 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from . import layers
-from ._checkpoint import Checkpoint, checkpoint_of
+from ._checkpoint import Checkpoint, checkpoint_from
 from ._errors import BuildError
 
 SUFFIX = ".safetensors"
 _KEY = "yolov5"
 MAX_HEADER_BYTES = 4 << 20  # the bundled network's has 126 kB
-_BASE = frozenset(nn.Module().__dict__)  # what every module has, hooks included
+_BASE = frozenset(nn.Module().__dict__)  # attributes that every module has, such as hooks
 _NAMES = {cls: name for name, cls in reversed(layers.LAYERS.items())}
 
 
 def save_safetensors(checkpoint: Checkpoint, path: Path) -> None:
-    """Write a checkpoint's network, batch norms folded, in FP32.
+    """Write the network of a checkpoint in FP32, with its batch norms folded.
 
     Raises:
         BuildError: the file cannot be written.
@@ -51,13 +52,13 @@ def save_safetensors(checkpoint: Checkpoint, path: Path) -> None:
 
 
 def load_safetensors(path: Path, *, names: Sequence[str] | None = None) -> Checkpoint:
-    """Read what `save_safetensors` wrote.
+    """Read a file that `save_safetensors` wrote.
 
     Args:
-        names: class names, in place of those in the file.
+        names: class names to use instead of those in the file.
 
     Raises:
-        BuildError: not such a file, or a damaged one.
+        BuildError: the file is of another kind, or damaged.
     """
     try:
         _check_header(path)
@@ -77,9 +78,9 @@ def load_safetensors(path: Path, *, names: Sequence[str] | None = None) -> Check
         raise
     except OSError as error:
         raise BuildError(f"{path.name} cannot be read: {error.strerror or error}.") from None
-    except Exception:  # whatever is missing, or of another kind, in a description from elsewhere
+    except Exception:  # a foreign description may lack anything, or have any type
         raise BuildError(f"{path.name} is not a YOLOv5 safetensors file, or is damaged.") from None
-    return checkpoint_of(path, network, names)
+    return checkpoint_from(path, network, names)
 
 
 def _describe(module: nn.Module, path: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -112,7 +113,7 @@ def _is_plain(value: object) -> bool:
 
 
 def _check_header(path: Path) -> None:
-    """Look at the length of the header, which is read as JSON of whatever size it is."""
+    """Check the length of the header, since the library parses a header of any size as JSON."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
     if length > MAX_HEADER_BYTES:
@@ -120,7 +121,7 @@ def _check_header(path: Path) -> None:
 
 
 def _build(description: dict[str, Any], path: str, file: Any, seen: set[str]) -> nn.Module:
-    """The layer that lies under `path`; a tensor of the file can be in one place only."""
+    """Create the layer under `path`. Each tensor of the file may occur in one place only."""
 
     def tensor(name: str) -> Tensor:
         if path + name in seen:
@@ -152,5 +153,5 @@ def _build(description: dict[str, Any], path: str, file: Any, seen: set[str]) ->
 
 
 def _as_tuple(value: Any) -> Any:
-    """JSON has one kind of list; torch wants its sizes as tuples."""
+    """Lists as tuples, since torch wants sizes as tuples, and JSON has only lists."""
     return tuple(_as_tuple(item) for item in value) if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""Temporary folders that do not outlive a killed process for long: the next one removes them."""
+"""Temporary folders, of which those of killed processes are removed by the next process."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pathlib import Path
 
 @contextmanager
 def staging_folder(parent: Path, prefix: str) -> Iterator[Path]:
-    """A new folder in `parent`, removed at the end; and those that killed processes have left there
-    are removed before.
+    """Create a folder in `parent`, and remove it at the end of the block.
 
-    Its owner holds a lock on it, which ends with the process. A folder whose lock can be had has
-    therefore no owner.
+    Folders that killed processes have left there are removed first. The owner of a folder holds a
+    lock on it, which the system releases when the process ends. A folder that can be locked is
+    therefore abandoned.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: the folder cannot be created.
     """
     remove_abandoned(parent, prefix)
     folder, lock = _locked_folder(parent, prefix)
@@ -37,10 +37,10 @@ def remove_abandoned(parent: Path, prefix: str) -> None:
 
 
 def abandoned(parent: Path, prefix: str) -> Iterator[Path]:
-    """The folders in `parent` that have no owner any more; each is locked until the next is asked
-    for."""
+    """The folders in `parent` whose owner is gone; each stays locked until the next one is
+    requested."""
     for folder in parent.glob(f"{prefix}????????"):
-        with suppress(OSError):  # somebody else's, or a file system without such locks
+        with suppress(OSError):  # of another user, or on a file system without such locks
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -53,8 +53,8 @@ def _locked_folder(parent: Path, prefix: str) -> tuple[Path, int]:
     while True:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
         lock = os.open(folder, os.O_RDONLY)
-        with suppress(OSError):  # a file system without such locks: nobody else gets one either
+        with suppress(OSError):  # a file system without locks never yields abandoned folders
             fcntl.flock(lock, fcntl.LOCK_EX)
-        if folder.exists():  # not removed by somebody who saw it before it was locked
+        if folder.exists():  # no other process removed it before it was locked
             return folder, lock
         os.close(lock)

@@ -1,6 +1,6 @@
-"""All that touches the `tensorrt` package, versions 10 and 11.
+"""All calls of the `tensorrt` package, versions 10 and 11.
 
-None of this has run on hardware. Its names and signatures are those of NVIDIA's Python bindings
+This code has not been run on hardware. Names and signatures are those of NVIDIA's Python bindings
 10.16.1 and 11.4.0.
 """
 
@@ -23,35 +23,39 @@ from ._plan import BuildPrecision, Profile
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """The device that a plan is built for, such as `NVIDIA H200`, compute capability `9.0`."""
+    """The GPU that a plan is built for, such as `NVIDIA H200` with compute capability `9.0`."""
 
     name: str
     capability: str
 
 
 def load() -> ModuleType:
-    """
+    """Import the package.
+
     Raises:
-        BuildError: the package is not there, or not with its libraries.
+        BuildError: the package or one of its libraries is missing.
     """
     try:
         return importlib.import_module("tensorrt")
     except ModuleNotFoundError:
         raise BuildError(
-            "The Python package tensorrt is not installed, and only it makes plans; install it in"
-            " the version that the Triton which is to serve the plan has."
+            "The Python package tensorrt, which builds plans, is not installed; install the version"
+            " of the Triton server that will serve the plan."
         ) from None
     except (ImportError, OSError) as error:
-        raise BuildError(f"The Python package tensorrt cannot be loaded: {_line(error)}.") from None
+        raise BuildError(
+            f"The Python package tensorrt cannot be loaded: {_one_line(error)}."
+        ) from None
 
 
 def gpu() -> Gpu:
-    """
+    """The GPU of this machine.
+
     Raises:
         BuildError: there is none.
     """
     if not torch.cuda.is_available():
-        raise BuildError("A plan is built by trying it on an NVIDIA GPU, and none was found here.")
+        raise BuildError("Building a plan needs an NVIDIA GPU, and none was found here.")
     major, minor = torch.cuda.get_device_capability()
     return Gpu(name=torch.cuda.get_device_name(), capability=f"{major}.{minor}")
 
@@ -66,23 +70,41 @@ def build(
     workspace: int | None,
     timing_cache: Path,
 ) -> bytes:
-    """Make a plan; minutes.
+    """Build a plan, which takes minutes.
 
     Args:
         trt: the package.
         weights: an ONNX file.
-        name: of the input that `profile` is about.
-        workspace: bytes of GPU memory that a layer may take for itself; None for all there is.
-        timing_cache: which kernels were fastest. Read where it fits, and written.
+        name: the input that `profile` describes.
+        workspace: limit on the GPU memory of a layer in bytes; None for no limit.
+        timing_cache: file with kernel timings, which is read if it fits, and written.
 
     Raises:
-        BuildError: TensorRT cannot start, read the file or build it.
+        BuildError: TensorRT cannot start, read the file or build the plan.
     """
-    log = _log(trt)
+    log = _logger(trt)
     try:
         builder = trt.Builder(log)
-    except (TypeError, RuntimeError):  # pybind11's way of handing on a null pointer
+    except (TypeError, RuntimeError):  # pybind11 raises these for a null pointer
         raise BuildError(f"TensorRT cannot use this GPU: {log.cause()}.") from None
+    # The parser owns the network's weights, so it has to live until the plan is built.
+    network, parser = _read_network(trt, builder, log, weights, precision)
+    config = _builder_config(trt, builder, precision, workspace)
+    _add_profile(builder, config, log, name, profile)
+    _use_timing_cache(config, timing_cache)
+    log.errors.clear()  # an unsuitable cache is not the cause of a later failure
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise BuildError(f"TensorRT {trt.__version__} cannot build the plan: {log.cause()}.")
+    del parser
+    _keep_timing_cache(config, timing_cache)
+    return bytes(plan)
+
+
+def _read_network(
+    trt: ModuleType, builder: Any, log: Any, weights: Path, precision: BuildPrecision
+) -> tuple[Any, Any]:
+    """The network of an ONNX file, and the parser that owns its weights."""
     flags = 0
     if precision.strongly_typed:
         flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
@@ -90,8 +112,15 @@ def build(
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(weights)):
         cause = parser.get_error(0).desc() if parser.num_errors else "no reason given"
-        raise BuildError(f"TensorRT {trt.__version__} cannot read {weights.name}: {_line(cause)}.")
+        raise BuildError(
+            f"TensorRT {trt.__version__} cannot read {weights.name}: {_one_line(cause)}."
+        )
+    return network, parser
 
+
+def _builder_config(
+    trt: ModuleType, builder: Any, precision: BuildPrecision, workspace: int | None
+) -> Any:
     config = builder.create_builder_config()
     if workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
@@ -99,38 +128,34 @@ def build(
         config.set_flag(trt.BuilderFlag.FP16)
     if not precision.tf32:
         config.clear_flag(trt.BuilderFlag.TF32)
+    return config
+
+
+def _add_profile(builder: Any, config: Any, log: Any, name: str, profile: Profile) -> None:
     shapes = builder.create_optimization_profile()
     try:
-        shapes.set_shape(name, profile.smallest, profile.usual, profile.largest)
+        shapes.set_shape(name, profile.min, profile.opt, profile.max)
         accepted = config.add_optimization_profile(shapes) >= 0
     except ValueError:
         accepted = False
     if not accepted:
         raise BuildError(
-            f"TensorRT does not take {name} from {profile.smallest} to {profile.largest}:"
-            f" {log.cause()}."
+            f"TensorRT does not take {name} from {profile.min} to {profile.max}: {log.cause()}."
         )
-    _use_timing_cache(config, timing_cache)
-    log.errors.clear()  # a cache that did not fit is no reason for what follows
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise BuildError(f"TensorRT {trt.__version__} cannot build the plan: {log.cause()}.")
-    _keep_timing_cache(config, timing_cache)
-    return bytes(plan)
 
 
 def run(
     trt: ModuleType, plan: bytes, name: str, images: NDArray[np.float32]
 ) -> dict[str, NDArray[np.float32]]:
-    """The plan's answers to `images` [B,3,H,W], by the names of its outputs.
+    """Run the plan on `images` [B,3,H,W], and return its outputs by name.
 
     Raises:
-        BuildError: it cannot be run here.
+        BuildError: the plan cannot be run here.
     """
-    log = _log(trt)
+    log = _logger(trt)
     try:
         return _run(trt, log, plan, name, images)
-    except (TypeError, RuntimeError) as error:  # the former is pybind11's, of a null pointer
+    except (TypeError, RuntimeError) as error:  # TypeError is pybind11's, for a null pointer
         raise BuildError(f"The plan that was built cannot be run: {log.cause(error)}.") from None
 
 
@@ -140,7 +165,7 @@ def _run(
     engine = trt.Runtime(log).deserialize_cuda_engine(plan)
     context = engine and engine.create_execution_context()
     if not context or not context.set_input_shape(name, images.shape):
-        raise RuntimeError("TensorRT does not take it, or not this batch")
+        raise RuntimeError("TensorRT does not accept it, or not this batch")
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     with torch.cuda.stream(stream):
         tensors = {name: torch.from_numpy(images).cuda()}
@@ -159,7 +184,7 @@ def _run(
 
 
 def _use_timing_cache(config: Any, path: Path) -> None:
-    """Attach the cache in the file, or an empty one where it is damaged or for another GPU."""
+    """Attach the cache in the file, or an empty one if that is damaged or for another GPU."""
     with contextlib.suppress(OSError):
         cache = config.create_timing_cache(path.read_bytes())
         if cache is not None and config.set_timing_cache(cache, False):
@@ -170,13 +195,13 @@ def _use_timing_cache(config: Any, path: Path) -> None:
 def _keep_timing_cache(config: Any, path: Path) -> None:
     cache = config.get_timing_cache()
     if cache is not None:
-        with contextlib.suppress(OSError):  # it only saves time; the plan is what matters
+        with contextlib.suppress(OSError):  # the cache only saves time
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(cache.serialize())
 
 
-def _log(trt: ModuleType) -> Any:
-    """A logger for TensorRT that keeps what went wrong, and else says nothing."""
+def _logger(trt: ModuleType) -> Any:
+    """A logger for TensorRT that keeps errors, and discards other messages."""
     wrong = (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR)
 
     base: Any = trt.ILogger
@@ -191,11 +216,11 @@ def _log(trt: ModuleType) -> Any:
                 self.errors.append(msg)
 
         def cause(self, otherwise: object = "no reason given") -> str:
-            """The first error; those after it are usually its consequences."""
-            return _line(self.errors[0] if self.errors else otherwise)
+            """The first error, as later ones are usually its consequences."""
+            return _one_line(self.errors[0] if self.errors else otherwise)
 
     return Log()
 
 
-def _line(message: object) -> str:
+def _one_line(message: object) -> str:
     return " ".join(str(message).split()).rstrip(".")

@@ -1,4 +1,4 @@
-"""A new version of the served network: made beside the old one, put in its place in one step."""
+"""Replace the served network atomically: prepare a new version, and exchange the folders."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ._contract import MODEL
 from ._errors import BuildError
-from ._names import MODEL
 from ._staging import abandoned, staging_folder
 
 _AT_FDCWD = -100
@@ -22,27 +22,27 @@ _OLD = "old"
 
 
 def version_folder(model: Path) -> Path | None:
-    """The newest version of the model in this folder, or None where it has none."""
+    """The folder of the newest version of a model, or None if it has none."""
     versions = [path for path in model.glob("[0-9]*") if path.name.isdecimal() and path.is_dir()]
     return max(versions, key=lambda path: int(path.name), default=None)
 
 
 @contextmanager
 def new_version(repository: Path) -> Iterator[tuple[Path, Path]]:
-    """An empty `yolov5/` to fill in, which replaces the served one when the block ends well.
+    """Provide an empty `yolov5/` to fill in, which replaces the served one at the end of the block.
 
-    Whoever reads the repository sees the old folder or the new one, whole. When the block raises,
-    the old one stays.
+    Other processes see either the old folder or the new one, complete. If the block raises an
+    exception, the old one stays.
 
     Yields:
-        The new model's folder, and in it the version's, numbered one up from the served one.
+        The folder of the new model, and in it that of its version, one more than the served one.
 
     Raises:
         BuildError: the repository cannot be written to.
     """
     served = repository / MODEL
     try:
-        _bring_back(repository)
+        _restore_interrupted(repository)
         newest = version_folder(served)
         number = int(newest.name) + 1 if newest else 1
         # Beside the repository: inside it, Triton would take the staging folder for a model.
@@ -62,9 +62,9 @@ def new_version(repository: Path) -> Iterator[tuple[Path, Path]]:
         ) from None
 
 
-def _bring_back(repository: Path) -> None:
-    """Put the served network back where a process was killed between the two renames of an exchange
-    that is not one step."""
+def _restore_interrupted(repository: Path) -> None:
+    """Restore the served network if a process was killed during an exchange that was not atomic,
+    between its two renames."""
     served = repository / MODEL
     for folder in abandoned(repository.parent, _STAGING):
         if not served.exists() and (folder / _OLD).is_dir():
@@ -73,13 +73,13 @@ def _bring_back(repository: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Wait for a server that is about to load what is installed; it takes the same lock."""
+    """Wait for a server that is loading the installed network; it holds the same lock."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print("Waiting for a server that takes over the last model ...", file=sys.stderr)
+            print("Waiting for a server that is loading the previous model ...", file=sys.stderr)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
@@ -87,7 +87,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _exchange(new: Path, served: Path) -> None:
-    """Swap two folders; with a moment between only where the file system cannot do it at once."""
+    """Exchange two folders, atomically if the file system supports that."""
     libc = ctypes.CDLL(None, use_errno=True)
     done = hasattr(libc, "renameat2") and not libc.renameat2(
         _AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(served), _RENAME_EXCHANGE
@@ -103,7 +103,7 @@ def _exchange(new: Path, served: Path) -> None:
 
 
 def copy_weights(source: Path, target: Path) -> None:
-    """Copy a file of weights; as a link to the same bytes where that is possible."""
+    """Copy a file of weights, as a hard link if possible."""
     try:
         target.hardlink_to(source)
     except OSError:

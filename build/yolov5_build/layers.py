@@ -1,9 +1,9 @@
-"""The network layers a YOLOv5 checkpoint names, rebuilt around the attributes it carries.
+"""The network layers that a YOLOv5 checkpoint names, with `forward` for the attributes it carries.
 
-A checkpoint holds the whole module tree, every layer with its trained attributes. None of these
-classes therefore has a constructor: the unpickler creates the object and fills in its state, and
-only `forward` is defined here. Names and attributes are those of the file format, YOLOv5 v3.0 to
-v7.0; `LAYERS` maps the names in the file to the classes here.
+A checkpoint holds the whole module tree, including the trained attributes of every layer. These
+classes therefore have no constructors: the unpickler creates an object and fills in its state, and
+only `forward` is defined here. Names and attributes are those of the file format of YOLOv5 v3.0 to
+v7.0. `LAYERS` maps the names in the file to the classes; add a line there to support another layer.
 
 Shapes are NCHW throughout.
 """
@@ -30,7 +30,7 @@ class Conv(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Two convolutions, with the input added back where `add` says so."""
+    """Two convolutions; the input is added to the result if `add` is true."""
 
     cv1: Conv
     cv2: Conv
@@ -54,7 +54,7 @@ class C3(nn.Module):
 
 
 class BottleneckCSP(nn.Module):
-    """The form of `C3` up to release 3.1: plain convolutions, and one batch norm over both ways."""
+    """The `C3` up to release 3.1: plain convolutions, and one batch norm over both branches."""
 
     cv1: Conv
     cv2: nn.Conv2d
@@ -70,7 +70,7 @@ class BottleneckCSP(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """Self-attention, then two linear maps, each added to its input; [N, B, C] in and out."""
+    """Self-attention, then two linear maps, each added to its input; [N, B, C] -> [N, B, C]."""
 
     q: nn.Linear
     k: nn.Linear
@@ -80,16 +80,16 @@ class TransformerLayer(nn.Module):
     fc2: nn.Linear
 
     def forward(self, x: Tensor) -> Tensor:
-        # Every head's weights are asked for so that they can be counted before they are computed.
+        # Request the weights of every head, so that `_checkpoint` can count them.
         attended, _ = self.ma(self.q(x), self.k(x), self.v(x), average_attn_weights=False)
         x = x + attended
         return x + cast(Tensor, self.fc2(self.fc1(x)))
 
 
 class TransformerBlock(nn.Module):
-    """Transformer layers over a map's pixels, with a linear map of each as its position."""
+    """Transformer layers over the pixels of a map, with a linear map of each as its position."""
 
-    conv: Conv | None  # where the number of channels changes
+    conv: Conv | None  # if the number of channels changes
     linear: nn.Linear
     tr: nn.Sequential
 
@@ -102,7 +102,7 @@ class TransformerBlock(nn.Module):
 
 
 class GhostConv(nn.Module):
-    """A convolution, and beside its output a cheap convolution of it."""
+    """A convolution, with a cheap convolution of its output concatenated to it."""
 
     cv1: Conv
     cv2: Conv
@@ -149,8 +149,8 @@ class SPP(nn.Module):
 
 
 class Focus(nn.Module):
-    """The stem up to release 5.0: every 2x2 square of pixels becomes one pixel of 4 times the
-    channels, first along the height, then along the width."""
+    """The stem up to release 5.0: gathers every 2x2 square of pixels into one pixel with 4 times
+    the channels, first along the height, then along the width, and convolves the result."""
 
     conv: Conv
 
@@ -160,13 +160,13 @@ class Focus(nn.Module):
 
 
 class Contract(nn.Module):
-    """Every `gain` x `gain` square of pixels becomes one pixel: C channels for its first place,
-    then C for the next, row by row."""
+    """Gathers every `gain` x `gain` square into one pixel: C channels of its first pixel, then C of
+    the next, row by row."""
 
     gain: int
 
     def forward(self, x: Tensor) -> Tensor:
-        # Not `pixel_unshuffle`, which has another order, and exports with a fixed batch.
+        # `pixel_unshuffle` has another order of channels, and exports with a fixed batch.
         batch, channels, rows, columns = x.shape
         g = self.gain
         squares = x.view(batch, channels, rows // g, g, columns // g, g)
@@ -186,12 +186,12 @@ class Expand(nn.Module):
 
 
 class ZeroPad2d(nn.Module):
-    """Zeros around a map."""
+    """Padding with zeros."""
 
     padding: tuple[int, int, int, int]  # left, right, top, bottom
 
     def forward(self, x: Tensor) -> Tensor:
-        # Not torch's padding: ONNX Runtime 1.31 pads with minus infinity if a max-pool follows.
+        # Instead of torch's padding: ONNX Runtime 1.31 pads with -inf if a max-pool follows.
         left, right, top, bottom = self.padding
         before, after = (x.new_zeros(*x.shape[:3], width) for width in (left, right))
         x = torch.cat((before, x, after), 3)
@@ -209,11 +209,11 @@ class Concat(nn.Module):
 
 
 class Sum(nn.Module):
-    """The sum of several layers' outputs, all but the first times a trained weight in 0..2 where
-    `weight` says so."""
+    """The sum of several layers' outputs; if `weight` is true, all but the first are multiplied by
+    a trained weight in 0..2."""
 
     weight: bool
-    w: Tensor  # [n - 1], with `weight` only
+    w: Tensor  # [n - 1], only if `weight` is true
 
     def forward(self, xs: list[Tensor]) -> Tensor:
         total, *others = xs
@@ -223,7 +223,7 @@ class Sum(nn.Module):
 
 
 class FReLU(nn.Module):
-    """The larger of the input and a depthwise convolution of it."""
+    """The elementwise maximum of the input and a depthwise convolution of it."""
 
     conv: nn.Conv2d
     bn: nn.BatchNorm2d
@@ -244,7 +244,7 @@ class AconC(nn.Module):
 
 
 class MetaAconC(nn.Module):
-    """As `AconC`, with a sharpness worked out from the mean of each channel."""
+    """As `AconC`, with a sharpness computed from the mean of each channel."""
 
     p1: Tensor  # [1, C, 1, 1]
     p2: Tensor
@@ -282,10 +282,10 @@ class Detect(nn.Module):
         """Feature maps -> [B, N, 5 + nc]: cx, cy, w, h in pixels, objectness, class scores."""
         return torch.cat([self._rows(level, x) for level, x in enumerate(xs)], 1)
 
-    def candidates(self, xs: list[Tensor], conf_thres: Tensor) -> Tensor:
-        """Feature maps of one image -> [n, 5 + nc]: those rows whose objectness is over a threshold
-        (no dimensions), in the same order. Only they are decoded."""
-        return torch.cat([self._candidates(level, x, conf_thres) for level, x in enumerate(xs)])
+    def rows_above(self, xs: list[Tensor], conf_thres: Tensor) -> Tensor:
+        """Feature maps of one image -> [n, 5 + nc]: the rows whose objectness is over a scalar
+        threshold, in the same order. Other rows are not decoded."""
+        return torch.cat([self._rows_above(level, x, conf_thres) for level, x in enumerate(xs)])
 
     def _rows(self, level: int, x: Tensor) -> Tensor:
         x = self.m[level](x)
@@ -300,13 +300,13 @@ class Detect(nn.Module):
         anchors = self._anchors(level).view(1, self.na, 1, 1, 2)
         return self._decoded(level, t, cells, anchors).view(batch, -1, self.no)
 
-    def _candidates(self, level: int, x: Tensor, conf_thres: Tensor) -> Tensor:
+    def _rows_above(self, level: int, x: Tensor, conf_thres: Tensor) -> Tensor:
         x = self.m[level](x)
         _, _, rows, cols = x.shape
         objectness = x.view(self.na, self.no, rows * cols)[:, 4].sigmoid()
         anchor, cell = (objectness > conf_thres).nonzero(as_tuple=True)
         channels = (anchor * self.no)[:, None] + torch.arange(self.no, device=x.device)
-        # By one index into all values: by three, the exporter has the whole map transposed first.
+        # With one index into all values; with three, the exporter transposes the whole map first.
         t = x.flatten()[channels * (rows * cols) + cell[:, None]].sigmoid()
         row = torch.div(cell, cols, rounding_mode="floor")
         cells = torch.stack((cell - row * cols, row), 1).to(t.dtype)
@@ -317,7 +317,8 @@ class Detect(nn.Module):
         return self.anchors[level] * self.stride[level]
 
     def _decoded(self, level: int, t: Tensor, cells: Tensor, anchors: Tensor) -> Tensor:
-        """
+        """Decode rows [..., 5 + nc].
+
         Args:
             t: [..., 5 + nc], sigmoids of a convolution's outputs.
             cells: [..., 2], column and row.
@@ -329,7 +330,7 @@ class Detect(nn.Module):
 
 
 class DetectionModel(nn.Module):
-    """The whole network: layers run in order, each reading the earlier ones its `f` names."""
+    """The whole network: layers run in order, each reading the earlier ones that its `f` names."""
 
     model: nn.Sequential
     save: list[int]
@@ -361,13 +362,14 @@ class DetectionModel(nn.Module):
 
 
 class Wrapper(nn.Module):
-    """Something around a network, which is its `model` or its `module`; it is taken off."""
+    """A wrapper of a network, its attribute `model` or `module`; the wrapper is discarded."""
 
 
 def _without_constructor(cls: type[nn.Module], **defaults: object) -> type[nn.Module]:
-    """torch's layer for the unpickler; with its constructor a file could ask for any memory.
+    """A layer of torch without its constructor, through which a file could allocate any memory.
 
-    `defaults` are attributes that checkpoints lack which are older than they are.
+    Args:
+        defaults: values of attributes that older checkpoints lack.
     """
 
     def refuse(self: nn.Module, *arguments: object, **named: object) -> None:
@@ -409,7 +411,7 @@ _TORCH = {
 
 LAYERS: dict[str, type[nn.Module]] = {
     **{f"{cls.__module__}.{cls.__name__}": ours for cls, ours in _TORCH.items()},
-    # In training it averages over several processes; a trained one is a batch norm like any other.
+    # It averages over several processes in training; in inference it is a usual batch norm.
     "torch.nn.modules.batchnorm.SyncBatchNorm": _TORCH[nn.BatchNorm2d],
     "torch.nn.modules.padding.ZeroPad2d": ZeroPad2d,
     "torch.nn.modules.linear.NonDynamicallyQuantizableLinear": _TORCH[nn.Linear],
@@ -440,7 +442,7 @@ LAYERS: dict[str, type[nn.Module]] = {
     "models.common.TransformerBlock": TransformerBlock,
     "models.common.TransformerLayer": TransformerLayer,
     "models.common.autoShape": Wrapper,
-    "models.experimental.C3": BottleneckCSP,  # v3.0 and v3.1: the name came to mean another form
+    "models.experimental.C3": BottleneckCSP,  # in v3.0 and v3.1; later the name meant another layer
     "models.experimental.CrossConv": Bottleneck,
     "models.experimental.GhostBottleneck": GhostBottleneck,
     "models.experimental.GhostConv": GhostConv,

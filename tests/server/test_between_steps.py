@@ -24,19 +24,19 @@ from support import (
     running_server,
 )
 
-from yolov5_build._photos import Pictures
+from yolov5_build.photos import PhotoLoader
 
 pytestmark = pytest.mark.skipif(
     Path("/dev/nvidiactl").exists(), reason="where there is a GPU, tensors stay on it"
 )
 
 PATHS = sorted(PHOTOS.iterdir())
-PICTURES = Pictures(640, 640)
+LOADER = PhotoLoader(640, 640)
 CONF_THRES = 0.3
 
 
 def prepared(count: int) -> NDArray[np.float32]:
-    return np.stack([PICTURES.prepare(path)[0] for path in PATHS[:count]])
+    return np.stack([LOADER.load(path)[0] for path in PATHS[:count]])
 
 
 @pytest.fixture(scope="module")

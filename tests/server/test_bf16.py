@@ -36,7 +36,7 @@ def test_bf16_is_served_and_finds_the_same_objects(
     said = capsys.readouterr().out
     assert "fp32: mAP50 0.8" in said
     assert "bf16: mAP50 0.8" in said
-    assert "BF16 is served, but for PRECISION=fp32." in said
+    assert "BF16 is served, unless PRECISION=fp32." in said
     with running_server(f"--repository={repository}", "--precision=auto") as running:
         assert "Precision: BF16, by openvino." in running.log.read_text()
         together = ask_grpc(running.grpc, IMAGES)
@@ -54,7 +54,7 @@ def test_fp32_is_served_by_onnx_runtime(server: RunningServer) -> None:
 def test_bf16_that_loses_too_much_accuracy_is_not_served(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(build, "ALLOWED_LOSS", -1.0)
+    monkeypatch.setattr(build, "ALLOWED_MAP_LOSS", -1.0)
     repository = tmp_path / "model_repository"
     shutil.copytree(REPOSITORY, repository, ignore=shutil.ignore_patterns("yolov5"))
     assert build.main([f"--repository={repository}"]) == 0

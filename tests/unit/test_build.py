@@ -32,12 +32,12 @@ from yolov5_build import (
     save_safetensors,
 )
 from yolov5_build import __main__ as command
-from yolov5_build._archive import read_archive
-from yolov5_build._checkpoint import checkpoint_of
+from yolov5_build._checkpoint import checkpoint_from
 from yolov5_build._labels import read_names_file
-from yolov5_build._metadata import Metadata, read_metadata
-from yolov5_build._photos import example_images
+from yolov5_build._unpickler import unpickle
 from yolov5_build._version import new_version
+from yolov5_build.metadata import Metadata, read_metadata
+from yolov5_build.photos import example_images
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +45,12 @@ def checkpoint() -> Checkpoint:
     return load_checkpoint(BUNDLED)
 
 
-def test_the_bundled_checkpoint(checkpoint: Checkpoint) -> None:
+def test_bundled_checkpoint_is_loaded_in_fp32_and_fused(checkpoint: Checkpoint) -> None:
     assert checkpoint.names == ("Platelets", "RBC", "WBC")
     assert checkpoint.stride == 32
     assert not checkpoint.network.training
     assert {p.dtype for p in checkpoint.network.parameters()} == {torch.float32}
-    # Folded away: nothing of a batch norm is left.
+    # All batch norms are folded.
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in checkpoint.network.modules())
     with torch.no_grad():
         rows = checkpoint.network(torch.zeros(2, 3, 64, 96))
@@ -58,8 +58,8 @@ def test_the_bundled_checkpoint(checkpoint: Checkpoint) -> None:
 
 
 def test_boxes_are_decoded_as_published(checkpoint: Checkpoint) -> None:
-    """A head whose convolutions answer 0 everywhere has sigmoid 0.5: boxes as large as the
-    anchors, centred in their cells."""
+    """If the convolutions of the head return 0, all sigmoids are 0.5: boxes have the size of the
+    anchors, and lie at the centres of their cells."""
     head = load_checkpoint(BUNDLED).network.model[-1]
     for convolution in head.m:  # type: ignore[union-attr]
         torch.nn.init.zeros_(convolution.weight)
@@ -74,7 +74,7 @@ def test_boxes_are_decoded_as_published(checkpoint: Checkpoint) -> None:
     assert (rows[:, 4:] == 0.5).all()
 
 
-def test_the_export(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_export_has_a_dynamic_batch_and_metadata(checkpoint: Checkpoint, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     export_onnx(checkpoint, path, imgsz=320)
     assert shapes(path) == [["batch", 3, 320, 320], ["batch", 6300, 8]]
@@ -91,7 +91,7 @@ def test_the_export(checkpoint: Checkpoint, tmp_path: Path) -> None:
 
 
 def shapes(path: Path) -> list[list[str | int]]:
-    """Of the input and the output."""
+    """The shapes of the input and the output."""
     graph = onnx.load(path).graph
     return [
         [side.dim_param or side.dim_value for side in tensor.type.tensor_type.shape.dim]
@@ -99,7 +99,9 @@ def shapes(path: Path) -> list[list[str | int]]:
     ]
 
 
-def test_an_export_of_open_size(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_dynamic_export_matches_the_network_at_another_size(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     path = tmp_path / "model.onnx"
     assert export_onnx(checkpoint, path, imgsz=(128, 160), dynamic=True) < 1e-3
     assert shapes(path) == [["batch", 3, "height", "width"], ["batch", "rows", 8]]
@@ -111,9 +113,7 @@ def test_an_export_of_open_size(checkpoint: Checkpoint, tmp_path: Path) -> None:
     np.testing.assert_allclose(rows, expected, rtol=1e-3, atol=1e-3)
 
 
-def test_an_export_in_half_precision_decodes_in_full(
-    checkpoint: Checkpoint, tmp_path: Path
-) -> None:
+def test_half_precision_export_decodes_in_fp32(checkpoint: Checkpoint, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     export_onnx(checkpoint, path, imgsz=(64, 640), half=True)
     assert path.stat().st_size < BUNDLED.stat().st_size
@@ -122,7 +122,7 @@ def test_an_export_in_half_precision_decodes_in_full(
     assert rows.dtype == np.float32
     with torch.no_grad():
         expected = checkpoint.network(torch.from_numpy(images)).numpy()
-    # Centres beyond 512 px, which FP16 knows to half a pixel.
+    # Centres beyond 512 px, which FP16 resolves only to half a pixel.
     right = rows[..., 0][expected[..., 0] > 520]
     assert right.size > 100
     assert np.mean(right * 2 % 1 < 1e-3) < 0.2
@@ -130,7 +130,7 @@ def test_an_export_in_half_precision_decodes_in_full(
     assert {p.dtype for p in checkpoint.network.parameters()} == {torch.float32}
 
 
-def test_a_reduced_head_tells_the_best_class(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_reduced_head_returns_the_best_class(checkpoint: Checkpoint, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     export_onnx(checkpoint, path, imgsz=96, reduced_head=True)
     assert shapes(path)[1] == ["batch", 567, 6]
@@ -144,7 +144,7 @@ def test_a_reduced_head_tells_the_best_class(checkpoint: Checkpoint, tmp_path: P
     assert (rows[..., 5] == scores.argmax(2))[clear].all()
 
 
-def test_an_export_is_held_against_the_network(
+def test_export_that_differs_from_the_network_is_refused(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_export, "TOLERANCE", 1e-12)
@@ -154,12 +154,12 @@ def test_an_export_is_held_against_the_network(
 
 @pytest.fixture
 def small(checkpoint: Checkpoint, tmp_path: Path) -> Path:
-    """An export that is quickly made."""
+    """A small export, which takes little time."""
     export_onnx(checkpoint, tmp_path / "model.onnx", imgsz=64, provenance="two\nlines")
     return tmp_path / "model.onnx"
 
 
-def test_an_installation_replaces_all_of_the_old_one(small: Path, tmp_path: Path) -> None:
+def test_installation_replaces_the_old_one_completely(small: Path, tmp_path: Path) -> None:
     (tmp_path / "yolov5" / "7").mkdir(parents=True)
     (tmp_path / "yolov5" / "stale").touch()
     assert install_onnx(small, tmp_path, letterbox="stretch").version == 8
@@ -174,9 +174,9 @@ def test_an_installation_replaces_all_of_the_old_one(small: Path, tmp_path: Path
     assert not list(tmp_path.parent.glob(".yolov5-*"))
 
 
-def test_a_failure_leaves_the_old_one(small: Path, tmp_path: Path) -> None:
+def test_failed_installation_leaves_the_old_one(small: Path, tmp_path: Path) -> None:
     install_onnx(small, tmp_path)
-    before = (tmp_path / "yolov5").stat()  # but for when it was last read
+    before = (tmp_path / "yolov5").stat()  # compared without the access time
     with pytest.raises(BuildError, match="needs a network with open height and width; .*64x64"):
         install_onnx(small, tmp_path, letterbox="rect")
     model = onnx.load(small)
@@ -191,8 +191,8 @@ def test_a_failure_leaves_the_old_one(small: Path, tmp_path: Path) -> None:
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
-def test_a_reader_never_sees_half_an_installation(small: Path, tmp_path: Path) -> None:
-    """Whoever opens the folder while it is replaced finds the old one or the new one."""
+def test_reader_never_sees_a_partial_installation(small: Path, tmp_path: Path) -> None:
+    """A process that opens the folder during the replacement finds the old one or the new one."""
     install_onnx(small, tmp_path)
     done, broken = threading.Event(), []
 
@@ -210,9 +210,10 @@ def test_a_reader_never_sees_half_an_installation(small: Path, tmp_path: Path) -
     assert broken == []
 
 
-def test_the_endpoint_takes_no_larger_batches_than_the_network(small: Path, tmp_path: Path) -> None:
-    ensemble = tmp_path / "yolov5_ensemble" / "config.pbtxt"
-    ensemble.parent.mkdir()
+@pytest.mark.parametrize("name", ["config.pbtxt", "configs/embedded.pbtxt"])
+def test_endpoint_batch_limit_follows_the_network(small: Path, tmp_path: Path, name: str) -> None:
+    ensemble = tmp_path / "yolov5_ensemble" / name
+    ensemble.parent.mkdir(parents=True)
 
     def install(limit: str | None) -> str:
         model = onnx.load(small)
@@ -239,7 +240,7 @@ class Payload:
 
 
 def chain(mark: Path) -> Payload:
-    """A call of what another call returns."""
+    """A call of the result of another call."""
     return Payload(functools.reduce, operator.getitem, Payload(os.system, f"touch {mark}"))
 
 
@@ -254,7 +255,7 @@ def chain(mark: Path) -> Payload:
     ],
     ids=["os.system", "eval", "chain", "torch.load"],
 )
-def test_nothing_in_a_checkpoint_is_executed(
+def test_code_in_a_checkpoint_is_not_executed(
     tmp_path: Path, key: str, payload: Callable[[Path], Payload], name: str
 ) -> None:
     path, mark = tmp_path / "evil.pt", tmp_path / "mark"
@@ -264,7 +265,7 @@ def test_nothing_in_a_checkpoint_is_executed(
     assert not mark.exists()
 
 
-def test_a_layer_cannot_be_constructed(tmp_path: Path) -> None:
+def test_checkpoint_cannot_construct_a_layer(tmp_path: Path) -> None:
     path = tmp_path / "evil.pt"
     torch.save({"model": Payload(torch.nn.Conv2d, 100_000, 100_000, 9)}, path)
     with pytest.raises(BuildError, match="is damaged"):
@@ -278,7 +279,7 @@ def rewritten(
     compression: int = zipfile.ZIP_STORED,
     more: dict[str, bytes] | None = None,
 ) -> Path:
-    """The bundled checkpoint with its members changed, in a zip that is whole again."""
+    """The bundled checkpoint with changed members, in a valid zip."""
     with zipfile.ZipFile(BUNDLED) as source, zipfile.ZipFile(target, "w", compression) as copy:
         for name in source.namelist():
             copy.writestr(name, change(name, source.read(name)))
@@ -287,10 +288,10 @@ def rewritten(
     return target
 
 
-def test_a_zip_that_is_not_torchs(tmp_path: Path) -> None:
+def test_zip_that_torch_did_not_write_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "best.pt"
     assert load_checkpoint(rewritten(path)).stride == 32
-    for spoilt in (
+    for changes in (
         # A bomb: a gigabyte of zeros in a megabyte.
         {"compression": zipfile.ZIP_DEFLATED, "more": {"bccd_yolov5n/data/999": bytes(1 << 30)}},
         {"more": {"../../etc/evil": b"x"}},
@@ -300,7 +301,7 @@ def test_a_zip_that_is_not_torchs(tmp_path: Path) -> None:
     ):
         path.unlink()
         with pytest.raises(BuildError, match="is not a YOLOv5 checkpoint, or is damaged"):
-            load_checkpoint(rewritten(path, **spoilt))
+            load_checkpoint(rewritten(path, **changes))
 
 
 MUTATE = """
@@ -331,7 +332,7 @@ for seed in range(int(sys.argv[1])):
 
     target.unlink(missing_ok=True)
     rewritten(target, change)
-    if seed % 5 == 0:  # and now and then the zip itself
+    if seed % 5 == 0:  # sometimes the zip as well
         raw = bytearray(target.read_bytes())
         for _ in range(10):
             raw[chance.randrange(len(raw))] = chance.randrange(256)
@@ -343,7 +344,7 @@ for seed in range(int(sys.argv[1])):
     except BuildError:
         outcomes[1] += 1
     slowest = max(slowest, time.monotonic() - started)
-# Its own memory: what getrusage says is at least what the process had that started this one.
+# The peak of this process alone; that of getrusage includes the memory of its parent.
 (peak,) = (s for s in Path("/proc/self/status").read_text().splitlines() if s.startswith("VmHWM"))
 print(*outcomes, slowest, int(peak.split()[1]) >> 10)
 """
@@ -352,7 +353,7 @@ print(*outcomes, slowest, int(peak.split()[1]) >> 10)
 @pytest.mark.parametrize("count", [50, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.timeout(1800)
 def test_mutated_checkpoints_are_read_or_refused(tmp_path: Path, count: int) -> None:
-    """Neither a crash, nor a hang, nor memory without bound, nor an error of another kind."""
+    """No crash, no hang, no unlimited memory, and no other type of error."""
     script = MUTATE.format(path=[str(Path(__file__).parent), str(Path(__file__).parents[1])])
     run = subprocess.run(
         [sys.executable, "-c", script, str(count), str(tmp_path / "mutated.pt")],
@@ -377,14 +378,16 @@ def test_mutated_checkpoints_are_read_or_refused(tmp_path: Path, count: int) -> 
     ],
     ids=["empty", "text", "truncated"],
 )
-def test_files_that_are_no_checkpoint(tmp_path: Path, content: bytes, sentence: str) -> None:
+def test_file_that_is_not_a_checkpoint_is_refused(
+    tmp_path: Path, content: bytes, sentence: str
+) -> None:
     path = tmp_path / "best.pt"
     path.write_bytes(content)
     with pytest.raises(BuildError, match=sentence):
         load_checkpoint(path)
 
 
-def test_other_contents(tmp_path: Path) -> None:
+def test_checkpoint_without_a_network_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "best.pt"
     torch.save({"state_dict": {}}, path)
     with pytest.raises(BuildError, match="holds no YOLOv5 detection network"):
@@ -411,24 +414,24 @@ def test_other_contents(tmp_path: Path) -> None:
 def test_class_names_of_a_checkpoint_become_lines_of_text(
     capsys: pytest.CaptureFixture[str], names: Any, labels: tuple[str, ...]
 ) -> None:
-    network = read_archive(BUNDLED)
+    network = unpickle(BUNDLED)
     assert isinstance(network, dict)
     network["model"].names = names
-    assert checkpoint_of(BUNDLED, network["model"]).names == labels
+    assert checkpoint_from(BUNDLED, network["model"]).names == labels
     changed = [str(name) for name in names] != list(labels) if isinstance(names, list) else True
     assert bool(capsys.readouterr().err) == changed
 
 
-def test_class_names_that_are_none_are_refused() -> None:
-    network = read_archive(BUNDLED)
+def test_invalid_class_names_are_refused() -> None:
+    network = unpickle(BUNDLED)
     assert isinstance(network, dict)
     for names in ({1: "a", 2: "b", 3: "c"}, [["a"], "b", "c"], "abc", None):
         network["model"].names = names
         with pytest.raises(BuildError, match="has no usable class names; give them with --names"):
-            checkpoint_of(BUNDLED, network["model"])
+            checkpoint_from(BUNDLED, network["model"])
 
 
-def test_names_file_stands_in_for_the_names_of_a_checkpoint(tmp_path: Path) -> None:
+def test_names_file_replaces_the_names_of_a_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "names.txt"
     path.write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\nthree\r\n\r\n")
     names = read_names_file(path)
@@ -446,7 +449,9 @@ def test_names_file_stands_in_for_the_names_of_a_checkpoint(tmp_path: Path) -> N
             read_names_file(path)
 
 
-def test_synchronised_batch_norm_is_a_batch_norm(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_synchronised_batch_norm_is_read_as_batch_norm(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
     path = rewritten(
         tmp_path / "best.pt",
         lambda name, data: data.replace(b"\nBatchNorm2d\n", b"\nSyncBatchNorm\n"),
@@ -457,29 +462,29 @@ def test_synchronised_batch_norm_is_a_batch_norm(checkpoint: Checkpoint, tmp_pat
         assert torch.equal(read.network(images), checkpoint.network(images))
 
 
-def test_number_of_channels_is_named(tmp_path: Path) -> None:
-    network = read_archive(BUNDLED)
+def test_wrong_number_of_channels_is_named(tmp_path: Path) -> None:
+    network = unpickle(BUNDLED)
     assert isinstance(network, dict)
     stem = network["model"].model[0].conv
     stem.weight = torch.nn.Parameter(stem.weight[:, :1].clone())
     stem.in_channels = 1
     with pytest.raises(BuildError, match="best.pt takes images of 1 channel; 3 are needed"):
-        checkpoint_of(BUNDLED, network["model"])
+        checkpoint_from(BUNDLED, network["model"])
 
 
 def test_network_that_computes_for_hours_is_refused() -> None:
-    network = read_archive(BUNDLED)
+    network = unpickle(BUNDLED)
     assert isinstance(network, dict)
     stem = network["model"].model[0]
     wide = torch.nn.Conv2d(16, 16, 3, padding=1, bias=False, device="meta")
     wide.weight = torch.nn.Parameter(torch.zeros(16, 16, 3, 3))
     stem.act = torch.nn.Sequential(*[wide] * 2000)
     with pytest.raises(BuildError, match="computes more for a 640-pixel image than a YOLOv5"):
-        checkpoint_of(BUNDLED, network["model"])
+        checkpoint_from(BUNDLED, network["model"])
 
 
 @pytest.mark.parametrize("ending", [".PT", ".Onnx", ".SAFETENSORS"])
-def test_ending_in_capitals_is_known(
+def test_file_suffix_is_case_insensitive(
     checkpoint: Checkpoint, small: Path, tmp_path: Path, ending: str
 ) -> None:
     path = tmp_path / f"BEST{ending}"
@@ -504,7 +509,7 @@ def test_folders_of_killed_installations_are_removed(small: Path, tmp_path: Path
             signal.pause()
     while not list(tmp_path.glob(".yolov5-*/yolov5/half")):
         time.sleep(0.01)
-    with new_version(repository) as (folder, version):  # one that is alive is left alone
+    with new_version(repository) as (folder, version):  # the folder of a live process stays
         (version / "model.onnx").touch()
         assert len(list(tmp_path.glob(".yolov5-*"))) == 2
     os.kill(child, signal.SIGKILL)
@@ -514,8 +519,8 @@ def test_folders_of_killed_installations_are_removed(small: Path, tmp_path: Path
     assert not list(tmp_path.glob(".yolov5-*"))
 
 
-def test_network_that_a_killed_exchange_moved_away_is_brought_back(tmp_path: Path) -> None:
-    """Where two folders cannot be exchanged in one step, there is a moment without a network."""
+def test_network_moved_by_a_killed_exchange_is_restored(tmp_path: Path) -> None:
+    """If two folders cannot be exchanged atomically, there is a moment without a network."""
     repository = tmp_path / "repository"
     repository.mkdir()
     (tmp_path / ".yolov5-abcdefgh" / "old" / "7").mkdir(parents=True)
@@ -528,7 +533,7 @@ def test_network_that_a_killed_exchange_moved_away_is_brought_back(tmp_path: Pat
 
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder with room for 2 MB."""
+    """A folder with a capacity of 2 MB."""
     folder = tmp_path / "full"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
@@ -540,7 +545,7 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("what", ["temporary files", "repository", "saved file"])
 @pytest.mark.parametrize("weights", ["best.pt", "best.onnx"])
-def test_full_disk_ends_in_a_sentence(
+def test_full_disk_is_reported_in_one_sentence(
     small: Path,
     tmp_path: Path,
     full_disk: Path,
@@ -572,7 +577,9 @@ def test_full_disk_ends_in_a_sentence(
     assert not list(repository.parent.glob(".yolov5-*"))
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_installs_weights_and_reports_missing_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert command.main([str(BUNDLED), "--imgsz", "64", "--repository", str(tmp_path)]) == 0
     assert (tmp_path / "yolov5" / "1" / "model.onnx").is_file()
     assert (tmp_path / "yolov5" / "labels.txt").read_text() == "Platelets\nRBC\nWBC\n"
@@ -580,7 +587,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().err == "error: none.pt cannot be read: No such file or directory.\n"
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="other people's checkpoints are not at hand")
+@pytest.mark.skipif(not SHARED.exists(), reason="third-party checkpoints are not available")
 @pytest.mark.parametrize(
     "name, classes, first",
     [
@@ -589,7 +596,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         ("crop_best.pt", 1, "tobacco"),  # names a function of the dill library
     ],
 )
-def test_other_peoples_checkpoints(name: str, classes: int, first: str) -> None:
+def test_third_party_checkpoints_are_loaded(name: str, classes: int, first: str) -> None:
     checkpoint = load_checkpoint(SHARED / "weights" / name)
     assert (len(checkpoint.names), checkpoint.names[0]) == (classes, first)
     with torch.no_grad():

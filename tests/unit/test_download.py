@@ -70,7 +70,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Origin(ThreadingHTTPServer):
-    """A server of one file: how it is to behave, and what it was asked."""
+    """A server of one file, with settings for its behaviour and a list of its requests."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -78,17 +78,17 @@ class Origin(ThreadingHTTPServer):
         self.body = BODY
         self.etag = '"first"'
         self.ranges = True
-        self.shift = 0  # by how many bytes ranges begin too early
+        self.shift = 0  # number of bytes by which ranges begin too early
         self.endless = False  # without a length, and with zeros after the file's bytes
         self.location = ""  # of a redirect, unless the path begins with /moved/
-        self.statuses: list[int] = []  # errors that the next requests are answered with
-        self.cuts: list[int] = []  # where in the file the next answers break off
-        self.gate = threading.Event()  # answers wait for it before they end
+        self.statuses: list[int] = []  # errors returned to the next requests
+        self.cuts: list[int] = []  # positions at which the next responses are cut off
+        self.gate = threading.Event()  # responses wait for it before they end
         self.gate.set()
         self.asked: list[tuple[str, str | None, str | None]] = []  # path, Range, If-Range
 
     def handle_error(self, *_: object) -> None:
-        """Nothing: that the other side hangs up is part of the game."""
+        """Ignore errors, since clients hang up on purpose."""
 
     def release(self, body: bytes = BODY) -> Release:
         return Release(
@@ -128,7 +128,7 @@ def files_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_the_table() -> None:
+def test_release_table_is_complete() -> None:
     assert len(releases()) == 10
     for name, release in releases().items():
         assert re.fullmatch(r"yolov5[nsmlx]6?\.pt", name)
@@ -139,7 +139,7 @@ def test_the_table() -> None:
     assert releases()["yolov5n.pt"].size == 4_062_133
 
 
-def test_what_is_a_release_name() -> None:
+def test_release_names_are_recognised() -> None:
     for name in ("yolov5s", "yolov5s.pt", "yolov5x6", "yolov5x6.pt"):
         assert is_release_name(name), name
     for name in ("./yolov5s.pt", "/yolov5s", "a/yolov5s.pt", "best.pt", "yolov5", ".pt", "", "x/"):
@@ -148,7 +148,9 @@ def test_what_is_a_release_name() -> None:
         fetch_release("yolov8n")
 
 
-def test_a_download(origin: Origin, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_file_is_downloaded_to_the_cache(
+    origin: Origin, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "new" / "cache"
     path = fetch(origin.release(), folder)
     assert path == folder / NAME
@@ -164,7 +166,7 @@ def test_a_download(origin: Origin, tmp_path: Path, capsys: pytest.CaptureFixtur
     ]
 
 
-def test_a_kept_file_needs_no_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cached_file_needs_no_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Origin().running() as origin:
         release = origin.release()
         first = fetch(release, tmp_path)
@@ -178,19 +180,19 @@ def test_a_kept_file_needs_no_network(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs an official release file")
-def test_an_official_file_is_the_one_of_the_table(tmp_path: Path) -> None:
+def test_official_file_matches_the_table(tmp_path: Path) -> None:
     kept = tmp_path / "yolov5n.pt"
     kept.symlink_to(SHARED / "weights" / "yolov5n_v7.0.pt")
     assert fetch_release("yolov5n", cache=tmp_path, base_url="http://127.0.0.1:1") == kept
 
 
-def test_a_damaged_kept_file_is_replaced(origin: Origin, tmp_path: Path) -> None:
+def test_damaged_cached_file_is_replaced(origin: Origin, tmp_path: Path) -> None:
     for damaged in (b"", BODY[:-1], BODY[:-1] + b"?"):
         (tmp_path / NAME).write_bytes(damaged)
         assert fetch(origin.release(), tmp_path).read_bytes() == BODY
 
 
-def test_where_files_are_kept(
+def test_cache_folder_follows_the_environment(
     origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     origin.statuses = [404] * 2
@@ -206,7 +208,7 @@ def test_where_files_are_kept(
     assert [path for path, *_ in origin.asked] == ["/yolov5s.pt", "/yolov5m6.pt"]
 
 
-def test_a_broken_download_is_continued(origin: Origin, tmp_path: Path) -> None:
+def test_interrupted_download_is_resumed(origin: Origin, tmp_path: Path) -> None:
     origin.cuts = [70_000, 130_000]
     assert fetch(origin.release(), tmp_path, delays=(0, 0)).read_bytes() == BODY
     assert [asked[1:] for asked in origin.asked] == [
@@ -216,7 +218,7 @@ def test_a_broken_download_is_continued(origin: Origin, tmp_path: Path) -> None:
     ]
 
 
-def test_a_later_call_continues(origin: Origin, tmp_path: Path) -> None:
+def test_later_call_resumes_the_part(origin: Origin, tmp_path: Path) -> None:
     origin.cuts = [70_000]
     with pytest.raises(BuildError, match="the connection ended early"):
         fetch(origin.release(), tmp_path, delays=())
@@ -226,7 +228,9 @@ def test_a_later_call_continues(origin: Origin, tmp_path: Path) -> None:
     assert origin.asked[1:] == [(f"/{NAME}", "bytes=70000-199999", '"first"')]
 
 
-def test_without_a_strong_etag_the_range_is_asked_for_alone(origin: Origin, tmp_path: Path) -> None:
+def test_range_is_requested_without_if_range_if_the_etag_is_weak(
+    origin: Origin, tmp_path: Path
+) -> None:
     for etag in ("", 'W/"weak"'):
         origin.etag, origin.cuts, origin.asked = etag, [70_000], []
         (tmp_path / NAME).unlink(missing_ok=True)
@@ -234,7 +238,7 @@ def test_without_a_strong_etag_the_range_is_asked_for_alone(origin: Origin, tmp_
         assert [asked[1:] for asked in origin.asked] == [(None, None), ("bytes=70000-199999", None)]
 
 
-def test_two_versions_are_not_glued(origin: Origin, tmp_path: Path) -> None:
+def test_parts_of_two_versions_are_not_joined(origin: Origin, tmp_path: Path) -> None:
     origin.body, origin.etag, origin.cuts = bytes(len(BODY)), '"older"', [70_000]
     with pytest.raises(BuildError, match="the connection ended early"):
         fetch(origin.release(), tmp_path, delays=())
@@ -243,21 +247,19 @@ def test_two_versions_are_not_glued(origin: Origin, tmp_path: Path) -> None:
     assert [asked[2] for asked in origin.asked] == [None, '"older"', '"newer"']
 
 
-def test_a_server_without_ranges_is_asked_for_everything_again(
-    origin: Origin, tmp_path: Path
-) -> None:
+def test_server_without_ranges_sends_the_file_again(origin: Origin, tmp_path: Path) -> None:
     origin.ranges, origin.cuts = False, [70_000]
     assert fetch(origin.release(), tmp_path, delays=(0,)).read_bytes() == BODY
     assert len(origin.asked) == 2
 
 
-def test_a_part_that_cannot_be_continued(origin: Origin, tmp_path: Path) -> None:
+def test_part_that_cannot_be_resumed_is_restarted(origin: Origin, tmp_path: Path) -> None:
     part = tmp_path / f"{NAME}.part"
     part.write_bytes(bytes(len(BODY) + 1))  # longer than the file
     assert fetch(origin.release(), tmp_path, delays=()).read_bytes() == BODY
     (tmp_path / NAME).unlink()
 
-    part.write_bytes(BODY)  # whole, but for its name
+    part.write_bytes(BODY)  # complete, but not renamed yet
     origin.asked = []
     assert fetch(origin.release(), tmp_path, delays=()).read_bytes() == BODY
     assert origin.asked == []
@@ -271,14 +273,14 @@ def test_a_part_that_cannot_be_continued(origin: Origin, tmp_path: Path) -> None
         (tmp_path / NAME).unlink()
 
 
-def test_other_bytes_are_refused(origin: Origin, tmp_path: Path) -> None:
+def test_other_content_is_refused(origin: Origin, tmp_path: Path) -> None:
     origin.body = bytes(len(BODY))
     release = origin.release()
     with pytest.raises(BuildError) as caught:
         fetch(release, tmp_path)
     assert str(caught.value) == (
         f"The download of {release.url} is not the official fake.pt: 200000 bytes with SHA-256 "
-        f"{release.sha256} were expected, but those that came have "
+        f"{release.sha256} were expected, but the received ones have "
         f"{hashlib.sha256(origin.body).hexdigest()} and were deleted."
     )
     assert files_in(tmp_path) == [f"{NAME}.lock"]
@@ -286,9 +288,7 @@ def test_other_bytes_are_refused(origin: Origin, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 12, 200_001, 5_000_000])
-def test_another_length_is_refused_before_it_is_read(
-    origin: Origin, tmp_path: Path, count: int
-) -> None:
+def test_other_length_is_refused_before_reading(origin: Origin, tmp_path: Path, count: int) -> None:
     origin.body = (BODY * 25)[:count]
     with pytest.raises(BuildError, match=rf"200000 bytes with SHA-256 .*, but {count} bytes are"):
         fetch(origin.release(BODY), tmp_path)
@@ -296,7 +296,7 @@ def test_another_length_is_refused_before_it_is_read(
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_another_length_leaves_the_part_alone(origin: Origin, tmp_path: Path, ranges: bool) -> None:
+def test_other_length_leaves_the_part(origin: Origin, tmp_path: Path, ranges: bool) -> None:
     origin.body, origin.ranges = BODY + b"?", ranges
     part = tmp_path / f"{NAME}.part"
     part.write_bytes(BODY[:10])
@@ -306,17 +306,17 @@ def test_another_length_leaves_the_part_alone(origin: Origin, tmp_path: Path, ra
     assert part.read_bytes() == BODY[:10]
 
 
-def test_no_more_is_read_than_the_file_has(origin: Origin, tmp_path: Path) -> None:
+def test_reading_stops_at_the_size_of_the_file(origin: Origin, tmp_path: Path) -> None:
     origin.endless = True
     assert fetch(origin.release(), tmp_path).read_bytes() == BODY
     origin.body = bytes(len(BODY))
     (tmp_path / NAME).unlink()
-    with pytest.raises(BuildError, match="those that came have"):
+    with pytest.raises(BuildError, match="the received ones have"):
         fetch(origin.release(BODY), tmp_path)
     assert files_in(tmp_path) == [f"{NAME}.lock"]
 
 
-def test_a_missing_file_is_not_asked_for_again(origin: Origin, tmp_path: Path) -> None:
+def test_missing_file_is_not_retried(origin: Origin, tmp_path: Path) -> None:
     origin.statuses = [404]
     with pytest.raises(BuildError) as caught:
         fetch(origin.release(), tmp_path)
@@ -327,7 +327,7 @@ def test_a_missing_file_is_not_asked_for_again(origin: Origin, tmp_path: Path) -
     assert len(origin.asked) == 1
 
 
-def test_a_busy_server_is_asked_again(origin: Origin, tmp_path: Path) -> None:
+def test_busy_server_is_retried(origin: Origin, tmp_path: Path) -> None:
     origin.statuses = [503, 429]
     assert fetch(origin.release(), tmp_path, delays=(0, 0)).read_bytes() == BODY
     origin.statuses = [503] * 3
@@ -337,7 +337,7 @@ def test_a_busy_server_is_asked_again(origin: Origin, tmp_path: Path) -> None:
     assert len(origin.asked) == 3 + 3
 
 
-def test_a_server_that_stops_sending(origin: Origin, tmp_path: Path) -> None:
+def test_stalled_server_times_out(origin: Origin, tmp_path: Path) -> None:
     origin.cuts = [70_000, 70_000]
     origin.gate.clear()
     with pytest.raises(BuildError, match=r"\(timed out\)"):
@@ -347,7 +347,7 @@ def test_a_server_that_stops_sending(origin: Origin, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_nobody_there_ends_quickly(tmp_path: Path, scheme: str) -> None:
+def test_unreachable_server_fails_quickly(tmp_path: Path, scheme: str) -> None:
     url = f"{scheme}://127.0.0.1:{free_ports(1)[0]}"
     started = time.monotonic()
     with pytest.raises(BuildError) as caught:
@@ -359,7 +359,7 @@ def test_nobody_there_ends_quickly(tmp_path: Path, scheme: str) -> None:
     )
 
 
-def test_a_proxy_of_the_environment_is_used(
+def test_proxy_of_the_environment_is_used(
     origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", origin.url)
@@ -371,13 +371,13 @@ def test_a_proxy_of_the_environment_is_used(
     assert origin.asked == [("http://weights.invalid/fake.pt", None, None)]
 
 
-def test_a_redirect_keeps_the_range(origin: Origin, tmp_path: Path) -> None:
+def test_redirect_keeps_the_range(origin: Origin, tmp_path: Path) -> None:
     origin.location, origin.cuts = f"{origin.url}/moved/{NAME}", [70_000]
     assert fetch(origin.release(), tmp_path, delays=(0,)).read_bytes() == BODY
     assert origin.asked[3] == (f"/moved/{NAME}", "bytes=70000-199999", '"first"')
 
 
-def test_a_redirect_to_another_protocol_is_refused(origin: Origin, tmp_path: Path) -> None:
+def test_redirect_to_another_protocol_is_refused(origin: Origin, tmp_path: Path) -> None:
     origin.location = "ftp://127.0.0.1/fake.pt"
     with pytest.raises(BuildError, match=r"\(its address leads to ftp, not https\); download it"):
         fetch(origin.release(), tmp_path)
@@ -390,7 +390,7 @@ def test_a_redirect_to_another_protocol_is_refused(origin: Origin, tmp_path: Pat
 def secure(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Origin]:
-    """A server of the same file over TLS, whose certificate is trusted."""
+    """A server of the same file over TLS, with a trusted certificate."""
     if not shutil.which("openssl"):
         pytest.skip("needs the openssl command")
     folder = tmp_path_factory.mktemp("tls")
@@ -412,13 +412,15 @@ def secure(
         yield origin
 
 
-def test_a_download_over_tls(secure: Origin, tmp_path: Path) -> None:
+def test_file_is_downloaded_over_tls(secure: Origin, tmp_path: Path) -> None:
     secure.location, secure.cuts = f"{secure.url}/moved/{NAME}", [70_000]
     assert fetch(secure.release(), tmp_path, delays=(0,)).read_bytes() == BODY
     assert secure.asked[3] == (f"/moved/{NAME}", "bytes=70000-199999", '"first"')
 
 
-def test_https_is_not_left_for_http(secure: Origin, origin: Origin, tmp_path: Path) -> None:
+def test_redirect_from_https_to_http_is_refused(
+    secure: Origin, origin: Origin, tmp_path: Path
+) -> None:
     secure.location = f"{origin.url}/moved/{NAME}"
     with pytest.raises(BuildError, match=r"\(its address leads to http, not https\); download it"):
         fetch(secure.release(), tmp_path)
@@ -427,7 +429,7 @@ def test_https_is_not_left_for_http(secure: Origin, origin: Origin, tmp_path: Pa
     assert files_in(tmp_path) == [f"{NAME}.lock"]
 
 
-def test_an_unknown_certificate_is_refused(
+def test_unknown_certificate_is_refused(
     secure: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SSL_CERT_FILE")
@@ -438,10 +440,10 @@ def test_an_unknown_certificate_is_refused(
     assert secure.asked == []
 
 
-def test_two_at_a_time_download_once(
+def test_concurrent_calls_download_once(
     origin: Origin, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Threads do for processes here: each opens the lock file for itself."""
+    """Threads instead of processes, since each of them opens the lock file itself."""
     origin.cuts = [70_000]
     origin.gate.clear()
     paths: list[Path] = []
@@ -466,14 +468,14 @@ def test_two_at_a_time_download_once(
     assert [asked[1] for asked in origin.asked] == [None, "bytes=70000-199999"]
 
 
-def test_a_folder_that_cannot_be_written_to(origin: Origin, tmp_path: Path) -> None:
+def test_unwritable_folder_is_reported(origin: Origin, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(BuildError, match=rf"^fake.pt cannot be kept in {folder}: \w[\w ]+\.$"):
             fetch(origin.release(), folder)
 
 
-def test_a_terminal_shows_one_line(
+def test_terminal_shows_one_updated_line(
     origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     terminal, user = os.openpty()

@@ -22,7 +22,7 @@ from yolov5_build import BuildError, _plan, _tensorrt, engine
 from yolov5_build._plan import BuildPrecision, Profile, choose_precision, to_onnx, to_plan
 
 CONFIG = """\
-# The trained network, with a comment that is to stay.
+# The trained network, with a comment that must be kept.
 name: "yolov5"
 backend: "onnxruntime"
 default_model_filename: "model.onnx"
@@ -99,40 +99,40 @@ def contents(folder: Path) -> dict[str, bytes]:
 # Profile
 
 
-def test_a_profile_of_a_fixed_size_ranges_over_the_batch() -> None:
+def test_profile_of_a_fixed_size_ranges_over_the_batch() -> None:
     config = _plan.parse_config(CONFIG)
-    assert _plan.profile_of(config) == Profile(
-        smallest=(1, 3, 64, 96), usual=(8, 3, 64, 96), largest=(8, 3, 64, 96)
+    assert _plan.profile_for(config) == Profile(
+        min=(1, 3, 64, 96), opt=(8, 3, 64, 96), max=(8, 3, 64, 96)
     )
-    assert _plan.profile_of(config, 2).usual == (2, 3, 64, 96)
+    assert _plan.profile_for(config, 2).opt == (2, 3, 64, 96)
 
 
-def test_a_profile_of_an_open_size_ranges_from_stride_to_imgsz() -> None:
+def test_profile_of_an_open_size_ranges_from_stride_to_imgsz() -> None:
     config = _plan.parse_config(CONFIG.replace("3, 64, 96", "3, -1, -1") + RECT)
-    assert _plan.profile_of(config, 4) == Profile(
-        smallest=(1, 3, 32, 32), usual=(4, 3, 384, 640), largest=(8, 3, 384, 640)
+    assert _plan.profile_for(config, 4) == Profile(
+        min=(1, 3, 32, 32), opt=(4, 3, 384, 640), max=(8, 3, 384, 640)
     )
 
 
 @pytest.mark.parametrize("lines", ["", RECT.replace('"384 640"', '"640"'), RECT[:-60]])
-def test_an_open_size_needs_its_limits(lines: str) -> None:
+def test_open_size_without_limits_is_refused(lines: str) -> None:
     config = _plan.parse_config(CONFIG.replace("3, 64, 96", "3, -1, -1") + lines)
     with pytest.raises(BuildError, match="size open without the parameters imgsz and stride"):
-        _plan.profile_of(config)
+        _plan.profile_for(config)
 
 
 @pytest.mark.parametrize(
     "old, new", [("max_batch_size: 8", ""), ("3, 64, 96", "3, 64"), ("input [", "output [")]
 )
-def test_a_profile_needs_a_batch_and_one_input(old: str, new: str) -> None:
+def test_profile_without_a_batch_or_with_another_input_is_refused(old: str, new: str) -> None:
     with pytest.raises(BuildError, match="a max_batch_size and one input with three dims"):
-        _plan.profile_of(_plan.parse_config(CONFIG.replace(old, new)))
+        _plan.profile_for(_plan.parse_config(CONFIG.replace(old, new)))
 
 
 @pytest.mark.parametrize("batch", [0, 9])
-def test_the_usual_batch_is_one_that_is_allowed(batch: int) -> None:
+def test_opt_batch_out_of_range_is_refused(batch: int) -> None:
     with pytest.raises(BuildError, match=rf"--opt-batch is {batch}; .* allows 1 to 8\.$"):
-        _plan.profile_of(_plan.parse_config(CONFIG), batch)
+        _plan.profile_for(_plan.parse_config(CONFIG), batch)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ def test_the_usual_batch_is_one_that_is_allowed(batch: int) -> None:
         ("int8", "int8", 11, BuildPrecision(name="int8", strongly_typed=False)),
     ],
 )
-def test_the_choice_of_precision(
+def test_precision_is_chosen_from_request_file_and_version(
     requested: str, graph: str, major: int, chosen: BuildPrecision
 ) -> None:
     assert choose_precision(requested, graph, major) == chosen
@@ -176,7 +176,7 @@ def test_the_choice_of_precision(
         ("fp16", "int8", 11, "an FP16 file"),
     ],
 )
-def test_a_precision_that_the_file_does_not_have(
+def test_precision_that_the_file_cannot_give_is_refused(
     requested: str, graph: str, major: int, advice: str
 ) -> None:
     sentence = f"is {graph}, and TensorRT {major} cannot build {requested} from it; .*{advice}"
@@ -184,13 +184,13 @@ def test_a_precision_that_the_file_does_not_have(
         choose_precision(requested, graph, major)
 
 
-def test_the_precision_of_the_file_is_in_its_metadata(tmp_path: Path) -> None:
+def test_precision_is_read_from_the_metadata(tmp_path: Path) -> None:
     noted = ((None, "fp32"), ("fp16", "fp16"), ("int8-symmetric", "int8"))
     for precision, expected in noted:
         repository = make_repository(tmp_path / expected, precision)
         assert engine.graph_precision(engine.read_served(repository).weights) == expected
     repository = make_repository(tmp_path / "cpu", "int8")
-    with pytest.raises(BuildError, match="is INT8 for CPUs, .* install it anew with --int8 tens"):
+    with pytest.raises(BuildError, match="is INT8 for CPUs, .* install it again with --int8 tens"):
         engine.graph_precision(repository / "yolov5" / "1" / "model.onnx")
     repository = make_repository(tmp_path / "bf16", "bf16")
     weights = engine.read_served(repository).weights
@@ -211,11 +211,11 @@ def test_the_precision_of_the_file_is_in_its_metadata(tmp_path: Path) -> None:
         ("10.13.3.9", None, 10),
         ("10.13.3.9", "10.13.3.9", 10),
         ("10.13.3.9.post1", "10.13.3.9+cuda13.0", 10),
-        ("10.4.0", "10.4.0.26", 10),  # what PyPI's package said of itself
+        ("10.4.0", "10.4.0.26", 10),  # the version that PyPI's package reports
         ("11.2.1.2", "11.2.1.2+cuda13.3", 11),
     ],
 )
-def test_the_same_version_builds_and_serves(building: str, target: str | None, major: int) -> None:
+def test_same_version_may_build_and_serve(building: str, target: str | None, major: int) -> None:
     assert _plan.check_versions(building, target) == major
 
 
@@ -223,21 +223,21 @@ def test_the_same_version_builds_and_serves(building: str, target: str | None, m
     "building, target",
     [("10.13.3.9", "10.13.2.6"), ("11.1.0.106", "10.13.3.9"), ("10.6.1.2", "10.6.1.6")],
 )
-def test_another_version_would_not_take_the_plan(building: str, target: str) -> None:
+def test_other_target_version_is_refused(building: str, target: str) -> None:
     sentence = f"This is TensorRT {building}, but the plan is to run with {target}, "
     with pytest.raises(BuildError, match=re.escape(sentence)):
         _plan.check_versions(building, target)
 
 
-def test_versions_that_cannot_be_used() -> None:
-    with pytest.raises(BuildError, match="TensorRT 8.6.1; 10 is the oldest"):
+def test_old_and_invalid_versions_are_refused() -> None:
+    with pytest.raises(BuildError, match="TensorRT 8.6.1; 10 is the oldest supported version"):
         _plan.check_versions("8.6.1", None)
     for text in ("10", "10.13", "latest", ""):
         with pytest.raises(BuildError, match=f"'{text}' is not a version of TensorRT"):
             _plan.check_versions("10.13.3.9", text)
 
 
-def test_the_target_is_known_in_a_container_of_triton_only(
+def test_target_version_is_known_only_in_a_triton_container(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TRT_VERSION", "10.13.3.9+cuda13.0")
@@ -247,7 +247,7 @@ def test_the_target_is_known_in_a_container_of_triton_only(
     assert engine.target_version() == "10.13.3.9+cuda13.0"
 
 
-def test_the_image_is_the_dockerfiles() -> None:
+def test_container_is_the_base_image_of_the_dockerfile() -> None:
     assert re.fullmatch(r"nvcr\.io/nvidia/tritonserver:\d\d\.\d\d-py3", engine.container())
 
 
@@ -255,7 +255,7 @@ def test_the_image_is_the_dockerfiles() -> None:
 # Configuration
 
 
-def test_the_configuration_is_switched_and_switched_back() -> None:
+def test_config_is_switched_to_a_plan_and_back() -> None:
     switched = to_plan(CONFIG, NOTE)
     before, after = CONFIG.splitlines(), switched.splitlines()
     note, platform, file = (line for line in after if line not in before)
@@ -274,7 +274,7 @@ def test_the_configuration_is_switched_and_switched_back() -> None:
     assert to_onnx(switched) == CONFIG
 
 
-def test_how_the_configuration_is_written_is_kept() -> None:
+def test_formatting_of_the_config_is_kept() -> None:
     text = CONFIG.replace('backend: "onnxruntime"', ' backend :  "onnxruntime"  # mine')
     text = text.replace("\n", "\r\n")
     switched = to_plan(text, NOTE)
@@ -282,7 +282,7 @@ def test_how_the_configuration_is_written_is_kept() -> None:
     assert to_onnx(switched) == text
 
 
-def test_the_projects_configuration_can_be_switched() -> None:
+def test_installed_config_can_be_switched() -> None:
     text = (REPOSITORY / "yolov5" / "config.pbtxt").read_text("utf-8")
     if _plan.is_plan(text):
         text = to_onnx(text)
@@ -297,12 +297,12 @@ def test_the_projects_configuration_can_be_switched() -> None:
         ("max_batch_size: 8", "max_batch_size: eight", "config.pbtxt is not valid"),
     ],
 )
-def test_a_configuration_that_cannot_be_switched(old: str, new: str, sentence: str) -> None:
+def test_unexpected_config_is_refused(old: str, new: str, sentence: str) -> None:
     with pytest.raises(BuildError, match=sentence):
         to_plan(CONFIG.replace(old, new), NOTE)
 
 
-def test_lines_of_other_things_are_not_taken_for_the_models() -> None:
+def test_nested_lines_are_not_switched() -> None:
     nested = '\nparameters {\n  key: "x"\n  value: {\n    string_value: "model.onnx"\n  }\n}\n'
     assert to_onnx(to_plan(CONFIG + nested, NOTE)) == CONFIG + nested
     twice = CONFIG + '# and again\nbackend: "onnxruntime"\n'
@@ -311,10 +311,10 @@ def test_lines_of_other_things_are_not_taken_for_the_models() -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# How far two answers are from each other
+# The error between rows
 
 
-def test_the_distance_between_answers() -> None:
+def test_relative_error_of_rows() -> None:
     rows = np.random.default_rng(0).random((2, 50, 8), np.float32)
     rows[..., :4] *= 640
     assert _plan.relative_error(rows, rows) == 0
@@ -330,13 +330,13 @@ def test_the_distance_between_answers() -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# The driver of the API, against a stand-in for the package tensorrt (which needs a GPU)
+# Calls of the API, with a fake for the package tensorrt (which needs a GPU)
 
 REMOVED = {"FP16", "INT8", "EXPLICIT_BATCH"}  # in version 11
 
 
-class StandIn(ModuleType):
-    """Stands in for the package `tensorrt`: notes what is called and answers as it is told to.
+class FakeTensorRT(ModuleType):
+    """A fake for the package `tensorrt`, which records calls and returns the given results.
 
     It has no more than NVIDIA's bindings have in that version, so that asking for what version 11
     removed raises AttributeError.
@@ -462,10 +462,10 @@ class StandIn(ModuleType):
         self.ILogger, self.Builder, self.OnnxParser = ILogger, Builder, OnnxParser
 
 
-PROFILE = Profile(smallest=(1, 3, 64, 96), usual=(4, 3, 64, 96), largest=(8, 3, 64, 96))
+PROFILE = Profile(min=(1, 3, 64, 96), opt=(4, 3, 64, 96), max=(8, 3, 64, 96))
 
 
-def build(trt: StandIn, precision: BuildPrecision, folder: Path) -> bytes:
+def build(trt: FakeTensorRT, precision: BuildPrecision, folder: Path) -> bytes:
     weights, cache = folder / "model.onnx", folder / "cache" / "timing"
     return _tensorrt.build(
         trt, weights, precision, "images", PROFILE, workspace=1 << 30, timing_cache=cache
@@ -484,7 +484,7 @@ def build(trt: StandIn, precision: BuildPrecision, folder: Path) -> bytes:
         ("11.4.0.106", "auto", "int8", 0, []),
     ],
 )
-def test_what_tensorrt_is_asked_for(
+def test_builder_gets_the_flags_of_its_version(
     tmp_path: Path,
     version: str,
     requested: str,
@@ -492,7 +492,7 @@ def test_what_tensorrt_is_asked_for(
     flags: int,
     precision_calls: list[tuple[str, str]],
 ) -> None:
-    trt = StandIn(version)
+    trt = FakeTensorRT(version)
     precision = choose_precision(requested, graph, int(version[:2]))
     assert build(trt, precision, tmp_path) == b"a plan"
     assert trt.calls == [
@@ -505,31 +505,31 @@ def test_what_tensorrt_is_asked_for(
     ]
 
 
-def test_the_stand_in_lacks_what_version_11_removed() -> None:
-    assert StandIn("10.16.1.11").BuilderFlag.FP16.name == "FP16"
+def test_fake_lacks_names_removed_in_version_11() -> None:
+    assert FakeTensorRT("10.16.1.11").BuilderFlag.FP16.name == "FP16"
     with pytest.raises(AttributeError):
-        _ = StandIn("11.4.0.106").BuilderFlag.FP16
+        _ = FakeTensorRT("11.4.0.106").BuilderFlag.FP16
 
 
 @pytest.mark.parametrize(
     "found, used", [(b"known", b"known"), (b"damaged", b""), (b"of another GPU", b""), (None, b"")]
 )
-def test_a_timing_cache_that_does_not_fit_is_replaced(
+def test_unsuitable_timing_cache_is_replaced(
     tmp_path: Path, found: bytes | None, used: bytes
 ) -> None:
     cache = tmp_path / "cache" / "timing"
     if found is not None:
         cache.parent.mkdir()
         cache.write_bytes(found)
-    trt = StandIn("11.4.0.106")
+    trt = FakeTensorRT("11.4.0.106")
     build(trt, choose_precision("auto", "fp16", 11), tmp_path)
     assert trt.calls[-1] == ("timing cache", used)
     assert cache.read_bytes() == b"timings of " + (used or b"nothing")
 
 
-def test_a_timing_cache_that_cannot_be_written_costs_no_plan(tmp_path: Path) -> None:
+def test_unwritable_timing_cache_does_not_fail_the_build(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("not a folder")
-    trt = StandIn("11.4.0.106")
+    trt = FakeTensorRT("11.4.0.106")
     assert build(trt, choose_precision("auto", "fp16", 11), tmp_path) == b"a plan"
 
 
@@ -543,8 +543,8 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("failing", FAILURES)
-def test_what_tensorrt_cannot_do_is_one_sentence(tmp_path: Path, failing: str) -> None:
-    trt = StandIn("11.4.0.106", **{failing: False})
+def test_failure_of_tensorrt_is_one_sentence(tmp_path: Path, failing: str) -> None:
+    trt = FakeTensorRT("11.4.0.106", **{failing: False})
     with pytest.raises(BuildError) as raised:
         build(trt, choose_precision("auto", "fp16", 11), tmp_path)
     assert str(raised.value) == FAILURES[failing]
@@ -555,9 +555,9 @@ def test_what_tensorrt_cannot_do_is_one_sentence(tmp_path: Path, failing: str) -
 
 
 def serve_by(
-    monkeypatch: pytest.MonkeyPatch, trt: StandIn, repository: Path, spoilt: float = 0
+    monkeypatch: pytest.MonkeyPatch, trt: FakeTensorRT, repository: Path, error_factor: float = 0
 ) -> None:
-    """Have the stand-in taken for TensorRT, and its plan answer as ONNX Runtime does, nearly."""
+    """Use the fake as TensorRT, with a plan that scales the right rows by 1 + `error_factor`."""
     weights = engine.read_served(repository).weights.read_bytes()
 
     def run(
@@ -565,7 +565,7 @@ def serve_by(
     ) -> dict[str, NDArray[np.float32]]:
         assert plan == b"a plan"
         (rows,) = onnxruntime.InferenceSession(weights).run(None, {name: images})
-        return {"output0": rows * np.float32(1 + spoilt)}
+        return {"output0": rows * np.float32(1 + error_factor)}
 
     monkeypatch.setattr(_tensorrt, "load", lambda: trt)
     monkeypatch.setattr(_tensorrt, "gpu", lambda: GPU)
@@ -574,7 +574,7 @@ def serve_by(
     monkeypatch.delenv("NVIDIA_TRITON_SERVER_VERSION", raising=False)
 
 
-def test_a_plan_is_installed_and_undone(
+def test_plan_is_installed_and_undone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     repository = make_repository(tmp_path)
@@ -582,9 +582,9 @@ def test_a_plan_is_installed_and_undone(
     (repository / "yolov5" / "warmup" / "photo").write_bytes(b"jpeg")
     before = contents(repository / "yolov5")
     arguments = [f"--repository={repository}"]
-    trt = StandIn("10.16.1.11")
+    trt = FakeTensorRT("10.16.1.11")
     serve_by(monkeypatch, trt, repository)
-    for number in ("2", "3"):  # once more over the plan
+    for number in ("2", "3"):  # the second time over a plan
         assert engine.main([*arguments, "--opt-batch=2"]) == 0
         assert contents(repository / "yolov5") == {
             f"{number}/model.onnx": before["1/model.onnx"],
@@ -601,7 +601,7 @@ def test_a_plan_is_installed_and_undone(
     }
     output = capsys.readouterr().out
     assert "It runs only with TensorRT 10.16.1.11, NVIDIA H200" in output
-    assert "has that TensorRT was not checked" in output
+    assert "It was not checked that the Triton server has that TensorRT" in output
 
     assert engine.main([*arguments, "--undo"]) == 0
     after = contents(repository / "yolov5")
@@ -610,16 +610,16 @@ def test_a_plan_is_installed_and_undone(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "model_repository"]
 
     assert engine.main([*arguments, "--undo"]) == 1
-    error = "error: yolov5 is not served as a TensorRT plan, so nothing is to be undone.\n"
+    error = "error: yolov5 is not served as a TensorRT plan, so there is nothing to undo.\n"
     assert capsys.readouterr().err == error
 
 
-def test_the_last_column_of_a_reduced_head_is_not_compared(
+def test_class_column_of_a_reduced_head_is_not_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repository = make_repository(tmp_path)
     weights = engine.read_served(repository).weights
-    serve_by(monkeypatch, StandIn("10.16.1.11"), repository)
+    serve_by(monkeypatch, FakeTensorRT("10.16.1.11"), repository)
     right = _tensorrt.run
 
     def other_classes(*arguments: Any) -> dict[str, NDArray[np.float32]]:
@@ -629,35 +629,35 @@ def test_the_last_column_of_a_reduced_head_is_not_compared(
 
     monkeypatch.setattr(_tensorrt, "run", other_classes)
     config = _plan.parse_config(CONFIG.replace('"full"', '"reduced"'))
-    trt = StandIn("10.16.1.11")
-    assert engine.try_plan(trt, b"a plan", weights, config, PROFILE, 1e-3) == 0
+    trt = FakeTensorRT("10.16.1.11")
+    assert engine.verify_plan(trt, b"a plan", weights, config, PROFILE, 1e-3) == 0
     with pytest.raises(BuildError, match="differ from ONNX Runtime's"):
         config = _plan.parse_config(CONFIG)
-        engine.try_plan(trt, b"a plan", weights, config, PROFILE, 1e-3)
+        engine.verify_plan(trt, b"a plan", weights, config, PROFILE, 1e-3)
 
 
 @pytest.mark.parametrize(
-    "options, stand_in, spoilt, sentence",
+    "options, fake, error_factor, sentence",
     [
         *(([], {name: False}, 0, sentence) for name, sentence in FAILURES.items()),
-        ([], {}, 0.01, "The plan's answers to the example photos differ from ONNX Runtime's by"),
+        ([], {}, 0.01, "The plan's rows for the example photos differ from ONNX Runtime's by"),
         (["--precision=fp16"], {}, 0, "The installed model.onnx is fp32, and TensorRT 11 cannot"),
         (["--target-tensorrt=10.9.0"], {}, 0, "This is TensorRT 11.4.0.106, but the plan is to"),
         (["--opt-batch=9"], {}, 0, "--opt-batch is 9;"),
     ],
 )
-def test_what_is_installed_stays_when_anything_fails(
+def test_installed_model_stays_if_anything_fails(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     options: list[str],
-    stand_in: dict[str, bool],
-    spoilt: float,
+    fake: dict[str, bool],
+    error_factor: float,
     sentence: str,
 ) -> None:
     repository = make_repository(tmp_path)
     before = contents(repository)
-    serve_by(monkeypatch, StandIn("11.4.0.106", **stand_in), repository, spoilt)
+    serve_by(monkeypatch, FakeTensorRT("11.4.0.106", **fake), repository, error_factor)
     assert engine.main([f"--repository={repository}", *options]) == 1
     error = capsys.readouterr().err
     assert error.startswith(f"error: {sentence}")
@@ -665,9 +665,7 @@ def test_what_is_installed_stays_when_anything_fails(
     assert contents(repository) == before
 
 
-def test_files_that_are_missing_are_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     repository = make_repository(tmp_path)
     (repository / "yolov5" / "config.pbtxt").unlink()
     assert engine.main([f"--repository={repository}"]) == 1
@@ -682,7 +680,7 @@ def test_files_that_are_missing_are_named(
 @pytest.mark.skipif(
     importlib.util.find_spec("tensorrt") is not None, reason="the package tensorrt is installed"
 )
-def test_without_tensorrt_it_ends_in_one_sentence(tmp_path: Path) -> None:
+def test_missing_tensorrt_is_reported_in_one_sentence(tmp_path: Path) -> None:
     repository = make_repository(tmp_path)
     before = contents(repository)
     command = [sys.executable, "-m", "yolov5_build.engine", f"--repository={repository}"]
@@ -690,13 +688,13 @@ def test_without_tensorrt_it_ends_in_one_sentence(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert result.stdout == ""
     assert result.stderr == (
-        "error: The Python package tensorrt is not installed, and only it makes plans; install it"
-        " in the version that the Triton which is to serve the plan has.\n"
+        "error: The Python package tensorrt, which builds plans, is not installed; install the"
+        " version of the Triton server that will serve the plan.\n"
     )
     assert contents(repository) == before
 
 
-def test_bindings_without_their_libraries_are_one_sentence(
+def test_bindings_without_libraries_are_reported_in_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "tensorrt.py").write_text(

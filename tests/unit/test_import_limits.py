@@ -1,4 +1,4 @@
-"""Weights files that ask for too much: refused at once, or ended by a limit, in a sentence."""
+"""Weights files that ask for too much are refused at once, or stopped by a limit."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ KINDS = {
     **{f"safetensors: {kind}": ("safetensors", kind) for kind in bombs.SAFETENSORS},
 }
 
-# Each file in a child of one process that has imported everything, so that what is counted is the
-# reading alone: CPU seconds, and the most memory beyond what the process had before.
+# Each file is read in a child of one process that has imported everything. CPU seconds and peak
+# memory are therefore those of reading alone.
 READ = """
 import json, os, sys, time
 sys.path.insert(0, {tests!r})
@@ -34,11 +34,11 @@ def kilobytes(key):
     return int(Path("/proc/self/status").read_text().partition(key)[2].split()[0])
 
 def read(path):
-    Path("/proc/self/clear_refs").write_text("5")  # the most memory so far is forgotten
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before, started, said = kilobytes("VmRSS:"), time.process_time(), None
     _limits._enforced = True
     try:
-        with _limits.reading(path):
+        with _limits.limited(path):
             if path.suffix == ".onnx":
                 import_onnx(path, path.with_name("ours.onnx"))
             else:
@@ -116,7 +116,7 @@ def leave(*_):
 
 def command(work):
     try:
-        with _limits.reading(weights):
+        with _limits.limited(weights):
             work()
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -124,12 +124,12 @@ def command(work):
     return 0
 
 for work in (spin, grow, crash, wait, leave):
-    _limits.WALL = 2 if work is wait else 200
-    print(work.__name__, _limits.supervised(lambda: command(work), weights), flush=True)
+    _limits.WALL_FACTOR = 2 if work is wait else 200
+    print(work.__name__, _limits.run_in_child(lambda: command(work), weights), flush=True)
 """
 
 
-def test_reading_that_goes_beyond_its_limits_ends_in_a_sentence(tmp_path: Path) -> None:
+def test_reading_beyond_the_limits_is_ended_with_a_sentence(tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-c", LIMIT],
         capture_output=True,
@@ -140,10 +140,10 @@ def test_reading_that_goes_beyond_its_limits_ends_in_a_sentence(tmp_path: Path) 
     ends = dict(line.split() for line in run.stdout.splitlines())
     assert ends == {"spin": "1", "grow": "1", "crash": "1", "wait": "1", "leave": "0"}, run.stderr
     assert run.stderr.splitlines() == [
-        "error: best.pt took more than the 1 s of CPU time that are allowed; what was served still"
-        " is.",
-        "error: best.pt needs more memory than the 64 MB that are allowed.",
-        "error: the process that read best.pt crashed (SIGSEGV); what was served still is.",
-        "error: best.pt took more than the 2 s that are allowed; what was served still is.",
+        "error: best.pt took more than the allowed 1 s of CPU time; the installed model is"
+        " unchanged.",
+        "error: best.pt needs more memory than the allowed 64 MB.",
+        "error: the process that read best.pt crashed (SIGSEGV); the installed model is unchanged.",
+        "error: best.pt took more than the allowed 2 s; the installed model is unchanged.",
     ]
     assert not list(tmp_path.glob("yolov5-build-*"))

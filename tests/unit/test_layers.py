@@ -1,4 +1,4 @@
-"""Checkpoints as the releases of YOLOv5 write them, made of layers that only bear their names."""
+"""Checkpoints as the releases of YOLOv5 write them, from layers that only have the same names."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from yolov5_build import (
 )
 
 Source = int | list[int]
-ORIGINALS: dict[str, Any] = {}  # by the name that the file has for them
+ORIGINALS: dict[str, Any] = {}  # by their names in the file
 CHANNELS = 8
 
 
 def original(name: str, base: nn.Module | type[nn.Module] = nn.Module, **attributes: Any) -> Any:
-    """A layer that is pickled under `name`: a new one with these attributes, or `base` itself."""
+    """A layer that is pickled as `name`: a new one with these attributes, or `base` itself."""
     kind = base if isinstance(base, type) else type(base)
     module, _, plain = name.rpartition(".")
     if name not in ORIGINALS:
@@ -54,7 +54,7 @@ def original(name: str, base: nn.Module | type[nn.Module] = nn.Module, **attribu
 
 
 def saved(path: Path, content: object) -> Path:
-    """`torch.save`, with modules that have the layers under the names they claim."""
+    """`torch.save`, with temporary modules that define the layers under their claimed names."""
     modules: dict[str, Any] = {}
     for name, cls in ORIGINALS.items():
         module, _, plain = name.rpartition(".")
@@ -69,7 +69,7 @@ def saved(path: Path, content: object) -> Path:
 
 
 def changed(path: Path, old: bytes, new: bytes) -> None:
-    """Put one text for another in the pickle."""
+    """Replace a text in the pickle."""
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w") as archive:
@@ -81,7 +81,7 @@ def changed(path: Path, old: bytes, new: bytes) -> None:
 
 
 def norm(channels: int) -> nn.BatchNorm2d:
-    """A batch norm that has seen something."""
+    """A batch norm with random statistics."""
     layer = nn.BatchNorm2d(channels, eps=1e-3)
     for tensor in (layer.weight, layer.bias, layer.running_mean, layer.running_var):
         nn.init.uniform_(tensor, 0.5, 1.5)  # type: ignore[arg-type]
@@ -116,14 +116,14 @@ def normed(bn: Any, x: Tensor) -> Tensor:
 
 
 def ran(layer: Any, x: Tensor) -> Tensor:
-    """What a `conv` computes, written out."""
+    """The result of a `conv`, computed without its layers."""
     inner = layer.conv
     x = F.conv2d(x, inner.weight, None, inner.stride, inner.padding, 1, inner.groups)
     return layer.act(normed(layer.bn, x))  # type: ignore[no-any-return]
 
 
 def detect(channels: Sequence[int], strides: Sequence[int], classes: int) -> Any:
-    """A head with the attributes of the releases up to v5.0, which the later ones have as well."""
+    """A head with the attributes of the releases up to v5.0; later ones have them too."""
     levels = len(channels)
     head = original(
         "models.yolo.Detect",
@@ -142,7 +142,7 @@ def detect(channels: Sequence[int], strides: Sequence[int], classes: int) -> Any
 
 
 def model(*steps: tuple[Source, Any], name: str = "models.yolo.Model") -> Any:
-    """Layers, each with what it reads; the last one is a head for 2 classes."""
+    """A network of layers, each with its sources; the last one is a head for 2 classes."""
     save = set()
     for index, (source, layer) in enumerate(steps):
         layer.i, layer.f, layer.type = index, source, "layer"
@@ -159,8 +159,8 @@ def model(*steps: tuple[Source, Any], name: str = "models.yolo.Model") -> Any:
 
 
 def chain(*layers: Any, **named: Any) -> Any:
-    """A model of one level: a stem that leaves a 16th of the image's side, these layers (which
-    may halve it in between), and a head."""
+    """A model of one level: a stem that divides the image's sides by 16, these layers (which may
+    halve them in between), and a head."""
     return model(
         (-1, conv(3, CHANNELS, 3, 16)),
         *((-1, layer) for layer in layers),
@@ -170,14 +170,14 @@ def chain(*layers: Any, **named: Any) -> Any:
 
 
 def load(path: Path, network: Any) -> Checkpoint:
-    """As a trainer saves it, and as it is read again."""
+    """Save a network as a trainer does, and read it again."""
     content = {"epoch": -1, "best_fitness": np.float64(0.5), "model": network.half(), "ema": None}
     saved(path, content)
-    network.float()  # rounded to half, as what is in the file
+    network.float()  # rounded to FP16, like the network in the file
     return load_checkpoint(path)
 
 
-# Each with a function that says what it computes, from CHANNELS to as many channels.
+# A layer from CHANNELS to CHANNELS channels, and a function that computes the expected result.
 Pair = tuple[Any, Callable[[Tensor], Tensor]]
 
 
@@ -277,7 +277,7 @@ def c3spp() -> Pair:
 
 
 def transformer(inputs: int, width: int, heads: int, layers: int) -> Pair:
-    """Attention written out for each head."""
+    """Attention, computed separately for each head."""
     turn = conv(inputs, width) if inputs != width else None
     position = nn.Linear(width, width)
     blocks = []
@@ -469,7 +469,7 @@ def hardswish(x: Tensor) -> Tensor:
 
 
 def old(layer: nn.Module, *missing: str) -> nn.Module:
-    """As an old PyTorch made it, without these attributes."""
+    """Remove attributes that old versions of PyTorch do not set."""
     for name in missing:
         del layer.__dict__[name]
     return layer
@@ -534,7 +534,7 @@ def transformer_between() -> Pair:
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_a_layer_computes_what_it_should(tmp_path: Path, name: str) -> None:
+def test_layer_computes_the_expected_values(tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)
     layer, expected = PAIRS[name]()
     network = load(tmp_path / "best.pt", chain(layer)).network
@@ -544,7 +544,7 @@ def test_a_layer_computes_what_it_should(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_a_layer_exports(tmp_path: Path, name: str) -> None:
+def test_layer_is_exported(tmp_path: Path, name: str) -> None:
     """The export compares its answer for two images with PyTorch's, and the answer of the
     prefiltered variant with its own."""
     torch.manual_seed(0)
@@ -553,8 +553,8 @@ def test_a_layer_exports(tmp_path: Path, name: str) -> None:
     export_prefiltered(checkpoint, tmp_path / "prefiltered.onnx", tmp_path / "model.onnx", imgsz=64)
 
 
-def test_a_stem_that_cannot_be_had_without_gathering_stays(tmp_path: Path) -> None:
-    """Dilated; and a layer that is no convolution where one is usual."""
+def test_unusual_focus_is_exported_unchanged(tmp_path: Path) -> None:
+    """A dilated convolution, and another layer in place of the usual convolution."""
     torch.manual_seed(0)
     dilated = conv(12, CHANNELS, 3)
     dilated.conv = nn.Conv2d(12, CHANNELS, 3, padding=2, dilation=2, bias=False)
@@ -574,7 +574,7 @@ def test_a_stem_that_cannot_be_had_without_gathering_stays(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "kernel, stride, groups", [(3, 1, 1), (1, 1, 1), ((1, 3), 1, 1), (3, 2, 1), (3, 1, 2)]
 )
-def test_the_second_form_gathers_no_pixels(
+def test_focus_is_one_convolution_in_the_prefiltered_variant(
     tmp_path: Path, kernel: int | tuple[int, int], stride: int, groups: int
 ) -> None:
     """A stem of the releases up to v5.0, and an upsampling as old versions of PyTorch saved it."""
@@ -599,7 +599,7 @@ def test_the_second_form_gathers_no_pixels(
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_a_layer_is_the_same_from_safetensors(tmp_path: Path, name: str) -> None:
+def test_layer_survives_safetensors(tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)
     checkpoint = load(tmp_path / "best.pt", chain(PAIRS[name]()[0]))
     save_safetensors(checkpoint, tmp_path / "best.safetensors")
@@ -612,7 +612,7 @@ def test_a_layer_is_the_same_from_safetensors(tmp_path: Path, name: str) -> None
 @pytest.mark.parametrize(
     "name", ["Focus", "Contract", "Expand", "C3TR", "DWConvTranspose2d", "ZeroPad2d", "MetaAconC"]
 )
-def test_a_layer_exports_for_images_of_any_shape(tmp_path: Path, name: str) -> None:
+def test_layer_is_exported_for_any_image_size(tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)
     checkpoint = load(tmp_path / "best.pt", chain(PAIRS[name]()[0]))
     export_onnx(checkpoint, tmp_path / "model.onnx", imgsz=96, dynamic=True)
@@ -646,7 +646,9 @@ def pyramid(strides: Sequence[int], *, later: bool) -> Any:
     [([8, 16, 32, 64], False), ([8, 16, 32, 64, 128], True), ([4, 8, 16], True), ([16], False)],
     ids=["P6", "P7", "P2", "one level"],
 )
-def test_any_number_of_levels(tmp_path: Path, strides: list[int], later: bool) -> None:
+def test_network_with_any_number_of_levels_is_decoded(
+    tmp_path: Path, strides: list[int], later: bool
+) -> None:
     torch.manual_seed(0)
     network = pyramid(strides, later=later)
     checkpoint = load(tmp_path / "best.pt", network)
@@ -677,17 +679,17 @@ def test_any_number_of_levels(tmp_path: Path, strides: list[int], later: bool) -
     export_prefiltered(checkpoint, tmp_path / "prefiltered.onnx", full, imgsz=max(strides))
 
 
-def test_a_layer_that_is_too_large_is_named_as_such(tmp_path: Path) -> None:
+def test_layer_with_a_huge_output_is_refused(tmp_path: Path) -> None:
     block, _ = transformer(3, 4, 2, 1)  # attention between all pixels of the image
     with pytest.raises(BuildError, match="makes 335544320000 values .* at most 268435456 are all"):
         load(tmp_path / "best.pt", model((-1, block), ([-1], detect([4], [1], 2))))
 
 
 # ---------------------------------------------------------------------------------------------
-# What is around the network
+# Data around the network
 
 
-def test_attributes_that_an_old_pytorch_did_not_have(tmp_path: Path) -> None:
+def test_attributes_missing_in_old_checkpoints_get_defaults(tmp_path: Path) -> None:
     torch.manual_seed(0)
     layer, expected = c3tr()
     for block in layer.m.tr:
@@ -711,7 +713,7 @@ def attempt_load() -> None:
 
 
 def wrapped_in_hub(network: Any) -> Any:
-    """Fused, which leaves methods in the layers, and within two wrappers."""
+    """Fuse the network, which leaves methods in its layers, and wrap it twice."""
     layer = network.model[0]
     type(layer).fuseforward = lambda self, x: x
     layer.forward = layer.fuseforward
@@ -736,7 +738,7 @@ WRAPPERS: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("alone", [False, True])
 @pytest.mark.parametrize("kind", WRAPPERS)
-def test_what_is_around_a_network_is_taken_off(tmp_path: Path, kind: str, alone: bool) -> None:
+def test_wrappers_of_a_network_are_removed(tmp_path: Path, kind: str, alone: bool) -> None:
     torch.manual_seed(0)
     network = chain()
     stem = network.model[0]
@@ -773,7 +775,7 @@ LEFTOVERS = {
 
 
 @pytest.mark.parametrize("key", LEFTOVERS)
-def test_a_trainers_leftovers_do_not_matter(tmp_path: Path, key: str) -> None:
+def test_other_data_of_a_trainer_are_ignored(tmp_path: Path, key: str) -> None:
     network = chain()
     network.leftover = LEFTOVERS[key]
     path = saved(tmp_path / "best.pt", {"model": network, key: LEFTOVERS[key]})
@@ -784,7 +786,7 @@ def test_a_trainers_leftovers_do_not_matter(tmp_path: Path, key: str) -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# What is refused
+# Refused files
 
 
 def script(path: Path) -> None:
@@ -846,7 +848,7 @@ KINDS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_a_file_is_instead_is_said(tmp_path: Path, kind: str) -> None:
+def test_error_names_the_kind_of_another_file(tmp_path: Path, kind: str) -> None:
     make, sentence = KINDS[kind]
     make(tmp_path / "best.pt")
     with pytest.raises(BuildError) as caught:
@@ -855,7 +857,7 @@ def test_what_a_file_is_instead_is_said(tmp_path: Path, kind: str) -> None:
 
 
 class Call:
-    """Is pickled as a call, and as what an unpickler does to the answer."""
+    """Is pickled as a call, and optionally as changes to its result."""
 
     def __init__(self, function: Any, *arguments: Any, then: tuple[Any, ...] = ()) -> None:
         self._call = (function, arguments, *then)
@@ -864,13 +866,13 @@ class Call:
         return self._call
 
     def __call__(self) -> None:
-        """For `pickle`, which writes no call of what cannot be called."""
+        """Exists because `pickle` refuses to write a call of an object that is not callable."""
 
 
 @pytest.mark.parametrize(
     "function", [argparse.Namespace, torch.device, np.float64(1).__reduce__()[0], getattr, range]
 )
-def test_a_name_that_is_known_leads_to_no_other(tmp_path: Path, function: Any) -> None:
+def test_placeholder_does_not_give_access_to_other_names(tmp_path: Path, function: Any) -> None:
     path, mark = tmp_path / "best.pt", tmp_path / "mark"
     torch.save({"x": Call(function, Call(os.system, f"touch {mark}"))}, path)
     with pytest.raises(BuildError, match="names 'posix.system', which is not among the layers"):
@@ -883,7 +885,7 @@ def storage_of(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def filled(**then: Any) -> Call:
-    """A tensor that is then changed: `state`, `items` of a list, `pairs` of a dict."""
+    """A tensor that the pickle then changes: `state`, `items` of a list, `pairs` of a dict."""
     order = (then.get("state"), then.get("items"), then.get("pairs"))
     make = torch._utils._rebuild_tensor_v2
     return Call(make, *storage_of(torch.zeros(2)), then=order)
@@ -897,7 +899,7 @@ def doubled() -> Any:
 
 
 def copies() -> list[Call]:
-    """Each takes a few bytes in the file, and would take 24 kB in memory."""
+    """Calls that take a few bytes each in the file, and would take 24 kB each in memory."""
     entries = list(range(3000))
     return [Call(list, entries) for _ in range(1000)]
 
@@ -919,7 +921,7 @@ def same_weights() -> Any:
 @pytest.mark.parametrize(
     "content",
     [
-        # A layer that is run, a result that is called, a tensor that is told to change.
+        # A layer that is called, a result that is called, and tensors that are changed.
         lambda: Call(nn.Upsample(scale_factor=2), torch.zeros(1, 1, 2, 2)),
         lambda: Call(Call(getattr, "x", "upper")),
         lambda: filled(state=(torch.zeros(2), 0, (2,), (1,))),
@@ -940,13 +942,13 @@ def same_weights() -> Any:
         "one weight for many",
     ],
 )
-def test_a_small_file_cannot_ask_for_much(tmp_path: Path, content: Callable[[], Any]) -> None:
+def test_small_file_cannot_allocate_much_memory(tmp_path: Path, content: Callable[[], Any]) -> None:
     path = saved(tmp_path / "best.pt", {"model": content()})
     with pytest.raises(BuildError, match="damaged"):
         load_checkpoint(path)
 
 
-def test_members_that_lie_upon_each_other(tmp_path: Path) -> None:
+def test_overlapping_members_are_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "best.pt", {"model": chain()})
     with zipfile.ZipFile(path, "a") as archive:
         info = archive.getinfo("best/data/0")
@@ -964,9 +966,9 @@ def test_members_that_lie_upon_each_other(tmp_path: Path) -> None:
         load_checkpoint(path)
 
 
-def test_a_tensor_cannot_be_filled_as_a_set_is(tmp_path: Path) -> None:
-    """Since `add` computes a sum, which can be much larger than what is added."""
+def test_tensor_cannot_be_filled_like_a_set(tmp_path: Path) -> None:
+    """`add` of a tensor computes a sum, which can be much larger than its operands."""
     path = saved(tmp_path / "best.pt", {"model": filled(items=iter([1, 2]))})
-    changed(path, b"(K\x01K\x02e", b"(K\x01K\x02\x90")  # APPENDS made ADDITEMS
+    changed(path, b"(K\x01K\x02e", b"(K\x01K\x02\x90")  # APPENDS becomes ADDITEMS
     with pytest.raises(BuildError, match="is damaged"):
         load_checkpoint(path)

@@ -1,4 +1,4 @@
-"""What is installed is what was resolved, to the byte, and nothing in it is known to be unsafe."""
+"""Installed packages are the resolved ones, to the byte, and have no known vulnerabilities."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from packaging.utils import canonicalize_name
 from support import ROOT
 
 LOCK = ROOT / "requirements.lock"
-# Advisories that do not touch the project: id -> why, with the package's name in it.
+# Advisories that do not affect the project: id -> reason, including the package's name.
 KNOWN = ROOT / "tests" / "data" / "advisories.json"
 _HASH = re.compile(r"--hash=sha256:[0-9a-f]{64}")
 
 
 def locked() -> list[tuple[Requirement, list[str]]]:
-    """The requirements with their hashes; lines that go on are joined, comments left out."""
+    """The requirements with their hashes; continued lines are joined, comments removed."""
     text = LOCK.read_text().replace("\\\n", " ")
     found = []
     for line in text.splitlines():
@@ -36,13 +36,13 @@ def locked() -> list[tuple[Requirement, list[str]]]:
 
 
 def pinned(requirement: Requirement) -> str | None:
-    """The one version that it allows."""
+    """The only version that a requirement allows, None if it allows several."""
     (only, *others) = requirement.specifier or [None]
     fixed = only is not None and not others and only.operator == "==" and "*" not in only.version
     return only.version if only is not None and fixed else None
 
 
-def test_everything_is_pinned_and_has_its_hashes() -> None:
+def test_every_requirement_is_pinned_with_hashes() -> None:
     requirements = locked()
     assert len(requirements) > 50
     for requirement, options in requirements:
@@ -53,14 +53,14 @@ def test_everything_is_pinned_and_has_its_hashes() -> None:
 
 
 def direct() -> list[Requirement]:
-    """What pyproject.toml names; Python 3.10 cannot read TOML, but its lists are plain enough."""
+    """The requirements in pyproject.toml, read by patterns, as Python 3.10 cannot read TOML."""
     text = (ROOT / "pyproject.toml").read_text()
     lists = re.findall(r"^(?:dependencies|dev) = \[$(.*?)^\]$", text, re.MULTILINE | re.DOTALL)
     assert len(lists) == 2
     return [Requirement(item) for one in lists for item in re.findall(r'^ +"(.+?)",', one, re.M)]
 
 
-def test_the_lock_is_of_what_pyproject_names() -> None:
+def test_lock_matches_pyproject() -> None:
     versions: dict[str, set[str | None]] = {}
     for requirement, _ in locked():
         name = canonicalize_name(requirement.name)
@@ -71,13 +71,13 @@ def test_the_lock_is_of_what_pyproject_names() -> None:
         assert pinned(requirement) in versions[canonicalize_name(requirement.name)], requirement
 
 
-# What the wheels carry, and known holes: in them, and in packages that callers' bytes come to.
+# Libraries in the wheels, and known vulnerabilities of them and of packages that handle input.
 LIBRARIES: dict[str, Any] = json.loads((ROOT / "tests" / "data" / "libraries.json").read_text())
 _WHEEL_HASH = re.compile(r"[-.][0-9a-f]{8}(?=[.-])")
 
 
 def libraries_of_opencv() -> dict[str, str]:
-    """Names and versions, as OpenCV says that it was built with."""
+    """Names and versions of the libraries that OpenCV reports it was built with."""
     found = {"OpenCV": cv2.__version__}
     for name in LIBRARIES["opencv"].keys() - {"OpenCV"}:
         line = re.search(rf"^ +{name}: +(.*)$", cv2.getBuildInformation(), re.MULTILINE)
@@ -98,7 +98,7 @@ def carried(wheel: str) -> list[str]:
 
 
 def holes(versions: dict[str, str]) -> list[dict[str, str]]:
-    """Those that some of these libraries have and that nothing shields from."""
+    """Vulnerabilities of these libraries that are not mitigated."""
     return [
         hole
         for hole in LIBRARIES["holes"]
@@ -108,28 +108,28 @@ def holes(versions: dict[str, str]) -> list[dict[str, str]]:
     ]
 
 
-def test_the_list_of_libraries_names_what_the_wheels_carry() -> None:
+def test_list_of_libraries_matches_the_wheels() -> None:
     assert libraries_of_opencv() == LIBRARIES["opencv"]
     for name, wheel in LIBRARIES["wheels"].items():
         assert importlib.metadata.version(name) == wheel["version"], name
         assert carried(name) == wheel["libraries"], name
 
 
-def test_no_library_in_a_wheel_has_a_hole_that_nothing_shields_from() -> None:
+def test_no_library_in_a_wheel_has_an_unmitigated_vulnerability() -> None:
     names = {hole["library"] for hole in LIBRARIES["holes"]} - LIBRARIES["opencv"].keys()
     packages = {name: importlib.metadata.version(name) for name in names}
     versions = {name: v for name, v in libraries_of_opencv().items() if "0x" not in v}
     assert holes({**packages, **versions}) == []
 
 
-def test_the_holes_of_the_first_release_would_be_found() -> None:
+def test_vulnerabilities_of_the_first_release_would_be_found() -> None:
     found = {hole["id"] for hole in holes({"OpenCV": "4.11.0", "PNG": "1.6.44", "TIFF": "4.6.0"})}
     assert {"CVE-2025-53644", "opencv/opencv#27744", "CVE-2025-9900"} <= found
     assert holes({"OpenCV": "4.13.0", "PNG": "1.6.56", "TIFF": "4.7.1"}) == []
 
 
 OSV = "https://api.osv.dev/v1/query"
-# As OSV calls the projects. It keeps C libraries by their repositories and tags.
+# The projects in OSV, which lists C libraries by repository and tag.
 OSV_PROJECTS = {
     "OpenCV": ("https://github.com/opencv/opencv", ""),
     "PNG": ("https://github.com/pnggroup/libpng", "v"),
@@ -139,7 +139,7 @@ OSV_PROJECTS = {
 
 
 @pytest.mark.slow
-def test_no_advisory_for_the_libraries_in_opencv_is_missing_in_the_list() -> None:
+def test_list_has_all_advisories_for_the_libraries_in_opencv() -> None:
     known = " ".join(hole["id"] for hole in LIBRARIES["holes"])
     missing = []
     for library, (project, prefix) in OSV_PROJECTS.items():
@@ -162,7 +162,7 @@ def test_no_advisory_for_the_libraries_in_opencv_is_missing_in_the_list() -> Non
 
 @pytest.fixture(scope="module")
 def pip_audit(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The command, in an environment of its own; where it cannot be had, skips."""
+    """The command, in an environment of its own; skips if it cannot be installed."""
     (pin,) = re.findall(r'^audit = \["(.+)"\]$', (ROOT / "pyproject.toml").read_text(), re.M)
     folder = tmp_path_factory.mktemp("audit")
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
@@ -180,7 +180,7 @@ def last_line(text: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_no_locked_package_has_an_advisory_that_is_not_accounted_for(pip_audit: list[str]) -> None:
+def test_every_advisory_for_a_locked_package_is_accounted_for(pip_audit: list[str]) -> None:
     flags = "--require-hashes --disable-pip --progress-spinner off --format json --requirement"
     run = subprocess.run(
         [*pip_audit, *flags.split(), str(LOCK)], capture_output=True, text=True, timeout=600

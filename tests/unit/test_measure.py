@@ -1,4 +1,4 @@
-"""Data sets, mAP, and what INT8 costs: `make model ... --data`."""
+"""Data sets, mAP, and the loss by INT8: `make model ... --data`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from support import BUNDLED, PHOTOS, SHARED, labelled_photos
 from yolov5_build import BuildError, export_onnx, import_onnx, load_checkpoint
 from yolov5_build.__main__ import main as build
 from yolov5_build._evaluate import evaluate
-from yolov5_build._metadata import read_metadata
 from yolov5_build._quantise import quantise
+from yolov5_build.metadata import read_metadata
 from yolov5_client import DataError
 from yolov5_client.evaluation import Split, read_names, read_split
 
@@ -30,14 +30,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return labelled_photos(tmp_path_factory.mktemp("data"))
 
 
-def test_a_split(data: Path) -> None:
+def test_split_names_photos_and_labels(data: Path) -> None:
     split = read_split(data, "val", "test")
     assert [photo.name for photo in split.photos] == sorted(p.name for p in PHOTOS.iterdir())
     assert sum(len(labels) for labels in split.labels) == 130
     assert split.labels[0].shape[1] == 5
 
 
-def test_a_list_of_photos_and_photos_without_labels(tmp_path: Path) -> None:
+def test_list_of_photos_may_lack_labels(tmp_path: Path) -> None:
     for name in ("a.jpg", "b.png"):
         (tmp_path / name).touch()
     (tmp_path / "list.txt").write_text("a.jpg\n\nb.png\n")
@@ -58,13 +58,13 @@ def test_a_list_of_photos_and_photos_without_labels(tmp_path: Path) -> None:
         ("val: .\n", "data.yaml names '.', which holds no pictures"),
     ],
 )
-def test_data_sets_that_are_none(tmp_path: Path, text: str, sentence: str) -> None:
+def test_invalid_data_sets_are_refused(tmp_path: Path, text: str, sentence: str) -> None:
     (tmp_path / "data.yaml").write_text(text)
     with pytest.raises(DataError, match=sentence):
         read_split(tmp_path / "data.yaml", "val", "test")
 
 
-def test_labels_that_are_none(tmp_path: Path) -> None:
+def test_invalid_labels_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").touch()
     (tmp_path / "a.txt").write_text("0 0.5 0.5\n")
     (tmp_path / "data.yaml").write_text("val: .\n")
@@ -72,7 +72,7 @@ def test_labels_that_are_none(tmp_path: Path) -> None:
         read_split(tmp_path / "data.yaml", "val")
 
 
-def test_class_names(tmp_path: Path) -> None:
+def test_class_names_are_read_from_yaml(tmp_path: Path) -> None:
     names, yaml = tmp_path / "names.txt", tmp_path / "data.yaml"
     names.write_text("cat\n fire truck \n")
     assert read_names(names) == ("cat", "fire truck")
@@ -91,20 +91,20 @@ def test_class_names(tmp_path: Path) -> None:
         read_names(tmp_path / "none.txt")
 
 
-def test_labels_that_are_its_own_answers_are_all_found(network: Path, data: Path) -> None:
+def test_network_finds_all_labels_made_from_its_own_detections(network: Path, data: Path) -> None:
     split = read_split(data, "val")
     figures = evaluate(network, split)
     assert figures.map50 > 0.99
     assert figures.map50_95 > 0.99
     assert figures.bytes == network.stat().st_size
-    # Boxes half as wide still overlap by half; with a higher IoU they count no more.
+    # Boxes of about half the width still overlap by half, but do not count at a higher IoU.
     narrow = [labels * [1, 1, 1, 0.55, 1] for labels in split.labels]
     figures = evaluate(network, Split(photos=split.photos, labels=narrow))
     assert figures.map50 > 0.9
     assert figures.map50_95 < 0.3
 
 
-def test_it_is_measured_as_it_will_be_served(data: Path, tmp_path: Path) -> None:
+def test_measurement_uses_the_served_letterbox(data: Path, tmp_path: Path) -> None:
     network = tmp_path / "model.onnx"
     export_onnx(load_checkpoint(BUNDLED), network, dynamic=True)
     split = read_split(data, "val")
@@ -112,13 +112,13 @@ def test_it_is_measured_as_it_will_be_served(data: Path, tmp_path: Path) -> None
     rect = evaluate(network, split, letterbox="rect")
     small = evaluate(network, split, imgsz=(320, 320))
     assert same.map50 > 0.99
-    assert 0.8 < rect.map50 < same.map50  # the labels are those of letterbox square
+    assert 0.8 < rect.map50 < same.map50  # the labels come from letterbox square
     assert small.map50 < rect.map50
-    with pytest.raises(BuildError, match="INT8 needs a network of fixed size"):
+    with pytest.raises(BuildError, match="INT8 needs a fixed input size"):
         quantise(network, tmp_path / "int8.onnx", split.photos)
 
 
-def test_figures_need_labels_of_the_networks_classes(network: Path, data: Path) -> None:
+def test_labels_of_other_classes_are_refused(network: Path, data: Path) -> None:
     split = read_split(data, "val")
     none = Split(photos=split.photos, labels=[np.zeros((0, 5))] * len(split.photos))
     with pytest.raises(DataError, match="no labels to measure with"):
@@ -128,8 +128,8 @@ def test_figures_need_labels_of_the_networks_classes(network: Path, data: Path) 
         evaluate(network, Split(photos=split.photos, labels=other))
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="the labelled test split is not at hand")
-def test_the_references_own_figures(network: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(not SHARED.exists(), reason="the labelled test split is not available")
+def test_measurement_matches_the_reference(network: Path, tmp_path: Path) -> None:
     yaml = tmp_path / "data.yaml"
     yaml.write_text(f"path: {SHARED / 'bccd'}\nval: images/test\n")
     figures = evaluate(network, read_split(yaml, "val"))
@@ -148,7 +148,7 @@ def test_int8_finds_nearly_the_same(network: Path, data: Path, tmp_path: Path, d
     assert metadata.names == ("Platelets", "RBC", "WBC")
     assert evaluate(target, read_split(data, "val")).map50 > 0.9
 
-    # Told by the graph itself too, where it comes back without its metadata.
+    # The graph itself shows the precision too, if it comes without metadata.
     import_onnx(target, tmp_path / "again.onnx", names=metadata.names)
     assert read_metadata(tmp_path / "again.onnx").precision == metadata.precision
 
@@ -156,15 +156,15 @@ def test_int8_finds_nearly_the_same(network: Path, data: Path, tmp_path: Path, d
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
     zeros = [constants[n.input[2]] for n in graph.node if n.op_type == "QuantizeLinear"]
     assert len(zeros) > 100
-    # TensorRT knows only signed numbers around zero.
+    # TensorRT supports only signed numbers around zero.
     assert all(zero.dtype == np.int8 and not zero.any() for zero in zeros) == (device == "tensorrt")
-    # The last convolutions are as they were.
+    # The last convolutions are unchanged.
     quantised = {out for n in graph.node if n.op_type == "DequantizeLinear" for out in n.output}
     plain = [n for n in graph.node if n.op_type == "Conv" and n.input[1] not in quantised]
     assert len(plain) == 3
 
 
-def test_the_command_refuses_what_loses_too_much(
+def test_command_refuses_int8_that_loses_too_much(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [str(BUNDLED), f"--repository={tmp_path}", f"--data={data}", "--imgsz=160"]
@@ -176,7 +176,7 @@ def test_the_command_refuses_what_loses_too_much(
     figures = [float(line.split("mAP50-95 ")[1].split(",")[0]) for line in (before, after)]
     lost = figures[0] - figures[1] > 0.005
     assert status == lost
-    assert ("--accept-loss installs it all the same" in shown.err) == lost
+    assert ("--accept-loss installs it anyway" in shown.err) == lost
     assert (tmp_path / "yolov5").exists() != lost
     assert build([*arguments, "--int8", "--accept-loss"]) == 0
     assert (tmp_path / "yolov5" / "config.pbtxt").exists()
@@ -191,7 +191,7 @@ def test_the_command_refuses_what_loses_too_much(
         (["--data=none.yaml"], "none.yaml cannot be read: No such file or directory."),
     ],
 )
-def test_flags_that_do_not_go_together(
+def test_incompatible_flags_are_refused(
     tmp_path: Path, arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert build([str(BUNDLED), *arguments, f"--repository={tmp_path}"]) == 1

@@ -23,9 +23,9 @@ from support import BUNDLED, SHARED
 from thresholds import Thresholds
 
 from yolov5_build import BuildError, load_checkpoint
-from yolov5_build import _names as names
+from yolov5_build import _contract as contract
 from yolov5_build._onnx_import import import_onnx
-from yolov5_build._photos import Pictures, example_images
+from yolov5_build.photos import PhotoLoader, example_images
 
 HEIGHT, WIDTH, ROWS = 128, 160, 1260
 LABELS = ["Platelets", "RBC", "WBC"]
@@ -47,7 +47,7 @@ def exported(batch: int, opset: int, open_size: bool) -> bytes:
         torch.onnx.export(
             network(),
             (torch.zeros(batch, 3, HEIGHT, WIDTH),),
-            target,  # type: ignore[arg-type]  # it takes a stream as well
+            target,  # type: ignore[arg-type]  # also takes a stream
             dynamo=False,
             opset_version=opset,
             input_names=["images"],
@@ -65,7 +65,7 @@ def export(batch: int = 1, opset: int = 12, open_size: bool = False) -> ModelPro
 
 
 def load(source: ModelProto | bytes, folder: Path, **options: Any) -> ModelProto:
-    """What `import_onnx` makes of it."""
+    """The result of `import_onnx`."""
     path, target = folder / "them.onnx", folder / "ours.onnx"
     path.write_bytes(source if isinstance(source, bytes) else source.SerializeToString())
     import_onnx(path, target, **options)
@@ -102,7 +102,7 @@ def metadata(model: ModelProto) -> dict[str, str]:
 def assert_answers(
     model: ModelProto, *counts: int, size: tuple[int, int] = (HEIGHT, WIDTH), limit: float = 1e-3
 ) -> None:
-    """It answers for so many photos at once as the network in PyTorch does."""
+    """For batches of these sizes, the model returns the rows of the network in PyTorch."""
     session = onnxruntime.InferenceSession(model.SerializeToString())
     for count in counts:
         photos = example_images(*size, count)
@@ -118,7 +118,7 @@ def assert_answers(
 
 
 def four_outputs() -> ModelProto:
-    """As releases 5.0 to 6.1 wrote them: the raw heads beside the decoded rows."""
+    """An export of releases 5.0 to 6.1, with the raw heads beside the decoded rows."""
     model = export()
     heads = [node.output[0] for node in model.graph.node if node.op_type == "Transpose"]
     assert len(heads) == 3
@@ -135,7 +135,7 @@ def unsorted() -> ModelProto:
 
 
 def weights_as_inputs() -> ModelProto:
-    """Version 3 of the format has every initializer among the inputs as well."""
+    """In version 3 of the format, every initializer is also an input."""
     model = export()
     model.ir_version = 3
     for tensor in (*model.graph.initializer, numpy_helper.from_array(np.zeros(2), "unused")):
@@ -170,7 +170,7 @@ def resize_to_sizes() -> ModelProto:
 
 
 def zeros_meant_as_such() -> ModelProto:
-    """As torch's newer exporter writes Reshape."""
+    """Reshape as torch's newer exporter writes it."""
     model = export(opset=17)
     for node in model.graph.node:
         if node.op_type == "Reshape":
@@ -180,7 +180,7 @@ def zeros_meant_as_such() -> ModelProto:
 
 
 def choice_of_branches() -> ModelProto:
-    """An `If` before all that its branches take from around it, and one of them unsorted."""
+    """An `If` before the nodes whose values its branches read; one branch is unsorted."""
     model = export()
     out = helper.make_tensor_value_info("out", TensorProto.FLOAT, None)
     steps = [("mid", "out"), ("output", "mid")]
@@ -248,7 +248,7 @@ def half_precision() -> ModelProto:
         (half_precision, 5e-2),
     ],
 )
-def test_an_export_becomes_ours(
+def test_export_is_converted_to_our_interface(
     make: Callable[[], ModelProto], limit: float, tmp_path: Path
 ) -> None:
     model = load(make(), tmp_path)
@@ -257,7 +257,7 @@ def test_an_export_becomes_ours(
         ("output0", TensorProto.FLOAT, ["batch", ROWS, 8]),
     ]
     said = metadata(model)
-    assert said.pop(names.PROVENANCE_KEY).startswith("From them.onnx, sha256 ")
+    assert said.pop(contract.PROVENANCE_KEY).startswith("From them.onnx, sha256 ")
     assert said == {
         "names": str(dict(enumerate(LABELS))),
         "stride": "32",
@@ -271,14 +271,14 @@ def test_an_export_becomes_ours(
     assert_answers(model, 1, 3, limit=limit)
 
 
-def test_a_network_for_any_size_stays_one(tmp_path: Path) -> None:
+def test_network_of_open_size_stays_open(tmp_path: Path) -> None:
     model = load(export(open_size=True), tmp_path, imgsz=(HEIGHT, WIDTH))
     assert ends(model) == [
         ("images", TensorProto.FLOAT, ["batch", 3, "height", "width"]),
         ("output0", TensorProto.FLOAT, ["batch", "rows", 8]),
     ]
     assert_answers(model, 2, size=(192, 96))
-    assert load(export(open_size=True), tmp_path) == model  # tried at 640x640, all the same
+    assert load(export(open_size=True), tmp_path) == model  # the same after a trial at 640x640
     assert "multiples of 32, not 100" in refusal_of_open((100, 640), tmp_path / "a")
     assert "at most 4096 a side" in refusal_of_open((4128, 640), tmp_path / "b")
 
@@ -288,7 +288,7 @@ def refusal_of_open(imgsz: tuple[int, int], folder: Path) -> str:
     return refusal(export(open_size=True), folder, imgsz=imgsz)
 
 
-def test_a_size_that_is_open_in_name_only_is_fixed(tmp_path: Path) -> None:
+def test_size_that_is_open_only_in_name_becomes_fixed(tmp_path: Path) -> None:
     for sides in ((2,), (2, 3)):
         model = export()
         for side in sides:
@@ -298,7 +298,7 @@ def test_a_size_that_is_open_in_name_only_is_fixed(tmp_path: Path) -> None:
         assert ends(model)[1][2] == ["batch", ROWS, 8]
 
 
-def test_another_size_than_the_fixed_one_is_refused(tmp_path: Path) -> None:
+def test_other_imgsz_than_the_fixed_one_is_refused(tmp_path: Path) -> None:
     assert refusal(export(), tmp_path, imgsz=(160, 128)) == (
         "takes images of 128x160 pixels (height x width) and cannot be set to 160x128;"
         " export it again at that size."
@@ -307,7 +307,7 @@ def test_another_size_than_the_fixed_one_is_refused(tmp_path: Path) -> None:
 
 
 def with_nodes(model: ModelProto, *nodes: tuple[str, Sequence[str], str]) -> ModelProto:
-    """More nodes behind the output."""
+    """Append nodes to the output."""
     for operator, inputs, output in nodes:
         model.graph.node.append(helper.make_node(operator, inputs, [output]))
     model.graph.output[0].name = nodes[-1][2]
@@ -320,8 +320,8 @@ def with_constant(model: ModelProto, name: str, *values: int) -> ModelProto:
     return model
 
 
-def test_a_network_for_single_images_says_so(tmp_path: Path) -> None:
-    # The first can only be run with one image, the second answers for each with the first one's.
+def test_network_for_single_images_gets_a_batch_limit(tmp_path: Path) -> None:
+    # The first can be run only with one image; the second returns the first image's rows for all.
     squeezed = with_nodes(export(), ("Squeeze", ["output"], "a"), ("Unsqueeze", ["a"], "b"))
     squeezed.graph.node[-2].attribute.append(helper.make_attribute("axes", [0]))
     squeezed.graph.node[-1].attribute.append(helper.make_attribute("axes", [0]))
@@ -333,12 +333,12 @@ def test_a_network_for_single_images_says_so(tmp_path: Path) -> None:
     )
     for model in (squeezed, mixed):
         model = load(model, tmp_path, imgsz=(HEIGHT, WIDTH))
-        assert metadata(model)[names.MAX_BATCH_KEY] == "1"
+        assert metadata(model)[contract.MAX_BATCH_KEY] == "1"
         assert ends(model)[0][2][0] == ends(model)[1][2][0] == "batch"
         assert_answers(model, 1)
 
 
-def test_a_batch_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
+def test_fixed_batch_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
     model = with_nodes(export(batch=4), ("Concat", ["four", "rest"], "s"))
     model.graph.node[-1].attribute.append(helper.make_attribute("axis", 0))
     with_constant(with_constant(model, "four", 4), "rest", ROWS, 8)
@@ -363,7 +363,7 @@ def test_a_batch_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
         '{"2": "c", "0": "a", "1": "b"}',
     ],
 )
-def test_class_names_in_the_metadata(text: str, tmp_path: Path) -> None:
+def test_class_names_are_read_from_the_metadata(text: str, tmp_path: Path) -> None:
     model = export()
     helper.set_model_props(model, {"names": text, "stride": "no number"})
     said = metadata(load(model, tmp_path))
@@ -390,7 +390,7 @@ def test_odd_class_names_become_lines_of_text(tmp_path: Path) -> None:
         ("{0: 'a', 1: 'b', 3: 'd'}", "not numbered from 0 without a gap"),
     ],
 )
-def test_class_names_that_are_none(text: str | None, sentence: str, tmp_path: Path) -> None:
+def test_invalid_class_names_are_refused(text: str | None, sentence: str, tmp_path: Path) -> None:
     model = export()
     helper.set_model_props(model, {} if text is None else {"names": text})
     assert sentence in refusal(model, tmp_path)
@@ -399,7 +399,7 @@ def test_class_names_that_are_none(text: str | None, sentence: str, tmp_path: Pa
     )
 
 
-def test_as_many_class_names_as_classes_must_be_given(tmp_path: Path) -> None:
+def test_given_class_names_must_match_the_classes(tmp_path: Path) -> None:
     sentence = "has 3 classes but 2 class names."
     assert refusal(export(), tmp_path, names=["a", "b"]) == sentence
 
@@ -417,16 +417,16 @@ def test_as_many_class_names_as_classes_must_be_given(tmp_path: Path) -> None:
             "is a Git LFS pointer and not the file itself, which `git lfs pull` fetches.",
         ),
         (b"hello", "is not an ONNX file."),
-        (b"\x1a\x00", "is not an ONNX file."),  # well-formed, and without a version
+        (b"\x1a\x00", "is not an ONNX file."),  # well-formed, but without a version
         (ModelProto(ir_version=8).SerializeToString(), "holds an empty graph."),
     ],
     ids=["empty", "lfs", "text", "version", "graph"],
 )
-def test_files_that_are_no_onnx(content: bytes, sentence: str, tmp_path: Path) -> None:
+def test_file_that_is_not_onnx_is_refused(content: bytes, sentence: str, tmp_path: Path) -> None:
     assert refusal(content, tmp_path) == sentence
 
 
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_file_is_refused(tmp_path: Path) -> None:
     for name, sentence in (
         ("none.onnx", "none.onnx cannot be read: No such file or directory."),
         (".", f"{tmp_path.name} cannot be read: Is a directory."),
@@ -448,7 +448,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         assert str(caught.value) == sentence
 
 
-def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+def test_damaged_file_is_refused(tmp_path: Path) -> None:
     whole = export().SerializeToString()
     cut_off = whole[: len(whole) // 2]
     short = export()
@@ -465,7 +465,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
         assert refusal(source, tmp_path) == "is cut off or damaged."
 
 
-def test_functions_that_call_each_other_into_the_billions_are_refused(tmp_path: Path) -> None:
+def test_functions_that_expand_to_billions_of_nodes_are_refused(tmp_path: Path) -> None:
     model = function_of_its_own()
     opset = [helper.make_opsetid("", 12), helper.make_opsetid("mine", 1)]
     for level in range(40):
@@ -482,7 +482,7 @@ def test_functions_that_call_each_other_into_the_billions_are_refused(tmp_path: 
 
 
 def beside(folder: Path, location: str = "them.data") -> ModelProto:
-    """The model with its weights in another file of the folder."""
+    """The model with external weights in the folder."""
     path = folder / "saved.onnx"
     model = export()
     onnx.save(model, path, save_as_external_data=True, location="them.data", size_threshold=0)
@@ -494,7 +494,7 @@ def beside(folder: Path, location: str = "them.data") -> ModelProto:
     return model
 
 
-def test_weights_in_another_file_are_brought_in(tmp_path: Path) -> None:
+def test_external_weights_are_embedded(tmp_path: Path) -> None:
     model = load(beside(tmp_path), tmp_path)
     (tmp_path / "them.data").unlink()
     assert_answers(model, 2)
@@ -504,7 +504,7 @@ def test_weights_in_another_file_are_brought_in(tmp_path: Path) -> None:
     assert_answers(load(model, tmp_path), 2)
 
 
-def test_weights_elsewhere_are_not_read(tmp_path: Path) -> None:
+def test_external_weights_outside_the_folder_are_not_read(tmp_path: Path) -> None:
     folder = tmp_path / "inside"
     folder.mkdir()
     missing = beside(folder)
@@ -533,7 +533,7 @@ def answering(
     kind: int = TensorProto.FLOAT,
     nodes: Sequence[onnx.NodeProto] = (),
 ) -> ModelProto:
-    """A network that gives the same whatever it sees: an array, or ones of a shape."""
+    """A network with constant outputs: given arrays, or ones of given shapes."""
     made = list(nodes)
     for name, answer in outputs.items():
         if isinstance(answer, np.ndarray):
@@ -587,7 +587,7 @@ RAW_SENTENCE = (
         ),
     ],
 )
-def test_another_kind_of_network_is_recognised(
+def test_other_kinds_of_network_are_recognised(
     outputs: dict[str, Sequence[int]], sentence: str, tmp_path: Path
 ) -> None:
     assert refusal(answering({**outputs}), tmp_path).startswith(sentence)
@@ -608,15 +608,15 @@ def test_another_kind_of_network_is_recognised(
         ((1, 3, 8192, 8192), TensorProto.FLOAT, "takes images of 8192x8192 pixels; at most 4096"),
     ],
 )
-def test_another_kind_of_input_is_refused(
+def test_other_kinds_of_input_are_refused(
     shape: Sequence[int], kind: int, sentence: str, tmp_path: Path
 ) -> None:
     assert refusal(answering({"a": (1, 25200, 85)}, shape, kind), tmp_path).startswith(sentence)
 
 
-def test_a_reduced_head_is_refused(tmp_path: Path) -> None:
+def test_reduced_head_is_refused(tmp_path: Path) -> None:
     model = answering({"output": (1, 25200, 6)})
-    helper.set_model_props(model, {names.HEAD_KEY: "reduced"})
+    helper.set_model_props(model, {contract.HEAD_KEY: "reduced"})
     assert refusal(model, tmp_path) == "has a 'reduced' head; only a full one is read."
 
 
@@ -627,7 +627,7 @@ def test_two_inputs_are_refused(tmp_path: Path) -> None:
 
 
 def rows(**columns: float) -> Array:
-    """Rows for 64x64 pixels and one class: centres all over the picture, and the columns given."""
+    """Rows for 64x64 pixels and one class: centres all over the picture, and the given columns."""
     made = np.full((1, 252, 6), 0.5, np.float32)
     made[0, :, 0] = made[0, :, 1] = np.linspace(4, 60, 252)
     made[0, :, 2:4] = 20
@@ -649,16 +649,18 @@ def rows(**columns: float) -> Array:
         (np.ones((1, 252, 6), np.int64), "answers with int64 instead of float32 or float16"),
     ],
 )
-def test_values_that_are_no_decoded_rows(answer: Array, sentence: str, tmp_path: Path) -> None:
+def test_values_that_cannot_be_decoded_rows_are_refused(
+    answer: Array, sentence: str, tmp_path: Path
+) -> None:
     shape = (1, 3, 64, 64)
     assert refusal(answering({"output": answer}, shape), tmp_path).startswith(sentence)
-    # The others are not to blame where one output is right.
+    # If one output is right, the others do not matter.
     options = {"imgsz": (64, 64), "names": ["a"]}
     model = load(answering({"wrong": answer, "right": rows()}, shape), tmp_path, **options)
     assert ends(model)[1][2] == ["batch", 252, 6]
 
 
-def test_what_onnx_runtime_cannot_load_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_network_that_onnx_runtime_cannot_load_is_refused_in_one_line(tmp_path: Path) -> None:
     for operator, domain, sentence in (
         ("Frobnicate", "", "cannot be loaded by ONNX Runtime: "),
         ("Grid", "TRT", "uses the operator 'TRT:Grid', which ONNX Runtime does not have."),
@@ -671,7 +673,7 @@ def test_what_onnx_runtime_cannot_load_is_refused_in_one_line(tmp_path: Path) ->
 
 
 # ---------------------------------------------------------------------------------------------
-# Files that strangers made
+# Third-party files
 
 MUTATE = """
 import random, sys
@@ -714,7 +716,7 @@ def test_mutated_files_are_read_or_refused(tmp_path: Path) -> None:
     assert refused > 15
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="other people's ONNX files are not at hand")
+@pytest.mark.skipif(not SHARED.exists(), reason="third-party ONNX files are not available")
 @pytest.mark.parametrize(
     "name, sentence",
     [
@@ -726,18 +728,18 @@ def test_mutated_files_are_read_or_refused(tmp_path: Path) -> None:
         ("empty_graph", "holds an empty graph."),
     ],
 )
-def test_other_peoples_files_that_are_refused(name: str, sentence: str, tmp_path: Path) -> None:
+def test_third_party_files_are_refused(name: str, sentence: str, tmp_path: Path) -> None:
     source = SHARED / "onnx" / f"{name}.onnx"
     with pytest.raises(BuildError) as caught:
         import_onnx(source, tmp_path / "ours.onnx")
     assert str(caught.value).startswith(f"{name}.onnx {sentence}")
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="other people's ONNX files are not at hand")
-def test_another_persons_export_finds_the_people_and_the_bus(tmp_path: Path) -> None:
+@pytest.mark.skipif(not SHARED.exists(), reason="third-party ONNX files are not available")
+def test_third_party_export_finds_the_people_and_the_bus(tmp_path: Path) -> None:
     source = SHARED / "onnx" / "third_party_yolov5n_fp16_unsorted.onnx"
     import_onnx(source, tmp_path / "ours.onnx")
-    photo, placement = Pictures(640, 640).prepare(SHARED / "photos" / "bus.jpg")
+    photo, placement = PhotoLoader(640, 640).load(SHARED / "photos" / "bus.jpg")
     session = onnxruntime.InferenceSession(tmp_path / "ours.onnx")
     (answer,) = session.run(["output0"], {"images": photo[None]})
     boxes, _, classes = detect(
@@ -751,4 +753,4 @@ def test_another_persons_export_finds_the_people_and_the_bus(tmp_path: Path) -> 
     assert (bus[2] - bus[0]) * (bus[3] - bus[1]) > 0.25 * 810 * 1080
     said = metadata(onnx.load(tmp_path / "ours.onnx"))
     assert said["names"].startswith("{0: 'person', 1: 'bicycle'")
-    assert said["stride"] == "32" and names.MAX_BATCH_KEY not in said
+    assert said["stride"] == "32" and contract.MAX_BATCH_KEY not in said

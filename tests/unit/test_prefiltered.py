@@ -24,7 +24,7 @@ from yolov5_build import (
     load_checkpoint,
 )
 from yolov5_build import __main__ as command
-from yolov5_build._photos import example_images
+from yolov5_build.photos import example_images
 
 Array = NDArray[Any]
 
@@ -89,7 +89,7 @@ def test_variant_that_answers_differently_is_refused(
     checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     full, prefiltered = exported(checkpoint, tmp_path, imgsz=64)
-    with pytest.raises(BuildError, match="prefiltered variant answers in another shape"):
+    with pytest.raises(BuildError, match="prefiltered variant returns rows of another shape"):
         export_prefiltered(checkpoint, prefiltered, full, imgsz=64, reduced_head=True)
     other = load_checkpoint(BUNDLED)
     other.network.head.anchors *= 1.01

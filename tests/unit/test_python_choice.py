@@ -1,4 +1,4 @@
-"""Which Python `make` takes (`build/python.sh`), with commands that stand in for others."""
+"""Which Python `make` uses (`build/python.sh`), tested with fake commands."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from support import ROOT
 
-# Utilities that the script needs, so that no other Python of this machine is on the PATH.
+# Utilities that the script needs; the PATH has nothing else, so no other Python.
 UTILITIES = ("sh", "dirname", "mkdir", "timeout", "cat", "ln", "rm")
-# One of another version: it does all but say that it fits.
+# A Python of another version: it works, but fails the check of its version.
 OTHER = """#!/bin/sh
 case "$2" in *version_info*) exit 1 ;; esac
 exec {python} "$@"
@@ -23,7 +23,7 @@ exec {python} "$@"
 """
 SHIM = "#!/bin/sh\nexit 127\n"
 FITTING = '#!/bin/sh\nexec {python} "$@"\n'
-# It records how it is called, and installs what it is told to.
+# A uv that records its calls, and installs a link.
 UV = """#!/bin/sh
 echo "$* BIN=$UV_PYTHON_INSTALL_BIN" >> {calls}
 case "$2" in
@@ -37,7 +37,7 @@ OFFLINE = '#!/bin/sh\necho "error: dns error" >&2\nexit 2\n'
 
 
 class Machine:
-    """A copy of the script, and a PATH of its own."""
+    """A copy of the script, with its own PATH."""
 
     def __init__(self, folder: Path) -> None:
         self.project = folder / "a checkout"
@@ -70,13 +70,13 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
-def test_python3_is_taken_if_it_fits(machine: Machine) -> None:
+def test_python3_is_chosen_if_it_fits(machine: Machine) -> None:
     machine.has("python3", FITTING)
     machine.has("python3.12", FITTING)
     assert machine.choose().stdout == "python3\n"
 
 
-def test_an_older_one_beside_a_new_python3_is_taken(machine: Machine) -> None:
+def test_older_python_beside_a_new_python3_is_chosen(machine: Machine) -> None:
     machine.has("python3", OTHER)
     machine.has("python3.12", SHIM)  # as pyenv has it
     machine.has("python3.11", WITHOUT_VENV)
@@ -85,7 +85,7 @@ def test_an_older_one_beside_a_new_python3_is_taken(machine: Machine) -> None:
     assert (found.stdout, found.stderr) == ("python3.10\n", "")
 
 
-def test_the_named_one_wins(machine: Machine) -> None:
+def test_named_python_is_chosen(machine: Machine) -> None:
     machine.has("python3", FITTING)
     machine.has("python3.11", FITTING)
     machine.has("python3.13", OTHER)
@@ -97,14 +97,14 @@ def test_the_named_one_wins(machine: Machine) -> None:
     )
 
 
-def test_a_missing_venv_module_is_named(machine: Machine) -> None:
+def test_missing_venv_module_is_named(machine: Machine) -> None:
     machine.has("python3", WITHOUT_VENV)
     for found in (machine.choose(), machine.choose("python3")):
         assert (found.returncode, found.stdout) == (1, "")
         assert found.stderr.startswith("error: Python's venv module is missing; on Debian")
 
 
-def test_uv_fetches_one_where_none_fits(machine: Machine) -> None:
+def test_uv_fetches_python_if_none_fits(machine: Machine) -> None:
     machine.has("python3", OTHER)
     machine.has("uv", UV)
     found = machine.choose()
@@ -120,7 +120,7 @@ def test_uv_fetches_one_where_none_fits(machine: Machine) -> None:
     assert (again.stdout, again.stderr) == (found.stdout, "")
 
 
-def test_a_python_that_cannot_be_fetched_is_one_sentence(machine: Machine) -> None:
+def test_failed_fetch_is_one_sentence(machine: Machine) -> None:
     machine.has("python3", OTHER)
     machine.has("uv", OFFLINE)
     found = machine.choose()
@@ -132,7 +132,7 @@ def test_a_python_that_cannot_be_fetched_is_one_sentence(machine: Machine) -> No
     assert "dns error" in (machine.project / ".uv" / "log").read_text()
 
 
-def test_no_python_at_all_is_one_sentence(machine: Machine) -> None:
+def test_missing_python_is_one_sentence(machine: Machine) -> None:
     found = machine.choose()
     assert found.returncode == 1
     assert "Traceback" not in found.stderr
@@ -147,7 +147,7 @@ def test_uv_is_pinned_with_its_hashes() -> None:
 
 @pytest.mark.slow
 def test_uv_comes_from_the_package_index(machine: Machine) -> None:
-    """The real one, which then finds no CPython: its list of them is empty."""
+    """The real uv, which then finds no CPython, as its list of downloads is empty."""
     machine.has("python3", OTHER)
     empty = machine.project / "downloads.json"
     empty.write_text("{}")
@@ -169,7 +169,7 @@ def make(*arguments: str, **environment: str) -> str:
     return lines.splitlines()[-1]
 
 
-def test_the_environment_does_not_set_the_variables_of_make() -> None:
+def test_environment_does_not_set_variables_of_make() -> None:
     names = (
         *("HOST", "HTTP_PORT", "GRPC_PORT", "METRICS_PORT", "HEALTH_PORT", "GATEWAY_PORT"),
         *("PRECISION", "SERVER", "SOURCE", "WEIGHTS", "DATA", "ARGS", "PYTHON", "VENV", "PY"),
@@ -190,7 +190,7 @@ def test_the_environment_does_not_set_the_variables_of_make() -> None:
     assert "--host '0.0.0.0'" in make("serve", "HOST=0.0.0.0", **others)
 
 
-def test_blanks_and_quotes_in_a_variable_stay_one_word(tmp_path: Path) -> None:
+def test_spaces_and_quotes_in_a_variable_stay_one_word(tmp_path: Path) -> None:
     source = 'my "photos" & it\'s $HOME;`x`.jpg'
     line = make("detect", f"SOURCE={source}")
     words = subprocess.run(

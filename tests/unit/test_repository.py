@@ -17,7 +17,7 @@ from support import REPOSITORY, ROOT
 from thresholds import Thresholds
 from tritonclient.grpc import model_config_pb2
 
-from yolov5_build import _names as build_names
+from yolov5_build import _contract as build_names
 from yolov5_client import _contract as client_names
 
 MODELS = ("preprocess", "yolov5", "postprocess", "yolov5_ensemble")

@@ -22,7 +22,7 @@ def saved(tmp_path: Path) -> Path:
     return path
 
 
-def test_it_is_the_same_network(saved: Path) -> None:
+def test_saved_network_computes_the_same(saved: Path) -> None:
     original, read = load_checkpoint(BUNDLED), load_safetensors(saved)
     assert (read.names, read.stride) == (original.names, original.stride)
     images = torch.rand((2, 3, 64, 96), generator=torch.Generator().manual_seed(0))
@@ -59,12 +59,12 @@ def changed(path: Path, change: Callable[[dict[str, Any], dict[str, torch.Tensor
     ],
     ids=["missing", "shape", "layer", "hooks", "method", "children", "names", "network"],
 )
-def test_a_description_that_does_not_fit_is_refused(saved: Path, change: Any) -> None:
+def test_description_that_does_not_fit_is_refused(saved: Path, change: Any) -> None:
     with pytest.raises(BuildError, match=r"^best\.safetensors (is|has) "):
         load_safetensors(changed(saved, change))
 
 
-def test_files_that_are_none(tmp_path: Path) -> None:
+def test_other_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "best.safetensors"
     with pytest.raises(BuildError, match="cannot be read: No such file"):
         load_safetensors(path)
@@ -76,7 +76,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         load_safetensors(path)
 
 
-def test_the_command_writes_it_and_installs_nothing(tmp_path: Path) -> None:
+def test_save_option_writes_the_file_and_installs_nothing(tmp_path: Path) -> None:
     path = tmp_path / "shared.safetensors"
     repository = tmp_path / "repository"
     repository.mkdir()

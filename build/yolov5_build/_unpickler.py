@@ -1,8 +1,8 @@
-"""The file format of a checkpoint: a zip with a pickle and one raw member for each tensor's memory.
+"""A restricted unpickler for checkpoints: zips with a pickle and a raw member for each storage.
 
-A pickle is a program. This one is run by an unpickler that knows an explicit list of names, refuses
-every other, minds what each instruction acts on, and checks every tensor against the bytes that are
-really there, so that a file can ask neither for code nor for memory that it does not bring along.
+A pickle is a program. This unpickler accepts an explicit list of names, checks the object that each
+instruction acts on, and compares every tensor with the bytes in the file. A file can therefore run
+no code, and can use no more memory than it has bytes for.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from torch import Tensor, nn
 
 from . import layers
 from ._errors import BuildError
-from ._stand_ins import STAND_INS, Ignored, load_type
+from ._placeholders import PLACEHOLDERS, Ignored, load_type
 
-# The largest official one (yolov5x6) has 283 MB; the pickle of the bundled one has 87 kB, 36,000
-# instructions, and 364 members beside it in the zip.
+# The largest official checkpoint (yolov5x6) has 283 MB. The bundled one has a pickle of 87 kB with
+# 36,000 instructions, and 364 other members in the zip.
 MAX_FILE_BYTES = 2 << 30
 MAX_PICKLE_BYTES = 8 << 20
 MAX_INSTRUCTIONS = 1_000_000
-MAX_DIRECTORY_BYTES = 4 << 20  # of the zip
+MAX_DIRECTORY_BYTES = 4 << 20  # of the zip's central directory
 MAX_DIMENSIONS = 8
-# Objects within objects, and how many there are when a shared one counts in each of its places:
-# the bundled checkpoint has 15 levels and 4,485 places.
+# Levels of nesting, and the number of objects if a shared one is counted everywhere it occurs: the
+# bundled checkpoint has 15 levels and 4,485 places.
 MAX_DEPTH = 100
 MAX_PLACES = 1_000_000
 
-# What a pickle of containers, numbers, texts and objects needs, in protocols 2 to 5.
+# The instructions that containers, numbers, texts and objects need, in protocols 2 to 5.
 _OPCODES = frozenset(
     opcode
     for line in (
@@ -66,7 +66,7 @@ _DTYPES = {
 }
 
 
-# How files begin that are taken for a checkpoint, and what is the matter with them.
+# The first bytes of files that are often taken for a checkpoint, and what they are.
 _BEGINNINGS = {
     b"version https://git-lfs": (
         "is not a YOLOv5 checkpoint but a Git LFS pointer to one; `git lfs pull` fetches the file"
@@ -76,7 +76,7 @@ _BEGINNINGS = {
     ),
 }
 
-# Names that tell what the checkpoint is instead.
+# Names that identify another kind of network.
 _OTHER_KINDS = {
     "models.common.Classify": "is a classifier, not a detection network",
     "models.yolo.ClassificationModel": "is a classifier, not a detection network",
@@ -89,18 +89,18 @@ _NONE = type(None)
 
 
 class UnknownNameError(pickle.UnpicklingError):
-    """The pickle names something that is not on the list."""
+    """The pickle names something that is not on the list of known names."""
 
 
 class DamagedError(Exception):
-    """The file does not keep to its own format."""
+    """The file violates its own format."""
 
 
-def read_archive(path: Path) -> object:
-    """The object that the checkpoint holds, made of known classes only.
+def unpickle(path: Path) -> object:
+    """Read the object in a checkpoint, made of known classes only.
 
     Raises:
-        BuildError: not a checkpoint, damaged, or one that names something unknown.
+        BuildError: the file is not a checkpoint, is damaged, or names an unknown class.
     """
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
@@ -121,7 +121,7 @@ def read_archive(path: Path) -> object:
         raise BuildError(f"{path.name} cannot be read: {error.strerror or error}.") from None
     except BuildError:
         raise
-    except Exception:  # whatever a damaged pickle makes the unpickler stumble over
+    except Exception:  # a damaged pickle can raise anything
         raise BuildError(f"{path.name} is not a YOLOv5 checkpoint, or is damaged.") from None
 
 
@@ -138,7 +138,7 @@ def _refusal(name: str) -> str:
 
 
 def _check_directory(path: Path) -> None:
-    """Look at the size of the zip's directory; `zipfile` makes an object of each entry."""
+    """Check the size of the zip's directory, since `zipfile` creates an object for each entry."""
     with path.open("rb") as file:
         end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
     if end and end[zipfile._ECD_SIZE] > MAX_DIRECTORY_BYTES:  # type: ignore[attr-defined]
@@ -157,8 +157,8 @@ def _read(archive: zipfile.ZipFile, path: Path) -> object:
             "ONNX export."
         )
     for name, info in members.items():
-        # torch stores its members as they are: one that is compressed is not torch's, and can
-        # be a thousand times what it seems.
+        # torch does not compress members. A compressed one comes from elsewhere, and can expand
+        # a thousandfold.
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
             raise DamagedError("a compressed member")
         if not name.startswith(folder) or ".." in name.split("/"):
@@ -176,13 +176,14 @@ class _StorageType:
 
 
 class _Unpickler(pickle._Unpickler):
-    """Python's own in Python, since that in C lets a file call and change whatever it has made.
+    """Python's unpickler with checks; the one written in Python, as that in C cannot be changed.
 
-    A layer is callable and a tensor has methods, with which a small file could ask for any memory.
-    Here only known functions are called, and only containers and empty objects are filled.
+    The standard unpickler lets a file call and modify any object that it has created. A layer is
+    callable and a tensor has methods, so a small file could allocate any amount of memory. This
+    one calls only known functions, and fills only containers and empty objects.
     """
 
-    stack: list[Any]  # of pickle._Unpickler, as are these
+    stack: list[Any]  # declared in pickle._Unpickler, like the next three
     metastack: list[list[Any]]
     append: Callable[[Any], None]
     dispatch: ClassVar[dict[int, Any]]
@@ -194,11 +195,11 @@ class _Unpickler(pickle._Unpickler):
         self._archive = archive
         self._folder = folder
         self._storages: dict[str, Tensor] = {}
-        # Entries that may be copied from one container to another: each is in the pickle once.
+        # How many entries may still be copied between containers; each is in the pickle once.
         self._copies = len(data)
 
     def find_class(self, module: str, name: str) -> Any:
-        # Protocol 2 has the module name of Python 2; a package of YOLOv5 puts its own in front.
+        # Protocol 2 uses the module names of Python 2; the pip package of YOLOv5 adds a prefix.
         plain = "builtins" if module == "__builtin__" else module.removeprefix("yolov5.")
         known = _KNOWN.get(f"{plain}.{name}")
         if known is None:
@@ -206,16 +207,19 @@ class _Unpickler(pickle._Unpickler):
         return known
 
     def _check_keys(self, keys: Iterable[Any]) -> None:
-        """Let only keys be hashed that take no time: the hash of a tuple visits all that is in it,
-        2^60 places where each of 60 tuples holds the one before it twice. Whole numbers are hashed
-        modulo 2^61 - 1, so that larger ones can all collide."""
+        """Allow only keys that are hashed in constant time.
+
+        Hashing a tuple visits everything in it, which takes 2^60 steps if each of 60 tuples holds
+        the previous one twice. Integers are hashed modulo 2^61 - 1, so larger ones can collide.
+        """
         for key in keys:
             if isinstance(key, int) and abs(key) >> 60:
                 raise DamagedError("a huge number as a key")
             if not isinstance(key, (str, int, float, bytes, type, Ignored, _NONE)):
                 raise DamagedError("a key of an unusual kind")
 
-    def _count(self, *copied: Any) -> None:
+    def _limit_copies(self, *copied: Any) -> None:
+        """Limit how many entries are copied: a few bytes of pickle can copy a large container."""
         sized = (list, tuple, dict, set, frozenset)
         self._copies -= sum(len(one) for one in copied if isinstance(one, sized))
         if self._copies < 0:
@@ -225,7 +229,7 @@ class _Unpickler(pickle._Unpickler):
         arguments, function = self.stack.pop(), self.stack.pop()
         if not any(function is known for known in _CALLED):
             raise DamagedError("a call of something else than a name")
-        self._count(arguments, *arguments)
+        self._limit_copies(arguments, *arguments)
         if function in (dict, OrderedDict):
             for pairs in arguments:
                 self._check_keys(pairs if isinstance(pairs, dict) else (pair[0] for pair in pairs))
@@ -242,15 +246,15 @@ class _Unpickler(pickle._Unpickler):
     def _build(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, nn.Module):
-            self._count(state)
-            # A network that was saved after it was fused has other methods in place of these.
+            self._limit_copies(state)
+            # A network that was fused before it was saved has methods of its own in `forward`.
             state.pop("forward", None)
             target.__setstate__(state)  # type: ignore[no-untyped-call]
-        elif not isinstance(target, (Ignored, OrderedDict)):  # whose notes do not matter
+        elif not isinstance(target, (Ignored, OrderedDict)):  # attributes of these are dropped
             raise DamagedError("an object of another kind")
 
     def persistent_load(self, pid: Any) -> Tensor:
-        """The memory of a tensor, as a tensor of one dimension."""
+        """The storage of a tensor, as a tensor of one dimension."""
         kind, storage_type, key, _, count = pid
         known = isinstance(storage_type, _StorageType) and isinstance(key, str)
         if kind != "storage" or not known:
@@ -270,12 +274,12 @@ class _Unpickler(pickle._Unpickler):
 def _filling(
     opcode: int, kind: type | None, depth: int | None, keys: slice | None
 ) -> Callable[[_Unpickler], None]:
-    """An instruction that makes or fills a container.
+    """A checked form of an instruction that creates or fills a container.
 
     Args:
-        kind: of the container that is filled, None where a new one is made.
-        depth: how deep on the stack that container lies, None for right below the mark.
-        keys: which entries of the stack it hashes.
+        kind: type of the container that is filled, None if a new one is created.
+        depth: position of that container from the top of the stack, None for right below the mark.
+        keys: the entries of the stack that are hashed.
     """
     fill: Callable[[Any], None] = pickle._Unpickler.dispatch[opcode]
 
@@ -312,8 +316,11 @@ _Unpickler.dispatch = {
 
 
 def _check_opcodes(data: bytes) -> None:
-    """Look through the program before it runs: every length must be of bytes that are there, and
-    no entry of the memo further out than the program is long, as both are allocated on sight."""
+    """Check the program before it runs.
+
+    The unpickler allocates whatever length and memo index an instruction states. A length must
+    therefore be that of bytes in the file, and an index less than the length of the program.
+    """
     for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
         if count >= MAX_INSTRUCTIONS:
             raise DamagedError("a huge program")
@@ -324,8 +331,8 @@ def _check_opcodes(data: bytes) -> None:
 
 
 def _check_nesting(content: object) -> None:
-    """Refuse what is nested deeply, what holds itself, and what is shared in so many places that
-    visiting each of them does not come to an end."""
+    """Refuse deep nesting, objects that contain themselves, and objects in so many places
+    that a traversal would not end."""
     depths: dict[int, int] = {}
     places: dict[int, int] = {}
     todo: list[tuple[object, list[object] | None]] = [(content, None)]
@@ -333,7 +340,7 @@ def _check_nesting(content: object) -> None:
         part, inner = todo.pop()
         if inner is None:
             if id(part) in places:
-                if not places[id(part)]:  # begun and not finished: `part` is within itself
+                if not places[id(part)]:  # begun but not finished: `part` contains itself
                     raise DamagedError("an object within itself")
                 continue
             places[id(part)] = 0
@@ -348,7 +355,7 @@ def _check_nesting(content: object) -> None:
 
 
 def _inner(part: object) -> list[object]:
-    """The containers and layers in an object of the file."""
+    """The containers and layers that an object of the file refers to."""
     if isinstance(part, dict):
         held: Iterable[object] = part.values()
     elif isinstance(part, (list, tuple)):
@@ -358,14 +365,14 @@ def _inner(part: object) -> list[object]:
     else:
         held = ()
     kinds = (dict, list, tuple, nn.Module)
-    # The wrapper of PyTorch Hub keeps its own `self`.
+    # The wrapper of PyTorch Hub has itself as an attribute, `self`.
     return [other for other in held if isinstance(other, kinds) and other is not part]
 
 
 def _tensor(
     memory: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
 ) -> Tensor:
-    """A tensor that lies wholly in its memory and uses no element of it twice."""
+    """A view of a storage, checked to lie within it and to have no more elements than it."""
     if len(size) > MAX_DIMENSIONS or len(size) != len(stride):
         raise DamagedError("an unusual number of dimensions")
     if min((offset, *size, *stride)) < 0:
@@ -383,7 +390,7 @@ def _parameter(data: Tensor, *_: Any) -> nn.Parameter:
 
 _KNOWN: dict[str, Any] = {
     **layers.LAYERS,
-    **STAND_INS,
+    **PLACEHOLDERS,
     **{name: _StorageType(dtype) for name, dtype in _DTYPES.items()},
     "collections.OrderedDict": OrderedDict,
     "torch.Size": tuple,

@@ -1,9 +1,8 @@
-"""Harmless stand-ins for names in a checkpoint that are no layers.
+"""Harmless placeholders for names in a checkpoint that are not layers.
 
-A trainer leaves its own numbers and notes beside the network: a NumPy score, the path of a file,
-its options, types written by the `dill` library. None of them matters here, so that the names are
-known but lead to nothing: the objects made under them are empty, and what they were made of or
-filled with is dropped.
+A trainer stores its own data beside the network: a NumPy score, the path of a file, its options,
+types written by the `dill` library. None of them is needed here. The unpickler therefore accepts
+their names but maps them to an empty class, which drops its arguments and state.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import Any
 
 
 class Ignored:
-    """Stands for an object that is of no use here."""
+    """An empty object in place of one that is not needed."""
 
     def __new__(cls, *arguments: Any, **named: Any) -> Ignored:
         return super().__new__(cls)
@@ -20,12 +19,12 @@ class Ignored:
     def ignore(self, *arguments: Any) -> None:
         pass
 
-    # All that an unpickler does to an object.
+    # All operations that an unpickler applies to an object.
     __setstate__ = __setitem__ = append = extend = add = ignore
 
 
 def load_type(name: object) -> Any:
-    """`dill` writes a builtin type as a call that looks it up by name: here, a plain container."""
+    """The container of this name, else `Ignored`; `dill` writes builtin types as such calls."""
     types = {"set": set, "dict": dict, "list": list, "tuple": tuple}
     return types.get(name, Ignored) if isinstance(name, str) else Ignored
 
@@ -35,13 +34,13 @@ _IGNORED = {
     "argparse": "Namespace",
     "collections": "Counter defaultdict deque",
     "datetime": "date datetime time timedelta timezone",
-    # `getattr` is how the methods are written that fusing leaves in a layer, `range` is in a `Sum`;
-    # long, unicode, xrange are int, str, range in pickles of protocol 2.
+    # Fusing leaves methods in a layer, which are pickled as `getattr`; a `Sum` holds a `range`. In
+    # protocol 2, int, str and range are called long, unicode and xrange.
     "builtins": (
         "bool bytearray bytes complex float frozenset getattr int long object range slice str "
         "type unicode xrange"
     ),
-    # What the wrapper of PyTorch Hub keeps of its constructor.
+    # Attributes that the wrapper of PyTorch Hub keeps from its constructor.
     "models.experimental": "attempt_download attempt_load",
     "utils.downloads": "attempt_download",
     **dict.fromkeys(("numpy.core.multiarray", "numpy._core.multiarray"), "_reconstruct scalar"),
@@ -58,7 +57,7 @@ _IGNORED = {
     "types": "SimpleNamespace",
 }
 
-STAND_INS: dict[str, Any] = {
+PLACEHOLDERS: dict[str, Any] = {
     "builtins.set": set,
     "builtins.dict": dict,
     "builtins.list": list,

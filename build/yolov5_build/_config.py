@@ -1,0 +1,164 @@
+"""The text of a network's configurations: one for any Triton, others for the embedded server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from . import _contract as contract
+from .metadata import Metadata
+
+# Placeholders in capitals, here and in the parts below, are names of `_contract`; the others are
+# values of the network.
+_TEMPLATE = Path(__file__).with_name("config.pbtxt")
+_COLUMNS = {
+    contract.FULL: "objectness, one score for each line of labels.txt.",
+    contract.REDUCED: "the best class's score, its line in labels.txt.",
+}
+_OPEN_SIZE = """
+# Largest height and width of the input, and the stride that both are multiples of.
+parameters { key: "$IMGSZ_KEY" value: { string_value: "$height $width" } }
+parameters { key: "$STRIDE_KEY" value: { string_value: "$stride" } }
+"""
+_NORMALISED = """# RGB 0..1, letterboxed.
+  { name: "$INPUT" data_type: TYPE_FP32 dims: [ $dims ] }"""
+_COMPACT = """# RGB 0..1, letterboxed; or the same as 0..255, in a quarter of the bytes.
+  { name: "$INPUT" data_type: TYPE_FP32 dims: [ $dims ] optional: true },
+  { name: "$PIXELS" data_type: TYPE_UINT8 dims: [ $dims ] optional: true },
+  # The first of the five is conf_thres; rows with an objectness of at most that are left out.
+  { name: "$NMS" data_type: TYPE_FP32 dims: [ 5 ] optional: true }"""
+_PREFILTERED = """\
+# Requests with pixels and nms run on this variant of the network, which decodes only their rows.
+parameters { key: "$PREFILTERED_KEY" value: { string_value: "$PREFILTERED_FILE" } }
+
+"""
+_ONNX_RUNTIME = """# Threads for each image; 0 leaves the choice to the backend.
+parameters { key: "intra_op_thread_count" value: { string_value: "0" } }"""
+# One image for the warm-up; of the thresholds, only conf_thres is read.
+_IMAGE = """
+      key: "$INPUT"
+      value: { data_type: TYPE_FP32 dims: [ 3, $height, $width ] random_data: true }"""
+_COMPACT_IMAGE = """
+      key: "$PIXELS"
+      value: { data_type: TYPE_UINT8 dims: [ 3, $height, $width ] random_data: true }
+    }
+    inputs {
+      key: "$NMS"
+      value: { data_type: TYPE_FP32 dims: [ 5 ] zero_data: true }"""
+_OPENVINO_BF16 = """# The parameter of Triton's own OpenVINO backend.
+parameters { key: "HINT_BF16" value: { string_value: "YES" } }"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """The facts that a network's configurations state.
+
+    Attributes:
+        metadata: of its ONNX file.
+        letterbox: one of `LETTERBOX_MODES`; `rect` leaves height and width open.
+        height, width: of the input in pixels; with `rect` the largest.
+        rows: of the output, None if they follow from the size of the input.
+        columns: of the output.
+        max_batch_size: images in a batch.
+    """
+
+    metadata: Metadata
+    letterbox: str
+    height: int
+    width: int
+    rows: int | None
+    columns: int
+    max_batch_size: int
+
+
+def config_texts(network: NetworkConfig, *, bf16: bool, prefiltered: bool) -> dict[str, str]:
+    """The text of each configuration, by the name of its file.
+
+    Args:
+        bf16: include the configuration with which the embedded server computes in BF16.
+        prefiltered: name the prefiltered variant in the embedded server's FP32 configuration.
+    """
+    precision = network.metadata.precision
+    portable = _render(
+        network,
+        backend=contract.ONNX_RUNTIME_BACKEND,
+        precision=precision,
+        inputs=_NORMALISED,
+        image=_IMAGE,
+        runtime=_ONNX_RUNTIME,
+        rows=network.rows or -1,
+    )
+    texts = {
+        contract.CONFIG_FILE: portable,
+        contract.EMBEDDED_CONFIG_FILE: _render_compact(
+            network,
+            backend=contract.ONNX_RUNTIME_BACKEND,
+            precision=precision,
+            runtime=_PREFILTERED + _ONNX_RUNTIME if prefiltered else _ONNX_RUNTIME,
+        ),
+    }
+    if bf16:
+        texts[contract.EMBEDDED_BF16_CONFIG_FILE] = _render_compact(
+            network,
+            backend=contract.OPENVINO_BACKEND,
+            precision=contract.BF16,
+            runtime=_OPENVINO_BF16,
+        )
+    return texts
+
+
+def _render_compact(network: NetworkConfig, *, backend: str, precision: str, runtime: str) -> str:
+    """A configuration for the embedded server: bytes in, and only the rows over conf_thres out."""
+    return _render(
+        network,
+        backend=backend,
+        precision=precision,
+        inputs=_COMPACT,
+        image=_COMPACT_IMAGE,
+        runtime=runtime,
+        rows=-1,
+    )
+
+
+def _render(
+    network: NetworkConfig,
+    *,
+    backend: str,
+    precision: str,
+    inputs: str,
+    image: str,
+    runtime: str,
+    rows: int,
+) -> str:
+    """Fill in the template, and check that Triton can parse the result."""
+    metadata, rect = network.metadata, network.letterbox == contract.RECT
+    values = {
+        **{name: value for name, value in vars(contract).items() if name.isupper()},
+        "provenance": metadata.provenance,
+        "backend": backend,
+        "precision": precision,
+        "max_batch_size": network.max_batch_size,
+        "dims": "3, -1, -1" if rect else f"3, {network.height}, {network.width}",
+        "height": network.height,
+        "width": network.width,
+        "stride": metadata.stride,
+        "letterbox": network.letterbox,
+        "head": metadata.head,
+        "source": metadata.source,
+        "columns_are": f"cx, cy, w, h in model pixels, {_COLUMNS[metadata.head]}",
+        "output_dims": f"{rows}, {network.columns}",
+    }
+    parts = {
+        "inputs": inputs,
+        "open_size": _OPEN_SIZE if rect else "",
+        "runtime": runtime,
+        "image": image,
+    }
+    rendered = {name: Template(part).substitute(values) for name, part in parts.items()}
+    text = Template(_TEMPLATE.read_text("utf-8")).substitute(values, **rendered)
+    text_format.Parse(text, model_config_pb2.ModelConfig())
+    return text

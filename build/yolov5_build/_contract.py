@@ -1,0 +1,63 @@
+"""Names and values that the served network's files share with the programs that read them.
+
+The configurations of `yolov5/` are made of these. `tests/unit/test_repository.py` compares them
+with those of the steps and of the ensemble.
+"""
+
+MODEL = "yolov5"
+ENSEMBLE = "yolov5_ensemble"
+
+# Tensors of the network.
+INPUT = "images"  # [B,3,H,W] FP32, RGB 0..1
+PIXELS = "pixels"  # the same as UINT8, 0..255
+NMS = "nms"  # [B,5] FP32, conf_thres first
+OUTPUT = "output0"  # [B,N,5+C] FP32
+
+# Files of the network, in its folder or in that of its version.
+CONFIG_FILE = "config.pbtxt"
+# The embedded server reads one of these in its place when it runs the network on a CPU. The second
+# exists only if BF16 was measured to keep the mAP.
+EMBEDDED_CONFIG_FILE = "configs/embedded.pbtxt"
+EMBEDDED_BF16_CONFIG_FILE = "configs/embedded-bf16.pbtxt"
+LABELS_FILE = "labels.txt"
+WEIGHTS_FILE = "model.onnx"
+PREFILTERED_FILE = "prefiltered.onnx"  # see `_prefiltered`
+PLAN_FILE = "model.plan"
+
+ONNX_RUNTIME_BACKEND = "onnxruntime"
+OPENVINO_BACKEND = "openvino"
+
+DEFAULT_SIZE = (640, 640)  # height and width of a network that leaves them open
+
+# How preprocess fits a picture into the input.
+SQUARE, RECT, STRETCH = "square", "rect", "stretch"
+LETTERBOX_MODES = (SQUARE, RECT, STRETCH)
+
+# What the rows hold: a score for each class, or only the best class.
+FULL, REDUCED = "full", "reduced"
+HEADS = (FULL, REDUCED)
+
+# What a file computes in. TensorRT takes INT8 only as signed numbers around zero.
+FP32, FP16, INT8, INT8_SYMMETRIC = "fp32", "fp16", "int8", "int8-symmetric"
+PRECISIONS = (FP32, FP16, INT8, INT8_SYMMETRIC)
+BF16 = "bf16"  # chosen by the runtime, for a file in FP32
+
+# What a network was made of: a checkpoint leaves the choice of precision, an ONNX file has its own.
+FROM_CHECKPOINT, FROM_ONNX = "checkpoint", "onnx"
+SOURCES = (FROM_CHECKPOINT, FROM_ONNX)
+
+# Keys of an ONNX file's metadata; the first two are those of YOLOv5's own exporter. The
+# configuration has parameters of the same names for stride, head, precision and source.
+NAMES_KEY = "names"
+STRIDE_KEY = "stride"
+HEAD_KEY = "head"
+PRECISION_KEY = "precision"
+PROVENANCE_KEY = "provenance"
+SOURCE_KEY = "source"
+MAX_BATCH_KEY = "max_batch_size"  # only if it is less than the repository's usual one
+FULL_KEY = "full_sha256"  # of a prefiltered variant: the file that it was made from
+
+# Parameters of the configuration alone.
+PREFILTERED_KEY = "prefiltered"
+LETTERBOX_KEY = "letterbox"
+IMGSZ_KEY = "imgsz"  # the largest height and width, if the network leaves them open

@@ -1,0 +1,51 @@
+"""The metadata of an ONNX file that this tool wrote."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from . import _contract as contract
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metadata:
+    """The metadata of an ONNX file.
+
+    Attributes:
+        names: class names, index = class.
+        stride: height and width must be multiples of it, in pixels.
+        head: one of `HEADS`.
+        precision: one of `PRECISIONS`.
+        provenance: where the network comes from, in one line.
+        source: one of `SOURCES`.
+        max_batch_size: images in a batch, None for the repository's default.
+    """
+
+    names: tuple[str, ...]
+    stride: int
+    head: str
+    precision: str
+    provenance: str
+    source: str = contract.FROM_CHECKPOINT
+    max_batch_size: int | None
+
+
+def read_metadata(model: onnx.ModelProto | Path) -> Metadata:
+    """Read the metadata of a file that `export_onnx`, `import_onnx` or `quantise` wrote."""
+    if isinstance(model, Path):
+        model = onnx.load(model, load_external_data=False)
+    entries = {entry.key: entry.value for entry in model.metadata_props}
+    limit = entries.get(contract.MAX_BATCH_KEY)
+    return Metadata(
+        names=tuple(ast.literal_eval(entries[contract.NAMES_KEY]).values()),
+        stride=int(entries[contract.STRIDE_KEY]),
+        head=entries[contract.HEAD_KEY],
+        precision=entries[contract.PRECISION_KEY],
+        provenance=" ".join(entries[contract.PROVENANCE_KEY].split()),
+        source=entries.get(contract.SOURCE_KEY, contract.FROM_CHECKPOINT),
+        max_batch_size=int(limit) if limit else None,
+    )
