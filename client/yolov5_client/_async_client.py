@@ -21,7 +21,7 @@ from typing import Any, Literal, Protocol, cast, overload
 
 from . import _wire
 from ._client import STATUS_TIMEOUT, http_module
-from ._connection import TLS, Connection, Patience
+from ._connection import TLS, Backoff, Connection
 from ._detections import Detections
 from ._errors import UnavailableError, YoloClientError
 from ._status import ServerStatus
@@ -167,12 +167,12 @@ class AsyncClient:
     async def _answer(self, image: AsyncImage, parameters: Mapping[str, Any]) -> Detections:
         async with self._slots:
             encoded = await _read(image)
-            patience = iter(Patience(self._connection.retry_for))
+            backoff = iter(Backoff(self._connection.retry_for))
             while True:
                 try:
                     return _wire.detections(await self._transport.infer(encoded, parameters))
                 except UnavailableError:
-                    delay = next(patience, None)
+                    delay = next(backoff, None)
                     if delay is None:
                         raise
                     await asyncio.sleep(delay)

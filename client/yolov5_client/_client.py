@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Literal, Protocol, cast, overload
 
 from . import _wire
-from ._connection import TLS, Connection, Patience
+from ._connection import TLS, Backoff, Connection
 from ._detections import Detections
 from ._errors import UnavailableError, YoloClientError
 from ._grpc import GrpcTransport
@@ -196,12 +196,12 @@ class Client:
     def _answer(self, image: Image, parameters: Mapping[str, Any]) -> Detections:
         with self._slots:
             encoded = _wire.read(image)  # once: a file has no second time
-            patience = iter(Patience(self._connection.retry_for))
+            backoff = iter(Backoff(self._connection.retry_for))
             while True:
                 try:
                     return _wire.detections(self._transport.infer(encoded, parameters))
                 except UnavailableError:
-                    delay = next(patience, None)
+                    delay = next(backoff, None)
                     if delay is None or self._closed.wait(delay):
                         raise
 

@@ -133,14 +133,14 @@ def _check_url(address: str) -> None:
 _HEADER = re.compile(r"[!-9;-~]+:[\t -~]*")
 
 
-class Patience:
+class Backoff:
     """Waits between attempts at one request: exponential, with jitter, within a budget.
 
     The jitter keeps the callers of a server that comes back from all arriving at once
     (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/, "equal jitter").
     """
 
-    FIRST, LONGEST = 0.1, 2.0  # seconds
+    INITIAL, MAXIMUM = 0.1, 2.0  # seconds
 
     def __init__(self, budget: float) -> None:
         self._deadline = time.monotonic() + budget
@@ -148,7 +148,7 @@ class Patience:
 
     def __iter__(self) -> Iterator[float]:
         """Seconds to wait before the next attempt; ends when the budget is used up."""
-        longest = self.FIRST
+        longest = self.INITIAL
         while self._budget and (left := self._deadline - time.monotonic()) > 0:
             yield min(random.uniform(longest / 2, longest), left)
-            longest = min(2 * longest, self.LONGEST)
+            longest = min(2 * longest, self.MAXIMUM)

@@ -18,7 +18,7 @@ from yolov5_client import (
     TimedOutError,
     UnavailableError,
 )
-from yolov5_client._connection import Patience
+from yolov5_client._connection import Backoff
 from yolov5_client._wire import (
     detections,
     error_of_grpc,
@@ -61,14 +61,14 @@ def test_files_for_tls(tmp_path: Path) -> None:
         TLS(ca=tmp_path / "none.pem")
 
 
-def test_patience_grows_and_ends() -> None:
-    assert list(Patience(0)) == []
-    patience = iter(Patience(1000))
-    delays = [next(patience) for _ in range(8)]
+def test_backoff_grows_and_ends() -> None:
+    assert list(Backoff(0)) == []
+    backoff = iter(Backoff(1000))
+    delays = [next(backoff) for _ in range(8)]
     for delay, longest in zip(delays, (0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0, 2.0)):
         assert longest / 2 <= delay <= longest
     started = time.monotonic()
-    for delay in Patience(0.3):
+    for delay in Backoff(0.3):
         time.sleep(delay)
     assert 0.3 <= time.monotonic() - started < 5
 
