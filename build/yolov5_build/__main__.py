@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from yolov5_client import DataError
-from yolov5_client._streams import prepare_streams
 from yolov5_client.evaluation import Split, read_split
+from yolov5_client.stdio import prepare_stdio
 
 from . import _names as names
 from ._candidates import export_candidates
@@ -40,7 +40,7 @@ ALLOWED_LOSS = 0.005  # of mAP50-95
 
 
 def main(arguments: list[str] | None = None) -> int:
-    prepare_streams()
+    prepare_stdio()
     options = _parser().parse_args(arguments)
     try:
         if options.save:

@@ -19,12 +19,12 @@ from ._commands import (
     status,
 )
 from ._errors import DataError, InvalidRequestError, YoloClientError
-from ._streams import prepare_streams
+from .stdio import prepare_stdio
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    prepare_streams()
+    prepare_stdio()
     try:
         return _main(arguments)
     finally:

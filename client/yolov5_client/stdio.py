@@ -7,7 +7,7 @@ import os
 import sys
 
 
-def prepare_streams() -> None:
+def prepare_stdio() -> None:
     """Make the standard streams fit to be used; for the start of a command.
 
     A closed one is the null device then: otherwise the next file would get its number, and what is
