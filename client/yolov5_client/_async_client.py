@@ -103,7 +103,7 @@ class AsyncClient:
             ):
                 results.append(detections)
         except YoloClientError as error:
-            raise _wire.of_the_list(error, len(results) + 1) from error.__cause__
+            raise _wire.for_list_position(error, len(results) + 1) from error.__cause__
         return results
 
     @overload

@@ -133,7 +133,7 @@ class Client:
         try:
             results.extend(self.detect_stream(cast(Iterable[Image], image), **parameters))
         except YoloClientError as error:
-            raise _wire.of_the_list(error, len(results) + 1) from error.__cause__
+            raise _wire.for_list_position(error, len(results) + 1) from error.__cause__
         return results
 
     @overload

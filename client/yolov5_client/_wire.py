@@ -433,7 +433,7 @@ def error_of_http(status: int, reason: str, body: bytes, *, via: str = "") -> Yo
     return kind(sentence or f"HTTP {status}")
 
 
-def of_the_list(error: YoloClientError, number: int) -> YoloClientError:
+def for_list_position(error: YoloClientError, number: int) -> YoloClientError:
     """The server counts within a request, and each of a list was a request of its own."""
     reason = str(error).removeprefix("image 1 of 1: ")
     return type(error)(f"image {number} of the list: {reason}")
