@@ -95,7 +95,7 @@ def _outputs(result: triton.InferResult) -> _wire.Outputs:
 def _error(error: InferenceServerException, connection: Connection) -> Exception:
     if error.status() is None:  # Triton's client itself refuses to send it
         return InvalidRequestError(_wire.one_line(str(error.message())))
-    return _wire.error_of_grpc(str(error.status()), str(error.message()), via=connection.via)
+    return _wire.error_from_grpc(str(error.status()), str(error.message()), via=connection.via)
 
 
 class _Budget:

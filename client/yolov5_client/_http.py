@@ -123,21 +123,21 @@ def _outputs(answer: _Answer) -> _wire.Outputs:
     if not re.fullmatch(r"\d{1,9}", length, re.ASCII):
         raise ServerError(f"the answer is not one of Triton's: it has no valid {_LENGTH}.")
     try:
-        return _wire.outputs_of_http(answer.body, int(length))
+        return _wire.outputs_from_http(answer.body, int(length))
     except ValueError as error:
         raise ServerError(f"the answer is not one of Triton's: {error}.") from error
 
 
 def _version(answer: _Answer) -> str:
     try:
-        return _wire.version_of_json(answer.body)
+        return _wire.version_from_json(answer.body)
     except ValueError:
         raise ServerError("what answers there is no Triton server.") from None
 
 
 def _check(answer: _Answer, connection: Connection) -> _Answer:
     if answer.status != 200:
-        raise _wire.error_of_http(answer.status, answer.reason, answer.body, via=connection.via)
+        raise _wire.error_from_http(answer.status, answer.reason, answer.body, via=connection.via)
     return answer
 
 

@@ -303,7 +303,7 @@ def one_line(text: str) -> str:
     return text if len(text) <= _LONGEST_SENTENCE else f"{text[: _LONGEST_SENTENCE - 3]}..."
 
 
-def version_of_json(body: bytes) -> str:
+def version_from_json(body: bytes) -> str:
     """Triton's version, of what it says of itself.
 
     Raises:
@@ -315,7 +315,7 @@ def version_of_json(body: bytes) -> str:
         raise ValueError(repr(error)) from None
 
 
-def outputs_of_http(body: bytes, json_length: int) -> dict[str, NDArray[Any]]:
+def outputs_from_http(body: bytes, json_length: int) -> dict[str, NDArray[Any]]:
     """The tensors of an answer in Triton's binary form: JSON, then their bytes in its order.
 
     Raises:
@@ -405,7 +405,7 @@ def detections(outputs: Outputs) -> Detections:
     return found
 
 
-def error_of_grpc(status: str, message: str, *, via: str = "") -> YoloClientError:
+def error_from_grpc(status: str, message: str, *, via: str = "") -> YoloClientError:
     """What a gRPC status such as `StatusCode.UNAVAILABLE` means to a caller.
 
     Args:
@@ -419,7 +419,7 @@ def error_of_grpc(status: str, message: str, *, via: str = "") -> YoloClientErro
     return kind(sentence + via * (kind in (UnavailableError, TimedOutError)))
 
 
-def error_of_http(status: int, reason: str, body: bytes, *, via: str = "") -> YoloClientError:
+def error_from_http(status: int, reason: str, body: bytes, *, via: str = "") -> YoloClientError:
     """What an HTTP status other than 200 means; Triton and our gateway explain it in JSON.
 
     Args:

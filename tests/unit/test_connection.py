@@ -21,10 +21,10 @@ from yolov5_client import (
 from yolov5_client._connection import Backoff
 from yolov5_client._wire import (
     detections,
-    error_of_grpc,
-    error_of_http,
+    error_from_grpc,
+    error_from_http,
     headers_for_http,
-    outputs_of_http,
+    outputs_from_http,
     parameters_for_grpc,
 )
 
@@ -154,7 +154,7 @@ def test_a_parameter_that_cannot_be_sent_is_named(given: dict[str, Any], sentenc
 
 
 def test_statuses_by_what_a_caller_can_do_about_them() -> None:
-    refused = error_of_grpc(
+    refused = error_from_grpc(
         "StatusCode.INVALID_ARGUMENT", "in ensemble 'yolov5_ensemble', max_det is 0"
     )
     assert isinstance(refused, InvalidRequestError)
@@ -167,11 +167,11 @@ def test_statuses_by_what_a_caller_can_do_about_them() -> None:
         "UNIMPLEMENTED": ServerError,
     }
     for status, kind in kinds.items():
-        assert type(error_of_grpc(f"StatusCode.{status}", "")) is kind
+        assert type(error_from_grpc(f"StatusCode.{status}", "")) is kind
     body = b'{"error": "in ensemble \'yolov5_ensemble\', max_det is 0"}'
-    assert repr(error_of_http(400, "Bad Request", body)) == repr(refused)
+    assert repr(error_from_http(400, "Bad Request", body)) == repr(refused)
     for code, kind in {503: UnavailableError, 401: DeniedError, 500: ServerError}.items():
-        error = error_of_http(code, "Some Reason", b"<html>")
+        error = error_from_http(code, "Some Reason", b"<html>")
         assert type(error) is kind
         assert str(error) == f"HTTP {code} Some Reason"
 
@@ -182,7 +182,7 @@ def test_statuses_by_what_a_caller_can_do_about_them() -> None:
 )
 def test_what_is_no_answer_over_http(body: bytes) -> None:
     with pytest.raises((ValueError, KeyError, TypeError)):
-        outputs_of_http(body, len(body))
+        outputs_from_http(body, len(body))
 
 
 def test_what_is_no_answer() -> None:

@@ -20,7 +20,7 @@ from yolov5_client._contract import OUTPUTS
 from yolov5_client._dataset import read_names, read_split
 from yolov5_client._errors import DataError
 from yolov5_client._journal import JOURNAL, RECORD, Journal, Record
-from yolov5_client._wire import detections, outputs_of_http
+from yolov5_client._wire import detections, outputs_from_http
 from yolov5_server import Settings, StartError
 from yolov5_server._preflight import (
     MODELS,
@@ -180,7 +180,7 @@ ANSWERS = [
 def read_answer(data: bytes) -> None:
     length, _, body = data.partition(b"\n")
     try:
-        outputs = outputs_of_http(body, int(length) if length.isdigit() else -1)
+        outputs = outputs_from_http(body, int(length) if length.isdigit() else -1)
     except ValueError:
         return
     try:
