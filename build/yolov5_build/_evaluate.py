@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from yolov5_client import evaluation
-from yolov5_client.evaluation import Found, Split
+from yolov5_client.evaluation import Predictions, Split
 
 from ._metadata import read_metadata
 from ._photos import Pictures, step_module
@@ -83,7 +83,7 @@ def evaluate(
         )
         boxes, scores, indices = (part.numpy() for part in detections)
         size = placement.height, placement.width
-        found.append(Found(boxes=boxes, scores=scores, classes=indices, size=size))
+        found.append(Predictions(boxes=boxes, scores=scores, classes=indices, size=size))
     result = evaluation.evaluate(found, split, classes=classes)
     return Figures(
         map50=result.map50,

@@ -23,7 +23,7 @@ from ._errors import DataError
 from ._val_metrics import ValFigures, match, val_figures
 from ._validation import CONF_THRES, IOU_THRES, MAX_DET
 
-__all__ = ["CONF_THRES", "IOU_THRES", "MAX_DET", "Evaluation", "Found", "Split"]
+__all__ = ["CONF_THRES", "IOU_THRES", "MAX_DET", "Evaluation", "Predictions", "Split"]
 __all__ += ["ValFigures", "evaluate", "read_names", "read_split"]
 
 # A detection that counts in the confusion matrix, and the overlap that makes it a label's.
@@ -33,7 +33,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class Predictions:
     """The detections in one image.
 
     Attributes:
@@ -83,7 +83,7 @@ class Evaluation:
         return float(np.nanmean(self.ap50_95))
 
 
-def evaluate(found: Sequence[Found], split: Split, *, classes: int) -> Evaluation:
+def evaluate(found: Sequence[Predictions], split: Split, *, classes: int) -> Evaluation:
     """Compare detections with the labels of the same images.
 
     Args:
@@ -132,7 +132,7 @@ def _corners(labels: Floats, size: tuple[int, int]) -> Floats:
 
 
 def _coco(
-    found: Sequence[Found],
+    found: Sequence[Predictions],
     labels: Sequence[Floats],
     truths: Sequence[Floats],
     classes: int,
@@ -196,7 +196,7 @@ def _precision_recall(result: Any, index: int, labels: int, grid: Floats) -> Flo
 
 
 def _val(
-    found: Sequence[Found],
+    found: Sequence[Predictions],
     labels: Sequence[Floats],
     truths: Sequence[Floats],
     counts: NDArray[np.int64],
@@ -213,7 +213,7 @@ def _val(
 
 
 def _confusion(
-    found: Sequence[Found],
+    found: Sequence[Predictions],
     labels: Sequence[Floats],
     truths: Sequence[Floats],
     classes: int,

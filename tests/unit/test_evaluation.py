@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 
 from yolov5_client import DataError
-from yolov5_client.evaluation import Found, Split, evaluate
+from yolov5_client.evaluation import Predictions, Split, evaluate
 
 SIZE = (100, 200)
 
 
-def found(*rows: tuple[float, float, float, float, float, int]) -> Found:
+def found(*rows: tuple[float, float, float, float, float, int]) -> Predictions:
     """x1, y1, x2, y2, score, class of each detection in an image of `SIZE`."""
     array = np.array(rows, float).reshape(-1, 6)
-    return Found(boxes=array[:, :4], scores=array[:, 4], classes=array[:, 5].astype(int), size=SIZE)
+    return Predictions(
+        boxes=array[:, :4], scores=array[:, 4], classes=array[:, 5].astype(int), size=SIZE
+    )
 
 
 def split(*images: list[tuple[int, float, float, float, float]]) -> Split:

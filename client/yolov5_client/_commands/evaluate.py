@@ -25,7 +25,7 @@ from .detect import whole_number
 if TYPE_CHECKING:  # needs the extra `eval`, and the other commands do not
     from .._val_canvas import Placement
     from .._val_metrics import ValFigures
-    from ..evaluation import Evaluation, Found, Split
+    from ..evaluation import Evaluation, Predictions, Split
 
 _LEAST_SIDE = 10  # pixels of a photo that YOLOv5 takes
 _LEFT_OUT_SHOWN = 10
@@ -118,13 +118,13 @@ class _Photo:
         data, self.placement = self.prepare(self.path)
         return data
 
-    def found(self, answer: Detections) -> Found:
-        from ..evaluation import Found
+    def found(self, answer: Detections) -> Predictions:
+        from ..evaluation import Predictions
 
         boxes, size = answer.boxes, answer.image_size
         if self.placement:
             boxes, size = self.placement.to_photo(boxes), self.placement.size
-        return Found(boxes=boxes, scores=answer.scores, classes=answer.classes, size=size)
+        return Predictions(boxes=boxes, scores=answer.scores, classes=answer.classes, size=size)
 
 
 def _photos(split: Split, options: argparse.Namespace) -> list[_Photo]:
