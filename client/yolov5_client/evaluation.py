@@ -20,8 +20,8 @@ from pycocotools.cocoeval import COCOeval
 
 from ._dataset import Split, read_names, read_split
 from ._errors import DataError
+from ._val_defaults import CONF_THRES, IOU_THRES, MAX_DET
 from ._val_metrics import ValFigures, match, val_figures
-from ._validation import CONF_THRES, IOU_THRES, MAX_DET
 
 __all__ = ["CONF_THRES", "IOU_THRES", "MAX_DET", "Evaluation", "Predictions", "Split"]
 __all__ += ["ValFigures", "evaluate", "read_names", "read_split"]

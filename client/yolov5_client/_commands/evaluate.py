@@ -17,7 +17,7 @@ from tqdm import tqdm
 from .._client import Client
 from .._detections import Detections
 from .._errors import DataError, InvalidRequestError
-from .._validation import CONF_THRES, IOU_THRES, MAX_DET
+from .._val_defaults import CONF_THRES, IOU_THRES, MAX_DET
 from . import OK, UsageError, connect, result_flags, result_folder
 from ._report import shown
 from .detect import whole_number
