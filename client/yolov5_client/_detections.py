@@ -132,7 +132,7 @@ class Detections:
         )
 
     @classmethod
-    def best_first(
+    def from_unsorted(
         cls,
         *,
         boxes: ArrayLike,
@@ -177,7 +177,7 @@ class Detections:
         Raises:
             ValueError: they lack one of these.
         """
-        return cls.best_first(**_interchange.from_supervision(detections), image_size=image_size)
+        return cls.from_unsorted(**_interchange.from_supervision(detections), image_size=image_size)
 
     def to_coco(
         self, image_id: int | str, *, categories: Mapping[int, int] | None = None
@@ -208,7 +208,7 @@ class Detections:
         Raises:
             KeyError: a key is missing, or a category has no name.
         """
-        return cls.best_first(**_interchange.from_coco(results, names), image_size=image_size)
+        return cls.from_unsorted(**_interchange.from_coco(results, names), image_size=image_size)
 
     def to_pandas(self) -> pd.DataFrame:
         """A row for each detection, in the columns that YOLOv5's `results.pandas().xyxy` has:
@@ -222,7 +222,7 @@ class Detections:
         Raises:
             KeyError: a column is missing.
         """
-        return cls.best_first(**_interchange.from_pandas(table), image_size=image_size)
+        return cls.from_unsorted(**_interchange.from_pandas(table), image_size=image_size)
 
     @property
     def boxes_normalised(self) -> NDArray[np.float32]:

@@ -48,7 +48,7 @@ def test_coco_results() -> None:
 
 
 def test_any_order_becomes_best_first() -> None:
-    found = Detections.best_first(
+    found = Detections.from_unsorted(
         boxes=[[0.0, 0.0, 640.0, 480.0], [64.0, 48.0, 128.0, 96.0]],
         scores=[0.5, 0.9],
         classes=[0, 2],
@@ -57,7 +57,7 @@ def test_any_order_becomes_best_first() -> None:
     )
     assert_equal(found, some_detections())
     with pytest.raises(ValueError, match="2 scores, and 1 labels"):
-        Detections.best_first(
+        Detections.from_unsorted(
             boxes=np.zeros((2, 4)), scores=[1, 1], classes=[0, 0], labels=["a"], image_size=(1, 1)
         )
     with pytest.raises(ValueError, match="lack confidence"):
