@@ -24,7 +24,7 @@ CSV_COLUMNS = ("image", "frame", "label", "class", "score", "x1", "y1", "x2", "y
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class OutputOptions:
     """Which results to write, as the flags of the same names say it."""
 
     pictures: bool
@@ -39,13 +39,13 @@ class Wanted:
     hide_conf: bool = False
 
     @property
-    def folder(self) -> bool:
+    def needs_folder(self) -> bool:
         """Whether there is anything to write."""
         files = (self.save_txt, self.save_crop, self.save_csv, self.save_json, self.save_jsonl)
         return self.pictures or any(files)
 
     @property
-    def pixels(self) -> bool:
+    def needs_picture(self) -> bool:
         """Whether a picture has to be decoded for it."""
         return self.pictures or self.save_crop
 
@@ -85,9 +85,9 @@ class Stems:
 class Outputs:
     """Writes the results of single images."""
 
-    def __init__(self, folder: Path, wanted: Wanted) -> None:
+    def __init__(self, folder: Path, output_options: OutputOptions) -> None:
         self._folder = folder
-        self._wanted = wanted
+        self._output_options = output_options
 
     def write(
         self, stem: str, detections: Detections, pixels: Callable[[], Picture]
@@ -101,25 +101,25 @@ class Outputs:
             ValueError: the picture cannot be decoded; the text file is written.
             OSError: something cannot be written.
         """
-        wanted = self._wanted
-        if wanted.save_txt:
-            lines = detections.yolo_lines(confidence=wanted.save_conf)
+        output_options = self._output_options
+        if output_options.save_txt:
+            lines = detections.yolo_lines(confidence=output_options.save_conf)
             text = "".join(f"{line}\n" for line in lines)
             (self._made("labels") / f"{stem}.txt").write_text(text)
-        if not wanted.pixels:
+        if not output_options.needs_picture:
             return None
         from ._draw import draw
 
         picture = pixels()
-        if wanted.save_crop:
+        if output_options.save_crop:
             self._write_crops(stem, detections, picture)
-        if wanted.pictures:
+        if output_options.pictures:
             draw(
                 picture,
                 detections,
-                line=wanted.line_thickness,
-                labels=not wanted.hide_labels,
-                confidences=not wanted.hide_conf,
+                line=output_options.line_thickness,
+                labels=not output_options.hide_labels,
+                confidences=not output_options.hide_conf,
             )
         return picture
 

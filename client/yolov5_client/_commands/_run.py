@@ -27,7 +27,7 @@ from .._errors import (
     YoloClientError,
 )
 from .._journal import Done, Journal, Record
-from .._outputs import Outputs, Stems, Wanted, frame_stem, write_coco, write_csv
+from .._outputs import OutputOptions, Outputs, Stems, frame_stem, write_coco, write_csv
 from .._sources import STDIN, Source
 from . import INTERRUPTED, NO_SERVER, OK, SOME_FAILED, USAGE, UsageError, result_folder
 from ._report import Report, shown
@@ -124,14 +124,14 @@ class Run:
     def __init__(
         self,
         options: argparse.Namespace,
-        wanted: Wanted,
+        output_options: OutputOptions,
         record: Record,
         folder: Path | None,
         report: Report,
     ) -> None:
         self._options = options
         self._parameters = _parameters(options)
-        self._wanted = wanted
+        self._output_options = output_options
         self._record = record
         self._report = report
         self._folder = folder
@@ -343,7 +343,7 @@ class Run:
         if isinstance(answer, InvalidRequestError) and _PARAMETER.match(str(answer)):
             raise answer
         self._report.settled()
-        if self._wanted.folder and self._journal is None:
+        if self._output_options.needs_folder and self._journal is None:
             self._journal = self._opened()
         if isinstance(answer, Detections):
             self._save(item, answer)
@@ -389,10 +389,10 @@ class Run:
         stem = self._stem(item)
         undrawn = None
         if self._folder and self._journal:
-            outputs = Outputs(self._folder, self._wanted)
+            outputs = Outputs(self._folder, self._output_options)
             try:
                 picture = outputs.write(frame_stem(stem, item.frame), detections, item.pixels)
-                if self._wanted.pictures and picture is not None:
+                if self._output_options.pictures and picture is not None:
                     if item.clip:
                         self._write_frame(item)
                     else:
@@ -413,12 +413,14 @@ class Run:
     def _write_frame(self, item: _Item) -> None:
         """Into the annotated video; a frame without an answer too, so that none is missing."""
         clip = item.clip
-        if not (clip and item.picture is not None and self._folder and self._wanted.pictures):
+        if not (
+            clip and item.picture is not None and self._folder and self._output_options.pictures
+        ):
             return
         if clip.writer is None:
             from .._video import Writer
 
-            path = Outputs(self._folder, self._wanted).video_path(self._stem(item))
+            path = Outputs(self._folder, self._output_options).video_path(self._stem(item))
             stride = self._options.vid_stride
             clip.writer = Writer(path, clip.rate, item.picture, stride=stride)
         clip.writer.write(item.picture, item.seconds)
@@ -448,9 +450,9 @@ class Run:
             clip.close()
         if not (self._folder and self._journal):
             return
-        if self._wanted.save_csv:
+        if self._output_options.save_csv:
             write_csv(self._folder / "results.csv", self._journal.lines())
-        if self._wanted.save_json:
+        if self._output_options.save_json:
             write_coco(self._folder / "results.json", self._journal.lines())
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from .._errors import UnavailableError
 from .._journal import Record
-from .._outputs import Wanted
+from .._outputs import OutputOptions
 from .._sources import STDIN, expand
 from . import UsageError, connect, result_flags, result_folder
 from ._report import Report
@@ -136,7 +136,7 @@ def run(options: argparse.Namespace, defaults: dict[str, Any]) -> int:
         if record and any(source.kind == "stream" for source in sources):
             raise UsageError("a run on a live stream cannot be resumed; start another.")
     kinds = {source.kind for source in sources} if isinstance(sources, list) else set()
-    wanted = _wanted(options, video=bool(kinds - {"image"}))
+    output_options = _output_options(options, video=bool(kinds - {"image"}))
     with connect(options) as client:
         status = client.status()
         if not (status.ready and all(status.models.values())):
@@ -145,7 +145,9 @@ def run(options: argparse.Namespace, defaults: dict[str, Any]) -> int:
         kept = {name: getattr(options, name) for name in defaults if name not in _WHERE}
         record = Record(kept, str(Path.cwd()))
     report = Report(options, total)
-    work = Run(options, wanted, record, folder if options.resume is not None else None, report)
+    work = Run(
+        options, output_options, record, folder if options.resume is not None else None, report
+    )
     with (
         closing(report),
         closing(work),
@@ -181,7 +183,7 @@ def _record(options: argparse.Namespace, defaults: dict[str, Any]) -> tuple[Path
     return folder, record
 
 
-def _wanted(options: argparse.Namespace, *, video: bool) -> Wanted:
+def _output_options(options: argparse.Namespace, *, video: bool) -> OutputOptions:
     pictures = not options.nosave
     if pictures or options.save_crop or video:
         try:
@@ -191,7 +193,7 @@ def _wanted(options: argparse.Namespace, *, video: bool) -> Wanted:
                 raise UsageError(NO_OPENCV if video else _NO_OPENCV_CROPS) from None
             print(_NO_OPENCV_PICTURES, file=sys.stderr)
             pictures = False
-    return Wanted(
+    return OutputOptions(
         pictures=pictures,
         save_txt=options.save_txt,
         save_conf=options.save_conf,
