@@ -82,7 +82,7 @@ class Stems:
         return match[1] if match else None
 
 
-class Outputs:
+class ResultWriter:
     """Writes the results of single images."""
 
     def __init__(self, folder: Path, output_options: OutputOptions) -> None:

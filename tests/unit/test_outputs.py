@@ -16,7 +16,7 @@ from yolov5_client._draw import Picture, crop, decode, draw, write
 from yolov5_client._journal import JOURNAL, Done, Journal, Record
 from yolov5_client._outputs import (
     OutputOptions,
-    Outputs,
+    ResultWriter,
     Stems,
     crop_name,
     frame_stem,
@@ -160,8 +160,8 @@ def test_a_label_leads_out_of_no_folder(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "exp"
     folder.mkdir(parents=True)
     found = some_detections(labels=("../../../escaped", "/etc"))
-    outputs = Outputs(folder, OutputOptions(pictures=False, save_crop=True))
-    outputs.write("a", found, photo)
+    writer = ResultWriter(folder, OutputOptions(pictures=False, save_crop=True))
+    writer.write("a", found, photo)
     written = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.jpg"))
     assert written == [
         "runs/exp/crops/_.._.._escaped/a.jpg",
@@ -296,9 +296,9 @@ def test_frames_are_named_as_yolov5_does() -> None:
 
 
 def test_pictures_keep_their_format(tmp_path: Path) -> None:
-    outputs = Outputs(tmp_path, OutputOptions(pictures=True))
+    writer = ResultWriter(tmp_path, OutputOptions(pictures=True))
     for suffix in (".jpg", ".jpe", ".png", ".bmp", ".tif", ".webp", ".upload", ""):
-        outputs.write_picture(f"photo{suffix[1:]}", suffix, photo())
+        writer.write_picture(f"photo{suffix[1:]}", suffix, photo())
     assert sorted(path.suffix for path in tmp_path.iterdir()) == sorted(
         (".jpg", ".jpe", ".png", ".bmp", ".tif", ".webp", ".jpg", ".jpg")
     )

@@ -27,7 +27,7 @@ from .._errors import (
     YoloClientError,
 )
 from .._journal import Done, Journal, Record
-from .._outputs import OutputOptions, Outputs, Stems, frame_stem, write_coco, write_csv
+from .._outputs import OutputOptions, ResultWriter, Stems, frame_stem, write_coco, write_csv
 from .._sources import STDIN, Source
 from . import INTERRUPTED, NO_SERVER, OK, SOME_FAILED, USAGE, UsageError, result_folder
 from ._report import Report, shown
@@ -389,14 +389,14 @@ class Run:
         stem = self._stem(item)
         undrawn = None
         if self._folder and self._journal:
-            outputs = Outputs(self._folder, self._output_options)
+            writer = ResultWriter(self._folder, self._output_options)
             try:
-                picture = outputs.write(frame_stem(stem, item.frame), detections, item.pixels)
+                picture = writer.write(frame_stem(stem, item.frame), detections, item.pixels)
                 if self._output_options.pictures and picture is not None:
                     if item.clip:
                         self._write_frame(item)
                     else:
-                        outputs.write_picture(stem, item.source.suffix, picture)
+                        writer.write_picture(stem, item.source.suffix, picture)
             except ValueError as error:
                 undrawn = str(error)
         line = self._line(item, stem) | detections.to_dict()
@@ -420,7 +420,7 @@ class Run:
         if clip.writer is None:
             from .._video import Writer
 
-            path = Outputs(self._folder, self._output_options).video_path(self._stem(item))
+            path = ResultWriter(self._folder, self._output_options).video_path(self._stem(item))
             stride = self._options.vid_stride
             clip.writer = Writer(path, clip.rate, item.picture, stride=stride)
         clip.writer.write(item.picture, item.seconds)
