@@ -50,7 +50,7 @@ class OutputOptions:
         return self.pictures or self.save_crop
 
 
-class Stems:
+class UniqueStems:
     """Gives the results of each image and video a name of their own: `photo`, then `photo-2`.
 
     The frames of a video `clip` are called `clip_1`, `clip_2` and so on.
@@ -61,7 +61,7 @@ class Stems:
         self._videos = set(done.video_stems)
         self._numbered = {self._base(stem) for stem in done.image_stems}
 
-    def take(self, stem: str, *, video: bool = False) -> str:
+    def allocate(self, stem: str, *, video: bool = False) -> str:
         name, number = stem, 2
         while (
             name in self._taken

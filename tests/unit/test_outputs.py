@@ -17,7 +17,7 @@ from yolov5_client._journal import JOURNAL, Done, Journal, Record
 from yolov5_client._outputs import (
     OutputOptions,
     ResultWriter,
-    Stems,
+    UniqueStems,
     crop_name,
     frame_stem,
     write_coco,
@@ -134,20 +134,20 @@ def test_a_crop_has_a_margin_inside_the_picture() -> None:
 
 
 def test_names_do_not_meet() -> None:
-    stems = Stems(Done())
-    assert [stems.take(name) for name in ("a", "a", "a-2", "a")] == ["a", "a-2", "a-2-2", "a-3"]
-    assert stems.take("clip", video=True) == "clip"
-    assert stems.take("clip_7") == "clip_7-2", "clip_7 is the seventh frame of clip"
-    assert stems.take("frame_1") == "frame_1"
-    assert stems.take("frame", video=True) == "frame-2"
+    stems = UniqueStems(Done())
+    assert [stems.allocate(name) for name in ("a", "a", "a-2", "a")] == ["a", "a-2", "a-2-2", "a-3"]
+    assert stems.allocate("clip", video=True) == "clip"
+    assert stems.allocate("clip_7") == "clip_7-2", "clip_7 is the seventh frame of clip"
+    assert stems.allocate("frame_1") == "frame_1"
+    assert stems.allocate("frame", video=True) == "frame-2"
 
 
 def test_names_of_a_run_that_goes_on_do_not_meet_those_it_has_given() -> None:
     done = Done(image_stems={"a", "b_1"}, video_stems={"clip"})
-    stems = Stems(done)
-    assert stems.take("a") == "a-2"
-    assert stems.take("clip_1") == "clip_1-2"
-    assert stems.take("b", video=True) == "b-2"
+    stems = UniqueStems(done)
+    assert stems.allocate("a") == "a-2"
+    assert stems.allocate("clip_1") == "clip_1-2"
+    assert stems.allocate("b", video=True) == "b-2"
 
 
 def test_crops_of_different_images_do_not_meet() -> None:

@@ -27,7 +27,7 @@ from .._errors import (
     YoloClientError,
 )
 from .._journal import Done, Journal, Record
-from .._outputs import OutputOptions, ResultWriter, Stems, frame_stem, write_coco, write_csv
+from .._outputs import OutputOptions, ResultWriter, UniqueStems, frame_stem, write_coco, write_csv
 from .._sources import STDIN, Source
 from . import INTERRUPTED, NO_SERVER, OK, SOME_FAILED, USAGE, UsageError, result_folder
 from ._report import Report, shown
@@ -145,7 +145,7 @@ class Run:
                 self._journal.close()
                 raise UsageError(str(error)) from None
             report.resume(self._done)
-        self._stems = Stems(self._done)
+        self._stems = UniqueStems(self._done)
         self._clips: list[_Clip] = []
         self._streams: list[tuple[str, Source]] = []
 
@@ -378,9 +378,9 @@ class Run:
 
     def _stem(self, item: _Item) -> str:
         if item.clip is None:
-            return self._stems.take(item.source.stem)
+            return self._stems.allocate(item.source.stem)
         if item.clip.stem is None:
-            item.clip.stem = self._stems.take(item.source.stem, video=True)
+            item.clip.stem = self._stems.allocate(item.source.stem, video=True)
             self._clips.append(item.clip)
         return item.clip.stem
 
