@@ -60,7 +60,7 @@ class Record:
 
 
 @dataclass
-class Done:
+class Progress:
     """What a journal holds.
 
     Attributes:
@@ -87,9 +87,9 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / JOURNAL
-        self._file = self._locked()
+        self._file = self._open_locked()
 
-    def _locked(self) -> int:
+    def _open_locked(self) -> int:
         while True:
             file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
             try:
@@ -125,7 +125,7 @@ class Journal:
         """
         return (line for line, _ in self._parsed())
 
-    def take_up(self, videos: list[str]) -> Done:
+    def recover(self, videos: list[str]) -> Progress:
         """Remove a last line that was cut short, and the lines of incomplete videos.
 
         Args:
@@ -137,7 +137,7 @@ class Journal:
         Raises:
             ValueError: as `lines`.
         """
-        done, complete, dropped = Done(), set(videos), False
+        done, complete, dropped = Progress(), set(videos), False
         spans: list[tuple[int, int]] = []  # of what is kept
         for line, (start, end) in self._parsed():
             stem, video = line_stem(line), "frame" in line
@@ -158,12 +158,12 @@ class Journal:
                 done.videos[line["image"]] += 1
                 done.video_stems.add(stem)
         if dropped:
-            self._keep(spans)
+            self._rewrite(spans)
         else:
             os.ftruncate(self._file, spans[-1][1] if spans else 0)
         return done
 
-    def _keep(self, spans: list[tuple[int, int]]) -> None:
+    def _rewrite(self, spans: list[tuple[int, int]]) -> None:
         part = self._path.with_suffix(".part")
         file = os.open(
             part, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o666

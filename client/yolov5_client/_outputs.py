@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._detections import Detections
-from ._journal import Done, line_stem
+from ._journal import Progress, line_stem
 from ._sources import SUFFIXES, safe_name
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class UniqueStems:
     The frames of a video `clip` are called `clip_1`, `clip_2` and so on.
     """
 
-    def __init__(self, done: Done) -> None:
+    def __init__(self, done: Progress) -> None:
         self._taken = done.image_stems | done.video_stems
         self._videos = set(done.video_stems)
         self._numbered = {self._base(stem) for stem in done.image_stems}

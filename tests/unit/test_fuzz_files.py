@@ -325,7 +325,7 @@ def test_any_journal_is_taken_up_or_refused(tmp_path: Path, text: bytes, videos:
     (tmp_path / JOURNAL).write_bytes(text)
     journal = Journal(tmp_path)
     try:
-        done = journal.take_up(videos)
+        done = journal.recover(videos)
         assert done.lines == sum(1 for _ in journal.lines())
     except ValueError as error:
         assert is_sentence(str(error))

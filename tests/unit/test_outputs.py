@@ -13,7 +13,7 @@ from support import PHOTO, no_detections, some_detections
 
 from yolov5_client import Detections
 from yolov5_client._draw import Picture, crop, decode, draw, write
-from yolov5_client._journal import JOURNAL, Done, Journal, Record
+from yolov5_client._journal import JOURNAL, Journal, Progress, Record
 from yolov5_client._outputs import (
     OutputOptions,
     ResultWriter,
@@ -134,7 +134,7 @@ def test_a_crop_has_a_margin_inside_the_picture() -> None:
 
 
 def test_names_do_not_meet() -> None:
-    stems = UniqueStems(Done())
+    stems = UniqueStems(Progress())
     assert [stems.allocate(name) for name in ("a", "a", "a-2", "a")] == ["a", "a-2", "a-2-2", "a-3"]
     assert stems.allocate("clip", video=True) == "clip"
     assert stems.allocate("clip_7") == "clip_7-2", "clip_7 is the seventh frame of clip"
@@ -143,7 +143,7 @@ def test_names_do_not_meet() -> None:
 
 
 def test_names_of_a_run_that_goes_on_do_not_meet_those_it_has_given() -> None:
-    done = Done(image_stems={"a", "b_1"}, video_stems={"clip"})
+    done = Progress(image_stems={"a", "b_1"}, video_stems={"clip"})
     stems = UniqueStems(done)
     assert stems.allocate("a") == "a-2"
     assert stems.allocate("clip_1") == "clip_1-2"
@@ -217,7 +217,7 @@ def journal_of(folder: Path, *lines: dict[str, Any], rest: str = "") -> Journal:
 
 def test_a_line_cut_short_is_removed(tmp_path: Path) -> None:
     journal = journal_of(tmp_path, *LINES[:2], rest='{"image": "c.j')
-    done = journal.take_up([])
+    done = journal.recover([])
     assert (dict(done.images), done.lines) == ({"in/7.jpg": 1, "bad.jpg": 1}, 2)
     assert done.refused == [("bad.jpg", "not an image")]
     assert done.image_stems == {"7"}, "a refused image has no results to name"
@@ -229,7 +229,7 @@ def test_a_line_cut_short_is_removed(tmp_path: Path) -> None:
 def test_a_path_given_twice_counts_twice(tmp_path: Path) -> None:
     second = {**LINES[0], "stem": "7-2"}
     journal = journal_of(tmp_path, LINES[0], second)
-    done = journal.take_up([])
+    done = journal.recover([])
     assert (done.images["in/7.jpg"], done.image_stems) == (2, {"7", "7-2"})
     journal.close()
 
@@ -241,7 +241,7 @@ def test_the_lines_of_an_incomplete_video_are_removed_wherever_they_are(tmp_path
 
     lines = [LINES[0], *frames("v", 3), LINES[1], *frames("v-2", 2), LINES[3], *frames("v-3", 4)]
     journal = journal_of(tmp_path, *lines, rest="{")
-    done = journal.take_up(["v-2"])
+    done = journal.recover(["v-2"])
     assert [line.get("stem") for line in journal.lines()] == [None, None, "v-2", "v-2", "7-2"]
     assert (done.videos["v.mp4"], done.video_stems, done.lines) == (1, {"v-2"}, 5)
     with pytest.raises(BlockingIOError, match="another process writes to"):
@@ -255,7 +255,7 @@ def test_the_lines_of_an_incomplete_video_are_removed_wherever_they_are(tmp_path
 def test_what_is_no_journal_is_named_by_its_line(tmp_path: Path) -> None:
     journal = journal_of(tmp_path, LINES[0], rest="[]\n")
     with pytest.raises(ValueError, match=r"results\.jsonl, line 2 is not what a run has written"):
-        journal.take_up([])
+        journal.recover([])
     journal.close()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .._journal import Done
+from .._journal import Progress
 
 _FAILURES_SHOWN = 20
 
@@ -37,7 +37,7 @@ class Report:
         if self._bar is not None and self._bar.total is not None and more > 0:
             self._bar.total += more
 
-    def resume(self, done: Done) -> None:
+    def resume(self, done: Progress) -> None:
         self.failures += done.refused
         self._settled = done.lines
         if self._bar is not None:

@@ -26,7 +26,7 @@ from .._errors import (
     UnavailableError,
     YoloClientError,
 )
-from .._journal import Done, Journal, Record
+from .._journal import Journal, Progress, Record
 from .._outputs import OutputOptions, ResultWriter, UniqueStems, frame_stem, write_coco, write_csv
 from .._sources import STDIN, Source
 from . import INTERRUPTED, NO_SERVER, OK, SOME_FAILED, USAGE, UsageError, result_folder
@@ -136,11 +136,11 @@ class Run:
         self._report = report
         self._folder = folder
         self._journal: Journal | None = None
-        self._done = Done()
+        self._done = Progress()
         if folder:
             self._journal = Journal(folder)
             try:
-                self._done = self._journal.take_up(record.videos)
+                self._done = self._journal.recover(record.videos)
             except ValueError as error:
                 self._journal.close()
                 raise UsageError(str(error)) from None
