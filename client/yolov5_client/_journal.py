@@ -22,7 +22,7 @@ RECORD = "run.json"
 
 
 @dataclass
-class Record:
+class RunRecord:
     """How a run was started.
 
     Attributes:
@@ -36,7 +36,7 @@ class Record:
     videos: list[str] = field(default_factory=list)
 
     @classmethod
-    def read(cls, folder: Path) -> Record:
+    def read(cls, folder: Path) -> RunRecord:
         """Of the run in this folder.
 
         Raises:

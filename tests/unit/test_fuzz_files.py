@@ -19,7 +19,7 @@ from yolov5_client import ServerError
 from yolov5_client._contract import OUTPUTS
 from yolov5_client._dataset import read_names, read_split
 from yolov5_client._errors import DataError
-from yolov5_client._journal import JOURNAL, RECORD, Journal, Record
+from yolov5_client._journal import JOURNAL, RECORD, Journal, RunRecord
 from yolov5_client._wire import detections, outputs_from_http
 from yolov5_server import Settings, StartError
 from yolov5_server._preflight import (
@@ -349,7 +349,7 @@ RECORDS = [
 def test_any_record_of_a_run_is_read_or_refused(tmp_path: Path, text: bytes) -> None:
     (tmp_path / RECORD).write_bytes(text)
     try:
-        record = Record.read(tmp_path)
+        record = RunRecord.read(tmp_path)
     except ValueError as error:
         assert is_sentence(str(error))
     else:

@@ -13,7 +13,7 @@ from support import PHOTO, no_detections, some_detections
 
 from yolov5_client import Detections
 from yolov5_client._draw import Picture, crop, decode, draw, write
-from yolov5_client._journal import JOURNAL, Journal, Progress, Record
+from yolov5_client._journal import JOURNAL, Journal, Progress, RunRecord
 from yolov5_client._outputs import (
     OutputOptions,
     ResultWriter,
@@ -281,14 +281,14 @@ def test_another_process_is_kept_out(tmp_path: Path) -> None:
 
 def test_a_record_is_read_back_and_checked(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"is not a run's folder: no run\.json"):
-        Record.read(tmp_path)
-    record = Record({"source": ["a.jpg"]}, "/here", ["clip"])
+        RunRecord.read(tmp_path)
+    record = RunRecord({"source": ["a.jpg"]}, "/here", ["clip"])
     record.write(tmp_path)
-    assert Record.read(tmp_path) == record
+    assert RunRecord.read(tmp_path) == record
     for text in ("", "[]", '{"options": [], "directory": "/"}', '{"options": {}, "directory": 1}'):
         (tmp_path / "run.json").write_text(text)
         with pytest.raises(ValueError, match=r"run\.json is not what a run has written"):
-            Record.read(tmp_path)
+            RunRecord.read(tmp_path)
 
 
 def test_frames_are_named_as_yolov5_does() -> None:

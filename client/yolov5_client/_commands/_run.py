@@ -26,7 +26,7 @@ from .._errors import (
     UnavailableError,
     YoloClientError,
 )
-from .._journal import Journal, Progress, Record
+from .._journal import Journal, Progress, RunRecord
 from .._outputs import OutputOptions, ResultWriter, UniqueStems, frame_stem, write_coco, write_csv
 from .._sources import STDIN, Source
 from . import INTERRUPTED, NO_SERVER, OK, SOME_FAILED, USAGE, UsageError, result_folder
@@ -125,7 +125,7 @@ class Run:
         self,
         options: argparse.Namespace,
         output_options: OutputOptions,
-        record: Record,
+        record: RunRecord,
         folder: Path | None,
         report: Report,
     ) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .._errors import UnavailableError
-from .._journal import Record
+from .._journal import RunRecord
 from .._outputs import OutputOptions
 from .._sources import STDIN, expand
 from . import UsageError, connect, result_flags, result_folder
@@ -143,7 +143,7 @@ def run(options: argparse.Namespace, defaults: dict[str, Any]) -> int:
             raise UnavailableError("the server is not ready.")
     if record is None:
         kept = {name: getattr(options, name) for name in defaults if name not in _WHERE}
-        record = Record(kept, str(Path.cwd()))
+        record = RunRecord(kept, str(Path.cwd()))
     report = Report(options, total)
     work = Run(
         options, output_options, record, folder if options.resume is not None else None, report
@@ -156,7 +156,7 @@ def run(options: argparse.Namespace, defaults: dict[str, Any]) -> int:
         return work.go(client, enumerate(sources, 1))
 
 
-def _record(options: argparse.Namespace, defaults: dict[str, Any]) -> tuple[Path, Record]:
+def _record(options: argparse.Namespace, defaults: dict[str, Any]) -> tuple[Path, RunRecord]:
     """The run that is to be resumed."""
     given = sorted(
         "SOURCE" if name == "source" else f"--{name.replace('_', '-')}"
@@ -173,7 +173,7 @@ def _record(options: argparse.Namespace, defaults: dict[str, Any]) -> tuple[Path
             raise UsageError(f"no run in {PROJECT} that could be resumed.")
         folder = max(runs, key=lambda run: (run / "run.json").stat().st_mtime)
     try:
-        record = Record.read(folder)
+        record = RunRecord.read(folder)
     except (OSError, ValueError) as error:
         raise UsageError(str(error)) from None
     if Path(record.directory) != Path.cwd():
