@@ -56,7 +56,7 @@ class RunRecord:
 
     def write(self, folder: Path) -> None:
         text = json.dumps(asdict(self), indent=2) + "\n"
-        replace(folder / RECORD, text.encode())
+        replace_file(folder / RECORD, text.encode())
 
 
 @dataclass
@@ -205,7 +205,7 @@ def line_stem(line: dict[str, Any]) -> str:
     return stem
 
 
-def replace(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes) -> None:
     """Write a file in one step: others see the old one or the new one."""
     part = path.with_name(path.name + ".part")
     part.write_bytes(data)
