@@ -90,12 +90,12 @@ class ResultWriter:
         self._output_options = output_options
 
     def write(
-        self, stem: str, detections: Detections, pixels: Callable[[], Picture]
+        self, stem: str, detections: Detections, load_picture: Callable[[], Picture]
     ) -> Picture | None:
         """Write the text file and the crops of one image; return the annotated picture.
 
         Args:
-            pixels: gives the picture, which is drawn into.
+            load_picture: gives the picture, which is drawn into.
 
         Raises:
             ValueError: the picture cannot be decoded; the text file is written.
@@ -110,7 +110,7 @@ class ResultWriter:
             return None
         from ._draw import draw
 
-        picture = pixels()
+        picture = load_picture()
         if output_options.save_crop:
             self._write_crops(stem, detections, picture)
         if output_options.pictures:

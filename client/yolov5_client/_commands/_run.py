@@ -70,7 +70,7 @@ class _Clip:
             self.writer = None
 
 
-class _Item:
+class _PendingImage:
     """One image to send. The client calls it in one of its threads, for the bytes."""
 
     def __init__(
@@ -100,7 +100,7 @@ class _Item:
         self._sent = time.perf_counter()
         return self._data
 
-    def pixels(self) -> Picture:
+    def load_picture(self) -> Picture:
         from .._draw import decode
 
         return decode(self()) if self.picture is None else self.picture
@@ -186,9 +186,9 @@ class Run:
 
     def _send(self, client: Client, sources: Iterator[tuple[int, Source]]) -> None:
         """Images and videos, one after the other, many requests at a time."""
-        sent: deque[_Item] = deque()
+        sent: deque[_PendingImage] = deque()
 
-        def images() -> Iterator[_Item]:
+        def images() -> Iterator[_PendingImage]:
             for item in self._items(sources):
                 sent.append(item)
                 yield item
@@ -204,7 +204,7 @@ class Run:
         if clip:
             self._close_clip(clip)
 
-    def _items(self, sources: Iterator[tuple[int, Source]]) -> Iterator[_Item]:
+    def _items(self, sources: Iterator[tuple[int, Source]]) -> Iterator[_PendingImage]:
         for number, source in sources:
             done = self._done.videos if source.kind == "video" else self._done.images
             if done[source.name] > 0:
@@ -217,18 +217,18 @@ class Run:
             elif source.kind == "video":
                 yield from self._frames(place, source)
             else:
-                yield _Item(source, f"image {place}", source.read)
+                yield _PendingImage(source, f"image {place}", source.read)
 
-    def _frames(self, place: str, source: Source) -> Iterator[_Item]:
+    def _frames(self, place: str, source: Source) -> Iterator[_PendingImage]:
         try:
             from .._video import Video
 
             video = Video(source.name)
         except ImportError:
-            yield _Item(source, place, _failing(NO_OPENCV))
+            yield _PendingImage(source, place, _failing(NO_OPENCV))
             return
         except OSError as error:
-            yield _Item(source, place, _failing(_sentence(error)))
+            yield _PendingImage(source, place, _failing(_sentence(error)))
             return
         clip = _Clip(source, video.rate)
         stride = self._options.vid_stride
@@ -240,14 +240,14 @@ class Run:
             yield self._frame(clip, at, number, picture, video.seconds)
         clip.whole, clip.length = True, video.length
         if not number:
-            yield _Item(source, place, _failing("has no frames"))
+            yield _PendingImage(source, place, _failing("has no frames"))
 
     def _frame(
         self, clip: _Clip, place: str, number: int, picture: Picture, seconds: float
-    ) -> _Item:
+    ) -> _PendingImage:
         from .._video import encode
 
-        return _Item(
+        return _PendingImage(
             clip.source,
             place,
             lambda: encode(picture, self._options.jpeg_quality),
@@ -261,7 +261,7 @@ class Run:
         """Live streams, all at the same time, each with one request at a time."""
         if not self._streams:
             return
-        answers: queue.Queue[tuple[_Item, Answer] | _Clip | None] = queue.Queue(2)
+        answers: queue.Queue[tuple[_PendingImage, Answer] | _Clip | None] = queue.Queue(2)
         stop = threading.Event()
         arguments = [(client, place, source, answers, stop) for place, source in self._streams]
         threads = [threading.Thread(target=self._watch, args=one, daemon=True) for one in arguments]
@@ -290,7 +290,7 @@ class Run:
         client: Client,
         place: str,
         source: Source,
-        answers: queue.Queue[tuple[_Item, Answer] | _Clip | None],
+        answers: queue.Queue[tuple[_PendingImage, Answer] | _Clip | None],
         stop: threading.Event,
     ) -> None:
         try:
@@ -311,10 +311,10 @@ class Run:
                 f"{shown(source.name)}: the stream has ended after {live.read} frames."
             )
         except ImportError:
-            answers.put((_Item(source, place, _failing(NO_OPENCV)), OSError(NO_OPENCV)))
+            answers.put((_PendingImage(source, place, _failing(NO_OPENCV)), OSError(NO_OPENCV)))
         except Exception as error:  # OpenCV's own among them; nobody else looks at this thread
             failure = error if isinstance(error, OSError) else OSError(repr(error))
-            answers.put((_Item(source, place, _failing(str(failure))), failure))
+            answers.put((_PendingImage(source, place, _failing(str(failure))), failure))
         finally:
             answers.put(None)
 
@@ -329,7 +329,7 @@ class Run:
 
     # -- what came back -----------------------------------------------------------------------
 
-    def _settle(self, client: Client, item: _Item, answer: Answer) -> None:
+    def _settle(self, client: Client, item: _PendingImage, answer: Answer) -> None:
         for pause in _ASK_AGAIN_AFTER:
             if not isinstance(answer, (TimedOutError, ServerError)):
                 break
@@ -376,7 +376,7 @@ class Run:
             self._folder = folder
             return journal
 
-    def _stem(self, item: _Item) -> str:
+    def _stem(self, item: _PendingImage) -> str:
         if item.clip is None:
             return self._stems.allocate(item.source.stem)
         if item.clip.stem is None:
@@ -384,14 +384,14 @@ class Run:
             self._clips.append(item.clip)
         return item.clip.stem
 
-    def _save(self, item: _Item, detections: Detections) -> None:
+    def _save(self, item: _PendingImage, detections: Detections) -> None:
         milliseconds = item.milliseconds
         stem = self._stem(item)
         undrawn = None
         if self._folder and self._journal:
             writer = ResultWriter(self._folder, self._output_options)
             try:
-                picture = writer.write(frame_stem(stem, item.frame), detections, item.pixels)
+                picture = writer.write(frame_stem(stem, item.frame), detections, item.load_picture)
                 if self._output_options.pictures and picture is not None:
                     if item.clip:
                         self._write_frame(item)
@@ -410,7 +410,7 @@ class Run:
         if undrawn:
             self._report.failure(item.name, undrawn)
 
-    def _write_frame(self, item: _Item) -> None:
+    def _write_frame(self, item: _PendingImage) -> None:
         """Into the annotated video; a frame without an answer too, so that none is missing."""
         clip = item.clip
         if not (
@@ -425,7 +425,7 @@ class Run:
             clip.writer = Writer(path, clip.rate, item.picture, stride=stride)
         clip.writer.write(item.picture, item.seconds)
 
-    def _line(self, item: _Item, stem: str | None) -> dict[str, Any]:
+    def _line(self, item: _PendingImage, stem: str | None) -> dict[str, Any]:
         line: dict[str, Any] = {"image": item.source.name}
         if item.frame is not None:
             line["frame"] = item.frame
