@@ -149,11 +149,11 @@ class Run:
         self._clips: list[_Clip] = []
         self._streams: list[tuple[str, Source]] = []
 
-    def go(self, client: Client, sources: Iterator[tuple[int, Source]]) -> int:
+    def execute(self, client: Client, sources: Iterator[tuple[int, Source]]) -> int:
         status, error = OK, ""
         try:
             self._send(client, sources)
-            self._follow(client)
+            self._follow_streams(client)
         except KeyboardInterrupt:
             status, error = INTERRUPTED, "interrupted."
         except BrokenPipeError:
@@ -200,7 +200,7 @@ class Run:
             if clip and item.clip is not clip:
                 self._close_clip(clip)
             clip = item.clip
-            self._settle(client, item, answer)
+            self._handle_answer(client, item, answer)
         if clip:
             self._close_clip(clip)
 
@@ -225,10 +225,10 @@ class Run:
 
             video = Video(source.name)
         except ImportError:
-            yield _PendingImage(source, place, _failing(NO_OPENCV))
+            yield _PendingImage(source, place, _failing_loader(NO_OPENCV))
             return
         except OSError as error:
-            yield _PendingImage(source, place, _failing(_sentence(error)))
+            yield _PendingImage(source, place, _failing_loader(_reason(error)))
             return
         clip = _Clip(source, video.rate)
         stride = self._options.vid_stride
@@ -240,7 +240,7 @@ class Run:
             yield self._frame(clip, at, number, picture, video.seconds)
         clip.whole, clip.length = True, video.length
         if not number:
-            yield _PendingImage(source, place, _failing("has no frames"))
+            yield _PendingImage(source, place, _failing_loader("has no frames"))
 
     def _frame(
         self, clip: _Clip, place: str, number: int, picture: Picture, seconds: float
@@ -257,14 +257,16 @@ class Run:
             seconds=seconds,
         )
 
-    def _follow(self, client: Client) -> None:
+    def _follow_streams(self, client: Client) -> None:
         """Live streams, all at the same time, each with one request at a time."""
         if not self._streams:
             return
         answers: queue.Queue[tuple[_PendingImage, Answer] | _Clip | None] = queue.Queue(2)
         stop = threading.Event()
         arguments = [(client, place, source, answers, stop) for place, source in self._streams]
-        threads = [threading.Thread(target=self._watch, args=one, daemon=True) for one in arguments]
+        threads = [
+            threading.Thread(target=self._follow_stream, args=one, daemon=True) for one in arguments
+        ]
         for thread in threads:
             thread.start()
         left = len(threads)
@@ -276,7 +278,7 @@ class Run:
                 elif isinstance(got, _Clip):
                     self._close_clip(got)
                 else:
-                    self._settle(client, *got)
+                    self._handle_answer(client, *got)
         finally:
             stop.set()
             # One that waits for a server may do so for long; it ends with the process.
@@ -285,7 +287,7 @@ class Run:
                 with suppress(queue.Empty):
                     answers.get(timeout=0.1)
 
-    def _watch(
+    def _follow_stream(
         self,
         client: Client,
         place: str,
@@ -311,10 +313,12 @@ class Run:
                 f"{shown(source.name)}: the stream has ended after {live.read} frames."
             )
         except ImportError:
-            answers.put((_PendingImage(source, place, _failing(NO_OPENCV)), OSError(NO_OPENCV)))
+            answers.put(
+                (_PendingImage(source, place, _failing_loader(NO_OPENCV)), OSError(NO_OPENCV))
+            )
         except Exception as error:  # OpenCV's own among them; nobody else looks at this thread
             failure = error if isinstance(error, OSError) else OSError(repr(error))
-            answers.put((_PendingImage(source, place, _failing(str(failure))), failure))
+            answers.put((_PendingImage(source, place, _failing_loader(str(failure))), failure))
         finally:
             answers.put(None)
 
@@ -329,7 +333,7 @@ class Run:
 
     # -- what came back -----------------------------------------------------------------------
 
-    def _settle(self, client: Client, item: _PendingImage, answer: Answer) -> None:
+    def _handle_answer(self, client: Client, item: _PendingImage, answer: Answer) -> None:
         for pause in _ASK_AGAIN_AFTER:
             if not isinstance(answer, (TimedOutError, ServerError)):
                 break
@@ -344,7 +348,7 @@ class Run:
             raise answer
         self._report.settled()
         if self._output_options.needs_folder and self._journal is None:
-            self._journal = self._opened()
+            self._journal = self._create_folder()
         if isinstance(answer, Detections):
             self._save(item, answer)
         elif isinstance(answer, InvalidRequestError):
@@ -358,10 +362,10 @@ class Run:
             if item.clip:
                 item.clip.failed = True
                 self._write_frame(item)
-            sentence = _sentence(answer) if isinstance(answer, OSError) else str(answer)
+            sentence = _reason(answer) if isinstance(answer, OSError) else str(answer)
             self._report.failure(item.name, sentence)
 
-    def _opened(self) -> Journal:
+    def _create_folder(self) -> Journal:
         while True:
             folder = result_folder(self._options)
             try:
@@ -456,14 +460,14 @@ class Run:
             write_coco(self._folder / "results.json", self._journal.lines())
 
 
-def _failing(sentence: str) -> Callable[[], bytes]:
+def _failing_loader(sentence: str) -> Callable[[], bytes]:
     def fail() -> bytes:
         raise OSError(sentence)
 
     return fail
 
 
-def _sentence(error: OSError) -> str:
+def _reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 

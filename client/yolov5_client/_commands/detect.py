@@ -153,7 +153,7 @@ def run(options: argparse.Namespace, defaults: dict[str, Any]) -> int:
         closing(work),
         connect(options, retry_for=options.retry_for, in_flight=options.in_flight) as client,
     ):
-        return work.go(client, enumerate(sources, 1))
+        return work.execute(client, enumerate(sources, 1))
 
 
 def _record(options: argparse.Namespace, defaults: dict[str, Any]) -> tuple[Path, RunRecord]:
