@@ -28,24 +28,24 @@ class Report:
         self._quiet = options.quiet
         self.total = total
         self.failures: list[tuple[str, str]] = []
-        self._settled = 0
+        self._finished = 0
         terminal = sys.stderr.isatty()
         self._bar = tqdm(total=total, unit="image", file=sys.stderr) if terminal else None
 
-    def expect(self, more: int) -> None:
+    def extend_total(self, more: int) -> None:
         """A source turns out to be so many images more than one."""
         if self._bar is not None and self._bar.total is not None and more > 0:
             self._bar.total += more
 
     def resume(self, done: Progress) -> None:
         self.failures += done.refused
-        self._settled = done.lines
+        self._finished = done.lines
         if self._bar is not None:
-            self.expect(done.lines - done.images.total() - done.videos.total())
+            self.extend_total(done.lines - done.images.total() - done.videos.total())
             self._bar.n = self._bar.initial = done.lines  # so that they do not count for the rate
 
-    def settled(self) -> None:
-        self._settled += 1
+    def advance(self) -> None:
+        self._finished += 1
         if self._bar is not None:
             self._bar.update()
 
@@ -58,7 +58,7 @@ class Report:
 
     def failure(self, name: str, sentence: str) -> None:
         self.failures.append((name, sentence))
-        self.note(f"error: {shown(name)}: {sentence}")
+        self.note(f"error: {printable(name)}: {sentence}")
 
     def note(self, text: str) -> None:
         self._print(text, sys.stderr)
@@ -72,7 +72,7 @@ class Report:
     def end(self, folder: Path | None, error: str) -> None:
         """The list of what failed, here and in the folder, and where the results are."""
         self.close()
-        lines = [f"{shown(name)}: {sentence}" for name, sentence in self.failures]
+        lines = [f"{printable(name)}: {sentence}" for name, sentence in self.failures]
         if folder and lines:
             (folder / "failures.txt").write_text("".join(f"{line}\n" for line in lines), "utf-8")
         elif folder:
@@ -80,7 +80,7 @@ class Report:
         if folder and not self._quiet:
             self._print(f"Results saved to {folder}", sys.stderr if self._json else sys.stdout)
         if lines:
-            self.note(f"error: {len(lines)} of {self._settled} images failed.")
+            self.note(f"error: {len(lines)} of {self._finished} images failed.")
             for line in lines[:_FAILURES_SHOWN]:
                 self.note(f"  {line}")
             if len(lines) > _FAILURES_SHOWN:
@@ -95,6 +95,6 @@ class Report:
             self._bar = None
 
 
-def shown(name: str) -> str:
+def printable(name: str) -> str:
     """For a person: a path on disk need not be text."""
     return name.encode("utf-8", "backslashreplace").decode()

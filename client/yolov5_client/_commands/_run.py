@@ -30,7 +30,7 @@ from .._journal import Journal, Progress, RunRecord
 from .._outputs import OutputOptions, ResultWriter, UniqueStems, frame_stem, write_coco, write_csv
 from .._sources import STDIN, Source
 from . import INTERRUPTED, NO_SERVER, OK, SOME_FAILED, USAGE, UsageError, result_folder
-from ._report import Report, shown
+from ._report import Report, printable
 
 if TYPE_CHECKING:
     from .._draw import Picture
@@ -233,7 +233,7 @@ class Run:
         clip = _Clip(source, video.rate)
         stride = self._options.vid_stride
         count = f"/{video.frames}" if video.frames else ""
-        self._report.expect((video.frames + stride - 1) // stride - 1)
+        self._report.extend_total((video.frames + stride - 1) // stride - 1)
         number = 0
         for number, picture in video.read(stride):
             at = f"video {place} ({number}{count})"
@@ -310,7 +310,7 @@ class Run:
                     answers.put((item, answer))
                 answers.put(clip)
             self._report.note(
-                f"{shown(source.name)}: the stream has ended after {live.read} frames."
+                f"{printable(source.name)}: the stream has ended after {live.read} frames."
             )
         except ImportError:
             answers.put(
@@ -346,7 +346,7 @@ class Run:
             raise answer
         if isinstance(answer, InvalidRequestError) and _PARAMETER.match(str(answer)):
             raise answer
-        self._report.settled()
+        self._report.advance()
         if self._output_options.needs_folder and self._journal is None:
             self._journal = self._create_folder()
         if isinstance(answer, Detections):
@@ -407,7 +407,7 @@ class Run:
         self._write_line(line)
         height, width = detections.image_size
         self._report.result(
-            f"{item.place} {shown(item.source.name)}: {height}x{width} {detections.summary()},"
+            f"{item.place} {printable(item.source.name)}: {height}x{width} {detections.summary()},"
             f" {milliseconds:.1f}ms",
             line,
         )

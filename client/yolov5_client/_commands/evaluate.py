@@ -19,7 +19,7 @@ from .._detections import Detections
 from .._errors import DataError, InvalidRequestError
 from .._val_defaults import CONF_THRES, IOU_THRES, MAX_DET
 from . import OK, UsageError, connect, result_flags, result_folder
-from ._report import shown
+from ._report import printable
 from .detect import whole_number
 
 if TYPE_CHECKING:  # needs the extra `eval`, and the other commands do not
@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
     names = evaluation.read_names(options.data)
     split = evaluation.read_split(options.data, *options.split)
     for note in split.notes:
-        print(f"warning: {shown(note)}", file=sys.stderr)
+        print(f"warning: {printable(note)}", file=sys.stderr)
     photos = _photos(split, options)
     with connect(options) as client:
         answers, multi_label = _ask(client, photos, options)
@@ -223,7 +223,7 @@ def _fault_of_photo(error: Exception) -> str | None:
 def _say_left_out(split: Split, answers: Sequence[Detections | str]) -> None:
     lost = [(path, one) for path, one in zip(split.photos, answers) if isinstance(one, str)]
     for path, sentence in lost[:_LEFT_OUT_SHOWN]:
-        print(f"warning: {shown(str(path))}: {sentence}", file=sys.stderr)
+        print(f"warning: {printable(str(path))}: {sentence}", file=sys.stderr)
     if lost:
         count = f"{len(lost)} of {len(answers)}"
         print(f"warning: {count} photos left out; they cannot be used.", file=sys.stderr)
