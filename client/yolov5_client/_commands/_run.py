@@ -51,8 +51,8 @@ class _Clip:
     """A video or stream on its way through.
 
     Attributes:
-        whole: all of its frames have been sent.
-        failed: one of them has no answer.
+        complete: all of its frames have been sent.
+        has_failures: one of them has no answer.
         length: seconds of what has been read.
     """
 
@@ -60,7 +60,7 @@ class _Clip:
         self.source = source
         self.rate = rate
         self.length = 0.0
-        self.whole = self.failed = False
+        self.complete = self.has_failures = False
         self.stem: str | None = None
         self.writer: Writer | None = None
 
@@ -238,7 +238,7 @@ class Run:
         for number, picture in video.read(stride):
             at = f"video {place} ({number}{count})"
             yield self._frame(clip, at, number, picture, video.seconds)
-        clip.whole, clip.length = True, video.length
+        clip.complete, clip.length = True, video.length
         if not number:
             yield _PendingImage(source, place, _failing_loader("has no frames"))
 
@@ -360,7 +360,7 @@ class Run:
             self._report.failure(item.name, sentence)
         else:
             if item.clip:
-                item.clip.failed = True
+                item.clip.has_failures = True
                 self._write_frame(item)
             sentence = _reason(answer) if isinstance(answer, OSError) else str(answer)
             self._report.failure(item.name, sentence)
@@ -443,7 +443,7 @@ class Run:
 
     def _close_clip(self, clip: _Clip) -> None:
         clip.close()
-        complete = clip.whole and not clip.failed and clip.stem is not None
+        complete = clip.complete and not clip.has_failures and clip.stem is not None
         if complete and self._folder and self._journal:
             self._record.videos.append(str(clip.stem))
             self._record.write(self._folder)
