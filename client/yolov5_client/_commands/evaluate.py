@@ -76,12 +76,12 @@ def run(options: argparse.Namespace) -> int:
     split = evaluation.read_split(options.data, *options.split)
     for note in split.notes:
         print(f"warning: {printable(note)}", file=sys.stderr)
-    photos = _photos(split, options)
+    photos = _pending_photos(split, options)
     with connect(options) as client:
-        answers, multi_label = _ask(client, photos, options)
+        answers, multi_label = _detect_all(client, photos, options)
     kept = [index for index, answer in enumerate(answers) if isinstance(answer, Detections)]
     detections = [answer for answer in answers if isinstance(answer, Detections)]
-    _say_left_out(split, answers)
+    _report_left_out(split, answers)
     _check_names(detections, names)
     split = evaluation.Split(
         photos=[split.photos[index] for index in kept],
@@ -99,7 +99,7 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(figures))
     else:
         _print_table(figures)
-    _draw(result, names, folder)
+    _plot(result, names, folder)
     print(f"Results saved to {folder}", file=sys.stderr)
     return OK
 
@@ -127,7 +127,7 @@ class _Photo:
         return Predictions(boxes=boxes, scores=answer.scores, classes=answer.classes, size=size)
 
 
-def _photos(split: Split, options: argparse.Namespace) -> list[_Photo]:
+def _pending_photos(split: Split, options: argparse.Namespace) -> list[_Photo]:
     if options.as_val is None:
         return [_Photo(photo) for photo in split.photos]
     try:
@@ -159,7 +159,7 @@ def _photos(split: Split, options: argparse.Namespace) -> list[_Photo]:
     return [_Photo(photo, prepare(canvas)) for photo, canvas in zip(split.photos, canvases)]
 
 
-def _ask(
+def _detect_all(
     client: Client, photos: Sequence[_Photo], options: argparse.Namespace
 ) -> tuple[list[Detections | str], bool]:
     """The answer for each photo, or a sentence about why it has none."""
@@ -167,7 +167,7 @@ def _ask(
         "conf_thres": options.conf_thres,
         "iou_thres": options.iou_thres,
         "max_det": options.max_det,
-        "multi_label": _takes_multi_label(client, photos, options),
+        "multi_label": _supports_multi_label(client, photos, options),
     }
     answers: list[Detections | str] = []
     # disable=None: silent unless standard error is a terminal.
@@ -177,7 +177,7 @@ def _ask(
                 answers.append(f"has a side of fewer than {_LEAST_SIDE} pixels")
             elif isinstance(answer, Detections):
                 answers.append(answer)
-            elif (reason := _fault_of_photo(answer)) is not None:
+            elif (reason := _photo_error(answer)) is not None:
                 answers.append(reason)
             else:
                 raise answer
@@ -185,7 +185,7 @@ def _ask(
     return answers, bool(parameters["multi_label"])
 
 
-def _takes_multi_label(
+def _supports_multi_label(
     client: Client, photos: Sequence[_Photo], options: argparse.Namespace
 ) -> bool:
     """Whether the model has all scores of a row, as the first photo of use tells."""
@@ -204,14 +204,14 @@ def _takes_multi_label(
                     "The model has a reduced head: measured without multi_label.", file=sys.stderr
                 )
                 return False
-            if _fault_of_photo(error) is None:
+            if _photo_error(error) is None:
                 raise
         else:
             return True
     raise DataError("none of the data set's photos can be used.")
 
 
-def _fault_of_photo(error: Exception) -> str | None:
+def _photo_error(error: Exception) -> str | None:
     """The sentence about a photo that cannot be used; None where the fault is another's."""
     if isinstance(error, InvalidRequestError) and str(error).startswith("image "):
         return str(error).partition(": ")[2].rstrip(".")
@@ -220,7 +220,7 @@ def _fault_of_photo(error: Exception) -> str | None:
     return None
 
 
-def _say_left_out(split: Split, answers: Sequence[Detections | str]) -> None:
+def _report_left_out(split: Split, answers: Sequence[Detections | str]) -> None:
     lost = [(path, one) for path, one in zip(split.photos, answers) if isinstance(one, str)]
     for path, sentence in lost[:_LEFT_OUT_SHOWN]:
         print(f"warning: {printable(str(path))}: {sentence}", file=sys.stderr)
@@ -285,7 +285,7 @@ def _print_table(figures: dict[str, Any]) -> None:
     print(f"{figures['photos']} photos; P and R at confidence {at}.")
 
 
-def _draw(result: Evaluation, names: tuple[str, ...], folder: Path) -> None:
+def _plot(result: Evaluation, names: tuple[str, ...], folder: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
