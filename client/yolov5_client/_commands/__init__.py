@@ -93,7 +93,7 @@ def read_headers(given: list[str]) -> dict[str, str]:
         for line in filter(None, map(str.strip, lines.splitlines())):
             name, colon, value = line.partition(":")
             if not (colon and name.strip()):
-                # What it holds is not printable: it may be a secret.
+                # Not shown: it may hold a secret.
                 raise UsageError("a --header is not of the form 'NAME: VALUE'.")
             headers[name.strip()] = value.strip()
     return headers
