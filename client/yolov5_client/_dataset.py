@@ -80,7 +80,7 @@ def read_split(path: Path, *kinds: str) -> Split:
     places = [places] if isinstance(places, str) else places
     if not isinstance(places, list) or not all(isinstance(place, str) for place in places):
         raise DataError(f"{path.name} names no photos under {' or '.join(kinds)}.")
-    notes = _doubts(path, data)
+    notes = _ambiguities(path, data)
     root = _root(path, data.get("path"))
     found: list[_Photo] = []
     for place in places:
@@ -88,7 +88,7 @@ def read_split(path: Path, *kinds: str) -> Split:
     again = len(found) - len({photo.path for photo in found})
     if again:
         notes.append(f"{_plural(again, 'photo')} named again, and counted again.")
-    return _with_labels(path, found, notes)
+    return _read_all_labels(path, found, notes)
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,10 @@ class _Photo:
     """A photo, and the paths under which its labels may be."""
 
     path: Path
-    seen_as: tuple[Path, ...]
+    aliases: tuple[Path, ...]
 
-    def labels(self) -> Path | None:
-        for photo in self.seen_as:
+    def label_file(self) -> Path | None:
+        for photo in self.aliases:
             parts = list(photo.parts)
             if "images" in parts:
                 parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
@@ -130,7 +130,7 @@ def _photos(path: Path, root: Path, place: str, notes: list[str]) -> list[_Photo
         names = sorted(name for name in _walk(there) if Path(name).suffix.lower() in _PICTURES)
         found = [_Photo(there / name, (resolved / name, there / name)) for name in names]
     elif os.path.isfile(there):  # noqa: PTH113
-        found = [*_listed(there, notes)]
+        found = [*_photos_in_list(there, notes)]
     else:
         raise DataError(f"{path.name} names {place[:100]!r}, which is not there.")
     if not found:
@@ -157,7 +157,7 @@ def _walk(folder: Path) -> Iterator[str]:
                 yield name if inside == "." else os.path.join(inside, name)  # noqa: PTH118
 
 
-def _listed(file: Path, notes: list[str]) -> Iterator[_Photo]:
+def _photos_in_list(file: Path, notes: list[str]) -> Iterator[_Photo]:
     """The pictures that a text file lists, one a line.
 
     As YOLOv5 has it, a line that begins with `./` is relative to the file, any other to the working
@@ -165,7 +165,7 @@ def _listed(file: Path, notes: list[str]) -> Iterator[_Photo]:
     """
     data = _read(file, _LIST_BYTES)
     # A path need not be text.
-    text = _decode(data, file) if _is_utf16(data) else os.fsdecode(_without_mark(data))
+    text = _decode(data, file) if _is_utf16(data) else os.fsdecode(_without_bom(data))
     lines = [line.strip() for line in text.splitlines()]
     others = 0
     for line in filter(None, lines):
@@ -187,7 +187,7 @@ def _listed(file: Path, notes: list[str]) -> Iterator[_Photo]:
 
 
 @dataclass
-class _Tally:
+class _LabelIssues:
     """What happened to files of labels: how often, and to which first."""
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -213,27 +213,27 @@ class _Tally:
             yield f"{_plural(number, noun)} {rest.format(first=self.first[kind])}"
 
 
-def _with_labels(path: Path, found: list[_Photo], notes: list[str]) -> Split:
-    tally = _Tally()
+def _read_all_labels(path: Path, found: list[_Photo], notes: list[str]) -> Split:
+    issues = _LabelIssues()
     photos: list[Path] = []
     labels: list[NDArray[np.float64]] = []
     for photo in found:
-        file = photo.labels()
+        file = photo.label_file()
         try:
-            rows = np.zeros((0, 5)) if file is None else _read_labels(file, tally)
+            rows = np.zeros((0, 5)) if file is None else _read_labels(file, issues)
         except DataError as error:
-            tally.add("out", str(error))
+            issues.add("out", str(error))
             continue
         if file is None:
-            tally.add("missing", photo.path.name)
+            issues.add("missing", photo.path.name)
         photos.append(photo.path)
         labels.append(rows)
-    if tally.counts["out"] and not any(len(rows) for rows in labels):
-        raise DataError(f"{path.name} has no photo with labels of use: {tally.first['out']}.")
-    return Split(photos=photos, labels=labels, notes=(*notes, *tally.notes()))
+    if issues.counts["out"] and not any(len(rows) for rows in labels):
+        raise DataError(f"{path.name} has no photo with labels of use: {issues.first['out']}.")
+    return Split(photos=photos, labels=labels, notes=(*notes, *issues.notes()))
 
 
-def _read_labels(path: Path, tally: _Tally) -> NDArray[np.float64]:
+def _read_labels(path: Path, issues: _LabelIssues) -> NDArray[np.float64]:
     """Rows [n, 5] of a file.
 
     Raises:
@@ -245,8 +245,8 @@ def _read_labels(path: Path, tally: _Tally) -> NDArray[np.float64]:
         # Whoever has a polygon among boxes has nothing but polygons, for YOLOv5.
         if any(len(line) > 6 for line in lines):
             if not all(len(line) > 6 for line in lines):
-                tally.add("mixed", path.name)
-            rows = np.array([_around(np.array(line, float)) for line in lines])
+                issues.add("mixed", path.name)
+            rows = np.array([_bounding_box(np.array(line, float)) for line in lines])
         else:
             rows = np.array(lines, float).reshape(len(lines), 5)
     except ValueError:
@@ -261,11 +261,11 @@ def _read_labels(path: Path, tally: _Tally) -> NDArray[np.float64]:
         raise DataError(f"{path.name} has {odd.max():g}, {kind}; {_LABELS_ALLOWED}")
     _, first = np.unique(rows.astype(np.float32), axis=0, return_index=True)
     if len(first) < len(rows):
-        tally.add("twice", path.name, len(rows) - len(first))
+        issues.add("twice", path.name, len(rows) - len(first))
     return rows[np.sort(first)]
 
 
-def _around(row: NDArray[np.float64]) -> tuple[float, ...]:
+def _bounding_box(row: NDArray[np.float64]) -> tuple[float, ...]:
     """The class, and the box around the points, of a row of labels."""
     points = row[1:].reshape(-1, 2)
     low, high = points.min(0), points.max(0)
@@ -301,7 +301,7 @@ def _index(key: object) -> int | None:
     return key if isinstance(key, int) and not isinstance(key, bool) else None
 
 
-def _doubts(path: Path, data: dict[str, Any]) -> list[str]:
+def _ambiguities(path: Path, data: dict[str, Any]) -> list[str]:
     """What YOLOv5 takes without a word, and may be meant otherwise."""
     notes = []
     names = data.get("names")
@@ -325,7 +325,7 @@ def _doubts(path: Path, data: dict[str, Any]) -> list[str]:
 def _read_yaml(path: Path) -> dict[str, Any]:
     raw = _read(path, _yaml.MAX_BYTES)
     # YOLOv5 drops what is no UTF-8, so that its class names lack it too.
-    utf8 = _without_mark(raw).decode("utf-8", "ignore")
+    utf8 = _without_bom(raw).decode("utf-8", "ignore")
     text = _decode(raw, path) if _is_utf16(raw) else utf8
     try:
         data = _yaml.load(text)
@@ -352,7 +352,7 @@ def _is_utf16(data: bytes) -> bool:
     return data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
 
 
-def _without_mark(data: bytes) -> bytes:
+def _without_bom(data: bytes) -> bytes:
     return data.removeprefix(codecs.BOM_UTF8)
 
 
