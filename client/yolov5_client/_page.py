@@ -52,7 +52,7 @@ class RefusedError(Exception):
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     status: int
     headers: Mapping[str, str]
     body: bytes
@@ -103,7 +103,7 @@ class Upstream:
     def via(self) -> str:
         return f" (through {self.proxy})" if self.proxy else ""
 
-    def infer(self, image: bytes, parameters: list[tuple[str, str]]) -> Answer:
+    def infer(self, image: bytes, parameters: list[tuple[str, str]]) -> Response:
         """Ask for the detections in one image.
 
         Args:
@@ -122,7 +122,7 @@ class Upstream:
             ("Content-Length", str(len(image))),
         ]
         try:
-            with _cut_off(connection, self.timeout):
+            with _time_limit(connection, self.timeout):
                 path = urlsplit(self.address).path.rstrip("/") + INFER
                 connection.putrequest("POST", prefix + path)
                 for name, value in headers:
@@ -147,7 +147,7 @@ class Upstream:
         finally:
             connection.close()
 
-    def _read(self, answer: http.client.HTTPResponse) -> Answer:
+    def _read(self, answer: http.client.HTTPResponse) -> Response:
         wanted = ("Content-Type", _LENGTH)
         headers = {name: text for name in wanted if (text := answer.headers[name]) is not None}
         body = answer.read(LARGEST_ANSWER + 1)
@@ -156,7 +156,7 @@ class Upstream:
                 HTTPStatus.BAD_GATEWAY,
                 f"the answer of {self.address} is larger than {LARGEST_ANSWER >> 20} MiB",
             )
-        return Answer(answer.status, headers, body)
+        return Response(answer.status, headers, body)
 
     def _connection(self) -> tuple[http.client.HTTPConnection, str, dict[str, str]]:
         """What to ask, what to put before the path, and headers for a proxy."""
@@ -181,7 +181,7 @@ class Upstream:
 
 
 @contextmanager
-def _cut_off(connection: http.client.HTTPConnection, seconds: float) -> Iterator[None]:
+def _time_limit(connection: http.client.HTTPConnection, seconds: float) -> Iterator[None]:
     """End the connection when the time is over: a socket's own timeout begins anew with each byte.
 
     Raises:
@@ -237,7 +237,7 @@ class PageServer(socketserver.ThreadingTCPServer):
         self.address_family = family
         self.upstream = upstream
         self.page = Path(__file__).with_name("page.html").read_bytes()
-        self.policy = _policy(self.page)
+        self.policy = _content_security_policy(self.page)
         super().__init__((str(found[0]), port), _Handler)
         bound = self.socket.getsockname()[0]
         self.hosts = _HOSTS | {bound} if ipaddress.ip_address(bound).is_loopback else None
@@ -253,7 +253,7 @@ class PageServer(socketserver.ThreadingTCPServer):
             super().handle_error(request, client_address)
 
 
-def _policy(page: bytes) -> str:
+def _content_security_policy(page: bytes) -> str:
     """Content-Security-Policy: the page's own script and style, its pictures, its origin."""
 
     def hashes(tag: bytes) -> str:
@@ -282,7 +282,7 @@ class _Handler(BaseHTTPRequestHandler):
                     "Content-Type": "text/html; charset=utf-8",
                     "Content-Security-Policy": self.server.policy,
                 }
-                self._send(Answer(HTTPStatus.OK, headers, self.server.page))
+                self._send(Response(HTTPStatus.OK, headers, self.server.page))
             else:
                 image, parameters = self._image(), self._parameters()
                 self._send(self.server.upstream.infer(image, parameters))
@@ -363,7 +363,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _refuse(self, error: RefusedError) -> None:
         # What is left of the request's body must not be read as the next request.
         headers = {**error.headers, "Content-Type": "application/json", "Connection": "close"}
-        self._send(Answer(error.status, headers, json.dumps({"error": str(error)}).encode()))
+        self._send(Response(error.status, headers, json.dumps({"error": str(error)}).encode()))
         # Closing on unread bytes resets the connection, and a browser that is still sending would
         # not see the answer.
         self.connection.shutdown(socket.SHUT_WR)
@@ -372,7 +372,7 @@ class _Handler(BaseHTTPRequestHandler):
         while time.monotonic() < deadline and self.rfile.read1(1 << 16):
             pass
 
-    def _send(self, answer: Answer) -> None:
+    def _send(self, answer: Response) -> None:
         self.send_response_only(answer.status)
         for name, value in {
             "Cache-Control": "no-store",
