@@ -38,7 +38,7 @@ _CUT_OFF = re.compile("Server disconnected|peer closed connection")
 
 
 @dataclass(frozen=True)
-class _Answer:
+class _Response:
     status: int
     reason: str
     headers: Mapping[str, str]
@@ -75,7 +75,7 @@ def _proxy(connection: Connection) -> httpx.Proxy | None:
     return httpx.Proxy(connection.proxy.url)
 
 
-def _made(make: Callable[[], T], connection: Connection) -> T:
+def _construct(make: Callable[[], T], connection: Connection) -> T:
     try:
         return make()
     except httpx.InvalidURL as error:
@@ -113,12 +113,14 @@ class _Receiver:
         self._check(len(self._body) + len(chunk))
         self._body += chunk
 
-    def answer(self) -> _Answer:
+    def answer(self) -> _Response:
         answer = self._answer
-        return _Answer(answer.status_code, answer.reason_phrase, answer.headers, bytes(self._body))
+        return _Response(
+            answer.status_code, answer.reason_phrase, answer.headers, bytes(self._body)
+        )
 
 
-def _outputs(answer: _Answer) -> _wire.Outputs:
+def _outputs(answer: _Response) -> _wire.Outputs:
     length = answer.headers.get(_LENGTH, "")
     if not re.fullmatch(r"\d{1,9}", length, re.ASCII):
         raise ServerError(f"the answer is not one of Triton's: it has no valid {_LENGTH}.")
@@ -128,14 +130,14 @@ def _outputs(answer: _Answer) -> _wire.Outputs:
         raise ServerError(f"the answer is not one of Triton's: {error}.") from error
 
 
-def _version(answer: _Answer) -> str:
+def _version(answer: _Response) -> str:
     try:
         return _wire.version_from_json(answer.body)
     except ValueError:
         raise ServerError("what answers there is no Triton server.") from None
 
 
-def _check(answer: _Answer, connection: Connection) -> _Answer:
+def _check(answer: _Response, connection: Connection) -> _Response:
     if answer.status != 200:
         raise _wire.error_from_http(answer.status, answer.reason, answer.body, via=connection.via)
     return answer
@@ -174,7 +176,7 @@ class HttpTransport:
             context=_context(connection),
             proxy=_proxy(connection),
         )
-        self._http = _made(
+        self._http = _construct(
             lambda: httpx.Client(**_options(connection), transport=transport), connection
         )
 
@@ -195,7 +197,7 @@ class HttpTransport:
                 models={model: ready(path) for model, path in _READY.items()},
             )
 
-    def _send(self, **request: Any) -> _Answer:
+    def _send(self, **request: Any) -> _Response:
         try:
             with self._http.stream(**request) as answer:
                 receiver = _Receiver(answer)
@@ -220,7 +222,7 @@ class AsyncHttpTransport:
         options = {**_options(connection), "limits": limits, "proxy": _proxy(connection)}
         if context := _context(connection):
             options["verify"] = context
-        self._http = _made(lambda: httpx.AsyncClient(**options), connection)
+        self._http = _construct(lambda: httpx.AsyncClient(**options), connection)
 
     async def infer(self, image: bytes, parameters: Mapping[str, Any]) -> _wire.Outputs:
         request = _request(image, parameters)
@@ -248,7 +250,7 @@ class AsyncHttpTransport:
         except asyncio.TimeoutError:  # the builtin one only since Python 3.11
             raise TimedOutError(f"no answer within the timeout{self._connection.via}.") from None
 
-    async def _send(self, **request: Any) -> _Answer:
+    async def _send(self, **request: Any) -> _Response:
         try:
             async with self._http.stream(**request) as answer:
                 receiver = _Receiver(answer)
