@@ -53,7 +53,7 @@ class Video:
         number = 0
         while self._capture.grab():
             number += 1
-            self._take_time(number)
+            self._update_time(number)
             if (number - 1) % stride == 0:
                 there, frame = self._capture.retrieve()
                 if there:
@@ -64,7 +64,7 @@ class Video:
         if number != self.frames or self.length <= self.seconds:
             self.length = self.seconds + 1 / self.rate
 
-    def _take_time(self, number: int) -> None:
+    def _update_time(self, number: int) -> None:
         stamp = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
         if number == 1:
             self._first = stamp if math.isfinite(stamp) else 0.0
@@ -76,7 +76,7 @@ class Video:
             self.seconds = min(seconds, self.seconds + _LONGEST_FRAME)
 
 
-class Live:
+class LiveStream:
     """A camera or network stream, of which only the newest frame is kept.
 
     Attributes:
@@ -183,7 +183,7 @@ class Writer:
         Args:
             seconds: when it is shown, from the start of the source.
         """
-        self._fill(seconds)
+        self._fill_until(seconds)
         if picture.shape[1::-1] != self._size:  # OpenCV would leave it out without a word
             picture = cv2.resize(picture, self._size).astype(np.uint8, copy=False)
         self._pending = picture
@@ -194,11 +194,11 @@ class Writer:
             length: seconds of the source, for the last picture to be shown to its end.
         """
         if self._pending is not None:
-            self._fill(max(length, (self._written + 1) / self._rate))
+            self._fill_until(max(length, (self._written + 1) / self._rate))
             self._pending = None
         self._writer.release()
 
-    def _fill(self, seconds: float) -> None:
+    def _fill_until(self, seconds: float) -> None:
         """Up to this time, with the newest picture."""
         while self._pending is not None and self._written < round(seconds * self._rate):
             self._writer.write(self._pending)

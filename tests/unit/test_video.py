@@ -163,7 +163,7 @@ def test_timestamps_that_say_anything_do_not_fill_the_disk(tmp_path: Path) -> No
 
     for number, stamp in enumerate((0.0, 1e15, float("nan"), -5.0, 2e15), 1):
         video._capture = Clock(stamp)  # type: ignore[assignment]
-        video._take_time(number)
+        video._update_time(number)
         writer.write(grey(number), video.seconds)
     writer.close()
     assert len(shown(tmp_path / "out.mp4")[0]) <= 1210

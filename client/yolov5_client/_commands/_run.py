@@ -34,7 +34,7 @@ from ._report import Report, printable
 
 if TYPE_CHECKING:
     from .._draw import Picture
-    from .._video import Live, Writer
+    from .._video import LiveStream, Writer
 
 Answer = Detections | YoloClientError | OSError
 
@@ -258,7 +258,7 @@ class Run:
         )
 
     def _follow_streams(self, client: Client) -> None:
-        """Live streams, all at the same time, each with one request at a time."""
+        """LiveStream streams, all at the same time, each with one request at a time."""
         if not self._streams:
             return
         answers: queue.Queue[tuple[_PendingImage, Answer] | _Clip | None] = queue.Queue(2)
@@ -322,10 +322,10 @@ class Run:
         finally:
             answers.put(None)
 
-    def _open_stream(self, source: Source) -> Live:
-        from .._video import Live
+    def _open_stream(self, source: Source) -> LiveStream:
+        from .._video import LiveStream
 
-        return Live(
+        return LiveStream(
             source.name,
             reopen=source.name.lower().startswith(("rtsp", "rtmp")),
             stride=self._options.vid_stride,
