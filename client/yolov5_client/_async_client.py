@@ -134,21 +134,21 @@ class AsyncClient:
         """Find objects in any number of images: see `Client.detect_stream`."""
         pending: deque[asyncio.Task[Detections]] = deque()
         source = _iterate(images)
-        coming: asyncio.Task[AsyncImage] | None = asyncio.ensure_future(_next(source))
+        next_image: asyncio.Task[AsyncImage] | None = asyncio.ensure_future(_next(source))
         try:
-            while coming or pending:
+            while next_image or pending:
                 awaited: set[asyncio.Task[Any]] = set(itertools.islice(pending, 1))
-                if coming and len(pending) < 2 * self._connection.in_flight:
-                    awaited.add(coming)
+                if next_image and len(pending) < 2 * self._connection.in_flight:
+                    awaited.add(next_image)
                 await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
-                if coming and coming in awaited and coming.done():
+                if next_image and next_image in awaited and next_image.done():
                     try:
                         pending.append(
-                            asyncio.ensure_future(self._answer(coming.result(), parameters))
+                            asyncio.ensure_future(self._answer(next_image.result(), parameters))
                         )
-                        coming = asyncio.ensure_future(_next(source))
-                    except _EndError:
-                        coming = None
+                        next_image = asyncio.ensure_future(_next(source))
+                    except _ExhaustedError:
+                        next_image = None
                     continue
                 try:
                     yield pending[0].result()
@@ -158,7 +158,7 @@ class AsyncClient:
                     yield error
                 pending.popleft()
         finally:
-            left = [*pending, coming] if coming else [*pending]
+            left = [*pending, next_image] if next_image else [*pending]
             for task in left:
                 task.cancel()
             await asyncio.gather(*left, return_exceptions=True)
@@ -198,7 +198,7 @@ class AsyncClient:
         await self.close()
 
 
-class _EndError(Exception):
+class _ExhaustedError(Exception):
     """No further image; a task cannot end with StopAsyncIteration."""
 
 
@@ -206,7 +206,7 @@ async def _next(source: AsyncIterator[AsyncImage]) -> AsyncImage:
     try:
         return await source.__anext__()
     except StopAsyncIteration:
-        raise _EndError from None
+        raise _ExhaustedError from None
 
 
 async def _iterate(

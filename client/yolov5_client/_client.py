@@ -19,7 +19,9 @@ from ._status import ServerStatus
 from ._wire import Image
 
 STATUS_TIMEOUT = 10.0  # seconds that a server has to say how it is
-_SLOW = 0.02  # seconds for an image: a source that takes longer gets its answers at once
+_SLOW_SOURCE_SECONDS = (
+    0.02  # seconds for an image: a source that takes longer gets its answers at once
+)
 
 
 def http_module() -> Any:
@@ -175,7 +177,7 @@ class Client:
             while True:
                 asked = time.monotonic()
                 for image in source:
-                    slow = time.monotonic() - asked > _SLOW
+                    slow = time.monotonic() - asked > _SLOW_SOURCE_SECONDS
                     pending.append(self._workers.submit(self._answer, image, parameters))
                     full = len(pending) >= 2 * self._connection.in_flight
                     if full or (slow and pending[0].done()):
