@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from . import _yaml
 from ._errors import DataError
-from ._sources import SUFFIXES
+from ._sources import IMAGE_SUFFIXES
 
 # YOLOv5 takes two more, which the server refuses: better said than passed over.
-_PICTURES = SUFFIXES | {".dng", ".pfm"}
+_PICTURES = IMAGE_SUFFIXES | {".dng", ".pfm"}
 _NAMES_BYTES, _LABELS_BYTES, _LIST_BYTES = 1 << 20, 16 << 20, 64 << 20
 _LABELS_ALLOWED = (
     "allowed: class, x, y, width, height in a line, the last four as parts of the photo's width and"

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from ._detections import Detections
 from ._journal import Progress, line_stem
-from ._sources import SUFFIXES, safe_name
+from ._sources import IMAGE_SUFFIXES, safe_name
 
 if TYPE_CHECKING:
     from ._draw import Picture
 
-_DRAWN = SUFFIXES - {".mpo"}  # OpenCV reads these, but writes none
+_DRAWN = IMAGE_SUFFIXES - {".mpo"}  # OpenCV reads these, but writes none
 CSV_COLUMNS = ("image", "frame", "label", "class", "score", "x1", "y1", "x2", "y2")
 
 

@@ -20,7 +20,9 @@ from urllib.parse import unquote, urlsplit
 from ._proxy import opener_for
 from ._wire import read_file
 
-SUFFIXES = frozenset({".bmp", ".jpe", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"})
+IMAGE_SUFFIXES = frozenset(
+    {".bmp", ".jpe", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"}
+)
 VIDEO_SUFFIXES = frozenset(
     {".asf", ".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm"}
     | {".wmv"}
@@ -177,7 +179,7 @@ def _lines(file: BinaryIO, avoid: str | None) -> Iterator[Source]:
         # Most lines are this, and need no look at the disk.
         if avoid and os.path.abspath(name).startswith(avoid):  # noqa: PTH100
             continue  # a result of this very run
-        if _scheme(name) is None and not glob.has_magic(name) and _has_suffix(name, SUFFIXES):
+        if _scheme(name) is None and not glob.has_magic(name) and _has_suffix(name, IMAGE_SUFFIXES):
             yield Source(name)
         else:
             try:
@@ -216,7 +218,7 @@ def _walk(folder: str) -> Iterator[str]:
 
 
 def _named(paths: Iterable[str], avoid: str | None) -> list[Source]:
-    wanted = SUFFIXES | VIDEO_SUFFIXES
+    wanted = IMAGE_SUFFIXES | VIDEO_SUFFIXES
     return [
         _file(path)
         for path in sorted(path for path in paths if _has_suffix(path, wanted))
