@@ -88,7 +88,7 @@ def expand(
     arguments: Iterable[str],
     *,
     stdin: BinaryIO,
-    without: Path | None = None,
+    exclude: Path | None = None,
     strict: bool = True,
 ) -> tuple[Iterable[Source], int | None]:
     """The sources that the arguments name, in order, and how many they are.
@@ -99,26 +99,26 @@ def expand(
     (None). A `.streams` holds the addresses of streams.
 
     Args:
-        without: a folder that is passed over, since results are written there.
+        exclude: a folder that is passed over, since results are written there.
         strict: what is not there is an error at once; else it fails when it is read, as what a list
             names always does.
 
     Raises:
         FileNotFoundError: one does not exist, or has no image and no video in it.
     """
-    avoid = os.path.abspath(without) + os.sep if without else None  # noqa: PTH100 (resolves nothing)
+    excluded = os.path.abspath(exclude) + os.sep if exclude else None  # noqa: PTH100
     parts: list[Iterable[Source]] = []
     count: int | None = 0
     for argument in arguments:
         if argument != STDIN:
-            found = _expand(argument, avoid, strict)
+            found = _expand(argument, excluded, strict)
             parts.append(found)
             count = None if count is None else count + len(found)
         elif head_is_image(stdin.peek(64)):  # type: ignore[attr-defined]
             parts.append([Source(STDIN, data=stdin.read())])
             count = None if count is None else count + 1
         else:
-            parts.append(_lines(stdin, avoid))
+            parts.append(_sources_in_list(stdin, excluded))
             count = None
     return chain.from_iterable(parts), count
 
@@ -139,12 +139,14 @@ def safe_name(text: str) -> str:
     return os.fsdecode((name or "_").encode())
 
 
-def _expand(argument: str, avoid: str | None, strict: bool) -> list[Source]:
-    found = _find(argument, avoid)
+def _expand(argument: str, excluded: str | None, strict: bool) -> list[Source]:
+    found = _find(argument, excluded)
     suffix = Path(argument).suffix.lower()
     if found is None and suffix in (".txt", ".streams") and Path(argument).is_file():
         with Path(argument).open("rb") as file:
-            lists = _streams(file) if suffix == ".streams" else _lines(file, avoid)
+            lists = (
+                _streams_in_list(file) if suffix == ".streams" else _sources_in_list(file, excluded)
+            )
             return list(lists)
     if found is None and (Path(argument).exists() or not strict):
         return [_file(argument)]
@@ -156,7 +158,7 @@ def _expand(argument: str, avoid: str | None, strict: bool) -> list[Source]:
     return found
 
 
-def _names(file: BinaryIO) -> Iterator[str]:
+def _list_entries(file: BinaryIO) -> Iterator[str]:
     """The lines of a list, but for blank ones, comments, and the mark of an encoding."""
     first = file.readline()
     if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -168,28 +170,28 @@ def _names(file: BinaryIO) -> Iterator[str]:
             yield name
 
 
-def _streams(file: BinaryIO) -> Iterator[Source]:
+def _streams_in_list(file: BinaryIO) -> Iterator[Source]:
     """A video on disk is read whole; all else is followed as it comes, whatever its ending."""
-    for name in _names(file):
+    for name in _list_entries(file):
         yield _file(name) if Path(name).is_file() else Source(name, "stream")
 
 
-def _lines(file: BinaryIO, avoid: str | None) -> Iterator[Source]:
-    for name in _names(file):
+def _sources_in_list(file: BinaryIO, excluded: str | None) -> Iterator[Source]:
+    for name in _list_entries(file):
         # Most lines are this, and need no look at the disk.
-        if avoid and os.path.abspath(name).startswith(avoid):  # noqa: PTH100
+        if excluded and os.path.abspath(name).startswith(excluded):  # noqa: PTH100
             continue  # a result of this very run
         if _scheme(name) is None and not glob.has_magic(name) and _has_suffix(name, IMAGE_SUFFIXES):
             yield Source(name)
         else:
             try:
-                found = _find(name, avoid)
+                found = _find(name, excluded)
             except (OSError, ValueError):  # it may not be looked at, or is no name at all
                 found = None
             yield from found or [_file(name)]
 
 
-def _find(argument: str, avoid: str | None) -> list[Source] | None:
+def _find(argument: str, excluded: str | None) -> list[Source] | None:
     """What an argument names, unless it is a file (None, as for one that is nothing)."""
     scheme = _scheme(argument)
     if scheme in ("http", "https"):
@@ -200,13 +202,13 @@ def _find(argument: str, avoid: str | None) -> list[Source] | None:
     if scheme is not None:
         return [Source(argument, "stream")] if scheme in LIVE_SCHEMES else None
     if Path(argument).is_dir():
-        return _named(_walk(argument), avoid)
+        return _media_files(_walk(argument), excluded)
     if Path(argument).exists():
         return None
     if argument.isdecimal():
         return [Source(argument, "stream")]
     if glob.has_magic(argument):
-        return _named(glob.iglob(argument, recursive=True), avoid)  # noqa: PTH207 (quicker)
+        return _media_files(glob.iglob(argument, recursive=True), excluded)  # noqa: PTH207 (quicker)
     return None
 
 
@@ -217,12 +219,12 @@ def _walk(folder: str) -> Iterator[str]:
         yield from (prefix + name for name in files if not name.startswith("."))
 
 
-def _named(paths: Iterable[str], avoid: str | None) -> list[Source]:
+def _media_files(paths: Iterable[str], excluded: str | None) -> list[Source]:
     wanted = IMAGE_SUFFIXES | VIDEO_SUFFIXES
     return [
         _file(path)
         for path in sorted(path for path in paths if _has_suffix(path, wanted))
-        if avoid is None or not os.path.abspath(path).startswith(avoid)  # noqa: PTH100
+        if excluded is None or not os.path.abspath(path).startswith(excluded)  # noqa: PTH100
     ]
 
 

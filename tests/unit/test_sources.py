@@ -16,8 +16,8 @@ def stdin(data: bytes = b"") -> io.BufferedReader:
     return io.BufferedReader(io.BytesIO(data))
 
 
-def names(arguments: Iterable[str], data: bytes = b"", without: Path | None = None) -> list[str]:
-    return [one.name for one in expand(arguments, stdin=stdin(data), without=without)[0]]
+def names(arguments: Iterable[str], data: bytes = b"", exclude: Path | None = None) -> list[str]:
+    return [one.name for one in expand(arguments, stdin=stdin(data), exclude=exclude)[0]]
 
 
 @pytest.fixture
@@ -43,8 +43,8 @@ def test_a_folder_gives_images_and_videos_sorted_without_hidden_ones(tree: Path)
 
 
 def test_where_results_go_is_no_source(tree: Path) -> None:
-    assert names(["in"], without=Path("in/sub")) == ["in/a.png", "in/b.JPG"]
-    assert names(["in/**/*.*"], without=tree / "in" / "sub") == ["in/a.png", "in/b.JPG"]
+    assert names(["in"], exclude=Path("in/sub")) == ["in/a.png", "in/b.JPG"]
+    assert names(["in/**/*.*"], exclude=tree / "in" / "sub") == ["in/a.png", "in/b.JPG"]
 
 
 def test_a_file_is_taken_whatever_it_is_called(tree: Path) -> None:
@@ -212,7 +212,7 @@ def test_many_files_are_found_quickly(tmp_path: Path) -> None:
 
 def test_a_list_may_name_anything(tmp_path: Path) -> None:
     lines = f"a\0b.jpg\na\0b\n{'x' * 300}\n{tmp_path}/out/exp/photo.jpg\nphoto.jpg\n"
-    found, count = expand(["-"], stdin=stdin(lines.encode()), without=tmp_path / "out")
+    found, count = expand(["-"], stdin=stdin(lines.encode()), exclude=tmp_path / "out")
     names = [source.name for source in found]
     assert count is None
     assert names == ["a\0b.jpg", "a\0b", "x" * 300, "photo.jpg"]

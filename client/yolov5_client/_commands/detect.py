@@ -128,7 +128,7 @@ def run(options: argparse.Namespace, defaults: dict[str, Any]) -> int:
         # What a run has done already may be gone when it goes on.
         options.source,
         stdin=sys.stdin.buffer,
-        without=folder,
+        exclude=folder,
         strict=record is None,
     )
     if total is not None:
