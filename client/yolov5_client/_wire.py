@@ -78,8 +78,8 @@ _DATA_URI = re.compile("data:", re.IGNORECASE)
 _LONGEST_PARAMETER = 4096  # bytes
 _LONGEST_SENTENCE = 2000  # characters
 _NAME = re.compile(r"\w{1,100}", re.ASCII)
-_WHOLE = re.compile(r"\d+", re.ASCII)
-_KINDS = (
+_DIGITS = re.compile(r"\d+", re.ASCII)
+_ALLOWED_IMAGES = (
     "allowed: the path of a file, a data: URI, bytes, a file opened with 'rb', or a function that"
     " returns bytes."
 )
@@ -99,7 +99,9 @@ def is_one_image(image: object) -> bool:
         return True
     if isinstance(image, (Iterable, AsyncIterable)):
         return False
-    raise ImageTypeError(f"an image is a value of the type {type(image).__name__}; {_KINDS}")
+    raise ImageTypeError(
+        f"an image is a value of the type {type(image).__name__}; {_ALLOWED_IMAGES}"
+    )
 
 
 def read(image: Any) -> bytes:
@@ -135,7 +137,7 @@ def image_bytes(data: Any, what: str) -> bytes:
     try:
         view = memoryview(data)
     except (TypeError, ValueError, BufferError):
-        sentence = f"{what} a value of the type {type(data).__name__}; {_KINDS}"
+        sentence = f"{what} a value of the type {type(data).__name__}; {_ALLOWED_IMAGES}"
         raise ImageTypeError(sentence) from None
     shape = view.shape or ()
     # OpenCV's imencode gave a column before it gave a row.
@@ -176,7 +178,7 @@ def parameters_for_grpc(parameters: Mapping[str, Any]) -> dict[str, Any]:
         InvalidRequestError: one cannot be sent.
     """
     return {
-        _checked_name(name): _checked(name, _wire_form(name, value, printable=False))
+        _checked_name(name): _checked(name, _to_wire(name, value, printable=False))
         for name, value in parameters.items()
     }
 
@@ -189,7 +191,7 @@ def headers_for_http(parameters: Mapping[str, Any]) -> dict[str, str]:
     """
     headers = {}
     for name, value in parameters.items():
-        value = _checked(name, _wire_form(_checked_name(name), value, printable=True))
+        value = _checked(name, _to_wire(_checked_name(name), value, printable=True))
         text = str(value).lower() if isinstance(value, bool) else str(value)
         if not (text.isascii() and text.isprintable()):
             raise InvalidRequestError(f"{name} has letters that only gRPC can send.")
@@ -214,38 +216,42 @@ def _checked(name: str, value: T) -> T:
     return value
 
 
-def _wire_form(name: str, value: Any, *, printable: bool) -> bool | int | float | str:
+def _to_wire(name: str, value: Any, *, printable: bool) -> bool | int | float | str:
     """
     Args:
         printable: text must be printable ASCII, as in a header.
     """
     if name == "classes" and not isinstance(value, (str, np.generic)):
         if not isinstance(value, Iterable) or isinstance(value, (bytes, Mapping)):
-            raise InvalidRequestError(f"classes is {_short(value)}; allowed: a list, or text.")
-        return _class_list([_class(item) for item in value], printable)
+            raise InvalidRequestError(
+                f"classes is {_abbreviated(value)}; allowed: a list, or text."
+            )
+        return _class_list([_class_item(item) for item in value], printable)
     if name == "class_conf_thres" and isinstance(value, Mapping):
         return _class_thresholds(value, printable)
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, str):
-        return _class_text(name, value) if printable and not _plain(value) else value
+        return _class_text(name, value) if printable and not _is_plain(value) else value
     if value is None:
         raise InvalidRequestError(f"{name} is None; leave it out for what the server has.")
     if not isinstance(value, (bool, int, float)):
-        raise InvalidRequestError(f"{name} is {_short(value)}; allowed: a number, text or a bool.")
+        raise InvalidRequestError(
+            f"{name} is {_abbreviated(value)}; allowed: a number, text or a bool."
+        )
     return value
 
 
-def _class(item: Any) -> int | str:
+def _class_item(item: Any) -> int | str:
     """A class by its index, or by its name; text of digits is an index, as on a command line."""
     if isinstance(item, np.generic):
         item = item.item()
     if isinstance(item, str):
         # Python itself refuses thousands of digits.
-        return int(item) if _WHOLE.fullmatch(item) and len(item) < 10 else item
+        return int(item) if _DIGITS.fullmatch(item) and len(item) < 10 else item
     if not isinstance(item, int) or isinstance(item, bool):
         raise InvalidRequestError(
-            f"classes has {_short(item)}; allowed: indices, and names of classes as text."
+            f"classes has {_abbreviated(item)}; allowed: indices, and names of classes as text."
         )
     return item
 
@@ -259,11 +265,12 @@ def _class_list(classes: Sequence[int | str], printable: bool) -> str:
 
 def _class_thresholds(thresholds: Mapping[Any, Any], printable: bool) -> str:
     """`bus:0.6,0:0.3`, or JSON."""
-    pairs = {str(_class(item)): value for item, value in thresholds.items()}
+    pairs = {str(_class_item(item)): value for item, value in thresholds.items()}
     for item, value in pairs.items():
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             raise InvalidRequestError(
-                f"class_conf_thres has {_short(value)} for {_short(item)}; allowed: a number."
+                f"class_conf_thres has {_abbreviated(value)} for {_abbreviated(item)};"
+                " allowed: a number."
             )
     if any(":" in name or _needs_json(name, printable) for name in pairs):
         return json.dumps(pairs)
@@ -279,19 +286,19 @@ def _class_text(name: str, text: str) -> str:
             raise InvalidRequestError(f"{name} begins as JSON does, and is none.") from None
     if name != "classes":
         return text
-    return json.dumps([_class(item.strip()) for item in text.split(",")])
+    return json.dumps([_class_item(item.strip()) for item in text.split(",")])
 
 
 def _needs_json(name: str, printable: bool) -> bool:
     plain = name and name == name.strip() and "," not in name and not name.startswith("[")
-    return not plain or (printable and not _plain(name))
+    return not plain or (printable and not _is_plain(name))
 
 
-def _plain(text: str) -> bool:
+def _is_plain(text: str) -> bool:
     return text.isascii() and text.isprintable()
 
 
-def _short(value: object) -> str:
+def _abbreviated(value: object) -> str:
     text = ascii(value)
     return text if len(text) <= 60 else f"{text[:56]}..."
 
@@ -371,9 +378,11 @@ def _tensor(name: str, datatype: Any, shape: Any, data: bytes) -> NDArray[Any]:
         if len(data) == count * _NUMPY[datatype].itemsize:
             values = np.frombuffer(data, _NUMPY[datatype])
     else:
-        raise ValueError(f"{name} is of the type {_short(datatype)}")
+        raise ValueError(f"{name} is of the type {_abbreviated(datatype)}")
     if values is None:
-        raise ValueError(f"{name} has {len(data)} bytes, which do not make {_short(shape)} values")
+        raise ValueError(
+            f"{name} has {len(data)} bytes, which do not make {_abbreviated(shape)} values"
+        )
     return values.reshape(shape)
 
 
