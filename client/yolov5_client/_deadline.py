@@ -30,7 +30,7 @@ ERRORS = (
     httpcore.UnsupportedProtocol,
 )
 # A peer that takes less than this at a time could hold one call for longer than is left.
-_PIECE = 32 << 10  # bytes
+_WRITE_CHUNK = 32 << 10  # bytes
 
 
 class Deadline(threading.local):
@@ -175,8 +175,8 @@ class _Stream(httpcore.NetworkStream):
         return self._stream.read(max_bytes, self._deadline.left())
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        for start in range(0, len(buffer), _PIECE):
-            self._stream.write(buffer[start : start + _PIECE], self._deadline.left())
+        for start in range(0, len(buffer), _WRITE_CHUNK):
+            self._stream.write(buffer[start : start + _WRITE_CHUNK], self._deadline.left())
 
     def close(self) -> None:
         self._stream.close()

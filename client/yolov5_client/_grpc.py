@@ -98,7 +98,7 @@ def _error(error: InferenceServerException, connection: Connection) -> Exception
     return _wire.error_from_grpc(str(error.status()), str(error.message()), via=connection.via)
 
 
-class _Budget:
+class _TimeBudget:
     """One timeout for several calls."""
 
     def __init__(self, connection: Connection, seconds: float) -> None:
@@ -126,7 +126,7 @@ class GrpcTransport:
         )
 
     def status(self, timeout: float) -> ServerStatus:
-        budget = _Budget(self._connection, timeout)
+        budget = _TimeBudget(self._connection, timeout)
         ask = self._triton
         metadata = self._call(ask.get_server_metadata, **budget.options())
         return ServerStatus(
@@ -161,7 +161,7 @@ class AsyncGrpcTransport:
         )
 
     async def status(self, timeout: float) -> ServerStatus:
-        budget = _Budget(self._connection, timeout)
+        budget = _TimeBudget(self._connection, timeout)
         ask = self._triton
         metadata = await self._call(ask.get_server_metadata, **budget.options())
         return ServerStatus(
