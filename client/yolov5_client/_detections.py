@@ -62,7 +62,7 @@ class Detections:
         Raises:
             ValueError: they are not as the contract describes them.
         """
-        images, k = _sizes(outputs)
+        images, k = _checked_shape(outputs)
         if row >= images:
             raise ValueError(f"there is no image {row + 1}, of {images}")
         n = int(outputs[names.NUM_DETS][row, 0])
@@ -259,7 +259,7 @@ class Detections:
         return lines
 
 
-def _sizes(outputs: Mapping[str, NDArray[Any]]) -> tuple[int, int]:
+def _checked_shape(outputs: Mapping[str, NDArray[Any]]) -> tuple[int, int]:
     """B and K, where all the arrays have the type and the shape that they should have.
 
     Raises:
