@@ -14,9 +14,9 @@ from yolov5_build.__main__ import main as build
 from yolov5_build._photos import EXAMPLES, photos_in
 
 from ._contenders import CONTENDERS, Contender
-from ._growth import grow
 from ._measure import accuracy, check, line_up, measure
 from ._report import REFERENCE, accuracy_table, plot, step_table, table, write_csv, write_ratios
+from ._scaling import measure_scaling
 
 _ROOT = Path(__file__).parents[2]
 BUNDLED = _ROOT / "examples" / "bccd" / "best.pt"
@@ -31,8 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
         if repositories is None:
             return 1
         network = repositories[()] / "yolov5" / "1" / "model.onnx"
-        if options.growth:
-            return grow(options, network, repositories[()], machine())
+        if options.scaling:
+            return measure_scaling(options, network, repositories[()], machine())
         samples = []
         with line_up(wanted, network=network, repositories=repositories) as entries:
             check(entries, photos, network)
@@ -108,7 +108,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--warm", type=float, default=1.5, help="seconds before each")
     parser.add_argument("--contenders", type=several, default=usual, help=", ".join(names))
     parser.add_argument(
-        "--growth",
+        "--scaling",
         action="store_true",
         help="ours alone, against callers, sizes of photos and requests, detections, cores",
     )

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from yolov5_bench._growth import Point
-from yolov5_bench._growth import table as growth_table
 from yolov5_bench._measure import Sample
 from yolov5_bench._pipeline import Answer
 from yolov5_bench._report import accuracy_table, fallen, plot, ratios, step_table, table, write_csv
+from yolov5_bench._scaling import Point
+from yolov5_bench._scaling import table as scaling_table
 
 SAMPLE = Sample(
     contender="ours",
@@ -88,7 +88,7 @@ def test_another_answer_is_found_out() -> None:
 def test_growth_is_a_row_for_each_point_with_the_medians_of_its_rounds() -> None:
     point = Point(what="cores", value=2, callers=8, rate=40.0, p50=200.0, p99=220.0)
     points = [point, replace(point, value=1), replace(point, rate=50.0), replace(point, rate=60.0)]
-    assert growth_table(points).splitlines()[2:] == [
+    assert scaling_table(points).splitlines()[2:] == [
         "| cores | 2 | 8 | 50.0 | 200 | 220 |",
         "| cores | 1 | 8 | 40.0 | 200 | 220 |",
     ]

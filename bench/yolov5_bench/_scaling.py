@@ -56,8 +56,10 @@ class _Case:
     cpus: int
 
 
-def grow(options: argparse.Namespace, network: Path, repository: Path, machine: str) -> int:
-    """Measure, print, and write `<name>-growth.md` and `.csv`. Returns an exit status."""
+def measure_scaling(
+    options: argparse.Namespace, network: Path, repository: Path, machine: str
+) -> int:
+    """Measure, print, and write `<name>-scaling.md` and `.csv`. Returns an exit status."""
     cpus = len(os.sched_getaffinity(0))
     photos = photos_in(options.photos)[:8] if options.photos.is_dir() else [options.photos]
     with ExitStack() as stack:
@@ -86,7 +88,7 @@ def grow(options: argparse.Namespace, network: Path, repository: Path, machine: 
         f" {machine}; medians of {options.rounds} rounds of {options.seconds:.0f} s\n\n"
         f"{table(points)}"
     )
-    stem = options.output / f"{options.name}-growth"
+    stem = options.output / f"{options.name}-scaling"
     stem.with_suffix(".md").write_text(text)
     with stem.with_suffix(".csv").open("w", newline="") as file:
         writer = csv.writer(file)
