@@ -103,7 +103,7 @@ def write_ratios(samples: Sequence[Sample], path: Path, machine: str) -> None:
     path.write_text(json.dumps({"machine": machine, "ratios": found}, indent=2) + "\n")
 
 
-def fallen(
+def regressions(
     found: Mapping[str, Mapping[str, float]],
     kept: Mapping[str, Mapping[str, float]],
     slack: float,

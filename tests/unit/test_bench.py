@@ -10,7 +10,15 @@ import pytest
 
 from yolov5_bench._measure import Sample
 from yolov5_bench._pipeline import Answer
-from yolov5_bench._report import accuracy_table, fallen, plot, ratios, step_table, table, write_csv
+from yolov5_bench._report import (
+    accuracy_table,
+    plot,
+    ratios,
+    regressions,
+    step_table,
+    table,
+    write_csv,
+)
 from yolov5_bench._scaling import Point
 from yolov5_bench._scaling import table as scaling_table
 
@@ -104,9 +112,9 @@ def test_accuracy_is_held_against_ours() -> None:
 
 def test_a_ratio_that_has_fallen_is_found() -> None:
     kept = {"fastapi": {"1": 0.9, "8": 1.0}, "bare": {"8": 0.9}}
-    assert fallen({"fastapi": {"1": 0.82, "8": 0.91}, "bare": {"8": 0.95}}, kept, 0.9) == {}
+    assert regressions({"fastapi": {"1": 0.82, "8": 0.91}, "bare": {"8": 0.95}}, kept, 0.9) == {}
     found = {"fastapi": {"1": 0.8, "8": 0.89}, "other": {"8": 0.1}}
-    assert fallen(found, kept, 0.9) == {
+    assert regressions(found, kept, 0.9) == {
         ("fastapi", "1"): (0.8, 0.9),
         ("fastapi", "8"): (0.89, 1.0),
     }
