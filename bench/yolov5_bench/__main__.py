@@ -14,7 +14,7 @@ from yolov5_build.__main__ import main as build
 from yolov5_build._photos import EXAMPLES, photos_in
 
 from ._contenders import CONTENDERS, Contender
-from ._measure import accuracy, check, line_up, measure
+from ._measure import accuracy, check, measure, start_all
 from ._report import REFERENCE, accuracy_table, plot, step_table, table, write_csv, write_ratios
 from ._scaling import measure_scaling
 
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.scaling:
             return measure_scaling(options, network, repositories[()], machine())
         samples = []
-        with line_up(wanted, network=network, repositories=repositories) as entries:
+        with start_all(wanted, network=network, repositories=repositories) as entries:
             check(entries, photos, network)
             print(f"{len(wanted)} contenders give the same answers; measuring.", flush=True)
             worth = accuracy(entries, options.data) if options.data else {}

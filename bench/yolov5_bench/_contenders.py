@@ -144,7 +144,7 @@ class Running:
         return self.places["HTTP"]
 
     @contextmanager
-    def at_rest(self) -> Iterator[None]:
+    def paused(self) -> Iterator[None]:
         """Without the image a second with which our launcher looks after a server that is idle."""
         if self.contender.service is not None:
             yield
@@ -155,7 +155,7 @@ class Running:
         finally:
             os.kill(self.process, signal.SIGCONT)
 
-    def also(self, contender: Contender) -> Running:
+    def asked_as(self, contender: Contender) -> Running:
         """Another way to ask the same server."""
         way = [self.places.get(part, part) for part in contender.way]
         return replace(self, contender=contender, way=way)

@@ -75,7 +75,7 @@ class Generator:
 
 
 @contextmanager
-def line_up(
+def start_all(
     contenders: Sequence[Contender],
     *,
     network: Path,
@@ -93,7 +93,7 @@ def line_up(
         for contender in contenders:
             served = (contender.precision, *contender.build)
             if contender.service is None and served in tritons:
-                running = tritons[served].also(contender)
+                running = tritons[served].asked_as(contender)
             else:
                 repository = repositories[contender.build]
                 running = stack.enter_context(
@@ -165,7 +165,7 @@ def measure(
             others = {other.process: other for other, _ in entries}
             others.pop(running.process, None)
             for other in others.values():
-                stack.enter_context(other.at_rest())
+                stack.enter_context(other.paused())
             report = generator.order(
                 way=running.way,
                 photos=[*map(str, photos)],

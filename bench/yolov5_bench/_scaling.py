@@ -77,10 +77,10 @@ def measure_scaling(
         points = []
         for number in range(options.rounds):
             for case in cases:
-                with ExitStack() as resting:
+                with ExitStack() as pausing:
                     for cores, server in servers.items():
                         if cores != case.cpus:
-                            resting.enter_context(server.at_rest())
+                            pausing.enter_context(server.paused())
                     points.append(_measure(case, servers[case.cpus].places, generator, options))
             print(f"round {number + 1} of {options.rounds}", flush=True)
     text = (
