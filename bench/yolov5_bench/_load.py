@@ -174,7 +174,7 @@ def make_ask(way: str, *where: str) -> Ask:
     return ways[way](*where)
 
 
-def drive(
+def run_load(
     way: list[str],
     images: list[bytes],
     *,
@@ -285,15 +285,15 @@ def _cpu_below(root: int) -> float:
 
 
 def main() -> None:
-    """Orders, a line of JSON each, until the end of the input; a line for each on the output."""
+    """Requests, a line of JSON each, until the end of the input; a line for each on the output."""
     for line in sys.stdin:
-        order = json.loads(line)
-        images = [Path(path).read_bytes() for path in order.pop("photos")]
-        if order.pop("check", False):
-            ask = make_ask(*order["way"])
+        request = json.loads(line)
+        images = [Path(path).read_bytes() for path in request.pop("photos")]
+        if request.pop("check", False):
+            ask = make_ask(*request["way"])
             report: Any = [ask(image)[0].as_dict() for image in images]
         else:
-            report = drive(images=images, **order)
+            report = run_load(images=images, **request)
         print(json.dumps(report), flush=True)
 
 

@@ -44,7 +44,7 @@ class Sample:
     steps: dict[str, float]
 
 
-class Generator:
+class LoadGenerator:
     """The load generator's process."""
 
     def __init__(self) -> None:
@@ -55,13 +55,13 @@ class Generator:
             text=True,
         )
 
-    def order(self, **order: Any) -> Any:
+    def request(self, **request: Any) -> Any:
         """
         Raises:
             RuntimeError: it has failed; what it said is on its error output.
         """
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
@@ -80,7 +80,7 @@ def start_all(
     *,
     network: Path,
     repositories: Mapping[tuple[str, ...], Path],
-) -> Iterator[list[tuple[Running, Generator]]]:
+) -> Iterator[list[tuple[Running, LoadGenerator]]]:
     """All of them started; those that Triton serves from one repository in one precision share it.
 
     Args:
@@ -101,14 +101,14 @@ def start_all(
                 )
                 if contender.service is None:
                     tritons[served] = running
-            generator = Generator()
+            generator = LoadGenerator()
             stack.callback(generator.close)
             entries.append((running, generator))
         yield entries
 
 
 def check(
-    entries: Sequence[tuple[Running, Generator]], photos: Sequence[Path], network: Path
+    entries: Sequence[tuple[Running, LoadGenerator]], photos: Sequence[Path], network: Path
 ) -> None:
     """All give the answers of the bare functions.
 
@@ -118,7 +118,7 @@ def check(
     pipeline = Pipeline(network)
     wanted = [pipeline(photo.read_bytes()) for photo in photos]
     for running, generator in entries:
-        answers = generator.order(way=running.way, photos=[*map(str, photos)], check=True)
+        answers = generator.request(way=running.way, photos=[*map(str, photos)], check=True)
         for photo, answer, right in zip(photos, answers, wanted):
             found = Answer.from_dict(answer)
             exact = running.contender.is_exact
@@ -127,7 +127,7 @@ def check(
 
 
 def accuracy(
-    entries: Sequence[tuple[Running, Generator]], data: Path
+    entries: Sequence[tuple[Running, LoadGenerator]], data: Path
 ) -> dict[str, tuple[float, float]]:
     """mAP50 and mAP50-95 on labelled photos, through each Triton that there is, by contender."""
     found: dict[str, tuple[float, float]] = {}
@@ -149,7 +149,7 @@ def accuracy(
 
 
 def measure(
-    entries: Sequence[tuple[Running, Generator]],
+    entries: Sequence[tuple[Running, LoadGenerator]],
     photos: Sequence[Path],
     *,
     callers: int,
@@ -166,7 +166,7 @@ def measure(
             others.pop(running.process, None)
             for other in others.values():
                 stack.enter_context(other.paused())
-            report = generator.order(
+            report = generator.request(
                 way=running.way,
                 photos=[*map(str, photos)],
                 callers=running.contender.callers or callers,

@@ -17,7 +17,7 @@ import numpy as np
 from yolov5_build._photos import photos_in
 
 from ._contenders import CONTENDERS, started
-from ._measure import Generator
+from ._measure import LoadGenerator
 
 _DEFAULT = next(one for one in CONTENDERS if one.name == "default")
 _CALLERS = (1, 2, 4, 8, 16, 32, 64)
@@ -69,7 +69,7 @@ def measure_scaling(
             )
             for count in _core_counts(cpus)
         }
-        generator = Generator()
+        generator = LoadGenerator()
         stack.callback(generator.close)
         folder = options.output / "photos"
         folder.mkdir(parents=True, exist_ok=True)
@@ -148,9 +148,9 @@ def _cases(photos: Sequence[Path], enlarged: Mapping[float, Path], cpus: int) ->
 
 
 def _measure(
-    case: _Case, places: Mapping[str, str], generator: Generator, options: argparse.Namespace
+    case: _Case, places: Mapping[str, str], generator: LoadGenerator, options: argparse.Namespace
 ) -> Point:
-    report = generator.order(
+    report = generator.request(
         way=[places.get(part, part) for part in case.way],
         photos=[*map(str, case.photos)],
         callers=case.callers,
