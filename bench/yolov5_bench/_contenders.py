@@ -24,7 +24,8 @@ _START_SECONDS = 120
 class Contender:
     """
     Attributes:
-        way: of asking, see `_load.make_ask`; HTTP, GRPC and NETWORK stand for where it is.
+        sender: how it is asked, see `_load.make_sender`; HTTP and GRPC stand for its
+            addresses, NETWORK for the path of the ONNX file.
         service: a module beside this one and its last arguments, of which GRPC_PORT, REPOSITORY and
             FOLDER (an empty one of its own) stand for what they say; None where ours serves, ()
             where nobody does.
@@ -37,7 +38,7 @@ class Contender:
 
     name: str
     about: str
-    way: tuple[str, ...]
+    sender: tuple[str, ...]
     service: tuple[str, ...] | None = None
     ready_path: str = "/v2/models/yolov5_ensemble/ready"
     callers: int | None = None
@@ -54,71 +55,71 @@ CONTENDERS = (
     Contender(
         name="ours",
         about="the endpoint, over HTTP, as `make serve PRECISION=fp32` starts it",
-        way=("http", "HTTP"),
+        sender=("http", "HTTP"),
     ),
     Contender(
         name="ours-grpc",
         about="the same over gRPC, by the project's client",
-        way=("grpc", "GRPC"),
+        sender=("grpc", "GRPC"),
     ),
     Contender(
         name="default",
         about="the endpoint, over HTTP, as `make serve` starts it",
-        way=("http", "HTTP"),
+        sender=("http", "HTTP"),
         precision="auto",
     ),
     Contender(
         name="rect",
         about="ours, padded only to the next multiple of the stride",
-        way=("http", "HTTP"),
+        sender=("http", "HTTP"),
         build=("--letterbox=rect",),
     ),
     Contender(
         name="default-rect",
         about="default, padded only so",
-        way=("http", "HTTP"),
+        sender=("http", "HTTP"),
         precision="auto",
         build=("--letterbox=rect",),
     ),
     Contender(
         name="int8",
         about="the endpoint, over HTTP, with a network in INT8, whatever that costs (needs --data)",
-        way=("http", "HTTP"),
+        sender=("http", "HTTP"),
         precision="auto",
         build=("--int8", "--accept-loss"),
     ),
     Contender(
         name="write-up",
         about="letterbox and suppression in the client, a float tensor to a Triton of the network",
-        way=("work", "GRPC", "NETWORK"),
+        sender=("work", "GRPC", "NETWORK"),
         service=("_triton", "GRPC_PORT", "REPOSITORY", "FOLDER"),
         ready_path="/v2/models/yolov5/ready",
     ),
     Contender(
         name="fastapi",
         about="FastAPI and ONNX Runtime with their own settings: 40 threads, all cores for each",
-        way=("json", "HTTP"),
+        sender=("json", "HTTP"),
         service=("_fastapi",),
         ready_path="/docs",
     ),
     Contender(
         name="fastapi-tuned",
         about="the same, as many images at once as there are cores, one thread for each",
-        way=("json", "HTTP"),
+        sender=("json", "HTTP"),
         service=("_fastapi", "1", str(_CPUS)),
         ready_path="/docs",
     ),
     Contender(
         name="litserve",
         about="LitServe, a worker for each core, one thread for each",
-        way=("base64", "HTTP"),
+        sender=("base64", "HTTP"),
         service=("_litserve", str(_CPUS)),
         ready_path="/docs",
     ),
     Contender(
         name="bare",
         about="the functions without a server, in one process, model.onnx, an image on each core",
-        way=("bare", "NETWORK"),
+        sender=("bare", "NETWORK"),
         service=(),
         callers=_CPUS,
     ),
@@ -135,7 +136,7 @@ class Running:
     """
 
     contender: Contender
-    way: list[str]
+    sender: list[str]
     places: dict[str, str]
     process: int = 0
 
@@ -157,8 +158,8 @@ class Running:
 
     def asked_as(self, contender: Contender) -> Running:
         """Another way to ask the same server."""
-        way = [self.places.get(part, part) for part in contender.way]
-        return replace(self, contender=contender, way=way)
+        sender = [self.places.get(part, part) for part in contender.sender]
+        return replace(self, contender=contender, sender=sender)
 
 
 @contextmanager
@@ -209,8 +210,8 @@ def _started(
         "NETWORK": str(network),
         "METRICS": f"127.0.0.1:{metrics}",
     }
-    way = [places.get(part, part) for part in contender.way]
-    running = Running(contender, way, places)
+    sender = [places.get(part, part) for part in contender.sender]
+    running = Running(contender, sender, places)
     if command is None:
         yield running
         return

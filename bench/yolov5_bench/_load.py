@@ -22,13 +22,14 @@ from numpy.typing import NDArray
 
 from ._pipeline import Answer, Pipeline
 
-Ask = Callable[[bytes], tuple[Answer, int]]  # an image -> its answer, and the bytes on the wire
+# An image -> its answer, and the bytes on the wire.
+SendImage = Callable[[bytes], tuple[Answer, int]]
 
 _RAW = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": "0"}
 _JSON = {"Content-Type": "application/json"}
 
 
-def over_http(address: str, *parameters: str) -> Ask:
+def over_http(address: str, *parameters: str) -> SendImage:
     """The endpoint, with the image itself as the body.
 
     Args:
@@ -37,7 +38,7 @@ def over_http(address: str, *parameters: str) -> Ask:
     more = {f"X-Yolo-{name}": value for name, _, value in (p.partition("=") for p in parameters)}
     post = _poster(address, "/v2/models/yolov5_ensemble/infer", {**_RAW, **more})
 
-    def ask(image: bytes) -> tuple[Answer, int]:
+    def send(image: bytes) -> tuple[Answer, int]:
         headers, body = post(image)
         length = int(headers["Inference-Header-Content-Length"])
         tensors, at = {}, length
@@ -57,16 +58,16 @@ def over_http(address: str, *parameters: str) -> Ask:
         )
         return answer, len(image) + len(body)
 
-    return ask
+    return send
 
 
-def over_grpc(address: str) -> Ask:
+def over_grpc(address: str) -> SendImage:
     """The endpoint, through the project's client."""
     from yolov5_client import Client
 
     client = Client(address)
 
-    def ask(image: bytes) -> tuple[Answer, int]:
+    def send(image: bytes) -> tuple[Answer, int]:
         found = client.detect(image)
         size = found.boxes.nbytes + found.scores.nbytes + 4 * len(found) + 12
         answer = Answer(
@@ -74,16 +75,16 @@ def over_grpc(address: str) -> Ask:
         )
         return answer, len(image) + size + sum(4 + len(label) for label in found.labels)
 
-    return ask
+    return send
 
 
-def in_batches(address: str, size: str) -> Ask:
+def in_batches(address: str, size: str) -> SendImage:
     """The endpoint, over gRPC, with an image several times in a request; gives the first answer."""
     import tritonclient.grpc as triton
 
     client = triton.InferenceServerClient(address)
 
-    def ask(image: bytes) -> tuple[Answer, int]:
+    def send(image: bytes) -> tuple[Answer, int]:
         tensor = triton.InferInput("image", [int(size), 1], "BYTES")
         tensor.set_data_from_numpy(np.array([[image]] * int(size), np.object_))
         result = client.infer("yolov5_ensemble", [tensor])
@@ -93,41 +94,41 @@ def in_batches(address: str, size: str) -> Ask:
         )
         return Answer(boxes=boxes, scores=scores, classes=classes.astype(np.int64)), len(image)
 
-    return ask
+    return send
 
 
-def over_json(address: str, *, wrapped: bool) -> Ask:
+def over_json(address: str, *, wrapped: bool) -> SendImage:
     """A service that answers with JSON; `wrapped` takes its image as base64 in JSON."""
     post = _poster(address, "/detect", _JSON if wrapped else _RAW)
 
-    def ask(image: bytes) -> tuple[Answer, int]:
+    def send(image: bytes) -> tuple[Answer, int]:
         body = (
             json.dumps({"image": base64.b64encode(image).decode()}).encode() if wrapped else image
         )
         _, answer = post(body)
         return Answer.from_dict(json.loads(answer)), len(body) + len(answer)
 
-    return ask
+    return send
 
 
-def with_the_work_in_the_client(address: str, network: str) -> Ask:
+def with_the_work_in_the_client(address: str, network: str) -> SendImage:
     """Letterbox here, the network there, suppression here: what a plain ONNX model asks of you."""
     import tritonclient.grpc as triton
 
     pipeline = _shared_pipeline(network)
     client = triton.InferenceServerClient(address)
 
-    def ask(image: bytes) -> tuple[Answer, int]:
+    def send(image: bytes) -> tuple[Answer, int]:
         batch, placement = pipeline.prepare(image)
         tensor = triton.InferInput("images", [*batch.shape], "FP32")
         tensor.set_data_from_numpy(batch)
         rows = client.infer("yolov5", [tensor]).as_numpy("output0")
         return pipeline.finish(rows[0], placement), batch.nbytes + rows.nbytes
 
-    return ask
+    return send
 
 
-def in_process(network: str) -> Ask:
+def in_process(network: str) -> SendImage:
     """No server at all: the limit. As many images at once as there are processors."""
     pipeline = _shared_pipeline(network)
     return lambda image: (pipeline(image), len(image))
@@ -160,9 +161,9 @@ def _poster(
     return post
 
 
-def make_ask(way: str, *where: str) -> Ask:
-    """A way of asking with a connection of its own."""
-    ways: dict[str, Callable[..., Ask]] = {
+def make_sender(kind: str, *where: str) -> SendImage:
+    """A sender with a connection of its own."""
+    senders: dict[str, Callable[..., SendImage]] = {
         "http": over_http,
         "grpc": over_grpc,
         "batch": in_batches,
@@ -171,11 +172,11 @@ def make_ask(way: str, *where: str) -> Ask:
         "work": with_the_work_in_the_client,
         "bare": in_process,
     }
-    return ways[way](*where)
+    return senders[kind](*where)
 
 
 def run_load(
-    way: list[str],
+    sender: list[str],
     images: list[bytes],
     *,
     callers: int,
@@ -196,7 +197,7 @@ def run_load(
         in it; client_cpu, server_cpu: seconds used in it; wire: bytes for an image, both ways;
         steps: milliseconds of an image in each step of Triton's.
     """
-    asks = [make_ask(*way) for _ in range(callers)]
+    senders = [make_sender(*sender) for _ in range(callers)]
     latencies: list[list[float]] = [[] for _ in range(callers)]
     answered, moved, failures = [0] * callers, [0] * callers, list[str]()
     begin = time.perf_counter() + warm
@@ -206,7 +207,7 @@ def run_load(
         turn = number
         while (started := time.perf_counter()) < end and not failures:
             try:
-                _, size = asks[number](images[turn % len(images)])
+                _, size = senders[number](images[turn % len(images)])
             except Exception as error:
                 failures.append(repr(error))
                 return
@@ -290,8 +291,8 @@ def main() -> None:
         request = json.loads(line)
         images = [Path(path).read_bytes() for path in request.pop("photos")]
         if request.pop("check", False):
-            ask = make_ask(*request["way"])
-            report: Any = [ask(image)[0].as_dict() for image in images]
+            send = make_sender(*request["sender"])
+            report: Any = [send(image)[0].as_dict() for image in images]
         else:
             report = run_load(images=images, **request)
         print(json.dumps(report), flush=True)

@@ -118,7 +118,7 @@ def check(
     pipeline = Pipeline(network)
     wanted = [pipeline(photo.read_bytes()) for photo in photos]
     for running, generator in entries:
-        answers = generator.request(way=running.way, photos=[*map(str, photos)], check=True)
+        answers = generator.request(sender=running.sender, photos=[*map(str, photos)], check=True)
         for photo, answer, right in zip(photos, answers, wanted):
             found = Answer.from_dict(answer)
             exact = running.contender.is_exact
@@ -132,7 +132,7 @@ def accuracy(
     """mAP50 and mAP50-95 on labelled photos, through each Triton that there is, by contender."""
     found: dict[str, tuple[float, float]] = {}
     for running, _ in entries:
-        if running.contender.service is not None or running.contender.way[0] != "http":
+        if running.contender.service is not None or running.contender.sender[0] != "http":
             continue
         with tempfile.TemporaryDirectory() as folder:
             client = Path(sys.executable).with_name("yolov5-client")
@@ -167,7 +167,7 @@ def measure(
             for other in others.values():
                 stack.enter_context(other.paused())
             report = generator.request(
-                way=running.way,
+                sender=running.sender,
                 photos=[*map(str, photos)],
                 callers=running.contender.callers or callers,
                 seconds=seconds,

@@ -45,13 +45,13 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class _Case:
-    """One point to be measured: photos, way of asking, and images in a request."""
+    """One point to be measured: photos, sender, and images in a request."""
 
     what: str
     value: float
     callers: int
     photos: Sequence[Path]
-    way: tuple[str, ...] = ("http", "HTTP")
+    sender: tuple[str, ...] = ("http", "HTTP")
     images: int = 1
     cpus: int
 
@@ -128,7 +128,7 @@ def _cases(photos: Sequence[Path], enlarged: Mapping[float, Path], cpus: int) ->
             value=size,
             callers=1,
             photos=photos,
-            way=("batch", "GRPC", str(size)),
+            sender=("batch", "GRPC", str(size)),
             images=size,
             cpus=cpus,
         )
@@ -139,7 +139,7 @@ def _cases(photos: Sequence[Path], enlarged: Mapping[float, Path], cpus: int) ->
             value=count,
             callers=_MANY,
             photos=photos,
-            way=("http", "HTTP", *asked),
+            sender=("http", "HTTP", *asked),
             cpus=cpus,
         )
     for count in _core_counts(cpus):
@@ -151,7 +151,7 @@ def _measure(
     case: _Case, places: Mapping[str, str], generator: LoadGenerator, options: argparse.Namespace
 ) -> Point:
     report = generator.request(
-        way=[places.get(part, part) for part in case.way],
+        sender=[places.get(part, part) for part in case.sender],
         photos=[*map(str, case.photos)],
         callers=case.callers,
         seconds=options.seconds,
