@@ -122,7 +122,7 @@ def check(
         for photo, answer, right in zip(photos, answers, wanted):
             found = Answer.from_dict(answer)
             exact = running.contender.is_exact
-            if how := found.differs(right) if exact else found.misses(right):
+            if how := found.difference_from(right) if exact else found.missing_from(right):
                 raise RuntimeError(f"{running.contender.name}, {photo.name}: {how}")
 
 

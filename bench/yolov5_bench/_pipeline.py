@@ -29,7 +29,7 @@ class Answer:
     scores: NDArray[np.float32]
     classes: NDArray[np.int64]
 
-    def differs(self, other: Answer) -> str | None:
+    def difference_from(self, other: Answer) -> str | None:
         """How it is another answer; None where it is the same up to rounding."""
         if self.classes.tolist() != other.classes.tolist():
             return f"{len(self.classes)} detections in place of {len(other.classes)}"
@@ -37,7 +37,7 @@ class Answer:
         score = np.abs(self.scores - other.scores).max(initial=0)
         return f"box {box:.3f} px, score {score:.4f} off" if box > 0.1 or score > 1e-3 else None
 
-    def misses(self, other: Answer) -> str | None:
+    def missing_from(self, other: Answer) -> str | None:
         """What the other is sure of and this one has not; for numbers that may be less exact."""
         alike = (
             box_iou(torch.from_numpy(other.boxes), torch.from_numpy(self.boxes)).numpy() > _ALIKE

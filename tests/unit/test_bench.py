@@ -71,26 +71,28 @@ def test_less_exact_answers_must_have_what_is_sure() -> None:
     boxes = np.array([[10, 20, 30, 40], [50, 60, 70, 80]], np.float32)
     answer = Answer(boxes=boxes, scores=np.array([0.6, 0.3], np.float32), classes=np.array([1, 1]))
     assert (
-        replace(answer, boxes=boxes + np.float32(3), scores=answer.scores / 2).misses(answer)
+        replace(answer, boxes=boxes + np.float32(3), scores=answer.scores / 2).missing_from(answer)
         is None
     )
     only = Answer(boxes=boxes[:1], scores=answer.scores[:1], classes=answer.classes[:1])
-    assert only.misses(answer) is None  # the other is not sure
+    assert only.missing_from(answer) is None  # the other is not sure
     assert "class 1 near [10.0, 20.0, 30.0, 40.0]" in str(
-        replace(answer, classes=np.array([0, 1])).misses(answer)
+        replace(answer, classes=np.array([0, 1])).missing_from(answer)
     )
     none = Answer.from_dict({"boxes": [], "scores": [], "classes": []})
-    assert none.misses(answer) is not None
+    assert none.missing_from(answer) is not None
 
 
 def test_another_answer_is_found_out() -> None:
     boxes = np.array([[1, 2, 3, 4]], np.float32)
     answer = Answer(boxes=boxes, scores=np.array([0.5], np.float32), classes=np.array([1]))
-    assert Answer.from_dict(answer.as_dict()).differs(answer) is None
-    assert "0.200 px" in str(replace(answer, boxes=boxes + np.float32(0.2)).differs(answer))
-    assert "score 0.0100" in str(replace(answer, scores=answer.scores + 0.01).differs(answer))
+    assert Answer.from_dict(answer.as_dict()).difference_from(answer) is None
+    assert "0.200 px" in str(replace(answer, boxes=boxes + np.float32(0.2)).difference_from(answer))
+    assert "score 0.0100" in str(
+        replace(answer, scores=answer.scores + 0.01).difference_from(answer)
+    )
     none = Answer.from_dict({"boxes": [], "scores": [], "classes": []})
-    assert none.differs(answer) == "0 detections in place of 1"
+    assert none.difference_from(answer) == "0 detections in place of 1"
 
 
 def test_growth_is_a_row_for_each_point_with_the_medians_of_its_rounds() -> None:
