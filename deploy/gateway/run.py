@@ -36,14 +36,14 @@ Children = dict[str, "subprocess.Popen[bytes]"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    stop = threading.Event()
+    should_exit = threading.Event()
     children: Children = {}
 
     def on_signal(number: int, frame: object) -> None:
-        if stop.is_set():  # a second one: at once
+        if should_exit.is_set():  # a second one: at once
             for child in children.values():
                 child.terminate()
-        stop.set()
+        should_exit.set()
 
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
@@ -52,27 +52,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ports = {"http_port": options.http_port, "grpc_port": options.grpc_port}
     ports["metrics_port"] = options.metrics_port
     try:
-        outside, triton = Settings(host=options.host, **ports), Settings(**ports)
+        public, triton = Settings(host=options.host, **ports), Settings(**ports)
         nginx = _find_nginx()
-        _check_port(outside, options.port)
-        _prepare(folder, outside, options.port, _find_modules(nginx[0]))
-        stop_with_make(stop)
+        _check_port(public, options.port)
+        _write_files(folder, public, options.port, _find_modules(nginx[0]))
+        stop_with_make(should_exit)
         try:
-            if not _answers(triton, "health/live"):
+            if not _responds(triton, "health/live"):
                 flags = [f"--{name.replace('_', '-')}={port}" for name, port in ports.items()]
                 command = [sys.executable, "-m", "yolov5_server", *flags, *launcher]
                 children["Triton"] = _start(command)
-            while not _answers(triton, "models/yolov5_ensemble/ready") and not stop.wait(0.1):
-                _check(children)
-            if not stop.is_set():
+            while not _responds(triton, "models/yolov5_ensemble/ready") and not should_exit.wait(
+                0.1
+            ):
+                _check_running(children)
+            if not should_exit.is_set():
                 children["nginx"] = _start([*nginx, "-p", f"{folder}/", "-c", "nginx.conf"])
-                while not _listens(outside, options.port) and not stop.wait(0.05):
-                    _check(children)
-                _announce(outside.url(options.port), folder)
-            while not stop.wait(0.1):
-                _check(children)
+                while not _accepts_connections(public, options.port) and not should_exit.wait(0.05):
+                    _check_running(children)
+                _announce(public.url(options.port), folder)
+            while not should_exit.wait(0.1):
+                _check_running(children)
         finally:
-            _end(children)
+            _shut_down(children)
     except StartError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -134,24 +136,24 @@ def _check_port(settings: Settings, port: int) -> None:
             ) from None
 
 
-def _prepare(folder: Path, outside: Settings, port: int, modules: Path) -> None:
+def _write_files(folder: Path, public: Settings, port: int, modules: Path) -> None:
     """Write the configuration, and what it names and is not there yet."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     text = (HERE / "nginx.conf.template").read_text("utf-8")
-    host = f"[{outside.host}]" if ":" in outside.host else outside.host
+    host = f"[{public.host}]" if ":" in public.host else public.host
     for name, value in {
         "MODULES": str(modules),
         "LISTEN": f"{host}:{port}",
-        "TRITON_HTTP": f"127.0.0.1:{outside.http_port}",
-        "TRITON_GRPC": f"127.0.0.1:{outside.grpc_port}",
+        "TRITON_HTTP": f"127.0.0.1:{public.http_port}",
+        "TRITON_GRPC": f"127.0.0.1:{public.grpc_port}",
     }.items():
         text = text.replace(f"${{{name}}}", value)
     (folder / "nginx.conf").write_text(text, "utf-8")
     shutil.copyfile(HERE / "inspect.js", folder / "inspect.js")
 
     names = f"DNS:localhost,DNS:{socket.gethostname()},IP:127.0.0.1,IP:::1"
-    if outside.host not in ("127.0.0.1", "::1", "0.0.0.0", "::"):
-        names += f",IP:{outside.host}"
+    if public.host not in ("127.0.0.1", "::1", "0.0.0.0", "::"):
+        names += f",IP:{public.host}"
     _make_certificate(folder, "certificate", "key", f"subjectAltName={names}")
     _make_certificate(folder, "client-ca", "client-ca-key", "keyUsage=critical,keyCertSign,cRLSign")
     if not (folder / "keys.map").exists():
@@ -201,13 +203,13 @@ def _start(command: list[str]) -> subprocess.Popen[bytes]:
     )
 
 
-def _check(children: Children) -> None:
+def _check_running(children: Children) -> None:
     for name, child in children.items():
         if child.poll() is not None:
             raise StartError(f"{name} ended by itself (exit status {child.returncode}).")
 
 
-def _answers(triton: Settings, path: str) -> bool:
+def _responds(triton: Settings, path: str) -> bool:
     try:
         DIRECT.open(f"http://{triton.url(triton.http_port)}/v2/{path}", timeout=1).close()
     except (OSError, HTTPException):
@@ -215,8 +217,8 @@ def _answers(triton: Settings, path: str) -> bool:
     return True
 
 
-def _listens(outside: Settings, port: int) -> bool:
-    host, _, _ = outside.url(port).rpartition(":")
+def _accepts_connections(public: Settings, port: int) -> bool:
+    host, _, _ = public.url(port).rpartition(":")
     with contextlib.suppress(OSError), socket.create_connection((host.strip("[]"), port), 1):
         return True
     return False
@@ -235,7 +237,7 @@ def _announce(address: str, folder: Path) -> None:
     )
 
 
-def _end(children: Children) -> None:
+def _shut_down(children: Children) -> None:
     """nginx finishes what it has begun, and Triton too; what is left after a while is killed."""
     for name, child in children.items():
         child.send_signal(signal.SIGQUIT if name == "nginx" else signal.SIGTERM)
