@@ -74,7 +74,7 @@ function answer(r, next, inspect) {
             throw e;
         }
         r.variables.fault = e.fault;
-        r.return(e.fault === 'packed' ? 415 : 400);
+        r.return(e.fault === 'compressed' ? 415 : 400);
     } finally {
         body.close();
     }
@@ -222,7 +222,7 @@ function inspectMessage(body) {
         throw new Refusal('malformed');
     }
     if (body.byte(0) !== 0) {
-        throw new Refusal('packed');
+        throw new Refusal('compressed');
     }
     let length = 0;
     for (let i = 1; i < 5; i++) {
