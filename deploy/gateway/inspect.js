@@ -149,7 +149,7 @@ function inspectJson(body, size) {
     let shape = '';
     for (let at = 0; at < size; at++) {
         if (++steps > MAX_STEPS) {
-            throw new Refusal('scattered');
+            throw new Refusal('too_many_parts');
         }
         const byte = body.byte(at);
         switch (byte) {
@@ -180,14 +180,14 @@ function inspectJson(body, size) {
                 while (at - slashes > begin && body.byte(at - slashes - 1) === BACKSLASH) {
                     slashes++;
                     if (++steps > MAX_STEPS) {
-                        throw new Refusal('scattered');
+                        throw new Refusal('too_many_parts');
                     }
                 }
                 if (at === size || slashes % 2 === 0) {
                     break;
                 }
                 if (++steps > MAX_STEPS) {
-                    throw new Refusal('scattered');
+                    throw new Refusal('too_many_parts');
                 }
             }
             name = at - begin > LONGEST_NAME ? '' : unescaped(body.text(begin, at));
@@ -300,7 +300,7 @@ function eachField(body, from, to, count, see) {
 
     while (at < to) {
         if (++count.fields > MAX_FIELDS) {
-            throw new Refusal('scattered');
+            throw new Refusal('too_many_parts');
         }
         // As protobuf does, which cuts what exceeds 32 bits.
         const tag = number() % 4294967296;
