@@ -68,7 +68,7 @@ function answer(r, next, inspect) {
     const file = r.variables.request_body_file; // none without a body
     const body = new Body(file);
     try {
-        r.internalRedirect(inspect(body) > 1 ? next + '/several' : next);
+        r.internalRedirect(inspect(body) > 1 ? next + '/batches' : next);
     } catch (e) {
         if (!(e instanceof Refusal)) {
             throw e;
