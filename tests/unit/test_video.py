@@ -88,7 +88,7 @@ def shown(path: Path) -> tuple[list[int], float]:
     [((1, 0, 0, 1), 0), ((0, 1, -1, 0), 3), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 1)],
     ids=["0", "90 clockwise", "180", "270 clockwise"],
 )
-def test_rotated_video_is_read_the_right_way_up(
+def test_rotated_video_is_read_upright(
     tmp_path: Path, matrix: tuple[int, int, int, int], turns: int
 ) -> None:
     make_mp4(tmp_path / "plain.mp4", 3)
@@ -101,7 +101,7 @@ def test_rotated_video_is_read_the_right_way_up(
         assert (np.rot90(one, turns) == other).all()
 
 
-def test_copy_has_each_frame_once(tmp_path: Path) -> None:
+def test_copied_video_has_each_frame_once(tmp_path: Path) -> None:
     make_mp4(tmp_path / "in.mp4", 12)
     copy(tmp_path / "in.mp4", tmp_path / "out.mp4")
     numbers, each = shown(tmp_path / "out.mp4")
@@ -131,7 +131,7 @@ def test_frames_of_varying_length_keep_their_times(tmp_path: Path) -> None:
     assert {5, 6, 7, 8, 9} <= {*numbers}, "those that are long enough are there"
 
 
-def test_animation_keeps_its_times(tmp_path: Path) -> None:
+def test_animation_keeps_its_frame_times(tmp_path: Path) -> None:
     lengths = [0.1] * 5 + [0.4] * 5
     pictures = [Image.fromarray(grey(number)) for number in range(10)]
     pictures[0].save(
@@ -149,7 +149,7 @@ def test_animation_keeps_its_times(tmp_path: Path) -> None:
     assert {5, 6, 7, 8, 9} <= {*numbers}, "those that are long enough are there"
 
 
-def test_timestamps_that_say_anything_do_not_fill_the_disk(tmp_path: Path) -> None:
+def test_absurd_timestamps_do_not_fill_the_disk(tmp_path: Path) -> None:
     writer = Writer(tmp_path / "out.mp4", 1.0, grey(0))
     video = Video.__new__(Video)
     video.rate, video.seconds, video.length, video._first = 1.0, 0.0, 0.0, 0.0
