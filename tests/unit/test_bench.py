@@ -44,13 +44,13 @@ SAMPLES = [
 ]
 
 
-def test_ratios_are_within_a_round() -> None:
+def test_ratios_compare_within_a_round() -> None:
     found = ratios(SAMPLES)
     assert found["fastapi", 8] == pytest.approx([0.8, 1.1])
     assert found["ours", 8] == [1, 1]
 
 
-def test_the_table_has_medians_and_the_spread_of_the_ratios() -> None:
+def test_table_has_medians_and_the_spread_of_the_ratios() -> None:
     lines = table(SAMPLES).splitlines()
     assert lines[2].startswith("| 8 | ours | 42.0 |  | 200 |")
     assert lines[3].startswith("| 8 | fastapi | 45.0 | 0.95 (0.80 to 1.10) | 200 |")
@@ -58,7 +58,7 @@ def test_the_table_has_medians_and_the_spread_of_the_ratios() -> None:
     assert step_table(SAMPLES[2:]) == ""
 
 
-def test_files(tmp_path: Path) -> None:
+def test_report_files_are_written(tmp_path: Path) -> None:
     write_csv(SAMPLES, tmp_path / "samples.csv")
     lines = (tmp_path / "samples.csv").read_text().splitlines()
     assert lines[0].startswith("contender,callers,round,rate,")
@@ -67,7 +67,7 @@ def test_files(tmp_path: Path) -> None:
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_less_exact_answers_must_have_what_is_sure() -> None:
+def test_inexact_answer_must_have_every_confident_detection() -> None:
     boxes = np.array([[10, 20, 30, 40], [50, 60, 70, 80]], np.float32)
     answer = Answer(boxes=boxes, scores=np.array([0.6, 0.3], np.float32), classes=np.array([1, 1]))
     assert (
@@ -83,7 +83,7 @@ def test_less_exact_answers_must_have_what_is_sure() -> None:
     assert none.missing_from(answer) is not None
 
 
-def test_another_answer_is_found_out() -> None:
+def test_different_answer_is_noticed() -> None:
     boxes = np.array([[1, 2, 3, 4]], np.float32)
     answer = Answer(boxes=boxes, scores=np.array([0.5], np.float32), classes=np.array([1]))
     assert Answer.from_dict(answer.as_dict()).difference_from(answer) is None
@@ -95,7 +95,7 @@ def test_another_answer_is_found_out() -> None:
     assert none.difference_from(answer) == "0 detections in place of 1"
 
 
-def test_growth_is_a_row_for_each_point_with_the_medians_of_its_rounds() -> None:
+def test_scaling_table_has_the_median_of_each_point() -> None:
     point = Point(what="cores", value=2, callers=8, rate=40.0, p50=200.0, p99=220.0)
     points = [point, replace(point, value=1), replace(point, rate=50.0), replace(point, rate=60.0)]
     assert scaling_table(points).splitlines()[2:] == [
@@ -104,7 +104,7 @@ def test_growth_is_a_row_for_each_point_with_the_medians_of_its_rounds() -> None
     ]
 
 
-def test_accuracy_is_held_against_ours() -> None:
+def test_accuracy_is_compared_with_ours() -> None:
     lines = accuracy_table({"ours": (0.8, 0.5), "default": (0.81, 0.496)}).splitlines()
     assert lines[2:] == [
         "| ours | 0.8000 | 0.5000 | +0.0000 |",
@@ -112,7 +112,7 @@ def test_accuracy_is_held_against_ours() -> None:
     ]
 
 
-def test_a_ratio_that_has_fallen_is_found() -> None:
+def test_regression_of_a_ratio_is_found() -> None:
     kept = {"fastapi": {"1": 0.9, "8": 1.0}, "bare": {"8": 0.9}}
     assert regressions({"fastapi": {"1": 0.82, "8": 0.91}, "bare": {"8": 0.95}}, kept, 0.9) == {}
     found = {"fastapi": {"1": 0.8, "8": 0.89}, "other": {"8": 0.1}}
