@@ -27,7 +27,7 @@ def metric(server: RunningServer, name: str, *labels: str) -> int:
     )
 
 
-def test_two_hundred_at_once_are_all_right(server: RunningServer) -> None:
+def test_two_hundred_concurrent_calls_are_all_answered(server: RunningServer) -> None:
     photos = [*sorted(PHOTOS.iterdir())] * 25
     read = 0
     most = 0
@@ -60,7 +60,7 @@ def test_two_hundred_at_once_are_all_right(server: RunningServer) -> None:
     assert most <= 17, "the bytes of at most as many images as are under way are held"
 
 
-def test_a_cancelled_call_is_cancelled_on_the_server(server: RunningServer) -> None:
+def test_cancelled_call_is_cancelled_on_the_server(server: RunningServer) -> None:
     received = metric(server, "yolov5_images_total")
 
     def have_all_arrived() -> bool:
@@ -89,7 +89,7 @@ def test_a_cancelled_call_is_cancelled_on_the_server(server: RunningServer) -> N
     assert metric(server, "nv_inference_request_success", 'model="postprocess"') == before[0] + 39
 
 
-def test_a_stream_keeps_order_and_takes_no_more_than_it_has_room_for(
+def test_stream_keeps_order_and_bounds_what_it_holds(
     server: RunningServer,
 ) -> None:
     photos = sorted(PHOTOS.iterdir())
@@ -117,7 +117,7 @@ def test_a_stream_keeps_order_and_takes_no_more_than_it_has_room_for(
     asyncio.run(ask())
 
 
-def test_errors_in_a_stream(server: RunningServer, tmp_path: Path) -> None:
+def test_stream_raises_or_yields_errors(server: RunningServer, tmp_path: Path) -> None:
     images: list[AsyncImage] = [PHOTO, b"hello", tmp_path / "none.jpg", PHOTO]
 
     async def ask() -> None:
@@ -133,7 +133,7 @@ def test_errors_in_a_stream(server: RunningServer, tmp_path: Path) -> None:
     asyncio.run(ask())
 
 
-def test_a_slow_source_gets_its_answers_while_it_is_waited_for(server: RunningServer) -> None:
+def test_slow_async_source_gets_answers_while_it_waits(server: RunningServer) -> None:
     async def ask() -> None:
         answered = asyncio.Event()
 

@@ -16,7 +16,7 @@ from yolov5_client._cli import main
 REFERENCE = reference(Path(__file__).parents[1] / "data" / "bccd_reference.json")
 
 
-def test_a_path_bytes_or_a_list(server: RunningServer) -> None:
+def test_detect_takes_a_path_bytes_or_a_list(server: RunningServer) -> None:
     paths = sorted(PHOTOS.iterdir())
     with Client(server.grpc, in_flight=3) as client:
         one = client.detect(PHOTO)
@@ -31,7 +31,7 @@ def test_a_path_bytes_or_a_list(server: RunningServer) -> None:
         assert client.detect([]) == []
 
 
-def test_parameters(server: RunningServer) -> None:
+def test_parameters_reach_the_endpoint(server: RunningServer) -> None:
     with Client(server.grpc) as client:
         found = client.detect(PHOTO, conf_thres=0.4, classes=["RBC"], max_det=2)
         assert found.labels == ("RBC", "RBC")
@@ -40,7 +40,7 @@ def test_parameters(server: RunningServer) -> None:
             client.detect(PHOTO, conf_thres=1.5)
 
 
-def test_the_refused_one_of_a_list_is_named(server: RunningServer) -> None:
+def test_refused_image_of_a_list_is_named(server: RunningServer) -> None:
     with (
         Client(server.grpc, in_flight=2) as client,
         pytest.raises(
@@ -50,7 +50,9 @@ def test_the_refused_one_of_a_list_is_named(server: RunningServer) -> None:
         client.detect([PHOTO, PHOTO, PHOTO, b"hello", PHOTO])
 
 
-def test_status(server: RunningServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_names_models_and_version(
+    server: RunningServer, capsys: pytest.CaptureFixture[str]
+) -> None:
     with Client(server.grpc) as client:
         status = client.status()
     assert status.ready
@@ -60,7 +62,7 @@ def test_status(server: RunningServer, capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().out.startswith(f"{server.grpc}: Triton 2.")
 
 
-def test_exif_orientation_counts_for_the_boxes(server: RunningServer) -> None:
+def test_boxes_follow_the_exif_orientation(server: RunningServer) -> None:
     """A photo stored lying on its side, as cameras do, gets the boxes of the upright one."""
     upright = cv2.imread(str(PHOTO))
     assert upright is not None
@@ -74,7 +76,7 @@ def test_exif_orientation_counts_for_the_boxes(server: RunningServer) -> None:
     np.testing.assert_allclose(answer["det_boxes"][0, 0], expected[:4], atol=5)
 
 
-def test_a_slow_source_gets_its_answers_while_it_goes_on(server: RunningServer) -> None:
+def test_slow_source_gets_answers_before_it_ends(server: RunningServer) -> None:
     """As with photos that come from a camera, one by one."""
     answered = 0
 

@@ -43,9 +43,7 @@ def interpreter(version: str) -> str | None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("version", ["3.13", "3.14"])
-def test_the_client_alone_works_on_newer_pythons(
-    server: RunningServer, tmp_path: Path, version: str
-) -> None:
+def test_client_works_on_newer_pythons(server: RunningServer, tmp_path: Path, version: str) -> None:
     python = interpreter(version)
     if python is None:
         pytest.skip(f"there is no Python {version} with ensurepip on the PATH or in ~/.pyenv")

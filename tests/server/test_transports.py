@@ -52,7 +52,7 @@ def assert_same(one: Detections, other: Detections) -> None:
     assert one.to_dict() == other.to_dict()
 
 
-def test_http_answers_as_grpc_does(
+def test_http_gives_the_same_answers_as_grpc(
     server: RunningServer, asking: Callable[..., Detections]
 ) -> None:
     for parameters in ({}, {"conf_thres": 0.4, "classes": ["RBC", "0"], "agnostic_nms": True}):
@@ -107,7 +107,7 @@ def encrypted(authority: trustme.CA, *, mutual: bool) -> ssl.SSLContext:
 
 
 @pytest.mark.parametrize("scheme", ["grpc", "https"])
-def test_tls_and_mutual_tls(
+def test_tls_and_mutual_tls_are_accepted(
     server: RunningServer,
     authority: trustme.CA,
     pem: dict[str, Path],
@@ -164,7 +164,7 @@ def lost_server(server: RunningServer) -> Iterator[tuple[Proxy, Callable[[], Non
         one.close()
 
 
-def test_a_lost_server_is_found_again(lost_server: tuple[Proxy, Callable[[], None]]) -> None:
+def test_client_reconnects_to_a_lost_server(lost_server: tuple[Proxy, Callable[[], None]]) -> None:
     proxy, cut = lost_server
     photos = [*sorted(PHOTOS.iterdir()) * 3]
     with Client(proxy.address, retry_for=30, in_flight=4) as client:
@@ -179,7 +179,7 @@ def test_a_lost_server_is_found_again(lost_server: tuple[Proxy, Callable[[], Non
         assert results == wanted * 3
 
 
-def test_asyncio_finds_a_lost_server_again(
+def test_async_client_reconnects_to_a_lost_server(
     lost_server: tuple[Proxy, Callable[[], None]],
 ) -> None:
     proxy, cut = lost_server
@@ -202,7 +202,7 @@ def test_asyncio_finds_a_lost_server_again(
     assert results == wanted * 3
 
 
-def test_without_patience_a_lost_server_is_an_error_at_once() -> None:
+def test_lost_server_is_an_error_at_once_without_retries() -> None:
     port = free_ports(1)[0]
     for address in (f"127.0.0.1:{port}", f"http://127.0.0.1:{port}"):
         started = time.monotonic()
@@ -214,7 +214,7 @@ def test_without_patience_a_lost_server_is_an_error_at_once() -> None:
         assert 1 < time.monotonic() - started < 10
 
 
-def test_a_deadline_for_each_request(server: RunningServer) -> None:
+def test_timeout_limits_each_request(server: RunningServer) -> None:
     for target, prefix in ((server.grpc, ""), (server.http, "http://")):
         with Proxy(target) as proxy, Client(prefix + proxy.address, timeout=1) as client:
             client.status()
@@ -237,7 +237,7 @@ def test_keepalive_notices_a_dead_connection(server: RunningServer) -> None:
         assert proxy.connections == 2
 
 
-def test_closing_ends_what_is_under_way(server: RunningServer) -> None:
+def test_close_ends_requests_in_flight(server: RunningServer) -> None:
     errors: list[BaseException] = []
 
     def ask(client: Client) -> None:
@@ -260,7 +260,7 @@ def test_closing_ends_what_is_under_way(server: RunningServer) -> None:
         assert proxy.sent == sent
 
 
-def test_an_image_may_be_a_function(server: RunningServer) -> None:
+def test_image_may_be_a_function(server: RunningServer) -> None:
     async def read() -> bytes:
         await asyncio.sleep(0)
         return PHOTO.read_bytes()
