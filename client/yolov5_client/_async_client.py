@@ -28,7 +28,18 @@ from ._status import ServerStatus
 from ._wire import Image
 
 AsyncImage = Image | Callable[[], Awaitable[bytes]]
-"""One encoded image, as `Client` takes it; a function that returns its bytes may be async."""
+"""One encoded image: an `Image`, or an async function that returns its bytes.
+
+Example:
+    >>> import asyncio
+    >>> async def photo() -> bytes:
+    ...     return await asyncio.to_thread(Path("photo.jpg").read_bytes)
+    >>> async def main() -> None:
+    ...     async with AsyncClient("127.0.0.1:8001") as client:
+    ...         print((await client.detect(photo, conf_thres=0.7)).labels)
+    >>> asyncio.run(main())
+    ('WBC', 'Platelets')
+"""
 
 
 class _Transport(Protocol):
@@ -42,7 +53,20 @@ class _Transport(Protocol):
 class AsyncClient:
     """`Client` for asyncio: the same arguments, methods and errors, for use in one event loop.
 
-    A cancelled call is cancelled on the server too; over HTTP the server finishes it for nobody.
+    Over gRPC a cancelled call is cancelled on the server too. Over HTTP the server finishes the
+    request, and its answer is lost.
+
+    Example:
+        >>> import asyncio
+        >>> async def main() -> None:
+        ...     async with AsyncClient("127.0.0.1:8001", timeout=10) as client:
+        ...         first, second = await asyncio.gather(
+        ...             client.detect("photo.jpg", conf_thres=0.7),
+        ...             client.detect("other.jpg", conf_thres=0.7),
+        ...         )
+        ...     print(first.labels, second.labels)
+        >>> asyncio.run(main())
+        ('WBC', 'Platelets') ('WBC', 'RBC')
     """
 
     def __init__(
@@ -70,7 +94,7 @@ class AsyncClient:
 
     @property
     def _transport(self) -> _Transport:
-        # Not before there is an event loop: a connection belongs to the one it was made in.
+        # Made on first use: a connection belongs to the event loop in which it was made.
         if self._opened is None:
             if self._connection.http:
                 self._opened = http_module().AsyncHttpTransport(self._connection)
@@ -93,7 +117,17 @@ class AsyncClient:
         image: AsyncImage | Iterable[AsyncImage] | AsyncIterable[AsyncImage],
         **parameters: Any,
     ) -> Detections | list[Detections]:
-        """Find objects in one image, or in each of several: see `Client.detect`."""
+        """Find objects in one image, or in each of several; see `Client.detect`.
+
+        Example:
+            >>> import asyncio
+            >>> async def main() -> None:
+            ...     async with AsyncClient("127.0.0.1:8001") as client:
+            ...         result = await client.detect("photo.jpg", conf_thres=0.7)
+            ...     print(result.image_size, result.summary())
+            >>> asyncio.run(main())
+            (480, 640) 1 WBC, 1 Platelets
+        """
         if _wire.is_one_image(image):
             return await self._answer(cast(AsyncImage, image), parameters)
         results: list[Detections] = []
@@ -131,7 +165,18 @@ class AsyncClient:
         return_exceptions: bool = False,
         **parameters: Any,
     ) -> AsyncGenerator[Detections | YoloClientError | OSError, None]:
-        """Find objects in any number of images: see `Client.detect_stream`."""
+        """Find objects in any number of images; see `Client.detect_stream`.
+
+        Example:
+            >>> import asyncio
+            >>> async def main() -> None:
+            ...     async with AsyncClient("127.0.0.1:8001") as client:
+            ...         async for result in client.detect_stream(["photo.jpg"] * 2, max_det=1):
+            ...             print(result.labels)
+            >>> asyncio.run(main())
+            ('WBC',)
+            ('WBC',)
+        """
         pending: deque[asyncio.Task[Detections]] = deque()
         source = _iterate(images)
         next_image: asyncio.Task[AsyncImage] | None = asyncio.ensure_future(_next(source))
@@ -178,11 +223,20 @@ class AsyncClient:
                     await asyncio.sleep(delay)
 
     async def status(self) -> ServerStatus:
-        """Ask the server whether it and its models are ready: see `Client.status`."""
+        """Ask the server whether it and its endpoint are ready; see `Client.status`.
+
+        Example:
+            >>> import asyncio
+            >>> async def main() -> None:
+            ...     async with AsyncClient("127.0.0.1:8001") as client:
+            ...         print((await client.status()).ready)
+            >>> asyncio.run(main())
+            True
+        """
         return await self._transport.status(min(self._connection.timeout, STATUS_TIMEOUT))
 
     async def close(self) -> None:
-        """Close the connection; answers under way are lost."""
+        """Close the connection. Requests in flight fail."""
         if self._opened is not None:
             await self._opened.close()
 
@@ -199,7 +253,7 @@ class AsyncClient:
 
 
 class _ExhaustedError(Exception):
-    """No further image; a task cannot end with StopAsyncIteration."""
+    """There is no further image. A task cannot raise StopAsyncIteration."""
 
 
 async def _next(source: AsyncIterator[AsyncImage]) -> AsyncImage:
@@ -221,7 +275,7 @@ async def _iterate(
 
 
 async def _read(image: AsyncImage) -> bytes:
-    """The image's bytes, without holding up the event loop."""
+    """Read the image's bytes without blocking the event loop."""
     if isinstance(image, bytes):
         return image
     if inspect.iscoroutinefunction(image):
@@ -230,7 +284,7 @@ async def _read(image: AsyncImage) -> bytes:
         return await asyncio.to_thread(_wire.read, image)
     if callable(image) or hasattr(image, "read"):
         data = await asyncio.to_thread(image if callable(image) else image.read)
-        # A function that is none of asyncio's may return what is, and a file may be one of its.
+        # A plain function may return an awaitable, and so may `read` of an asynchronous file.
         data = await data if inspect.isawaitable(data) else data
         return _wire.image_bytes(data, "a function or a file gave")
     return _wire.read(image)

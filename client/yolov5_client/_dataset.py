@@ -1,4 +1,4 @@
-"""The data-set YAML and label files that YOLOv5's users have, read as YOLOv5 v7.0 reads them.
+"""Reader of data-set YAML and label files, which follows YOLOv5 v7.0.
 
 Relative paths in a YAML are relative to its `path`, which is relative to the file itself, or else
 to the working directory.
@@ -22,7 +22,7 @@ from . import _yaml
 from ._errors import DataError
 from ._sources import IMAGE_SUFFIXES
 
-# YOLOv5 takes two more, which the server refuses: better said than passed over.
+# YOLOv5 accepts two more, which the server refuses; a refusal is better than a silent gap.
 _PICTURES = IMAGE_SUFFIXES | {".dng", ".pfm"}
 _NAMES_BYTES, _LABELS_BYTES, _LIST_BYTES = 1 << 20, 16 << 20, 64 << 20
 _LABELS_ALLOWED = (
@@ -33,13 +33,18 @@ _LABELS_ALLOWED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """One split of a data set.
+    """One split of a data set: photos and their labels.
+
+    Example:
+        >>> label = np.array([[2, 0.5, 0.5, 0.25, 0.5]])
+        >>> Split(photos=[Path("photo.jpg")], labels=[label]).notes
+        ()
 
     Attributes:
         photos: the files.
-        labels: for each of them [n, 5]: class, centre x, centre y, width, height, the last four as
-            parts of the photo's width and height.
-        notes: sentences about what was left out, or may be meant otherwise.
+        labels: for each photo float64 [n, 5]: class, centre x, centre y, width, height, the last
+            four as fractions of the photo's width and height.
+        notes: sentences about what was left out, or may be meant differently.
     """
 
     photos: list[Path]
@@ -48,12 +53,17 @@ class Split:
 
 
 def read_names(path: Path) -> tuple[str, ...]:
-    """Class names from a text file, one a line, or from the `names` of a data-set YAML.
+    """Read class names from a text file, one a line, or from the `names` of a data-set YAML.
 
-    Numbers and booleans of a YAML are taken as Python prints them, as YOLOv5 does.
+    Numbers and booleans in a YAML become the text that Python prints for them, as in YOLOv5.
+
+    Example:
+        >>> _ = Path("data.yaml").write_text("names: [Platelets, RBC, WBC]")
+        >>> read_names(Path("data.yaml"))
+        ('Platelets', 'RBC', 'WBC')
 
     Raises:
-        DataError: it cannot be read, or has no names.
+        DataError: the file cannot be read, or has no class names.
     """
     if path.suffix.lower() in (".yaml", ".yml"):
         names = _names_from_yaml(path, _read_yaml(path).get("names"))
@@ -66,14 +76,24 @@ def read_names(path: Path) -> tuple[str, ...]:
 
 
 def read_split(path: Path, *kinds: str) -> Split:
-    """The first of these splits (`train`, `val`, `test`) that a data-set YAML has.
+    """Read the first of the given splits (`train`, `val`, `test`) that a data-set YAML has.
 
-    A photo's labels lie under `labels` where it lies under `images`, and may be absent. A photo
-    whose labels cannot be used is left out, and a row that stands twice counts once.
+    The labels of `images/a.jpg` are in `labels/a.txt`; a photo without such a file counts as one
+    without objects. A photo with unusable labels is left out, and a duplicate row counts once.
+
+    Example:
+        >>> Path("images").mkdir()
+        >>> _ = Path("images/a.jpg").write_bytes(b"a photo")
+        >>> Path("labels").mkdir()
+        >>> _ = Path("labels/a.txt").write_text("2 0.5 0.5 0.25 0.5")
+        >>> _ = Path("data.yaml").write_text("{val: images, names: [Platelets, RBC, WBC]}")
+        >>> split = read_split(Path("data.yaml"), "val", "test")
+        >>> split.photos[0].name, split.labels[0].tolist()
+        ('a.jpg', [[2.0, 0.5, 0.5, 0.25, 0.5]])
 
     Raises:
-        DataError: it has none of them, or photos or labels are not what they should be.
-        OSError: a folder or file that it names cannot be looked at.
+        DataError: the file has none of the splits, names no photos, or all labels are unusable.
+        OSError: a folder or file in it cannot be accessed.
     """
     data = _read_yaml(path)
     places: Any = next((data[kind] for kind in kinds if data.get(kind)), None)
@@ -93,7 +113,7 @@ def read_split(path: Path, *kinds: str) -> Split:
 
 @dataclass(frozen=True)
 class _Photo:
-    """A photo, and the paths under which its labels may be."""
+    """A photo, and its paths with and without resolved links, in which to look for labels."""
 
     path: Path
     aliases: tuple[Path, ...]
@@ -116,15 +136,15 @@ def _root(path: Path, given: object) -> Path:
     if given is not None and not isinstance(given, (str, int, float)):
         raise DataError(f"{path.name} has a path that is no folder's name.")
     beside = path.parent / str(given or "")
-    # YOLOv5's own files name folders as they are from its root, where it is called.
+    # The paths in YOLOv5's own files are relative to its root, from which it is called.
     return Path(str(given)) if given and not _exists(beside) and _exists(str(given)) else beside
 
 
 def _photos(path: Path, root: Path, place: str, notes: list[str]) -> list[_Photo]:
-    """The photos of a folder, or of a text file that lists them, sorted."""
+    """Return the photos of a folder, sorted, or those in a text file, in its order."""
     there = root / place
     if not _exists(there) and place.startswith("../"):
-        there = root / place[3:]  # as Roboflow writes it, and YOLOv5 reads it
+        there = root / place[3:]  # Roboflow writes it like this, and YOLOv5 accepts it
     if os.path.isdir(there):  # noqa: PTH112
         resolved = there.resolve()
         names = sorted(name for name in _walk(there) if Path(name).suffix.lower() in _PICTURES)
@@ -139,9 +159,9 @@ def _photos(path: Path, root: Path, place: str, notes: list[str]) -> list[_Photo
 
 
 def _walk(folder: Path) -> Iterator[str]:
-    """The files in a folder and below, relative to it, but for hidden ones.
+    """Yield the files in a folder and below, relative to it, except hidden ones.
 
-    Links to folders are followed, to each folder once, so that a loop ends.
+    Links to folders are followed, but each folder is visited once, which ends loops.
     """
     seen = set()
     for place, folders, files in os.walk(folder, followlinks=True):
@@ -158,13 +178,13 @@ def _walk(folder: Path) -> Iterator[str]:
 
 
 def _photos_in_list(file: Path, notes: list[str]) -> Iterator[_Photo]:
-    """The pictures that a text file lists, one a line.
+    """Yield the photos that a text file lists, one a line.
 
-    As YOLOv5 has it, a line that begins with `./` is relative to the file, any other to the working
-    directory; where it is not there, it is looked for beside the file, too.
+    As in YOLOv5, a line that begins with `./` is relative to the file, any other to the working
+    directory; a file that does not exist there is also looked for beside the list.
     """
     data = _read(file, _LIST_BYTES)
-    # A path need not be text.
+    # A path need not be valid UTF-8.
     text = _decode(data, file) if _is_utf16(data) else os.fsdecode(_without_bom(data))
     lines = [line.strip() for line in text.splitlines()]
     others = 0
@@ -188,7 +208,7 @@ def _photos_in_list(file: Path, notes: list[str]) -> Iterator[_Photo]:
 
 @dataclass
 class _LabelIssues:
-    """What happened to files of labels: how often, and to which first."""
+    """Counts of problems in label files, and the first file that has each problem."""
 
     counts: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
@@ -242,7 +262,7 @@ def _read_labels(path: Path, issues: _LabelIssues) -> NDArray[np.float64]:
     lines = [line.split() for line in _decode(_read(path, _LABELS_BYTES), path).splitlines()]
     lines = [line for line in lines if line]
     try:
-        # Whoever has a polygon among boxes has nothing but polygons, for YOLOv5.
+        # In YOLOv5 one polygon in a file makes every row of it a polygon.
         if any(len(line) > 6 for line in lines):
             if not all(len(line) > 6 for line in lines):
                 issues.add("mixed", path.name)
@@ -255,7 +275,7 @@ def _read_labels(path: Path, issues: _LabelIssues) -> NDArray[np.float64]:
         raise DataError(f"{path.name} is not a file of labels; {_LABELS_ALLOWED}")
     if (odd := rows[(rows[:, 0] < 0) | (rows[:, 0] % 1 != 0)]).size:
         raise DataError(f"{path.name} has class {odd[0, 0]:g}; {_LABELS_ALLOWED}")
-    parts = rows[:, 1:].astype(np.float32)  # in which 1.00000001 is 1, as in YOLOv5
+    parts = rows[:, 1:].astype(np.float32)  # rounds 1.00000001 to 1, as YOLOv5 does
     if (odd := parts[(parts < 0) | (parts > 1)]).size:
         kind = "as if in pixels" if odd.max() > 2 else "which is out of bounds"
         raise DataError(f"{path.name} has {odd.max():g}, {kind}; {_LABELS_ALLOWED}")
@@ -266,7 +286,7 @@ def _read_labels(path: Path, issues: _LabelIssues) -> NDArray[np.float64]:
 
 
 def _bounding_box(row: NDArray[np.float64]) -> tuple[float, ...]:
-    """The class, and the box around the points, of a row of labels."""
+    """Return the class and the bounding box of a polygon in a row of labels."""
     points = row[1:].reshape(-1, 2)
     low, high = points.min(0), points.max(0)
     return (row[0], *((low + high) / 2), *(high - low))
@@ -302,7 +322,7 @@ def _index(key: object) -> int | None:
 
 
 def _ambiguities(path: Path, data: dict[str, Any]) -> list[str]:
-    """What YOLOv5 takes without a word, and may be meant otherwise."""
+    """Describe what YOLOv5 accepts silently although it may be meant differently."""
     notes = []
     names = data.get("names")
     listed = [*names.values()] if isinstance(names, dict) else names
@@ -324,7 +344,7 @@ def _ambiguities(path: Path, data: dict[str, Any]) -> list[str]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     raw = _read(path, _yaml.MAX_BYTES)
-    # YOLOv5 drops what is no UTF-8, so that its class names lack it too.
+    # YOLOv5 drops bytes that are not UTF-8, from class names too.
     utf8 = _without_bom(raw).decode("utf-8", "ignore")
     text = _decode(raw, path) if _is_utf16(raw) else utf8
     try:

@@ -1,6 +1,6 @@
-"""Detections as other libraries have them; none of those is needed until it is asked for.
+"""Conversions of detections to and from other libraries, which are imported on use.
 
-`to_...` makes the other's form; `from_...` the columns of ours, in any order.
+`to_...` returns the other library's form, `from_...` the arguments of `Detections.from_unsorted`.
 """
 
 from __future__ import annotations

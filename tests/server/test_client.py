@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from docstrings import Docstring, docstrings, failures
 from support import PHOTO, PHOTOS, RunningServer, ask_grpc, reference
 
 from yolov5_client import Client, InvalidRequestError
 from yolov5_client._cli import main
 
+EXAMPLES = [one for one in docstrings() if one.needs_server]
 REFERENCE = reference(Path(__file__).parents[1] / "data" / "bccd_reference.json")
 
 
@@ -93,3 +96,13 @@ def test_slow_source_gets_answers_before_it_ends(server: RunningServer) -> None:
             assert len(found) == 11
             answered += 1
     assert answered == 4
+
+
+@pytest.mark.parametrize("docstring", EXAMPLES, ids=[one.place for one in EXAMPLES])
+def test_docstring_example_prints_what_it_shows(
+    server: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, docstring: Docstring
+) -> None:
+    shutil.copy(PHOTOS / "BloodImage_00007.jpg", tmp_path / "photo.jpg")
+    shutil.copy(PHOTOS / "BloodImage_00011.jpg", tmp_path / "other.jpg")
+    monkeypatch.chdir(tmp_path)
+    assert failures(docstring, server.http, server.grpc) == ""
