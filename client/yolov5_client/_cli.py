@@ -23,7 +23,7 @@ from .stdio import prepare_stdio
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+    """Run the command line and return the exit status."""
     prepare_stdio()
     try:
         return _main(arguments)
@@ -38,7 +38,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         status = run(options)
         sys.stdout.flush()
         return status
-    except BrokenPipeError:  # whoever read the output has enough
+    except BrokenPipeError:  # the reader of the output has closed it
         return INTERRUPTED
     except (UsageError, DataError, InvalidRequestError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -51,7 +51,7 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 
 def _flush() -> None:
-    """As Python does when it ends, but without a word where nobody reads any more."""
+    """Flush as Python does at exit, but silently if the reader of the output has closed it."""
     try:
         sys.stdout.flush()
     except OSError:

@@ -1,4 +1,4 @@
-"""What `detect` says on the way, and at the end."""
+"""The output of `detect`: results, progress, errors and a summary."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _FAILURES_SHOWN = 20
 
 
 class Report:
-    """What is said on the way: lines on stdout, errors and a progress bar on stderr.
+    """Prints results to stdout, errors and a progress bar to stderr.
 
     Attributes:
-        total: sources, if that is known.
-        failures: name and sentence of each image that failed.
+        total: number of sources, if it is known.
+        failures: name of each image that failed, and why.
     """
 
     def __init__(self, options: argparse.Namespace, total: int | None) -> None:
@@ -33,24 +33,31 @@ class Report:
         self._bar = tqdm(total=total, unit="image", file=sys.stderr) if terminal else None
 
     def extend_total(self, more: int) -> None:
-        """A source turns out to be so many images more than one."""
+        """Add further images of a source, such as a video's, to the progress bar's total."""
         if self._bar is not None and self._bar.total is not None and more > 0:
             self._bar.total += more
 
     def resume(self, done: Progress) -> None:
+        """Start from the progress of an earlier run."""
         self.failures += done.refused
         self._finished = done.lines
         if self._bar is not None:
             self.extend_total(done.lines - done.images.total() - done.videos.total())
-            self._bar.n = self._bar.initial = done.lines  # so that they do not count for the rate
+            self._bar.n = self._bar.initial = done.lines  # excluded from the rate shown
 
     def advance(self) -> None:
+        """Count one more image as finished."""
         self._finished += 1
         if self._bar is not None:
             self._bar.update()
 
     def result(self, text: str | None, line: dict[str, Any]) -> None:
-        """One image has its answer, or none (no text)."""
+        """Print the result of one image.
+
+        Args:
+            text: for a person; None for an image that was refused.
+            line: as the journal has it.
+        """
         if self._json:
             self._print(json.dumps(line), sys.stdout)
         elif text and not self._quiet:
@@ -70,7 +77,7 @@ class Report:
             tqdm.write(text, file=file)
 
     def end(self, folder: Path | None, error: str) -> None:
-        """The list of what failed, here and in the folder, and where the results are."""
+        """Print what failed and where the results are, and write `failures.txt`."""
         self.close()
         lines = [f"{printable(name)}: {sentence}" for name, sentence in self.failures]
         if folder and lines:
@@ -96,5 +103,5 @@ class Report:
 
 
 def printable(name: str) -> str:
-    """For a person: a path on disk need not be text."""
+    """Escape what cannot be printed; a path on disk need not be valid UTF-8."""
     return name.encode("utf-8", "backslashreplace").decode()

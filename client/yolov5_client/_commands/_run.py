@@ -1,4 +1,4 @@
-"""One run of `detect`: sends the sources, in order, and writes what comes back."""
+"""One run of `detect`: sends the sources in order and writes the results."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ if TYPE_CHECKING:
 Answer = Detections | YoloClientError | OSError
 
 NO_OPENCV = "a video or stream needs OpenCV: pip install 'yolov5-client[draw]'"
-_ASK_AGAIN_AFTER = (0.5, 1.0, 2.0)  # seconds, after a request that failed for no fault of the image
-_STREAMS_END_WITHIN = 2.0  # seconds, when the run ends before they do
-# Of a refusal of what all images are sent with, rather than of one image.
+_ASK_AGAIN_AFTER = (0.5, 1.0, 2.0)  # seconds, for a request that failed without fault of the image
+_STREAMS_END_WITHIN = 2.0  # seconds, when the run ends before its streams
+# Matches the refusal of a parameter, which concerns all images, rather than of one image.
 _PARAMETER = re.compile(
     r"parameter\b|(conf_thres|iou_thres|max_det|classes|agnostic_nms|multi_label) "
 )
 
 
 class _Clip:
-    """A video or stream on its way through.
+    """A video or stream in progress.
 
     Attributes:
-        complete: all of its frames have been sent.
-        has_failures: one of them has no answer.
-        length: seconds of what has been read.
+        complete: all frames have been sent.
+        has_failures: a frame has no answer.
+        length: seconds that have been read.
     """
 
     def __init__(self, source: Source, rate: float) -> None:
@@ -71,7 +71,7 @@ class _Clip:
 
 
 class _PendingImage:
-    """One image to send. The client calls it in one of its threads, for the bytes."""
+    """One image to send. The client calls it in a thread of its own to get the bytes."""
 
     def __init__(
         self,
@@ -115,10 +115,10 @@ class _PendingImage:
 
 
 class Run:
-    """Sends the sources, and writes what comes back.
+    """Sends the sources and writes the results.
 
     Args:
-        folder: of a run that is resumed.
+        folder: the folder of the run that is resumed; None for a new one.
     """
 
     def __init__(
@@ -150,6 +150,11 @@ class Run:
         self._streams: list[tuple[str, Source]] = []
 
     def execute(self, client: Client, sources: Iterator[tuple[int, Source]]) -> int:
+        """Send all sources, write the results, and return the exit status.
+
+        Args:
+            sources: with their numbers, from 1.
+        """
         status, error = OK, ""
         try:
             self._send(client, sources)
@@ -157,7 +162,7 @@ class Run:
         except KeyboardInterrupt:
             status, error = INTERRUPTED, "interrupted."
         except BrokenPipeError:
-            # Whoever reads the lines has gone; Python must not try again when it ends.
+            # The reader of the output has closed it; Python must not flush it again at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             status, error = INTERRUPTED, "nobody reads standard output any more."
         except (UnavailableError, DeniedError) as failure:
@@ -185,7 +190,7 @@ class Run:
     # -- sending ------------------------------------------------------------------------------
 
     def _send(self, client: Client, sources: Iterator[tuple[int, Source]]) -> None:
-        """Images and videos, one after the other, many requests at a time."""
+        """Send images and videos in order, with many requests in flight."""
         sent: deque[_PendingImage] = deque()
 
         def images() -> Iterator[_PendingImage]:
@@ -258,7 +263,7 @@ class Run:
         )
 
     def _follow_streams(self, client: Client) -> None:
-        """LiveStream streams, all at the same time, each with one request at a time."""
+        """Follow all live streams concurrently, with one request in flight for each."""
         if not self._streams:
             return
         answers: queue.Queue[tuple[_PendingImage, Answer] | _Clip | None] = queue.Queue(2)
@@ -281,9 +286,9 @@ class Run:
                     self._handle_answer(client, *got)
         finally:
             stop.set()
-            # One that waits for a server may do so for long; it ends with the process.
-            patience = time.monotonic() + _STREAMS_END_WITHIN
-            while any(thread.is_alive() for thread in threads) and time.monotonic() < patience:
+            # A thread that waits for a server may take long; it ends with the process.
+            deadline = time.monotonic() + _STREAMS_END_WITHIN
+            while any(thread.is_alive() for thread in threads) and time.monotonic() < deadline:
                 with suppress(queue.Empty):
                     answers.get(timeout=0.1)
 
@@ -316,7 +321,7 @@ class Run:
             answers.put(
                 (_PendingImage(source, place, _failing_loader(NO_OPENCV)), OSError(NO_OPENCV))
             )
-        except Exception as error:  # OpenCV's own among them; nobody else looks at this thread
+        except Exception as error:  # such as OpenCV's own; nothing else would report it
             failure = error if isinstance(error, OSError) else OSError(repr(error))
             answers.put((_PendingImage(source, place, _failing_loader(str(failure))), failure))
         finally:
@@ -331,7 +336,7 @@ class Run:
             stride=self._options.vid_stride,
         )
 
-    # -- what came back -----------------------------------------------------------------------
+    # -- results --------------------------------------------------------------------------------
 
     def _handle_answer(self, client: Client, item: _PendingImage, answer: Answer) -> None:
         for pause in _ASK_AGAIN_AFTER:
@@ -375,7 +380,7 @@ class Run:
                 self._record.write(folder)
             except OSError as error:
                 if folder.exists() and not self._options.exist_ok:
-                    continue  # another run was quicker
+                    continue  # another run has just created it
                 raise UsageError(str(error)) from None
             self._folder = folder
             return journal
@@ -415,7 +420,7 @@ class Run:
             self._report.failure(item.name, undrawn)
 
     def _write_frame(self, item: _PendingImage) -> None:
-        """Into the annotated video; a frame without an answer too, so that none is missing."""
+        """Append a frame to the annotated video, even without an answer, to keep all frames."""
         clip = item.clip
         if not (
             clip and item.picture is not None and self._folder and self._output_options.pictures
@@ -449,7 +454,7 @@ class Run:
             self._record.write(self._folder)
 
     def _finish(self) -> None:
-        """What is made from the whole journal."""
+        """Write the files that are made from the whole journal."""
         for clip in self._clips:
             clip.close()
         if not (self._folder and self._journal):
@@ -472,7 +477,7 @@ def _reason(error: OSError) -> str:
 
 
 def class_list(words: list[str]) -> list[str]:
-    """`--classes`: each word is one class, whatever it holds, but `0,2` is two indices."""
+    """Split `--classes`: each word is one class, whatever it contains, but `0,2` is two indices."""
     numbers = re.compile(r"\d+(,\d+)+", re.ASCII)
     return [
         item for word in words for item in (word.split(",") if numbers.fullmatch(word) else [word])
