@@ -1,7 +1,7 @@
-"""Requests over HTTP, for where gRPC does not get through: blocking, and for asyncio.
+"""Requests over HTTP, for networks that gRPC does not pass: blocking, and for asyncio.
 
-The body is the image itself, the parameters are headers, as in the contract's curl line.
-With _deadline.py the only module that needs httpx (the extra `http`).
+The body is the image itself; the parameters are headers. With `_deadline` the only module that
+needs httpx (the extra `http`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ T = TypeVar("T")
 _INFER = f"/v2/models/{names.MODEL}/infer"
 _BINARY = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": "0"}
 _LENGTH = "Inference-Header-Content-Length"
-# What httpx says when a connection ends early, as it does when a server is restarted.
+# httpx's messages for a connection that ends early, for example when a server restarts.
 _CUT_OFF = re.compile("Server disconnected|peer closed connection")
 
 
@@ -46,13 +46,13 @@ class _Response:
 
 
 def _options(connection: Connection) -> dict[str, Any]:
-    """Arguments for either of httpx's clients."""
+    """Return the arguments for either of httpx's clients."""
     return {
         "base_url": connection.address.rstrip("/"),
-        # Nothing is unpacked that could be much larger than what came.
+        # Accept no compression: a small answer could unpack to far more than the limit.
         "headers": {**connection.headers, "Accept-Encoding": "identity"},
-        "timeout": None,  # there is one for the whole request
-        "trust_env": False,  # its proxies are ours to find, see _proxy.py
+        "timeout": None,  # the transports limit the whole request instead
+        "trust_env": False,  # _proxy.py chooses the proxy
     }
 
 
@@ -60,7 +60,7 @@ def _context(connection: Connection) -> ssl.SSLContext | None:
     if tls := connection.encryption:
         return tls.context()
     if connection.address.startswith("https:"):
-        return httpx.create_ssl_context()  # with what the environment says of authorities
+        return httpx.create_ssl_context()  # reads the authorities from the environment
     return None
 
 
@@ -92,7 +92,11 @@ def _request(image: bytes, parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Receiver:
-    """Collects an answer, unless it is too large."""
+    """Collects the body of a response up to the limit.
+
+    Raises:
+        ServerError: the response is too large, or compressed.
+    """
 
     def __init__(self, answer: httpx.Response) -> None:
         self._answer = answer
@@ -143,8 +147,8 @@ def _check(answer: _Response, connection: Connection) -> _Response:
     return answer
 
 
-# What goes wrong on the way. httpx lets through what TLS says in place of an answer, such as that a
-# certificate is missing.
+# Failures on the way. httpx passes on what TLS reports instead of an answer, such as a missing
+# certificate, as an OSError.
 _FAILURES = (httpx.HTTPError, *_deadline.ERRORS, OSError)
 
 
@@ -165,7 +169,7 @@ _READY = {names.MODEL: f"/v2/models/{names.MODEL}/ready"}
 
 
 class HttpTransport:
-    """Blocking; threads may share it."""
+    """The blocking transport. Threads may share one."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -212,7 +216,7 @@ class HttpTransport:
 
 
 class AsyncHttpTransport:
-    """The same for asyncio."""
+    """The transport for asyncio."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -244,10 +248,10 @@ class AsyncHttpTransport:
         )
 
     async def _within(self, timeout: float, work: Coroutine[Any, Any, T]) -> T:
-        """However slowly the bytes come, and however many connections it takes."""
+        """Limit the time of the whole work, however slowly bytes arrive."""
         try:
             return await asyncio.wait_for(work, timeout)
-        except asyncio.TimeoutError:  # the builtin one only since Python 3.11
+        except asyncio.TimeoutError:  # an alias of the builtin only since Python 3.11
             raise TimedOutError(f"no answer within the timeout{self._connection.via}.") from None
 
     async def _send(self, **request: Any) -> _Response:

@@ -1,4 +1,4 @@
-"""What `detect SOURCE...` means: the images, videos and streams that it names."""
+"""The images, videos and streams that the arguments of `detect` name."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LIVE_SCHEMES = frozenset({"rtmp", "rtmps", "rtsp", "rtsps", "tcp", "udp"})
 
 STDIN = "-"
 _DOWNLOAD_TIMEOUT = 30.0  # seconds without a byte
-_DOWNLOAD_LIMIT = 32 << 20  # bytes; the server takes no more
+_DOWNLOAD_LIMIT = 32 << 20  # bytes; the server accepts no more
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*")
 
 
@@ -41,8 +41,8 @@ class Source:
     """One image, video or live stream.
 
     Attributes:
-        name: as the caller named it, a folder's and a glob's with their path.
-        data: the encoded image, where it came on standard input.
+        name: as the caller named it; for files from a folder or glob, their path.
+        data: the encoded image, if it came on standard input.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Source:
 
     @property
     def stem(self) -> str:
-        """What its results are called."""
+        """The name of its results."""
         if not self._is_url:
             return Path(self._file).stem
         host = urlsplit(self.name).netloc.rpartition("@")[2]
@@ -74,10 +74,10 @@ class Source:
         return unquote(urlsplit(self.name).path).rstrip("/").rpartition("/")[2]
 
     def read(self) -> bytes:
-        """The bytes of an image.
+        """Return the bytes of an image.
 
         Raises:
-            OSError: it cannot be read or downloaded.
+            OSError: the image cannot be read or downloaded.
         """
         if self.data is not None:
             return self.data
@@ -91,20 +91,20 @@ def expand(
     exclude: Path | None = None,
     strict: bool = True,
 ) -> tuple[Iterable[Source], int | None]:
-    """The sources that the arguments name, in order, and how many they are.
+    """Return the sources that the arguments name, in order, and their number.
 
-    A file is taken whatever it is called, for the server to judge. Folders (with those in them)
-    and globs give the files with an image's or a video's ending, sorted; a `.txt` holds further
-    sources, and so does standard input, which is read as it comes, so that the number is not known
-    (None). A `.streams` holds the addresses of streams.
+    A file is accepted whatever its name; the server judges its content. Folders (recursively) and
+    globs yield the files with a suffix of an image or video, sorted. A `.txt` file lists further
+    sources, and so does standard input, which is read lazily; the number is then unknown (None). A
+    `.streams` file lists addresses of streams.
 
     Args:
-        exclude: a folder that is passed over, since results are written there.
-        strict: what is not there is an error at once; else it fails when it is read, as what a list
-            names always does.
+        exclude: a folder to skip, because results are written there.
+        strict: raise an error for a missing file at once. Otherwise it fails when it is read, as
+            the entries of a list always do.
 
     Raises:
-        FileNotFoundError: one does not exist, or has no image and no video in it.
+        FileNotFoundError: a source does not exist, or contains no image and no video.
     """
     excluded = os.path.abspath(exclude) + os.sep if exclude else None  # noqa: PTH100
     parts: list[Iterable[Source]] = []
@@ -124,18 +124,18 @@ def expand(
 
 
 def head_is_image(head: bytes) -> bool:
-    """Whether these first bytes of a file are those of an image, rather than of a list of paths."""
+    """Whether the first bytes of a file belong to an image rather than to a list of paths."""
     return (
         head.startswith(_SIGNATURES)
         or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
-        or (head[:2] == b"BM" and b"\0\0" in head[2:18])  # a path may begin so, too
+        or (head[:2] == b"BM" and b"\0\0" in head[2:18])  # a path may begin with BM, too
     )
 
 
 def safe_name(text: str) -> str:
-    """A file name for what a server or a URL calls so; it leads out of no folder."""
+    """Turn a label or URL into a file name that cannot lead out of its folder."""
     name = re.sub(r"[^\w .()+-]", "_", text)[:60].strip(" .")  # 60 of any letters are < 255 bytes
-    # On disk in UTF-8, also where the locale would have another encoding.
+    # Encoded in UTF-8 on disk, whatever the locale's encoding.
     return os.fsdecode((name or "_").encode())
 
 
@@ -159,7 +159,7 @@ def _expand(argument: str, excluded: str | None, strict: bool) -> list[Source]:
 
 
 def _list_entries(file: BinaryIO) -> Iterator[str]:
-    """The lines of a list, but for blank ones, comments, and the mark of an encoding."""
+    """Yield the lines of a list without blank lines, comments and the byte order mark."""
     first = file.readline()
     if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         text = (first + file.read()).decode("utf-16", "replace")
@@ -171,28 +171,28 @@ def _list_entries(file: BinaryIO) -> Iterator[str]:
 
 
 def _streams_in_list(file: BinaryIO) -> Iterator[Source]:
-    """A video on disk is read whole; all else is followed as it comes, whatever its ending."""
+    """Yield the entries of a list of streams; a file on disk is a video that is read whole."""
     for name in _list_entries(file):
         yield _file(name) if Path(name).is_file() else Source(name, "stream")
 
 
 def _sources_in_list(file: BinaryIO, excluded: str | None) -> Iterator[Source]:
     for name in _list_entries(file):
-        # Most lines are this, and need no look at the disk.
         if excluded and os.path.abspath(name).startswith(excluded):  # noqa: PTH100
-            continue  # a result of this very run
+            continue  # a result of this run
+        # The usual case, which needs no access to the disk.
         if _scheme(name) is None and not glob.has_magic(name) and _has_suffix(name, IMAGE_SUFFIXES):
             yield Source(name)
         else:
             try:
                 found = _find(name, excluded)
-            except (OSError, ValueError):  # it may not be looked at, or is no name at all
+            except (OSError, ValueError):  # not accessible, or not a file name at all
                 found = None
             yield from found or [_file(name)]
 
 
 def _find(argument: str, excluded: str | None) -> list[Source] | None:
-    """What an argument names, unless it is a file (None, as for one that is nothing)."""
+    """Return the sources that an argument names; None if it is a file or does not exist."""
     scheme = _scheme(argument)
     if scheme in ("http", "https"):
         suffix = Source(argument).suffix

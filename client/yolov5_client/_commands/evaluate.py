@@ -1,4 +1,4 @@
-"""`yolov5-client eval`: real files to the real endpoint, and what its answers are worth."""
+"""`yolov5-client eval`: mAP, precision and recall of the endpoint on a labelled data set."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # needs the extra `eval`, and the other commands do not
     from .._val_metrics import ValFigures
     from ..evaluation import Evaluation, Predictions, Split
 
-_LEAST_SIDE = 10  # pixels of a photo that YOLOv5 takes
+_LEAST_SIDE = 10  # pixels; YOLOv5 refuses smaller photos
 _LEFT_OUT_SHOWN = 10
 
 
@@ -36,35 +36,52 @@ def add_parser(commands: Any, connection: argparse.ArgumentParser) -> None:
         "eval", parents=[connection], help="mAP on a labelled data set, through the server"
     )
     evaluate.set_defaults(run=run)
-    evaluate.add_argument("data", type=Path, metavar="DATA.YAML", help="as YOLOv5 takes it")
     evaluate.add_argument(
-        "--split", nargs="+", default=["val", "test"], help="the first there is (%(default)s)"
+        "data", type=Path, metavar="DATA.YAML", help="the data set, described as for YOLOv5"
     )
-    evaluate.add_argument("--conf-thres", type=float, default=CONF_THRES, help="(%(default)s)")
-    evaluate.add_argument("--iou-thres", type=float, default=IOU_THRES, help="(%(default)s)")
-    evaluate.add_argument("--max-det", type=int, default=MAX_DET, help="(%(default)s)")
+    evaluate.add_argument(
+        "--split",
+        nargs="+",
+        default=["val", "test"],
+        help="splits, of which the first that exists is used (%(default)s)",
+    )
+    evaluate.add_argument(
+        "--conf-thres", type=float, default=CONF_THRES, help="minimum confidence (%(default)s)"
+    )
+    evaluate.add_argument(
+        "--iou-thres",
+        type=float,
+        default=IOU_THRES,
+        help="IoU above which the weaker of two boxes is dropped (%(default)s)",
+    )
+    evaluate.add_argument(
+        "--max-det", type=int, default=MAX_DET, help="maximum detections in a photo (%(default)s)"
+    )
     evaluate.add_argument(
         "--as-val",
         nargs="?",
         choices=("square", "rect"),
         const="square",
-        help="prepare photos as YOLOv5's val.py does it, for exported networks (square) or PyTorch"
+        help="prepare photos as YOLOv5's val.py does for exported networks (square) or for PyTorch"
         " weights (rect)",
     )
     evaluate.add_argument(
-        "--imgsz", type=whole_number, default=640, help="of --as-val (%(default)s)"
+        "--imgsz",
+        type=whole_number,
+        default=640,
+        help="longest side in pixels, for --as-val (%(default)s)",
     )
-    evaluate.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
     result_flags(evaluate, "runs/eval")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Ask the server for every photo of the split; print and write down what that is worth.
+    """Send every photo of the split, measure the answers, and print and write the figures.
 
     Raises:
-        UsageError: what it needs is not installed.
-        DataError: the data set cannot be used, or is of other classes than the server's model.
-        YoloClientError: the server refuses a photo or fails.
+        UsageError: a package is not installed.
+        DataError: the data set cannot be used, or its classes are not those of the server's model.
+        YoloClientError: the server refuses a parameter or fails.
     """
     try:
         from .. import evaluation
@@ -106,7 +123,7 @@ def run(options: argparse.Namespace) -> int:
 
 @dataclass
 class _Photo:
-    """A photo to send: as it is, or prepared as `val.py` would."""
+    """A photo to send: unchanged, or prepared as `val.py` would."""
 
     path: Path
     prepare: Callable[[Path], tuple[bytes, Placement]] | None = None
@@ -141,7 +158,7 @@ def _pending_photos(split: Split, options: argparse.Namespace) -> list[_Photo]:
             try:
                 height, width, _ = _draw.decode(photo.read_bytes()).shape
                 sizes.append((height, width))
-            except (OSError, ValueError):  # said when it is its turn
+            except (OSError, ValueError):  # reported when the photo is sent
                 sizes.append((1, 1))
         canvases = _val_canvas.rectangles(options.imgsz, sizes)
 
@@ -162,7 +179,7 @@ def _pending_photos(split: Split, options: argparse.Namespace) -> list[_Photo]:
 def _detect_all(
     client: Client, photos: Sequence[_Photo], options: argparse.Namespace
 ) -> tuple[list[Detections | str], bool]:
-    """The answer for each photo, or a sentence about why it has none."""
+    """Return for each photo its detections, or a sentence that says why there are none."""
     parameters: dict[str, Any] = {
         "conf_thres": options.conf_thres,
         "iou_thres": options.iou_thres,
@@ -188,7 +205,7 @@ def _detect_all(
 def _supports_multi_label(
     client: Client, photos: Sequence[_Photo], options: argparse.Namespace
 ) -> bool:
-    """Whether the model has all scores of a row, as the first photo of use tells."""
+    """Ask with the first usable photo whether the model has a score for each class."""
     for photo in photos:
         try:
             client.detect(
@@ -212,7 +229,7 @@ def _supports_multi_label(
 
 
 def _photo_error(error: Exception) -> str | None:
-    """The sentence about a photo that cannot be used; None where the fault is another's."""
+    """Return why a photo cannot be used; None if the error has another cause."""
     if isinstance(error, InvalidRequestError) and str(error).startswith("image "):
         return str(error).partition(": ")[2].rstrip(".")
     if isinstance(error, (OSError, ValueError)):
@@ -230,9 +247,9 @@ def _report_left_out(split: Split, answers: Sequence[Detections | str]) -> None:
 
 
 def _check_names(detections: list[Detections], names: tuple[str, ...]) -> None:
-    """A model of other classes would be given figures that mean nothing.
+    """Refuse a model with other classes, for which the figures would be meaningless.
 
-    Names that are nothing but their own index say nothing of the classes.
+    Names that are only their own index (`names: [0, 1, 2]`) fit any model.
     """
     numbers = all(name == str(index) for index, name in enumerate(names))
     for one in detections:
@@ -298,7 +315,7 @@ def _plot(result: Evaluation, names: tuple[str, ...], folder: Path) -> None:
     recall = np.linspace(0, 1, 101)
     for index, name in enumerate(names):
         if result.labels[index]:
-            few = len(names) <= 20  # more names than that hide the picture
+            few = len(names) <= 20  # a longer legend would cover the plot
             label = f"{name} {result.ap50[index]:.3f}" if few else None
             axes.plot(recall, result.curve[index], linewidth=1, label=label)
     mean = np.nanmean(result.curve, axis=0)
