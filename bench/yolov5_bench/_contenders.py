@@ -1,4 +1,4 @@
-"""Who takes part: how each is started, and how it is asked."""
+"""The contenders: how each is started, and how requests are sent to it."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ _START_SECONDS = 120
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """
+    """One way to serve the network.
+
     Attributes:
-        sender: how it is asked, see `_load.make_sender`; HTTP and GRPC stand for its
-            addresses, NETWORK for the path of the ONNX file.
-        service: a module beside this one and its last arguments, of which GRPC_PORT, REPOSITORY and
-            FOLDER (an empty one of its own) stand for what they say; None where ours serves, ()
-            where nobody does.
-        ready_path: what it answers with 200 when it is ready.
-        callers: how many, where it is not for the caller to say.
-        precision: of what Triton serves, as for `make serve`. If it is not "fp32", its answers need
-            not be the others' to the last digit.
-        build: what `make model` is told besides; it gets a repository of its own then.
+        sender: arguments of `_load.make_sender`; HTTP and GRPC stand for the server's addresses,
+            NETWORK for the path of the ONNX file.
+        service: a module beside this one and its last arguments, in which GRPC_PORT, REPOSITORY
+            and FOLDER (an empty folder) are replaced by their values; None for our server, () for
+            no server.
+        ready_path: the path that is answered with 200 when the server is ready.
+        callers: a fixed number of callers.
+        precision: of our server, as for `make serve`. Other answers than those of "fp32" need not
+            be equal to the last digit.
+        build: further arguments of `make model`, for a repository of its own.
     """
 
     name: str
@@ -131,8 +132,8 @@ class Running:
     """A contender that has been started.
 
     Attributes:
-        places: what HTTP, GRPC and NETWORK stand for; METRICS is where ours tells its metrics.
-        process: number of the one that serves, with all below it; 0 for none.
+        places: the values of HTTP, GRPC and NETWORK, and METRICS, the address of our metrics.
+        process: the PID of the server, whose descendants belong to it; 0 for none.
     """
 
     contender: Contender
@@ -146,7 +147,7 @@ class Running:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Without the image a second with which our launcher looks after a server that is idle."""
+        """Stop our launcher, which sends an idle server an image each second."""
         if self.contender.service is not None:
             yield
             return
@@ -157,7 +158,7 @@ class Running:
             os.kill(self.process, signal.SIGCONT)
 
     def asked_as(self, contender: Contender) -> Running:
-        """Another way to ask the same server."""
+        """Return another contender that is served by the same process."""
         sender = [self.places.get(part, part) for part in contender.sender]
         return replace(self, contender=contender, sender=sender)
 
@@ -166,15 +167,15 @@ class Running:
 def started(
     contender: Contender, *, network: Path, repository: Path, cpus: int = _CPUS
 ) -> Iterator[Running]:
-    """Start it, wait until it listens, and end it in any case.
+    """Start a contender, wait until it is ready, and end it after the block.
 
     Args:
-        network: ONNX, for those who are no Triton.
-        repository: for Triton.
-        cpus: that it may use.
+        network: the ONNX file, for contenders without Triton.
+        repository: the model repository, for Triton.
+        cpus: number of cores that it may use.
 
     Raises:
-        RuntimeError: it does not start.
+        RuntimeError: the contender does not start.
     """
     with (
         tempfile.TemporaryDirectory(prefix="yolov5-bench-", ignore_cleanup_errors=True) as folder,
@@ -215,7 +216,7 @@ def _started(
     if command is None:
         yield running
         return
-    # A group of its own: LitServe does not end what it has started.
+    # A process group of its own: LitServe does not end its children.
     process = subprocess.Popen(
         [sys.executable, "-m", *command],
         stdout=subprocess.DEVNULL,

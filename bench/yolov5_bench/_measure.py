@@ -1,4 +1,4 @@
-"""Interleaved rounds: every contender in turn, again and again."""
+"""Interleaved rounds, in each of which every contender is measured once."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Sample:
     """One contender in one round, with one number of callers.
 
     Attributes:
-        rate: images a second.
+        rate: images per second.
         p50, p95, p99, longest: milliseconds.
-        server_ms, client_ms: of CPU, for an image.
+        server_ms, client_ms: milliseconds of CPU for an image.
         wire: bytes for an image, both ways.
-        steps: for Triton, milliseconds that an image waits in each step's queue, and is worked on.
+        steps: milliseconds for an image in each step's queue and in its work; only for ours.
     """
 
     contender: str
@@ -45,7 +45,7 @@ class Sample:
 
 
 class LoadGenerator:
-    """The load generator's process."""
+    """The process of the load generator."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -56,9 +56,10 @@ class LoadGenerator:
         )
 
     def request(self, **request: Any) -> Any:
-        """
+        """Send the process a request and return its answer.
+
         Raises:
-            RuntimeError: it has failed; what it said is on its error output.
+            RuntimeError: the process has failed; its standard error says why.
         """
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps(request) + "\n")
@@ -81,11 +82,11 @@ def start_all(
     network: Path,
     repositories: Mapping[tuple[str, ...], Path],
 ) -> Iterator[list[tuple[Running, LoadGenerator]]]:
-    """All of them started; those that Triton serves from one repository in one precision share it.
+    """Start all contenders; those with the same repository and precision share a server.
 
     Args:
-        network: ONNX, for those who are no Triton.
-        repositories: for Triton, by a contender's `build`.
+        network: the ONNX file, for contenders without Triton.
+        repositories: the model repositories by a contender's `build`.
     """
     with ExitStack() as stack:
         tritons: dict[tuple[str, ...], Running] = {}
@@ -110,10 +111,10 @@ def start_all(
 def check(
     entries: Sequence[tuple[Running, LoadGenerator]], photos: Sequence[Path], network: Path
 ) -> None:
-    """All give the answers of the bare functions.
+    """Check that all contenders give the answers of the bare functions.
 
     Raises:
-        RuntimeError: one does not; the message says which, and how it differs.
+        RuntimeError: a contender gives another answer. The message names the difference.
     """
     pipeline = Pipeline(network)
     wanted = [pipeline(photo.read_bytes()) for photo in photos]
@@ -129,7 +130,7 @@ def check(
 def accuracy(
     entries: Sequence[tuple[Running, LoadGenerator]], data: Path
 ) -> dict[str, tuple[float, float]]:
-    """mAP50 and mAP50-95 on labelled photos, through each Triton that there is, by contender."""
+    """Measure mAP50 and mAP50-95 on labelled photos through each of our servers, by contender."""
     found: dict[str, tuple[float, float]] = {}
     for running, _ in entries:
         if running.contender.service is not None or running.contender.sender[0] != "http":
@@ -137,13 +138,13 @@ def accuracy(
         with tempfile.TemporaryDirectory() as folder:
             client = Path(sys.executable).with_name("yolov5-client")
             command = [str(client), "eval", str(data), f"--server={running.places['GRPC']}"]
-            said = subprocess.run(
+            output = subprocess.run(
                 [*command, "--json", f"--project={folder}"],
                 check=True,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
             )
-        figures = json.loads(said.stdout)["all"]
+        figures = json.loads(output.stdout)["all"]
         found[running.contender.name] = figures["map50"], figures["map50_95"]
     return found
 
@@ -157,9 +158,13 @@ def measure(
     seconds: float,
     warm: float,
 ) -> list[Sample]:
-    """One round: each contender once."""
+    """Measure each contender once.
+
+    Args:
+        turn: number of the round, by which the order is rotated.
+    """
     samples = []
-    shift = turn % len(entries)  # so that not always the same one comes after the same other
+    shift = turn % len(entries)
     for running, generator in [*entries[shift:], *entries[:shift]]:
         with ExitStack() as stack:
             others = {other.process: other for other, _ in entries}

@@ -1,4 +1,4 @@
-"""What the endpoint costs as the work grows: one thing at a time, all else as it is."""
+"""Throughput and latency of the endpoint as the work grows, one dimension at a time."""
 
 from __future__ import annotations
 
@@ -29,10 +29,13 @@ _MANY = 8  # callers that keep two cores busy
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """
+    """One measured point.
+
     Attributes:
-        rate: images a second.
-        p50, p99: milliseconds, of a request.
+        what, value: the dimension that varies, and its value.
+        callers: number of concurrent callers.
+        rate: images per second.
+        p50, p99: milliseconds for a request.
     """
 
     what: str
@@ -59,7 +62,7 @@ class _Case:
 def measure_scaling(
     options: argparse.Namespace, network: Path, repository: Path, machine: str
 ) -> int:
-    """Measure, print, and write `<name>-scaling.md` and `.csv`. Returns an exit status."""
+    """Measure, print, write `<name>-scaling.md` and `.csv`, and return an exit status."""
     cpus = len(os.sched_getaffinity(0))
     photos = photos_in(options.photos)[:8] if options.photos.is_dir() else [options.photos]
     with ExitStack() as stack:
@@ -99,12 +102,12 @@ def measure_scaling(
 
 
 def _core_counts(cpus: int) -> list[int]:
-    """1, 2, 4, 8 and so on, and all."""
+    """Return the powers of two up to the number of cores, and that number."""
     return sorted({*(1 << n for n in range(cpus.bit_length()) if 1 << n < cpus), cpus})
 
 
 def _enlarged(photo: Path, folder: Path) -> Mapping[float, Path]:
-    """The photo as JPEG of other sizes, in megapixels."""
+    """Write the photo as JPEG in other sizes, and return the files by megapixels."""
     picture = cv2.imread(str(photo))
     assert picture is not None
     found = {}
@@ -172,7 +175,7 @@ def _measure(
 
 
 def table(points: Sequence[Point]) -> str:
-    """Medians of the rounds, as Markdown."""
+    """Return the medians of the rounds as a Markdown table."""
     lines = ["| | | callers | images/s | p50 ms | p99 ms |", "|---|---:|---:|---:|---:|---:|"]
     for key in dict.fromkeys((p.what, p.value, p.callers) for p in points):
         mine = [p for p in points if (p.what, p.value, p.callers) == key]
