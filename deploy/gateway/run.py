@@ -1,8 +1,8 @@
 """`make gateway`: nginx with TLS and API keys in front of Triton, in the foreground.
 
-All that nginx reads and writes is in one folder; what is missing there is made: a certificate of
-its own, an authority for client certificates, an API key. Flags that are not listed here go to the
-launcher, which is started where no Triton answers yet.
+All files of nginx are in one folder. Missing ones are created there: a self-signed certificate, a
+certificate authority for clients, an API key. If no Triton answers, the launcher is started with
+the flags that are not listed here.
 """
 
 from __future__ import annotations
@@ -36,11 +36,12 @@ Children = dict[str, "subprocess.Popen[bytes]"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the gateway until a signal arrives, and return the exit status."""
     should_exit = threading.Event()
     children: Children = {}
 
     def on_signal(number: int, frame: object) -> None:
-        if should_exit.is_set():  # a second one: at once
+        if should_exit.is_set():  # a second signal ends the children at once
             for child in children.values():
                 child.terminate()
         should_exit.set()
@@ -85,32 +86,41 @@ def _options(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[
     default = Settings()
     parser = argparse.ArgumentParser(prog="gateway", description=__doc__, allow_abbrev=False)
     parser.add_argument("--host", default=default.host, help="address to bind to (%(default)s)")
-    parser.add_argument("--port", type=int, default=8443, help="HTTPS and gRPC (%(default)s)")
-    parser.add_argument("--http-port", type=int, default=default.http_port, help="Triton's")
-    parser.add_argument("--grpc-port", type=int, default=default.grpc_port, help="Triton's")
-    parser.add_argument("--metrics-port", type=int, default=default.metrics_port, help="Triton's")
     parser.add_argument(
-        "--folder", type=Path, default=Path("runs/gateway"), help="keys and logs (%(default)s)"
+        "--port", type=int, default=8443, help="port for HTTPS and gRPC (%(default)s)"
+    )
+    for name in ("http", "grpc", "metrics"):
+        parser.add_argument(
+            f"--{name}-port",
+            type=int,
+            default=getattr(default, f"{name}_port"),
+            help=f"Triton's port for {name} (%(default)s)",
+        )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("runs/gateway"),
+        help="folder for keys, certificates and logs (%(default)s)",
     )
     return parser.parse_known_args(arguments)
 
 
 def _find_nginx() -> list[str]:
-    """The command, without its configuration."""
-    # An ordinary user's path need not have the last two.
+    """Return the command line of nginx, without its configuration."""
+    # The PATH of an ordinary user may lack the last two folders.
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
     found = shutil.which("nginx", path=path)
     if found is None:
         raise StartError("nginx is not installed; on Debian and Ubuntu: apt install nginx.")
-    # Its workers would be another user's, who may not enter the folder.
+    # By default the workers run as another user, who may not enter the folder.
     user = " user root;" if os.geteuid() == 0 else ""
     return [found, "-g", f"daemon off;{user}"]
 
 
 def _find_modules(nginx: str) -> Path:
-    """The folder with nginx's module for JavaScript, without which bodies would go unexamined."""
-    told = subprocess.run([nginx, "-V"], capture_output=True, text=True).stderr
-    configured = re.search(r"--modules-path=(\S+)", told)
+    """Find the folder with nginx's module for JavaScript, which inspects request bodies."""
+    output = subprocess.run([nginx, "-V"], capture_output=True, text=True).stderr
+    configured = re.search(r"--modules-path=(\S+)", output)
     folder = Path(configured[1] if configured else "/usr/lib/nginx/modules")
     if not (folder / "ngx_http_js_module.so").exists():
         raise StartError(
@@ -137,7 +147,7 @@ def _check_port(settings: Settings, port: int) -> None:
 
 
 def _write_files(folder: Path, public: Settings, port: int, modules: Path) -> None:
-    """Write the configuration, and what it names and is not there yet."""
+    """Write the configuration, and create the keys and certificates that are missing."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     text = (HERE / "nginx.conf.template").read_text("utf-8")
     host = f"[{public.host}]" if ":" in public.host else public.host
@@ -169,7 +179,7 @@ def _write_secret(path: Path, text: str) -> None:
 
 
 def _make_certificate(folder: Path, certificate: str, key: str, extension: str) -> None:
-    """One that vouches for itself, for a year, unless it is there."""
+    """Create a self-signed certificate for a year, unless it exists."""
     if (folder / f"{certificate}.pem").exists():
         return
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
@@ -192,12 +202,12 @@ def _start(command: list[str]) -> subprocess.Popen[bytes]:
     parent = os.getpid()
 
     def in_child() -> None:
-        # Should this process be killed outright.
+        # End the child if this process is killed.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:
             os._exit(1)
 
-    # In a group of its own: Ctrl-C reaches this process alone.
+    # A process group of its own, which Ctrl-C does not reach.
     return subprocess.Popen(
         command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=in_child
     )
@@ -238,7 +248,7 @@ def _announce(address: str, folder: Path) -> None:
 
 
 def _shut_down(children: Children) -> None:
-    """nginx finishes what it has begun, and Triton too; what is left after a while is killed."""
+    """End nginx and Triton gracefully; kill what is left after `STOP_SECONDS`."""
     for name, child in children.items():
         child.send_signal(signal.SIGQUIT if name == "nginx" else signal.SIGTERM)
     deadline = time.monotonic() + STOP_SECONDS
