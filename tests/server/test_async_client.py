@@ -1,4 +1,4 @@
-"""`AsyncClient` against a real server: many at once, and cancelled ones."""
+"""`AsyncClient` against a real server: concurrent and cancelled calls."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REFERENCE = reference(Path(__file__).parents[1] / "data" / "bccd_reference.json"
 
 
 def metric(server: RunningServer, name: str, *labels: str) -> int:
-    """The sum of a counter's lines that have all these labels."""
+    """Sum the lines of a counter that have all these labels."""
     with urllib.request.urlopen(server.metrics) as answer:
         lines = answer.read().decode().splitlines()
     return sum(
@@ -68,9 +68,9 @@ def test_cancelled_call_is_cancelled_on_the_server(server: RunningServer) -> Non
 
     async def ask() -> None:
         async with AsyncClient(server.grpc, in_flight=40) as client:
-            # Forty are more than the network takes at once: the last wait for it.
+            # Forty are more than the network runs at once; the last ones are queued.
             calls = [asyncio.ensure_future(client.detect(PHOTO)) for _ in range(40)]
-            # One that is cancelled while its bytes are still on their way is no request yet.
+            # A call that is cancelled while its bytes are being sent is not yet a request.
             await asyncio.to_thread(wait_until, have_all_arrived, 10)
             calls[-1].cancel()
             results = await asyncio.gather(*calls, return_exceptions=True)
@@ -82,7 +82,7 @@ def test_cancelled_call_is_cancelled_on_the_server(server: RunningServer) -> Non
         metric(server, "nv_inference_request_failure", 'reason="CANCELED"'),
     ]
     asyncio.run(ask())
-    # Triton notices, and counts, when it comes to that request; nobody waits for that.
+    # Triton notices and counts the cancellation only when the request's turn comes.
     wait_until(
         lambda: metric(server, "nv_inference_request_failure", 'reason="CANCELED"') > before[1], 10
     )

@@ -66,7 +66,7 @@ def test_status_names_models_and_version(
 
 
 def test_boxes_follow_the_exif_orientation(server: RunningServer) -> None:
-    """A photo stored lying on its side, as cameras do, gets the boxes of the upright one."""
+    """A photo stored on its side, as cameras do, gets the boxes of the upright one."""
     upright = cv2.imread(str(PHOTO))
     assert upright is not None
     lying = np.rot90(upright)
@@ -80,7 +80,7 @@ def test_boxes_follow_the_exif_orientation(server: RunningServer) -> None:
 
 
 def test_slow_source_gets_answers_before_it_ends(server: RunningServer) -> None:
-    """As with photos that come from a camera, one by one."""
+    """The photos come one by one, as from a camera."""
     answered = 0
 
     def photos() -> Iterator[Path]:

@@ -44,7 +44,7 @@ COUNT = {path: len(REFERENCE[path.name]) for path in (ONE, OTHER)}
 
 @pytest.fixture(autouse=True)
 def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs are kept in the working directory."""
+    """Change to a folder of its own, since runs are written to the working directory."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -60,7 +60,7 @@ def start(server: RunningServer, *arguments: str | Path, **options: Any) -> subp
         stdout=pipe,
         stderr=pipe,
         text=True,
-        # Whoever runs the tests in the background may have them ignore it.
+        # A shell that runs the tests in the background may make them ignore SIGINT.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         **options,
     )
@@ -79,7 +79,7 @@ def wait_for(condition: Callable[[], object], timeout: float = 60) -> None:
 
 
 def make_video(path: Path, frames: int, code: str = "mp4v") -> list[int]:
-    """A video of two photos, ten frames of each in turn; how many detections each frame has."""
+    """Write a video of two photos in turn, ten frames each; return the detections per frame."""
     pictures = [cv2.imread(str(photo)) for photo in (ONE, OTHER)]
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*code), 12.0, (640, 480))
     for number in range(frames):
@@ -185,7 +185,7 @@ def test_terminal_gets_a_progress_bar(server: RunningServer) -> None:
     )
     os.close(far)
     shown = b""
-    with suppress(OSError):  # how a terminal that is closed reads
+    with suppress(OSError):  # reading from a closed terminal
         while data := os.read(near, 4096):
             shown += data
     os.close(near)
@@ -264,7 +264,7 @@ def test_undrawable_picture_keeps_its_other_results(
     server: RunningServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text, odd = Path("photo.b64"), Path("photo.upload")
-    text.write_bytes(base64.b64encode(PHOTO.read_bytes()))  # for the server an image all the same
+    text.write_bytes(base64.b64encode(PHOTO.read_bytes()))  # the server accepts base64 as well
     odd.write_bytes(PHOTO.read_bytes())
     assert detect(server, text, odd, "--save-txt") == 1
     captured = capsys.readouterr()
@@ -310,7 +310,7 @@ def test_detect_works_without_opencv(
 
 
 def copies(count: int) -> list[str]:
-    """A folder `in` of that many photos, some of the same name."""
+    """Fill the folder `in` with photos, some with the same name."""
     for number in range(count):
         folder = Path("in", str(number // 20))
         folder.mkdir(parents=True, exist_ok=True)
@@ -328,7 +328,7 @@ def test_resumed_run_has_each_image_exactly_once(server: RunningServer) -> None:
     before = path.read_bytes()
     assert 20 <= before.count(b"\n") < 60
     with path.open("ab") as file:
-        file.write(b'{"image": "in/2/0')  # as a kill in the middle of a write leaves it
+        file.write(b'{"image": "in/2/0')  # a kill in the middle of a write leaves this
     shutil.copy(PHOTO, "in/late.jpg")
     assert detect(server, "--resume", "runs/detect/exp", "--quiet") == 0
     assert path.read_bytes().startswith(before)
@@ -512,7 +512,7 @@ def test_annotated_video_has_its_frames_in_order(
             if one is not None
         ]
         seen.append(differences.index(min(differences)))
-        # The white cell's box: the edge at half its height is drawn.
+        # The box of the white cell: its edge is drawn at half the height.
         x1, y1, _, y2 = lines[len(seen) - 1]["boxes"][0]
         edge = frame[round((y1 + y2) / 2), round(x1)].astype(int)
         before = plain[seen[-1]]
@@ -536,7 +536,7 @@ def test_strided_frames_are_shown_longer(server: RunningServer) -> None:
 
 
 def test_first_frame_of_an_animated_picture_is_used(server: RunningServer) -> None:
-    """An MPO is one JPEG after the other; it is drawn as a JPEG."""
+    """An MPO is a sequence of JPEGs; the annotated picture is a JPEG."""
     Path("in").mkdir()
     Path("in", "a.MPO").write_bytes(ONE.read_bytes() + OTHER.read_bytes())
     assert detect(server, "in") == 0
@@ -580,7 +580,7 @@ def test_resumed_run_starts_an_incomplete_video_again(server: RunningServer) -> 
 
 @contextmanager
 def camera(video: bytes, seconds: float) -> Iterator[str]:
-    """Sends the bytes of a video to each caller in that time, then hangs up; its address."""
+    """Serve the bytes of a video to each caller within a time; yields the address."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def send() -> None:

@@ -1,4 +1,4 @@
-"""`yolov5-client eval`: mAP of the whole endpoint, files in."""
+"""`yolov5-client eval`: mAP of the whole endpoint on image files."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_coco_and_yolov5_figures_are_both_printed(server: RunningServer, tmp_pat
 
 
 def test_as_val_prepares_photos_as_val_py_does(server: RunningServer, tmp_path: Path) -> None:
-    """The photos are 640 pixels wide, so that nothing but the way through a canvas differs."""
+    """The photos are 640 pixels wide; only the canvas differs."""
     data = bundled_set(tmp_path / "set")
     found = figures(server, data, tmp_path, "--as-val")
     assert found["as_val"] == "square"

@@ -1,4 +1,4 @@
-"""nginx in front of the real server: what it lets through, what it refuses, and how it says so."""
+"""nginx in front of the real server: what it passes on, what it refuses, and its messages."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Gateway:
         tls: TLS | None = None,
         retry_for: float = 0,
     ) -> Client:
-        """With the first API key, unless other headers are given."""
+        """Make a client with the first API key, unless other headers are given."""
         return Client(
             scheme + self.address,
             headers=self.key if headers is None else headers,
@@ -117,7 +117,7 @@ class Gateway:
         method: str = "POST",
         key: bool = True,
     ) -> Reply:
-        """A request with exactly these headers, the key and the body's length excepted."""
+        """Send a request with these headers, plus the key and the body's length."""
         connection = http.client.HTTPSConnection(
             self.address, timeout=60, context=ssl.create_default_context(cafile=self.certificate)
         )
@@ -162,7 +162,7 @@ class Gateway:
 
     @contextmanager
     def changed(self, name: str, *changes: tuple[str, str]) -> Iterator[None]:
-        """With other text in a file, taken over as an operator would have it taken over."""
+        """Change text in a file for a while, and reload nginx as an operator would."""
         file = self.folder / name
         before = text = file.read_text()
         for old, new in changes:
@@ -185,7 +185,7 @@ class Gateway:
 
 
 def peak(server: RunningServer) -> int:
-    """The most memory that Triton itself has held so far, in bytes."""
+    """Return the peak memory of Triton itself, in bytes."""
     (pid,) = server.processes("/tritonserver")
     status = Path("/proc", str(pid), "status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) << 10
@@ -205,7 +205,7 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
 def headers_frame(
     gateway: Gateway, path: str, more: list[tuple[str, str]] | None = None, method: str = "POST"
 ) -> bytes:
-    """The payload: each header as a literal, without compression."""
+    """Make a HEADERS frame with each header as a literal, without compression."""
     headers = {":method": method, ":scheme": "https", ":path": path, ":authority": "x"}
     block = b""
     for name, value in [*headers.items(), *gateway.key.items(), *(more or [])]:
@@ -215,7 +215,7 @@ def headers_frame(
 
 
 def raw_grpc(gateway: Gateway, body: bytes, more: list[tuple[str, str]] | None = None) -> None:
-    """Send these bytes as a call of ModelInfer; the answer is in the log."""
+    """Send these bytes as a call of ModelInfer; the result is in the log."""
     with gateway.connect("h2") as connection:
         call = headers_frame(gateway, MODEL_INFER, [*GRPC_HEADERS, *(more or [])])
         received = exchange(connection, PREFACE + frame(1, 4, 1, call) + grpc_data(body), answered)
@@ -257,7 +257,7 @@ def grpc_data(body: bytes) -> bytes:
 
 
 def answered(received: bytes) -> bool:
-    """Whether these frames hold the end of the first stream."""
+    """Whether these frames contain the end of the first stream."""
     while len(received) >= 9:
         length, kind, flags = int.from_bytes(received[:3], "big"), received[3], received[4]
         stream = int.from_bytes(received[5:9], "big")
@@ -268,7 +268,7 @@ def answered(received: bytes) -> bool:
 
 
 def message(data: bytes, flag: int = 0) -> bytes:
-    """As gRPC frames it."""
+    """Add the prefix of a gRPC message."""
     return struct.pack(">BI", flag, len(data)) + data
 
 
@@ -328,7 +328,7 @@ def second_key(gateway: Gateway) -> Iterator[dict[str, str]]:
 
 @pytest.fixture(autouse=True)
 def unharmed(server: RunningServer, gateway: Gateway) -> Iterator[None]:
-    """Whatever a test has done: the same answer afterwards, directly and through the gateway."""
+    """Check after each test that the server still answers, directly and through the gateway."""
     yield
     direct = parse_binary(post_raw(server.http, IMAGE))
     assert direct["num_dets"].item() == 11
@@ -681,7 +681,7 @@ def test_compressed_messages_are_never_unpacked(
     entries = len(gateway.log())
     raw_grpc(gateway, body, headers)
     one = gateway.logged(entries)[0]
-    # nginx may refuse it before it has read all, and the caller be gone then.
+    # nginx may refuse it before it has read everything, and close the connection.
     assert (one["status"], one["grpc_status"]) in {("200", "3"), ("200", "12"), ("499", "")}
     assert peak(server) - before < 20 << 20
 
@@ -852,8 +852,8 @@ def test_flood_of_resets_fills_no_log_and_blocks_no_caller(gateway: Gateway) -> 
                     for one in range(stream, stream + 64, 2)
                 )
                 exchange(connection, resets, lambda _received: True)
-                time.sleep(0.002)  # nginx ends a connection that brings too much at once
-        # One caller's requests are counted together, so that for a moment it can be refused.
+                time.sleep(0.002)  # nginx closes a connection that sends too much at once
+        # The requests of one caller are counted together, and it may be refused for a moment.
         with gateway.client("", retry_for=10) as other:
             assert [len(found) for found in other.detect([PHOTO] * 20)] == [11] * 20
         assert len(client.detect(PHOTO)) == 11
@@ -888,7 +888,7 @@ def test_concurrent_requests_are_limited_by_key(
             gateway.client(scheme) as client,
             pytest.raises(UnavailableError, match="^too many requests at once"),
         ):
-            for _ in range(20):  # nginx may not have read all of the others yet
+            for _ in range(20):  # nginx may not have read all other requests yet
                 client.detect(PHOTO)
         with gateway.client(scheme, second_key) as client:
             assert len(client.detect(PHOTO)) == 11
@@ -928,7 +928,8 @@ def test_batches_leave_capacity_for_single_images(
 def test_slow_readers_hold_no_memory_of_the_server(server: RunningServer, gateway: Gateway) -> None:
     request = image_request(IMAGE)
     request.model_name = "preprocess"
-    settings = frame(4, 0, 0, struct.pack(">HI", 4, 0))  # not a byte of an answer may be sent
+    # A flow-control window of 0: not a byte of a body may be sent.
+    settings = frame(4, 0, 0, struct.pack(">HI", 4, 0))
     before = peak(server)
     with ExitStack() as stack:
         for _ in range(20):
@@ -1001,7 +1002,7 @@ def test_make_gateway_starts_and_ends_both_processes(
         with Client(f"127.0.0.1:{port}", headers={name: key}, tls=TLS(ca=ca)) as client:
             assert len(client.detect(PHOTO)) == 11
         deadline = time.monotonic() + 20
-        os.killpg(server.process.pid, signal.SIGINT)  # as a terminal does
+        os.killpg(server.process.pid, signal.SIGINT)  # as a terminal does on Ctrl-C
         server.process.wait(20)
         while server.leftovers():
             assert time.monotonic() < deadline, server.leftovers()
@@ -1032,7 +1033,7 @@ def test_port_in_use_is_named(server: RunningServer, gateway: Gateway, tmp_path:
 
 
 def test_missing_javascript_module_prevents_the_start(tmp_path: Path) -> None:
-    """nginx as it is, but built with a folder of modules that is empty."""
+    """The installed nginx, but with an empty folder of modules."""
     assert NGINX
     stand_in = tmp_path / "nginx"
     stand_in.write_text(

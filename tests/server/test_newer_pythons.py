@@ -1,4 +1,4 @@
-"""The client alone, on Pythons that the server cannot have, with NumPy 2."""
+"""The client alone, with NumPy 2, on Pythons that the server does not support."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ print(json.dumps([sys.version_info[:2], int(numpy.__version__.split(".")[0]), an
 
 
 def interpreter(version: str) -> str | None:
-    """One that runs: pyenv puts names on the PATH of Pythons that are not chosen there."""
+    """Find one that runs: pyenv puts names on the PATH of Pythons that are not selected."""
     found = [path for path in [shutil.which(f"python{version}")] if path]
     kept = (Path.home() / ".pyenv" / "versions").glob(f"{version}*/bin/python3")
     for path in [*found, *map(str, kept)]:

@@ -1,4 +1,4 @@
-"""What the server answers is what docs/openapi.yaml says; what callers.md advises then works."""
+"""The server answers as docs/openapi.yaml says, and the advice of callers.md works."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RAW = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Len
 
 
 def validate(instance: object, schema: Any) -> None:
-    # The references begin at the document's root.
+    # References start at the root of the document.
     validator = Draft202012Validator({**schema, "components": DOCUMENT["components"]})
     validator.validate(instance)
 
@@ -43,7 +43,7 @@ def resolved(part: Any) -> Any:
 
 
 def check(answer: requests.Response, path: str, method: str = "post") -> Any:
-    """That the description has this answer; returns its JSON, if it has one."""
+    """Check an answer against the description, and return its JSON, if any."""
     described = resolved(DOCUMENT["paths"][path][method]["responses"][str(answer.status_code)])
     if not answer.content:
         assert "content" not in described
@@ -149,7 +149,7 @@ def test_errors_in_the_document_are_the_servers(server: RunningServer) -> None:
 def saturated(
     bundled_repository: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningServer]:
-    """A server that lets one image wait, and no more."""
+    """A server that queues one image at most."""
     models = tmp_path_factory.mktemp("saturated") / "models"
     repository = shutil.copytree(bundled_repository, models, symlinks=True)
     config = repository / "preprocess" / "config.pbtxt"

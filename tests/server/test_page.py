@@ -73,7 +73,7 @@ def ask(
     method: str = "POST",
     path: str = INFER,
 ) -> Reply:
-    """A request with exactly these headers, Host and the body's length excepted."""
+    """Send a request with these headers, plus Host and the body's length."""
     connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=30)
     try:
         connection.putrequest(method, path, skip_host="Host" in headers, skip_accept_encoding=True)
@@ -186,7 +186,7 @@ def test_any_other_request_is_refused_with_a_sentence(
 
 
 def test_oversized_body_still_gets_an_answer(url: str) -> None:
-    # Closing the connection while it still comes in would reset it.
+    # Closing the connection while the body still arrives would reset it.
     reply = ask(url, RAW, bytes(2 * MAX_BODY))
     assert reply.status == 413
 
@@ -241,7 +241,7 @@ def test_hanging_callers_do_not_block_others(url: str, capfd: pytest.CaptureFixt
             slow = stack.enter_context(socket.create_connection((address[0], int(address[1]))))
             slow.sendall(text.encode())
         assert post_raw(url, IMAGE).status == 200
-    # They have hung up by now, all in the middle of something.
+    # All of them have hung up by now, in the middle of a request.
     assert post_raw(url, IMAGE).status == 200
     assert capfd.readouterr().err == ""
 
@@ -256,7 +256,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # Whoever runs the tests in the background may have it ignored.
+        # A shell that runs the tests in the background may make them ignore SIGINT.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
@@ -344,7 +344,7 @@ def browser() -> Iterator[Browser]:
 
 @contextmanager
 def opened(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
-    """The page; at the end, it has asked nobody but its own server, and complained of nothing."""
+    """Open the page; at the end check that it contacted only its server and logged nothing."""
     context = browser.new_context(**options)
     page = context.new_page()
     requests: list[str] = []
@@ -370,7 +370,7 @@ def settled(page: Page, state: str) -> None:
 
 
 def rows(page: Page) -> NDArray[np.float64]:
-    """The table, [n, 6]: x1, y1, x2, y2, score, class."""
+    """Read the table as [n, 6]: x1, y1, x2, y2, score, class."""
     found = page.eval_on_selector_all(
         "#rows tr",
         "rows => rows.map(({dataset: d}) => [...d.box.split(' '), d.score, d.class].map(Number))",
@@ -410,7 +410,7 @@ def test_chosen_photo_shows_the_references_boxes(page: Page) -> None:
     assert page.inner_text("#status").startswith("11 detections in ")
     assert page.locator("#counts li").all_inner_texts() == ["RBC 9", "WBC 1", "Platelets 1"]
     assert page.locator("rect.edge").count() == 11
-    # On the screen the boxes lie where they are in the picture, and nothing reaches out of it.
+    # On the screen the boxes are at their place in the picture, and nothing extends beyond it.
     frame, *drawn = page.evaluate(
         """() => ["#picture", "rect.edge", "svg text"].flatMap((selector) =>
             [...document.querySelectorAll(selector)].map((one) => {
@@ -500,7 +500,7 @@ def test_checkboxes_are_sent(page: Page) -> None:
 
 
 def test_older_answer_does_not_replace_a_newer_one(page: Page) -> None:
-    # The first answer is held back, and comes although it has been called off.
+    # The first answer is delayed, and arrives although its request was aborted.
     page.evaluate(
         """() => {
             const real = window.fetch;
@@ -572,7 +572,7 @@ def test_boxes_are_shown_for_a_picture_the_browser_cannot_show(page: Page) -> No
 
 @pytest.fixture
 def forgiving(browser: Browser, url: str) -> Iterator[Page]:
-    """The page without its check of the console, where the browser notes each HTTP error."""
+    """The page without the check of the console, where the browser logs each HTTP error."""
     context = browser.new_context()
     page = context.new_page()
     page.goto(url)
@@ -628,7 +628,7 @@ def test_missing_server_shows_a_sentence(browser: Browser) -> None:
         page.set_input_files("#file", PHOTO)
         settled(page, "error")
         assert "cannot be reached: Connection refused" in page.inner_text("#error")
-    # Now the page's own server is gone as well.
+    # Now the page's own server has ended as well.
     page.fill("#max_det", "3")
     expect(page.locator("#error")).to_have_text("This page's server cannot be reached.")
     page.close()

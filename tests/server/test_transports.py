@@ -1,4 +1,4 @@
-"""Every way to the server: gRPC, HTTP, TLS, through what cuts and holds connections."""
+"""All transports: gRPC, HTTP and TLS, also through proxies that cut or hold connections."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def authority() -> trustme.CA:
 
 @pytest.fixture
 def pem(authority: trustme.CA, tmp_path: Path) -> dict[str, Path]:
-    """Files: the authority, and a client's own certificate and key."""
+    """Write the authority's certificate, and a client's own certificate and key."""
     mine = authority.issue_cert("client.example")
     files = {name: tmp_path / f"{name}.pem" for name in ("ca", "certificate", "key")}
     authority.cert_pem.write_to_path(str(files["ca"]))
@@ -119,7 +119,9 @@ def test_tls_and_mutual_tls_are_accepted(
     plain = asking(server.grpc)
     with Proxy(target, context=encrypted(authority, mutual=False)) as proxy:
         assert_same(asking(prefix + proxy.address, tls=TLS(ca=pem["ca"])), plain)
-        with pytest.raises(UnavailableError):  # the system's authorities did not issue it
+        with pytest.raises(
+            UnavailableError
+        ):  # the certificate is not from the system's authorities
             asking(prefix + proxy.address, tls=True)
     with Proxy(target, context=encrypted(authority, mutual=True)) as proxy:
         assert_same(asking(prefix + proxy.address, tls=TLS(**pem)), plain)
@@ -132,7 +134,7 @@ def test_addresses_take_turns_and_one_may_fail(server: RunningServer) -> None:
         address = f"ipv4:{one.address},{other.address}"
         with Client(address, retry_for=20) as client:
             wanted = client.detect(PHOTO)
-            # Both are connected to in their own time.
+            # The client connects to both in the background.
             deadline = time.monotonic() + 20
             while min(one.sent, other.sent) < PHOTO.stat().st_size:
                 assert time.monotonic() < deadline
@@ -150,7 +152,7 @@ def test_addresses_take_turns_and_one_may_fail(server: RunningServer) -> None:
 
 @pytest.fixture
 def lost_server(server: RunningServer) -> Iterator[tuple[Proxy, Callable[[], None]]]:
-    """A way to the server, and a function that cuts it and opens it again after a second."""
+    """A proxy to the server, and a function that cuts it for a second."""
     proxy = Proxy(server.grpc)
     again: list[Proxy] = []
 
@@ -224,7 +226,7 @@ def test_timeout_limits_each_request(server: RunningServer) -> None:
 
 
 def test_keepalive_notices_a_dead_connection(server: RunningServer) -> None:
-    """One that vanished without a word, as with a cable pulled out, long before the timeout."""
+    """The peer vanishes silently, as if a cable were unplugged; long before the timeout."""
     with (
         Proxy(server.grpc) as proxy,
         Client(proxy.address, keepalive=1, retry_for=30, timeout=120) as client,
@@ -276,7 +278,7 @@ def test_image_may_be_a_function(server: RunningServer) -> None:
 
 
 def test_headers_reach_the_server(tmp_path: Path) -> None:
-    """Against a Triton without models, which guards what it says of itself with a key."""
+    """A Triton without models requires a key for its metadata."""
     (tmp_path / "models").mkdir()
     ports = dict(zip(("http", "grpc", "metrics"), free_ports(3)))
     command = [

@@ -1,4 +1,4 @@
-"""What `make bench` makes of its samples."""
+"""The reports that `make bench` makes of its samples."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_inexact_answer_must_have_every_confident_detection() -> None:
         is None
     )
     only = Answer(boxes=boxes[:1], scores=answer.scores[:1], classes=answer.classes[:1])
-    assert only.missing_from(answer) is None  # the other is not sure
+    assert only.missing_from(answer) is None  # the other's score is too low
     assert "class 1 near [10.0, 20.0, 30.0, 40.0]" in str(
         replace(answer, classes=np.array([0, 1])).missing_from(answer)
     )

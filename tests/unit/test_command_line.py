@@ -1,4 +1,4 @@
-"""The command line where the shell, the locale or the reader is not what it expects."""
+"""The command line in an unusual shell or locale, or with a reader that leaves."""
 
 from __future__ import annotations
 

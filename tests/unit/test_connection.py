@@ -93,7 +93,7 @@ def test_parameters_become_headers_over_http() -> None:
 
 
 CLASSES = [
-    # given, by gRPC, by HTTP where it differs
+    # The argument, its form over gRPC, and its form over HTTP if that differs.
     ([0, "bus"], "0,bus", None),
     (["0", np.int64(2)], "0,2", None),
     (("traffic light",), "traffic light", None),
@@ -114,7 +114,7 @@ CLASSES = [
 
 @pytest.mark.parametrize(("given", "text", "header"), CLASSES)
 def test_class_lists_are_sent_as_text_or_json(given: Any, text: str, header: str | None) -> None:
-    """The form that every server reads where it suffices, else JSON, in headers in ASCII."""
+    """Plain text, which every server reads, if possible; otherwise JSON, in headers in ASCII."""
     assert parameters_for_grpc({"classes": given}) == {"classes": text}
     assert headers_for_http({"classes": given}) == {"X-Yolo-Classes": header or text}
 

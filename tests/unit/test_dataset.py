@@ -1,4 +1,4 @@
-"""Data sets as people have them, read as YOLOv5 v7.0 reads them, and a word where it is silent."""
+"""Real data sets are read as YOLOv5 v7.0 reads them, with notes where it is silent."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAMES = "names: [Platelets, RBC, WBC]\n"
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
-    """A data set with the labels of the bundled photos; the photos themselves are not read."""
+    """A data set with the labels of the bundled photos; the photos are never read."""
     for name in ("images", "labels"):
         (tmp_path / "set" / "valid" / name).mkdir(parents=True)
     for stem in STEMS:
@@ -184,7 +184,7 @@ def test_lines_of_a_list_are_relative_to_the_working_directory(
     (base / "data.yaml").write_text("val: list.txt\n" + NAMES)
     monkeypatch.chdir(base.parent)
     assert same_labels(val(Path("set")), wanted)
-    # Beside the list, where they are not.
+    # Beside the list, if they are not in the working directory.
     (base / "list.txt").write_text("".join(f"valid/images/{stem}.jpg\n" for stem in STEMS))
     assert same_labels(val(Path("set")), wanted)
 

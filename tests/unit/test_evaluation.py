@@ -1,4 +1,4 @@
-"""Figures against labels, worked out by hand."""
+"""Figures of detections against labels, compared with values computed by hand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SIZE = (100, 200)
 
 
 def found(*rows: tuple[float, float, float, float, float, int]) -> Predictions:
-    """x1, y1, x2, y2, score, class of each detection in an image of `SIZE`."""
+    """Make predictions for an image of `SIZE` from rows of x1, y1, x2, y2, score, class."""
     array = np.array(rows, float).reshape(-1, 6)
     return Predictions(
         boxes=array[:, :4], scores=array[:, 4], classes=array[:, 5].astype(int), size=SIZE
@@ -20,7 +20,7 @@ def found(*rows: tuple[float, float, float, float, float, int]) -> Predictions:
 
 
 def split(*images: list[tuple[int, float, float, float, float]]) -> Split:
-    """Class, then x1, y1, x2, y2 in pixels, of each label."""
+    """Make a split from rows of class, x1, y1, x2, y2 in pixels."""
     labels = []
     for rows in images:
         array = np.array(rows, float).reshape(-1, 5)
@@ -33,7 +33,7 @@ def split(*images: list[tuple[int, float, float, float, float]]) -> Split:
 
 
 def test_average_precision_is_interpolated_as_in_yolov5() -> None:
-    """By score: right, wrong, right, of two labels. Precision is 1 up to recall 0.5, then 2/3."""
+    """By score: correct, wrong, correct; two labels. Precision is 1 to recall 0.5, then 2/3."""
     result = evaluate(
         [
             found(
@@ -45,13 +45,13 @@ def test_average_precision_is_interpolated_as_in_yolov5() -> None:
         split([(0, 10, 10, 50, 50), (0, 60, 10, 90, 40)]),
         classes=1,
     )
-    # Between the points 0.49 and 0.50 it falls in a line; COCO takes the step. The last point is 0.
+    # Between the points 0.49 and 0.50 it falls in a line; COCO has a step. The last point is 0.
     assert result.ap50[0] == pytest.approx((51 + 50 * 2 / 3) / 101)
     assert result.val.ap50[0] == pytest.approx(0.49 + 0.01 * 5 / 6 + 0.49 * 2 / 3 + 0.01 / 3)
 
 
 def test_label_is_matched_with_the_most_confident_overlapping_detection() -> None:
-    """The first detection overlaps the second label more, and so leaves the first to the other."""
+    """The first detection overlaps the second label more and leaves the first to the other."""
     labels = [(0, 10.0, 10.0, 50.0, 50.0), (0, 10.0, 20.0, 50.0, 60.0)]
     right = found((10, 16, 50, 56, 0.9, 0), (10, 10, 50, 50, 0.8, 0))
     assert evaluate([right], split(labels), classes=1).val.recall[0] == pytest.approx(1)
@@ -83,7 +83,7 @@ def test_perfect_detections_score_one() -> None:
 
 
 def test_missed_label_and_false_positive_lower_the_figures() -> None:
-    """By score: right, wrong. Precision is 1 up to recall 0.5, of which there are 51 points."""
+    """By score: correct, wrong. Precision is 1 up to recall 0.5, which are 51 points."""
     result = evaluate(
         [found((10, 10, 50, 50, 0.9, 0), (150, 50, 190, 90, 0.6, 0))],
         split([(0, 10, 10, 50, 50), (0, 60, 10, 90, 40)]),
@@ -93,7 +93,7 @@ def test_missed_label_and_false_positive_lower_the_figures() -> None:
     assert result.curve[0].tolist() == pytest.approx([1] * 51 + [0] * 50)
     assert (result.precision[0], result.recall[0]) == (1, 0.5)
     assert 0.6 < result.confidence <= 0.9
-    # Background: a detection on no label, and a label without a detection.
+    # Background: a detection without a label, and a label without a detection.
     assert result.confusion.tolist() == [[1, 1], [1, 0]]
 
 

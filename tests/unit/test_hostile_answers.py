@@ -1,4 +1,4 @@
-"""Answers that are not as the contract says, over real sockets, by HTTP and gRPC."""
+"""Answers that break the contract, over real sockets, by HTTP and gRPC."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ def test_malformed_grpc_message_is_refused(asking: Asking) -> None:
 
 @ALL
 def test_timeout_ends_a_server_that_sends_byte_by_byte(asking: Asking) -> None:
-    """A byte at a time, in the headers, in the body, in gRPC's first frame, or not a byte."""
+    """One byte at a time in the headers, the body or gRPC's first frame, or none at all."""
     body = http(b"", {"Content-Length": 1000, LENGTH: 1000})
     ready = http(json.dumps({"version": "2.0"}).encode())
     half = b"\0\0\x06\4\0\0\0\0\0\0\3\0\0\0\x64"
@@ -243,7 +243,7 @@ def test_timeout_ends_a_server_that_sends_byte_by_byte(asking: Asking) -> None:
         dribble(b"{")(request, send)
 
     def ready_but_slow(request: bytes, send: Send) -> None:
-        """Each request of `status` within the timeout, all of them not."""
+        """Each request of `status` stays within the timeout, but all together exceed it."""
         time.sleep(0.2)
         send(ready)
 
@@ -259,7 +259,7 @@ def test_timeout_ends_a_server_that_sends_byte_by_byte(asking: Asking) -> None:
     for scheme, answer in servers:
         with tcp_server(answer) as address:
             started = time.monotonic()
-            # gRPC may give up the connection first, for what is no HTTP/2.
+            # gRPC may first close the connection, because the bytes are not HTTP/2.
             with pytest.raises((TimedOutError, UnavailableError)) as caught:
                 asking(scheme + address, timeout=0.5)
             assert time.monotonic() - started < 2

@@ -1,4 +1,4 @@
-"""What a client can be given as an image, and what then arrives."""
+"""The kinds of arguments for an image, and what the server then receives."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ URI = "data:image/jpeg;base64,/9j/4AAQ"
 
 @pytest.fixture(scope="module")
 def recorder() -> Iterator[tuple[str, list[bytes]]]:
-    """A server that answers every image, and keeps it."""
+    """A server that answers every image and records it."""
     with http_recorder() as running:
         yield running
 
@@ -52,7 +52,7 @@ def mapped() -> mmap.mmap:
 
 
 class AsyncFile:
-    """As an upload in a web framework is."""
+    """An upload, as web frameworks pass it on."""
 
     async def read(self) -> bytes:
         return DATA

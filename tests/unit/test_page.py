@@ -1,4 +1,4 @@
-"""The page's file, and what it shares with the model repository."""
+"""The file of the page, and the facts that it shares with the model repository."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ def test_page_uses_the_route_that_is_passed_on() -> None:
 
 
 def test_page_refers_to_no_other_site() -> None:
-    assert set(re.findall(r"https?://[\w.]+", PAGE)) == {"http://www.w3.org"}  # SVG's name
+    assert set(re.findall(r"https?://[\w.]+", PAGE)) == {
+        "http://www.w3.org"
+    }  # the namespace of SVG
     assert not re.search(r"""(src|href)=["'](?!data:)|@import|url\(""", PAGE)
 
 

@@ -1,4 +1,4 @@
-"""Proxies that the environment names: which is used, and what is said of it."""
+"""Proxies of the environment: which one is used, and how errors name it."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_grpc_uses_the_proxy(monkeypatch: pytest.MonkeyPatch, asking: Asking) ->
 
 @contextlib.contextmanager
 def tunnel(target: str, asked: list[bytes]) -> Any:
-    """A proxy that leads every CONNECT to the target."""
+    """Return a proxy that connects every CONNECT to the target."""
     host, _, port = target.partition(":")
     with socket.create_server(("127.0.0.1", 0)) as listener:
 

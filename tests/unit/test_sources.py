@@ -22,7 +22,7 @@ def names(arguments: Iterable[str], data: bytes = b"", exclude: Path | None = No
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in, with photos and more in `in`."""
+    """A working directory with photos and other files in `in`."""
     for name in ("b.JPG", "a.png", "notes.md", ".hidden.jpg", "sub/c.webp", "sub/clip.MP4"):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).touch()

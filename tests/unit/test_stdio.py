@@ -1,4 +1,4 @@
-"""Commands whose standard streams are closed, or cannot take all characters."""
+"""Commands whose standard streams are closed, or whose encoding lacks characters."""
 
 from __future__ import annotations
 

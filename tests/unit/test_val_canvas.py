@@ -1,4 +1,4 @@
-"""Photos as YOLOv5's validation prepares them."""
+"""Photos are prepared as YOLOv5's validation does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Videos in and out: the right way up, and as long as they were."""
+"""Videos are read and written upright and with their own length."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RATE = 12.0
 
 
 def grey(number: int) -> NDArray[np.uint8]:
-    """The picture of this number, told from others by its brightness; lighter at its top left."""
+    """Draw the picture of this number: its brightness tells it; the top left is lighter."""
     picture = np.full((48, 64, 3), 20 * number, np.uint8)
     picture[:16, :16] = 255
     return picture
@@ -36,7 +36,7 @@ def make_mp4(path: Path, frames: int, code: str = "mp4v") -> None:
 
 
 def turn(path: Path, matrix: tuple[int, int, int, int]) -> None:
-    """Write the tag that says how to show it: the matrix in the header of its track."""
+    """Write the tag for the rotation: the matrix in the header of the track."""
     data = bytearray(path.read_bytes())
     place = data.index(b"tkhd") + 44
     a, b, c, d = (value << 16 for value in matrix)
@@ -45,7 +45,7 @@ def turn(path: Path, matrix: tuple[int, int, int, int]) -> None:
 
 
 def lengthen(path: Path, frames: int) -> None:
-    """Make the frames after these four times as long: two entries in the table of lengths."""
+    """Make the later frames four times as long: two entries in the table of durations."""
     data = bytearray(path.read_bytes())
     place = data.index(b"stts") + 8
     _, count, ticks = struct.unpack(">III", data[place : place + 12])
@@ -64,7 +64,7 @@ def lengthen(path: Path, frames: int) -> None:
 
 
 def copy(source: Path, target: Path, stride: int = 1) -> None:
-    """As `detect` does it, without boxes."""
+    """Copy a video as `detect` does, without boxes."""
     video = Video(str(source))
     writer = None
     for _, picture in video.read(stride):
@@ -75,7 +75,7 @@ def copy(source: Path, target: Path, stride: int = 1) -> None:
 
 
 def shown(path: Path) -> tuple[list[int], float]:
-    """The numbers of its pictures, and the seconds of each."""
+    """Read the numbers of the pictures, and the seconds for which each is shown."""
     capture = cv2.VideoCapture(str(path))
     numbers = []
     while (frame := capture.read()[1]) is not None:
