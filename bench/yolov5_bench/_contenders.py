@@ -32,8 +32,8 @@ class Contender:
             no server.
         ready_path: the path that is answered with 200 when the server is ready.
         callers: a fixed number of callers.
-        precision: of our server, as for `make serve`. Other answers than those of "fp32" need not
-            be equal to the last digit.
+        precision: of our server, as for `make serve`. Only with "fp32" must its answers be equal
+            to the bare functions' up to rounding.
         build: further arguments of `make model`, for a repository of its own.
     """
 

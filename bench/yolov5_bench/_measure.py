@@ -164,7 +164,7 @@ def measure(
         turn: number of the round, by which the order is rotated.
     """
     samples = []
-    shift = turn % len(entries)
+    shift = turn % len(entries)  # no contender always follows the same other
     for running, generator in [*entries[shift:], *entries[:shift]]:
         with ExitStack() as stack:
             others = {other.process: other for other, _ in entries}
@@ -180,23 +180,29 @@ def measure(
                 server=running.process,
                 metrics=running.places["METRICS"] if running.contender.service is None else "",
             )
-        latencies = np.array([x for caller in report["latencies"] for x in caller]) * 1000
-        p50, p95, p99 = np.quantile(latencies, [0.5, 0.95, 0.99]).tolist()
-        images = report["images"]
-        samples.append(
-            Sample(
-                contender=running.contender.name,
-                callers=callers,
-                round=turn,
-                rate=images / seconds,
-                p50=p50,
-                p95=p95,
-                p99=p99,
-                longest=float(latencies.max()),
-                server_ms=1000 * report["server_cpu"] / images,
-                client_ms=1000 * report["client_cpu"] / images,
-                wire=report["wire"],
-                steps=report["steps"],
-            )
-        )
+        name = running.contender.name
+        samples.append(_sample(report, name, callers=callers, turn=turn, seconds=seconds))
     return samples
+
+
+def _sample(
+    report: dict[str, Any], contender: str, *, callers: int, turn: int, seconds: float
+) -> Sample:
+    """Make a sample from the report of the load generator."""
+    latencies = np.array([x for caller in report["latencies"] for x in caller]) * 1000
+    p50, p95, p99 = np.quantile(latencies, [0.5, 0.95, 0.99]).tolist()
+    images = report["images"]
+    return Sample(
+        contender=contender,
+        callers=callers,
+        round=turn,
+        rate=images / seconds,
+        p50=p50,
+        p95=p95,
+        p99=p99,
+        longest=float(latencies.max()),
+        server_ms=1000 * report["server_cpu"] / images,
+        client_ms=1000 * report["client_cpu"] / images,
+        wire=report["wire"],
+        steps=report["steps"],
+    )

@@ -94,29 +94,14 @@ class Detections:
         if not 0 <= n <= k:
             raise ValueError(f"{names.NUM_DETS} is {n}, of at most {k}")
         height, width = outputs[names.IMAGE_SIZE][row].tolist()
-        boxes = outputs[names.DET_BOXES][row, :n]
-        scores = outputs[names.DET_SCORES][row, :n]
-        classes = outputs[names.DET_CLASSES][row, :n]
-        labels = [_text(label) for label in outputs[names.DET_LABELS][row, :n]]
         found = cls(
-            boxes=boxes,
-            scores=scores,
-            classes=classes,
-            labels=tuple(labels),
+            boxes=outputs[names.DET_BOXES][row, :n],
+            scores=outputs[names.DET_SCORES][row, :n],
+            classes=outputs[names.DET_CLASSES][row, :n],
+            labels=tuple(_text(label) for label in outputs[names.DET_LABELS][row, :n]),
             image_size=(height, width),
         )
-        # All written so that a NaN is refused, too.
-        sides = np.array([width, height, width, height], np.float32)
-        if not ((boxes >= 0) & (boxes <= sides)).all():
-            raise ValueError(f"{names.DET_BOXES} has a box that is not in the image")
-        if not (boxes[:, :2] <= boxes[:, 2:]).all():
-            raise ValueError(f"{names.DET_BOXES} has a box that ends before it begins")
-        if not ((scores >= 0) & (scores <= 1)).all():
-            raise ValueError(f"{names.DET_SCORES} has one that is not from 0 to 1")
-        if not (scores[1:] <= scores[:-1]).all():
-            raise ValueError(f"{names.DET_SCORES} are not in descending order")
-        if not (classes >= 0).all():
-            raise ValueError(f"{names.DET_CLASSES} has a negative index")
+        _check_values(found)
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -442,6 +427,27 @@ def _checked_shape(outputs: Mapping[str, NDArray[Any]]) -> tuple[int, int]:
         if array.shape != wanted:
             raise ValueError(f"{name} has shape {array.shape}, expected {wanted}")
     return int(b), int(k)
+
+
+def _check_values(found: Detections) -> None:
+    """Check that the values of an answer are in range. The conditions refuse NaN as well.
+
+    Raises:
+        ValueError: a value is out of range, or the scores are not in descending order.
+    """
+    boxes, scores = found.boxes, found.scores
+    height, width = found.image_size
+    sides = np.array([width, height, width, height], np.float32)
+    if not ((boxes >= 0) & (boxes <= sides)).all():
+        raise ValueError(f"{names.DET_BOXES} has a box that is not in the image")
+    if not (boxes[:, :2] <= boxes[:, 2:]).all():
+        raise ValueError(f"{names.DET_BOXES} has a box that ends before it begins")
+    if not ((scores >= 0) & (scores <= 1)).all():
+        raise ValueError(f"{names.DET_SCORES} has one that is not from 0 to 1")
+    if not (scores[1:] <= scores[:-1]).all():
+        raise ValueError(f"{names.DET_SCORES} are not in descending order")
+    if not (found.classes >= 0).all():
+        raise ValueError(f"{names.DET_CLASSES} has a negative index")
 
 
 def _text(label: object) -> str:

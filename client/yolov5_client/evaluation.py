@@ -148,10 +148,7 @@ def evaluate(predictions: Sequence[Predictions], split: Split, *, classes: int) 
     truths = [_corners(labels, one.size) for labels, one in zip(split.labels, predictions)]
     counts = np.bincount(indices, minlength=classes)
     result = _coco(predictions, split.labels, truths, classes)
-    precision = np.full((10, 101, classes), np.nan)
-    precision[:, :, counts > 0] = 0.0
-    if result is not None:
-        precision[:, :, counts > 0] = result.eval["precision"][:, :, counts > 0, 0, 0]
+    precision = _precision_by_recall(result, counts)
     grid = np.linspace(0, 1, 1001)
     p, r = np.stack(
         [_precision_recall(result, index, int(n), grid) for index, n in enumerate(counts)], axis=1
@@ -225,6 +222,15 @@ def _coco(
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation
+
+
+def _precision_by_recall(result: Any, counts: NDArray[np.int64]) -> Floats:
+    """Return the precision for each IoU, recall and class: [10, 101, C]; NaN without labels."""
+    precision = np.full((10, 101, len(counts)), np.nan)
+    precision[:, :, counts > 0] = 0.0
+    if result is not None:
+        precision[:, :, counts > 0] = result.eval["precision"][:, :, counts > 0, 0, 0]
+    return precision
 
 
 def _precision_recall(result: Any, index: int, labels: int, grid: Floats) -> Floats:
