@@ -249,7 +249,7 @@ def _read_all_labels(path: Path, found: list[_Photo], notes: list[str]) -> Split
         photos.append(photo.path)
         labels.append(rows)
     if issues.counts["out"] and not any(len(rows) for rows in labels):
-        raise DataError(f"{path.name} has no photo with labels of use: {issues.first['out']}.")
+        raise DataError(f"{path.name} has no photo with usable labels: {issues.first['out']}.")
     return Split(photos=photos, labels=labels, notes=(*notes, *issues.notes()))
 
 
@@ -300,7 +300,8 @@ def _names_from_yaml(path: Path, names: object) -> list[str]:
         named = {_index(key): name for key, name in names.items()}
         if None in named or len(named) < len(names):
             raise DataError(
-                f"{path.name} has class names under what is no index; allowed: 0, 1 and so on."
+                f"{path.name} has class names under a key that is not an index; allowed: 0, 1 and"
+                " so on."
             )
         gaps = [index for index in range(len(named)) if index not in named]
         if gaps:

@@ -443,7 +443,7 @@ def _check_values(found: Detections) -> None:
     if not (boxes[:, :2] <= boxes[:, 2:]).all():
         raise ValueError(f"{names.DET_BOXES} has a box that ends before it begins")
     if not ((scores >= 0) & (scores <= 1)).all():
-        raise ValueError(f"{names.DET_SCORES} has one that is not from 0 to 1")
+        raise ValueError(f"{names.DET_SCORES} has a score that is not from 0 to 1")
     if not (scores[1:] <= scores[:-1]).all():
         raise ValueError(f"{names.DET_SCORES} are not in descending order")
     if not (found.classes >= 0).all():
@@ -452,11 +452,11 @@ def _check_values(found: Detections) -> None:
 
 def _text(label: object) -> str:
     if not isinstance(label, bytes):
-        raise ValueError(f"{names.DET_LABELS} has one that is no string of bytes")
+        raise ValueError(f"{names.DET_LABELS} has a label that is not a string of bytes")
     try:
         return label.decode()
     except UnicodeDecodeError:
-        raise ValueError(f"{names.DET_LABELS} has one that is not UTF-8") from None
+        raise ValueError(f"{names.DET_LABELS} has a label that is not UTF-8") from None
 
 
 def _is_number(value: object) -> bool:

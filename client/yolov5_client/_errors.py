@@ -83,7 +83,7 @@ class ServerError(YoloClientError):
     Example:
         >>> Client("http://127.0.0.1:8001").detect("photo.jpg")  # the port of gRPC
         Traceback (most recent call last):
-        yolov5_client._errors.ServerError: what answers there does not speak HTTP: ...
+        yolov5_client._errors.ServerError: the server at this address does not speak HTTP: ...
     """
 
 

@@ -18,7 +18,7 @@ from ._status import ServerStatus
 
 T = TypeVar("T")
 _LARGEST_REQUEST = 2**31 - 1  # bytes
-_NO_MESSAGE = "the answer is no message of Triton's."
+_NO_MESSAGE = "the answer is not a message of Triton."
 
 
 def _channel(connection: Connection) -> dict[str, Any]:

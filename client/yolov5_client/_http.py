@@ -103,7 +103,9 @@ class _Receiver:
         self._body = bytearray()
         encoding = answer.headers.get("Content-Encoding", "identity")
         if encoding != "identity":
-            raise ServerError(f"the answer is encoded as {_wire.one_line(encoding)}, unasked.")
+            raise ServerError(
+                f"the answer is compressed as {_wire.one_line(encoding)}, against the request."
+            )
         declared = answer.headers.get("Content-Length", "0")
         if declared.isdecimal():
             self._check(int(declared[:20]))
@@ -138,7 +140,7 @@ def _version(answer: _Response) -> str:
     try:
         return _wire.version_from_json(answer.body)
     except ValueError:
-        raise ServerError("what answers there is no Triton server.") from None
+        raise ServerError("the server at this address is not Triton.") from None
 
 
 def _check(answer: _Response, connection: Connection) -> _Response:
@@ -159,7 +161,7 @@ def _error(error: Exception, connection: Connection) -> YoloClientError:
     reason = _wire.one_line(str(error)) or type(error).__name__
     if isinstance(error, (httpx.RemoteProtocolError, httpcore.RemoteProtocolError)):
         if not _CUT_OFF.match(reason):
-            return ServerError(f"what answers there does not speak HTTP: {reason}{via}")
+            return ServerError(f"the server at this address does not speak HTTP: {reason}{via}")
     elif isinstance(error, (httpx.ProxyError, httpcore.ProxyError)) and reason.startswith("407"):
         return DeniedError(f"{reason}{via}")
     return UnavailableError(f"{reason}{via}")

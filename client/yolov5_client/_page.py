@@ -137,7 +137,7 @@ class Upstream:
         except http.client.HTTPException:
             raise RefusedError(
                 HTTPStatus.BAD_GATEWAY,
-                f"what answers at {self.address} is not Triton's HTTP side{self.via}",
+                f"the server at {self.address} is not Triton's HTTP port{self.via}",
             ) from None
         except OSError as error:
             raise RefusedError(

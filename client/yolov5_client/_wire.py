@@ -294,7 +294,7 @@ def _class_text(name: str, text: str) -> str:
         try:
             return json.dumps(json.loads(text))
         except (ValueError, RecursionError):
-            raise InvalidRequestError(f"{name} begins as JSON does, and is none.") from None
+            raise InvalidRequestError(f"{name} begins like JSON but is not valid JSON.") from None
     if name != "classes":
         return text
     return json.dumps([_class_item(item.strip()) for item in text.split(",")])
@@ -340,7 +340,7 @@ def outputs_from_http(body: bytes, json_length: int) -> dict[str, NDArray[Any]]:
         ValueError: the body is not such an answer.
     """
     if not 0 <= json_length <= len(body):
-        raise ValueError(f"of its {len(body)} bytes, {json_length} are said to be JSON")
+        raise ValueError(f"it claims {json_length} bytes of JSON, and has {len(body)} bytes in all")
     try:
         described = json.loads(body[:json_length])["outputs"]
         sizes = [output["parameters"]["binary_data_size"] for output in described]

@@ -255,7 +255,7 @@ def test_missing_or_empty_class_names_are_refused(tmp_path: Path, text: str) -> 
 @pytest.mark.parametrize("key", [".inf", "0.5", "cat", "null", "'1'", "-1", "9" * 90])
 def test_class_names_under_a_key_that_is_not_an_index_are_refused(tmp_path: Path, key: str) -> None:
     (tmp_path / "data.yaml").write_text(f"names: {{0: a, 1: b, {key}: c}}")
-    with pytest.raises(DataError, match="no class name for 2|what is no index"):
+    with pytest.raises(DataError, match="no class name for 2|a key that is not an index"):
         read_names(tmp_path / "data.yaml")
 
 

@@ -164,7 +164,7 @@ class Run:
         except BrokenPipeError:
             # The reader of the output has closed it; Python must not flush it again at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            status, error = INTERRUPTED, "nobody reads standard output any more."
+            status, error = INTERRUPTED, "standard output was closed by its reader."
         except (UnavailableError, DeniedError) as failure:
             status, error = NO_SERVER, f"{self._options.server}: {failure}"
         except InvalidRequestError as failure:
