@@ -59,7 +59,9 @@ def _flush() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="yolov5-client", description="YOLOv5 behind Triton.")
+    parser = argparse.ArgumentParser(
+        prog="yolov5-client", description="Client of a YOLOv5 ensemble on Triton."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     connection = connection_flags()
     for command in (detect, evaluate, page, status):

@@ -38,7 +38,7 @@ def server_flags(default: str, meaning: str) -> argparse.ArgumentParser:
         type=float,
         default=60.0,
         metavar="SECONDS",
-        help="for one request (%(default)g)",
+        help="limit for one request (%(default)g)",
     )
     group.add_argument(
         "--header",

@@ -33,7 +33,7 @@ _LEFT_OUT_SHOWN = 10
 
 def add_parser(commands: Any, connection: argparse.ArgumentParser) -> None:
     evaluate = commands.add_parser(
-        "eval", parents=[connection], help="mAP on a labelled data set, through the server"
+        "eval", parents=[connection], help="measure mAP on a labelled data set through the server"
     )
     evaluate.set_defaults(run=run)
     evaluate.add_argument(
@@ -43,7 +43,7 @@ def add_parser(commands: Any, connection: argparse.ArgumentParser) -> None:
         "--split",
         nargs="+",
         default=["val", "test"],
-        help="splits, of which the first that exists is used (%(default)s)",
+        help="splits, of which the first that exists is used (val test)",
     )
     evaluate.add_argument(
         "--conf-thres", type=float, default=CONF_THRES, help="minimum confidence (%(default)s)"

@@ -15,7 +15,9 @@ _PIXEL = base64.b64decode(
 
 
 def add_parser(commands: Any, connection: argparse.ArgumentParser) -> None:
-    parser = commands.add_parser("status", parents=[connection], help="is the server ready?")
+    parser = commands.add_parser(
+        "status", parents=[connection], help="show whether the server is ready"
+    )
     parser.set_defaults(run=run)
     parser.add_argument(
         "--deep",
