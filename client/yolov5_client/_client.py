@@ -147,8 +147,8 @@ class Client:
             OSError: a file cannot be read.
             ImageTypeError: an image is of another type.
             InvalidRequestError, UnavailableError, TimedOutError, DeniedError, ServerError: the
-                request failed. For several images the message names the first that failed, and
-                the remaining ones are not sent.
+                request failed. For several images the message names the first that failed; the
+                remaining ones are abandoned.
         """
         if _wire.is_one_image(image):
             return self._answer(cast(Image, image), parameters)
@@ -191,7 +191,7 @@ class Client:
         Args:
             images: as `detect` takes them, from a list or from a generator, which may be endless.
             return_exceptions: yield the error of an image in its place, and continue. Otherwise
-                the first error is raised, and the remaining images are not sent.
+                the first error is raised, and the remaining images are abandoned.
             parameters: as for `detect`.
 
         Yields:

@@ -67,7 +67,7 @@ class TimedOutError(YoloClientError):
 
 
 class DeniedError(YoloClientError):
-    """A gateway in front of the server does not accept the caller's key or certificate.
+    """A gateway or proxy in front of the server does not accept the caller's credentials.
 
     Example:
         >>> Client("https://gateway.example").detect("photo.jpg")  # doctest: +SKIP
