@@ -21,11 +21,10 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from http.client import HTTPException
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 from yolov5_server import Settings, StartError
-from yolov5_server._control import DIRECT
 from yolov5_server._parent import stop_with_make
 
 HERE = Path(__file__).parent
@@ -220,11 +219,14 @@ def _check_running(children: Children) -> None:
 
 
 def _responds(triton: Settings, path: str) -> bool:
+    connection = HTTPConnection(triton.url(triton.http_port), timeout=1)
     try:
-        DIRECT.open(f"http://{triton.url(triton.http_port)}/v2/{path}", timeout=1).close()
+        connection.request("GET", f"/v2/{path}")
+        return connection.getresponse().status == 200
     except (OSError, HTTPException):
         return False
-    return True
+    finally:
+        connection.close()
 
 
 def _accepts_connections(public: Settings, port: int) -> bool:
