@@ -1,1 +1,1 @@
-"""`make bench`: the endpoint against what one would use instead, on the same cores, in one run."""
+"""`make bench`: the endpoint compared with alternatives, on the same cores, in one run."""

@@ -1,4 +1,4 @@
-"""`python -m yolov5_bench`: who serves more, how soon, and at what cost, as ratios in one run."""
+"""`python -m yolov5_bench`: throughput, latency and CPU time of all contenders in one run."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import platform
 import shutil
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from yolov5_build.__main__ import main as build
@@ -15,15 +16,16 @@ from yolov5_build.paths import BUNDLED_PHOTOS
 from yolov5_build.photos import photos_in
 
 from ._contenders import CONTENDERS, Contender
-from ._growth import grow
-from ._measure import accuracy, check, line_up, measure
+from ._measure import Sample, accuracy, check, measure, start_all
 from ._report import REFERENCE, accuracy_table, plot, step_table, table, write_csv, write_ratios
+from ._scaling import measure_scaling
 
 _ROOT = Path(__file__).parents[2]
 BUNDLED = _ROOT / "examples" / "bccd" / "best.pt"
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Measure, print and write the reports, and return an exit status."""
     options = _options(arguments)
     photos = photos_in(options.photos)[:8] if options.photos.is_dir() else [options.photos]
     wanted = [one for one in CONTENDERS if one.name in options.contenders]
@@ -32,13 +34,13 @@ def main(arguments: list[str] | None = None) -> int:
         if repositories is None:
             return 1
         network = repositories[()] / "yolov5" / "1" / "model.onnx"
-        if options.growth:
-            return grow(options, network, repositories[()], machine())
+        if options.scaling:
+            return measure_scaling(options, network, repositories[()], machine())
         samples = []
-        with line_up(wanted, network=network, repositories=repositories) as entries:
+        with start_all(wanted, network=network, repositories=repositories) as entries:
             check(entries, photos, network)
             print(f"{len(wanted)} contenders give the same answers; measuring.", flush=True)
-            worth = accuracy(entries, options.data) if options.data else {}
+            accuracies = accuracy(entries, options.data) if options.data else {}
             for number in range(options.rounds):
                 for callers in options.callers:
                     samples += measure(
@@ -50,13 +52,23 @@ def main(arguments: list[str] | None = None) -> int:
                         warm=options.warm,
                     )
                 print(f"round {number + 1} of {options.rounds}", flush=True)
-    title = f"{options.weights.stem}, {len(photos)} photos from {options.photos.name}, {machine()}"
+    _write_report(options, len(photos), samples, accuracies)
+    return 0
+
+
+def _write_report(
+    options: argparse.Namespace,
+    photos: int,
+    samples: Sequence[Sample],
+    accuracies: Mapping[str, tuple[float, float]],
+) -> None:
+    title = f"{options.weights.stem}, {photos} photos from {options.photos.name}, {machine()}"
     text = f"{title}; medians of {options.rounds} rounds of {options.seconds:.0f} s\n\n"
     text += f"{table(samples)}\nMilliseconds for an image in ours, in Triton's statistics"
     text += f" (of preprocess and yolov5 the handing over only):\n\n{step_table(samples)}"
-    if worth:
+    if accuracies:
         text += f"\nThrough the server, on {options.data.parent.name}/{options.data.name}:\n\n"
-        text += accuracy_table(worth)
+        text += accuracy_table(accuracies)
     options.output.mkdir(parents=True, exist_ok=True)
     stem = options.output / options.name
     stem.with_suffix(".md").write_text(text)
@@ -64,13 +76,16 @@ def main(arguments: list[str] | None = None) -> int:
     write_ratios(samples, stem.with_suffix(".json"), machine())
     plot(samples, stem.with_suffix(".png"), title)
     print(text)
-    return 0
 
 
 def _repositories(
     options: argparse.Namespace, wanted: list[Contender], folder: Path
 ) -> dict[tuple[str, ...], Path] | None:
-    """A model repository for each way in which a contender wants the network; None if one fails."""
+    """Build a model repository for each form of the network that a contender needs.
+
+    Returns:
+        The repositories by a contender's `build`; None if a build fails.
+    """
     found: dict[tuple[str, ...], Path] = {}
     for flags in dict.fromkeys([(), *(one.build for one in wanted)]):
         repository = folder / f"{len(found)}" / "model_repository"
@@ -96,30 +111,45 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         chosen = text.split(",")
         if unknown := set(chosen) - set(names):
             raise argparse.ArgumentTypeError(f"unknown: {', '.join(sorted(unknown))}")
-        return [REFERENCE, *chosen]  # that all are held against
+        return [REFERENCE, *chosen]  # all are compared with it
 
-    parser.add_argument("--weights", type=Path, default=BUNDLED, help="(the bundled ones)")
     parser.add_argument(
-        "--data", type=Path, help="photos with labels, which decide on BF16 for the default"
+        "--weights", type=Path, default=BUNDLED, help="the network (default: the bundled one)"
+    )
+    parser.add_argument(
+        "--data", type=Path, help="labelled photos, for accuracy, and to decide on BF16 or INT8"
     )
     parser.add_argument("--photos", type=Path, default=BUNDLED_PHOTOS, help="a file or a folder")
-    parser.add_argument("--callers", type=numbers, default=[1, 2, 4, 8, 16, 32])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=5.0, help="for each measurement")
-    parser.add_argument("--warm", type=float, default=1.5, help="seconds before each")
+    parser.add_argument(
+        "--callers",
+        type=numbers,
+        default=[1, 2, 4, 8, 16, 32],
+        help="numbers of concurrent callers (1,2,4,8,16,32)",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="how often all are measured (%(default)s)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=5.0, help="length of a measurement (%(default)s)"
+    )
+    parser.add_argument(
+        "--warm", type=float, default=1.5, help="seconds of load before each (%(default)s)"
+    )
     parser.add_argument("--contenders", type=several, default=usual, help=", ".join(names))
     parser.add_argument(
-        "--growth",
+        "--scaling",
         action="store_true",
-        help="ours alone, against callers, sizes of photos and requests, detections, cores",
+        help="measure ours alone, by callers, sizes of photos and requests, detections, cores",
     )
-    parser.add_argument("--output", type=Path, default=Path("runs/bench"), help="(%(default)s)")
-    parser.add_argument("--name", default="bundled", help="of the files that are written")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/bench"), help="folder for reports (%(default)s)"
+    )
+    parser.add_argument("--name", default="bundled", help="name of the reports (%(default)s)")
     return parser.parse_args(arguments)
 
 
 def machine() -> str:
-    """What figures hold for."""
+    """Describe the machine for which the figures hold."""
     return f"{len(os.sched_getaffinity(0))} cores, {_processor()}"
 
 

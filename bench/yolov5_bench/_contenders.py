@@ -1,4 +1,4 @@
-"""Who takes part: how each is started, and how it is asked."""
+"""The contenders: how each is started, and how requests are sent to it."""
 
 from __future__ import annotations
 
@@ -22,22 +22,24 @@ _START_SECONDS = 120
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """
+    """One way to serve the network.
+
     Attributes:
-        way: of asking, see `_load.make_ask`; HTTP, GRPC and NETWORK stand for where it is.
-        service: a module beside this one and its last arguments, of which GRPC_PORT, REPOSITORY and
-            FOLDER (an empty one of its own) stand for what they say; None where ours serves, ()
-            where nobody does.
-        ready_path: what it answers with 200 when it is ready.
-        callers: how many, where it is not for the caller to say.
-        precision: of what Triton serves, as for `make serve`. If it is not "fp32", its answers need
-            not be the others' to the last digit.
-        build: what `make model` is told besides; it gets a repository of its own then.
+        sender: arguments of `_load.make_sender`; HTTP and GRPC stand for the server's addresses,
+            NETWORK for the path of the ONNX file.
+        service: a module beside this one and its last arguments, in which GRPC_PORT, REPOSITORY
+            and FOLDER (an empty folder) are replaced by their values; None for our server, () for
+            no server.
+        ready_path: the path that is answered with 200 when the server is ready.
+        callers: a fixed number of callers.
+        precision: of our server, as for `make serve`. Only with "fp32" must its answers be equal
+            to the bare functions' up to rounding.
+        build: further arguments of `make model`, for a repository of its own.
     """
 
     name: str
     about: str
-    way: tuple[str, ...]
+    sender: tuple[str, ...]
     service: tuple[str, ...] | None = None
     ready_path: str = "/v2/models/yolov5_ensemble/ready"
     callers: int | None = None
@@ -54,71 +56,71 @@ CONTENDERS = (
     Contender(
         name="ours",
         about="the endpoint, over HTTP, as `make serve PRECISION=fp32` starts it",
-        way=("http", "HTTP"),
+        sender=("http", "HTTP"),
     ),
     Contender(
         name="ours-grpc",
         about="the same over gRPC, by the project's client",
-        way=("grpc", "GRPC"),
+        sender=("grpc", "GRPC"),
     ),
     Contender(
         name="default",
         about="the endpoint, over HTTP, as `make serve` starts it",
-        way=("http", "HTTP"),
+        sender=("http", "HTTP"),
         precision="auto",
     ),
     Contender(
         name="rect",
         about="ours, padded only to the next multiple of the stride",
-        way=("http", "HTTP"),
+        sender=("http", "HTTP"),
         build=("--letterbox=rect",),
     ),
     Contender(
         name="default-rect",
         about="default, padded only so",
-        way=("http", "HTTP"),
+        sender=("http", "HTTP"),
         precision="auto",
         build=("--letterbox=rect",),
     ),
     Contender(
         name="int8",
         about="the endpoint, over HTTP, with a network in INT8, whatever that costs (needs --data)",
-        way=("http", "HTTP"),
+        sender=("http", "HTTP"),
         precision="auto",
         build=("--int8", "--accept-loss"),
     ),
     Contender(
         name="write-up",
         about="letterbox and suppression in the client, a float tensor to a Triton of the network",
-        way=("work", "GRPC", "NETWORK"),
+        sender=("work", "GRPC", "NETWORK"),
         service=("_triton", "GRPC_PORT", "REPOSITORY", "FOLDER"),
         ready_path="/v2/models/yolov5/ready",
     ),
     Contender(
         name="fastapi",
         about="FastAPI and ONNX Runtime with their own settings: 40 threads, all cores for each",
-        way=("json", "HTTP"),
+        sender=("json", "HTTP"),
         service=("_fastapi",),
         ready_path="/docs",
     ),
     Contender(
         name="fastapi-tuned",
         about="the same, as many images at once as there are cores, one thread for each",
-        way=("json", "HTTP"),
+        sender=("json", "HTTP"),
         service=("_fastapi", "1", str(_CPUS)),
         ready_path="/docs",
     ),
     Contender(
         name="litserve",
         about="LitServe, a worker for each core, one thread for each",
-        way=("base64", "HTTP"),
+        sender=("base64", "HTTP"),
         service=("_litserve", str(_CPUS)),
         ready_path="/docs",
     ),
     Contender(
         name="bare",
         about="the functions without a server, in one process, model.onnx, an image on each core",
-        way=("bare", "NETWORK"),
+        sender=("bare", "NETWORK"),
         service=(),
         callers=_CPUS,
     ),
@@ -130,12 +132,12 @@ class Running:
     """A contender that has been started.
 
     Attributes:
-        places: what HTTP, GRPC and NETWORK stand for; METRICS is where ours tells its metrics.
-        process: number of the one that serves, with all below it; 0 for none.
+        places: the values of HTTP, GRPC and NETWORK, and METRICS, the address of our metrics.
+        process: the PID of the server, whose descendants belong to it; 0 for none.
     """
 
     contender: Contender
-    way: list[str]
+    sender: list[str]
     places: dict[str, str]
     process: int = 0
 
@@ -144,8 +146,8 @@ class Running:
         return self.places["HTTP"]
 
     @contextmanager
-    def at_rest(self) -> Iterator[None]:
-        """Without the image a second with which our launcher looks after a server that is idle."""
+    def paused(self) -> Iterator[None]:
+        """Stop our launcher, which sends an idle server an image each second."""
         if self.contender.service is not None:
             yield
             return
@@ -155,25 +157,25 @@ class Running:
         finally:
             os.kill(self.process, signal.SIGCONT)
 
-    def also(self, contender: Contender) -> Running:
-        """Another way to ask the same server."""
-        way = [self.places.get(part, part) for part in contender.way]
-        return replace(self, contender=contender, way=way)
+    def asked_as(self, contender: Contender) -> Running:
+        """Return another contender that is served by the same process."""
+        sender = [self.places.get(part, part) for part in contender.sender]
+        return replace(self, contender=contender, sender=sender)
 
 
 @contextmanager
 def started(
     contender: Contender, *, network: Path, repository: Path, cpus: int = _CPUS
 ) -> Iterator[Running]:
-    """Start it, wait until it listens, and end it in any case.
+    """Start a contender, wait until it is ready, and end it after the block.
 
     Args:
-        network: ONNX, for those who are no Triton.
-        repository: for Triton.
-        cpus: that it may use.
+        network: the ONNX file, for contenders without Triton.
+        repository: the model repository, for Triton.
+        cpus: number of cores that it may use.
 
     Raises:
-        RuntimeError: it does not start.
+        RuntimeError: the contender does not start.
     """
     with (
         tempfile.TemporaryDirectory(prefix="yolov5-bench-", ignore_cleanup_errors=True) as folder,
@@ -209,12 +211,12 @@ def _started(
         "NETWORK": str(network),
         "METRICS": f"127.0.0.1:{metrics}",
     }
-    way = [places.get(part, part) for part in contender.way]
-    running = Running(contender, way, places)
+    sender = [places.get(part, part) for part in contender.sender]
+    running = Running(contender, sender, places)
     if command is None:
         yield running
         return
-    # A group of its own: LitServe does not end what it has started.
+    # A process group of its own: LitServe does not end its children.
     process = subprocess.Popen(
         [sys.executable, "-m", *command],
         stdout=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""What one would write instead: `python -m yolov5_bench._fastapi NETWORK PORT ...`."""
+"""A contender: a service with FastAPI, `python -m yolov5_bench._fastapi NETWORK PORT ...`."""
 
 import sys
 from pathlib import Path
@@ -8,11 +8,11 @@ from ._pipeline import Pipeline
 
 
 def serve(network: Path, port: int, threads: int = 0, at_once: int = 40) -> None:
-    """The image as the body; the work in FastAPI's own thread pool, of 40 unless told otherwise.
+    """Serve the image as the body, with the work in FastAPI's own thread pool.
 
     Args:
-        threads: of ONNX Runtime for one image.
-        at_once: images worked on at the same time.
+        threads: threads of ONNX Runtime for one image; 0 for its own default.
+        at_once: images processed at the same time; 40 is FastAPI's default.
     """
     import anyio
     import anyio.to_thread
@@ -20,11 +20,11 @@ def serve(network: Path, port: int, threads: int = 0, at_once: int = 40) -> None
     from fastapi import FastAPI, Request
 
     pipeline = Pipeline(network, threads)
-    room = anyio.CapacityLimiter(at_once)
+    limiter = anyio.CapacityLimiter(at_once)
 
     async def detect(request: Request) -> dict[str, Any]:
         body = await request.body()
-        return await anyio.to_thread.run_sync(lambda: pipeline(body).as_dict(), limiter=room)
+        return await anyio.to_thread.run_sync(lambda: pipeline(body).as_dict(), limiter=limiter)
 
     app = FastAPI()
     app.post("/detect")(detect)

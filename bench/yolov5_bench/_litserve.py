@@ -1,4 +1,4 @@
-"""What one would write instead: `python -m yolov5_bench._litserve NETWORK PORT WORKERS`."""
+"""A contender: a service with LitServe, `python -m yolov5_bench._litserve NETWORK PORT WORKERS`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ._pipeline import Pipeline
 
 
 class Yolo(litserve.LitAPI):  # type: ignore[misc]
-    """The image as base64 in JSON, which is what LitServe reads; one thread for each worker."""
+    """Takes the image as base64 in JSON, which LitServe reads; one thread for each worker."""
 
     def __init__(self, network: Path) -> None:
         super().__init__(api_path="/detect")

@@ -1,6 +1,6 @@
-"""The load generator, a process of its own: `python -m yolov5_bench._load`, JSON in and out.
+"""The load generator, a separate process: `python -m yolov5_bench._load`, JSON in and out.
 
-The same threads ask every contender; what they call differs.
+The same threads load every contender; only the function that sends an image differs.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,15 @@ from numpy.typing import NDArray
 
 from ._pipeline import Answer, Pipeline
 
-Ask = Callable[[bytes], tuple[Answer, int]]  # an image -> its answer, and the bytes on the wire
+# An image -> its answer, and the bytes on the wire.
+SendImage = Callable[[bytes], tuple[Answer, int]]
 
 _RAW = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": "0"}
 _JSON = {"Content-Type": "application/json"}
 
 
-def over_http(address: str, *parameters: str) -> Ask:
-    """The endpoint, with the image itself as the body.
+def over_http(address: str, *parameters: str) -> SendImage:
+    """Send to the endpoint, with the image itself as the body.
 
     Args:
         parameters: for the headers, such as Conf-Thres=0.4.
@@ -37,7 +39,7 @@ def over_http(address: str, *parameters: str) -> Ask:
     more = {f"X-Yolo-{name}": value for name, _, value in (p.partition("=") for p in parameters)}
     post = _poster(address, "/v2/models/yolov5_ensemble/infer", {**_RAW, **more})
 
-    def ask(image: bytes) -> tuple[Answer, int]:
+    def send(image: bytes) -> tuple[Answer, int]:
         headers, body = post(image)
         length = int(headers["Inference-Header-Content-Length"])
         tensors, at = {}, length
@@ -57,16 +59,16 @@ def over_http(address: str, *parameters: str) -> Ask:
         )
         return answer, len(image) + len(body)
 
-    return ask
+    return send
 
 
-def over_grpc(address: str) -> Ask:
-    """The endpoint, through the project's client."""
+def over_grpc(address: str) -> SendImage:
+    """Send to the endpoint with the project's client."""
     from yolov5_client import Client
 
     client = Client(address)
 
-    def ask(image: bytes) -> tuple[Answer, int]:
+    def send(image: bytes) -> tuple[Answer, int]:
         found = client.detect(image)
         size = found.boxes.nbytes + found.scores.nbytes + 4 * len(found) + 12
         answer = Answer(
@@ -74,16 +76,16 @@ def over_grpc(address: str) -> Ask:
         )
         return answer, len(image) + size + sum(4 + len(label) for label in found.labels)
 
-    return ask
+    return send
 
 
-def in_batches(address: str, size: str) -> Ask:
-    """The endpoint, over gRPC, with an image several times in a request; gives the first answer."""
+def in_batches(address: str, size: str) -> SendImage:
+    """Send an image several times in one gRPC request, and return the first answer."""
     import tritonclient.grpc as triton
 
     client = triton.InferenceServerClient(address)
 
-    def ask(image: bytes) -> tuple[Answer, int]:
+    def send(image: bytes) -> tuple[Answer, int]:
         tensor = triton.InferInput("image", [int(size), 1], "BYTES")
         tensor.set_data_from_numpy(np.array([[image]] * int(size), np.object_))
         result = client.infer("yolov5_ensemble", [tensor])
@@ -93,42 +95,46 @@ def in_batches(address: str, size: str) -> Ask:
         )
         return Answer(boxes=boxes, scores=scores, classes=classes.astype(np.int64)), len(image)
 
-    return ask
+    return send
 
 
-def over_json(address: str, *, wrapped: bool) -> Ask:
-    """A service that answers with JSON; `wrapped` takes its image as base64 in JSON."""
+def over_json(address: str, *, wrapped: bool) -> SendImage:
+    """Send to a service that answers with JSON.
+
+    Args:
+        wrapped: send the image as base64 in JSON.
+    """
     post = _poster(address, "/detect", _JSON if wrapped else _RAW)
 
-    def ask(image: bytes) -> tuple[Answer, int]:
+    def send(image: bytes) -> tuple[Answer, int]:
         body = (
             json.dumps({"image": base64.b64encode(image).decode()}).encode() if wrapped else image
         )
         _, answer = post(body)
         return Answer.from_dict(json.loads(answer)), len(body) + len(answer)
 
-    return ask
+    return send
 
 
-def with_the_work_in_the_client(address: str, network: str) -> Ask:
-    """Letterbox here, the network there, suppression here: what a plain ONNX model asks of you."""
+def with_the_work_in_the_client(address: str, network: str) -> SendImage:
+    """Letterbox and suppress here and call the network there, as a plain ONNX model requires."""
     import tritonclient.grpc as triton
 
     pipeline = _shared_pipeline(network)
     client = triton.InferenceServerClient(address)
 
-    def ask(image: bytes) -> tuple[Answer, int]:
+    def send(image: bytes) -> tuple[Answer, int]:
         batch, placement = pipeline.prepare(image)
         tensor = triton.InferInput("images", [*batch.shape], "FP32")
         tensor.set_data_from_numpy(batch)
         rows = client.infer("yolov5", [tensor]).as_numpy("output0")
         return pipeline.finish(rows[0], placement), batch.nbytes + rows.nbytes
 
-    return ask
+    return send
 
 
-def in_process(network: str) -> Ask:
-    """No server at all: the limit. As many images at once as there are processors."""
+def in_process(network: str) -> SendImage:
+    """Call the functions in this process, without a server: the limit."""
     pipeline = _shared_pipeline(network)
     return lambda image: (pipeline(image), len(image))
 
@@ -160,9 +166,9 @@ def _poster(
     return post
 
 
-def make_ask(way: str, *where: str) -> Ask:
-    """A way of asking with a connection of its own."""
-    ways: dict[str, Callable[..., Ask]] = {
+def make_sender(kind: str, *where: str) -> SendImage:
+    """A sender with a connection of its own."""
+    senders: dict[str, Callable[..., SendImage]] = {
         "http": over_http,
         "grpc": over_grpc,
         "batch": in_batches,
@@ -171,11 +177,11 @@ def make_ask(way: str, *where: str) -> Ask:
         "work": with_the_work_in_the_client,
         "bare": in_process,
     }
-    return ways[way](*where)
+    return senders[kind](*where)
 
 
-def drive(
-    way: list[str],
+def run_load(
+    sender: list[str],
     images: list[bytes],
     *,
     callers: int,
@@ -184,66 +190,84 @@ def drive(
     server: int,
     metrics: str,
 ) -> dict[str, Any]:
-    """Callers that ask again as soon as they are answered.
+    """Load a server with callers that send the next image as soon as they have an answer.
 
     Args:
-        warm: seconds before the measured ones.
-        server: number of a process that, with all below it, serves; 0 for none.
+        warm: seconds of load before the measurement.
+        server: PID of the server, whose descendants belong to it; 0 for none.
         metrics: `host:port` of a Triton's metrics; empty for none.
 
     Returns:
-        images: answered in the measured time; latencies: in seconds, by caller, of what was asked
-        in it; client_cpu, server_cpu: seconds used in it; wire: bytes for an image, both ways;
-        steps: milliseconds of an image in each step of Triton's.
+        images: answered during the measurement; latencies: in seconds, by caller, of requests sent
+        during it; client_cpu, server_cpu: seconds used during it; wire: bytes for an image, both
+        ways; steps: milliseconds for an image in each of Triton's steps.
+
+    Raises:
+        RuntimeError: a request has failed.
     """
-    asks = [make_ask(*way) for _ in range(callers)]
-    latencies: list[list[float]] = [[] for _ in range(callers)]
-    answered, moved, failures = [0] * callers, [0] * callers, list[str]()
     begin = time.perf_counter() + warm
-    end = begin + seconds
-
-    def call(number: int) -> None:
-        turn = number
-        while (started := time.perf_counter()) < end and not failures:
-            try:
-                _, size = asks[number](images[turn % len(images)])
-            except Exception as error:
-                failures.append(repr(error))
-                return
-            turn += 1
-            now = time.perf_counter()
-            if begin <= started:
-                latencies[number].append(now - started)
-            if begin <= now <= end:
-                answered[number] += 1
-                moved[number] += size
-
-    threads = [threading.Thread(target=call, args=(number,)) for number in range(callers)]
+    window = _Window(begin, begin + seconds)
+    loops = [_Caller(make_sender(*sender), images, number) for number in range(callers)]
+    threads = [threading.Thread(target=loop.run, args=(window,)) for loop in loops]
     for thread in threads:
         thread.start()
-    time.sleep(max(0.0, begin - time.perf_counter()))
+    time.sleep(max(0.0, window.begin - time.perf_counter()))
     before = _cpu_below(os.getpid()), _cpu_below(server), _step_times(metrics)
-    time.sleep(max(0.0, end - time.perf_counter()))
+    time.sleep(max(0.0, window.end - time.perf_counter()))
     after = _cpu_below(os.getpid()), _cpu_below(server), _step_times(metrics)
     for thread in threads:
         thread.join()
-    if failures:
-        raise RuntimeError(failures[0])
-    images_worked_on = max(1, after[2].pop("images", 0) - before[2].pop("images", 0))
+    if window.failures:
+        raise RuntimeError(window.failures[0])
+    processed = max(1, after[2].pop("images", 0) - before[2].pop("images", 0))
+    answered = max(1, sum(loop.answered for loop in loops))
     return {
-        "images": max(1, sum(answered)),
-        "latencies": latencies,
+        "images": answered,
+        "latencies": [loop.latencies for loop in loops],
         "client_cpu": after[0] - before[0],
         "server_cpu": after[1] - before[1],
-        "wire": sum(moved) / max(1, sum(answered)),
-        "steps": {
-            name: (after[2][name] - before[2][name]) / images_worked_on / 1e3 for name in after[2]
-        },
+        "wire": sum(loop.bytes_moved for loop in loops) / answered,
+        "steps": {name: (after[2][name] - before[2][name]) / processed / 1e3 for name in after[2]},
     }
 
 
+@dataclass
+class _Window:
+    """The measurement: begin and end on the clock of `perf_counter`, and its failed requests."""
+
+    begin: float
+    end: float
+    failures: list[str] = field(default_factory=list)
+
+
+class _Caller:
+    """One caller: sends one image after the other until the window ends or a request fails."""
+
+    def __init__(self, send: SendImage, images: list[bytes], first: int) -> None:
+        self._send = send
+        self._images = images
+        self._next = first
+        self.latencies: list[float] = []
+        self.answered = self.bytes_moved = 0
+
+    def run(self, window: _Window) -> None:
+        while (started := time.perf_counter()) < window.end and not window.failures:
+            try:
+                _, size = self._send(self._images[self._next % len(self._images)])
+            except Exception as error:
+                window.failures.append(repr(error))
+                return
+            self._next += 1
+            now = time.perf_counter()
+            if window.begin <= started:
+                self.latencies.append(now - started)
+            if window.begin <= now <= window.end:
+                self.answered += 1
+                self.bytes_moved += size
+
+
 def _step_times(address: str) -> dict[str, int]:
-    """Microseconds since the start, summed over the images, from Triton's metrics."""
+    """Read from Triton's metrics the microseconds since its start, summed over the images."""
     if not address:
         return {}
     connection = http.client.HTTPConnection(address, timeout=20)
@@ -265,7 +289,7 @@ def _step_times(address: str) -> dict[str, int]:
 
 
 def _cpu_below(root: int) -> float:
-    """Seconds of CPU that a process and all below it have used, those that have ended apart."""
+    """Sum the CPU seconds of a process and its descendants, without those that have ended."""
     if not root:
         return 0.0
     parents: dict[int, list[int]] = {}
@@ -285,15 +309,15 @@ def _cpu_below(root: int) -> float:
 
 
 def main() -> None:
-    """Orders, a line of JSON each, until the end of the input; a line for each on the output."""
+    """Answer requests, one line of JSON each, until the input ends."""
     for line in sys.stdin:
-        order = json.loads(line)
-        images = [Path(path).read_bytes() for path in order.pop("photos")]
-        if order.pop("check", False):
-            ask = make_ask(*order["way"])
-            report: Any = [ask(image)[0].as_dict() for image in images]
+        request = json.loads(line)
+        images = [Path(path).read_bytes() for path in request.pop("photos")]
+        if request.pop("check", False):
+            send = make_sender(*request["sender"])
+            report: Any = [send(image)[0].as_dict() for image in images]
         else:
-            report = drive(images=images, **order)
+            report = run_load(images=images, **request)
         print(json.dumps(report), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Interleaved rounds: every contender in turn, again and again."""
+"""Interleaved rounds, in each of which every contender is measured once."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Sample:
     """One contender in one round, with one number of callers.
 
     Attributes:
-        rate: images a second.
+        rate: images per second.
         p50, p95, p99, longest: milliseconds.
-        server_ms, client_ms: of CPU, for an image.
+        server_ms, client_ms: milliseconds of CPU for an image.
         wire: bytes for an image, both ways.
-        steps: for Triton, milliseconds that an image waits in each step's queue, and is worked on.
+        steps: milliseconds for an image in each step's queue and in its work; only for ours.
     """
 
     contender: str
@@ -44,8 +44,8 @@ class Sample:
     steps: dict[str, float]
 
 
-class Generator:
-    """The load generator's process."""
+class LoadGenerator:
+    """The process of the load generator."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -55,13 +55,14 @@ class Generator:
             text=True,
         )
 
-    def order(self, **order: Any) -> Any:
-        """
+    def request(self, **request: Any) -> Any:
+        """Send the process a request and return its answer.
+
         Raises:
-            RuntimeError: it has failed; what it said is on its error output.
+            RuntimeError: the process has failed; its standard error says why.
         """
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
@@ -75,17 +76,17 @@ class Generator:
 
 
 @contextmanager
-def line_up(
+def start_all(
     contenders: Sequence[Contender],
     *,
     network: Path,
     repositories: Mapping[tuple[str, ...], Path],
-) -> Iterator[list[tuple[Running, Generator]]]:
-    """All of them started; those that Triton serves from one repository in one precision share it.
+) -> Iterator[list[tuple[Running, LoadGenerator]]]:
+    """Start all contenders; those with the same repository and precision share a server.
 
     Args:
-        network: ONNX, for those who are no Triton.
-        repositories: for Triton, by a contender's `build`.
+        network: the ONNX file, for contenders without Triton.
+        repositories: the model repositories by a contender's `build`.
     """
     with ExitStack() as stack:
         tritons: dict[tuple[str, ...], Running] = {}
@@ -93,7 +94,7 @@ def line_up(
         for contender in contenders:
             served = (contender.precision, *contender.build)
             if contender.service is None and served in tritons:
-                running = tritons[served].also(contender)
+                running = tritons[served].asked_as(contender)
             else:
                 repository = repositories[contender.build]
                 running = stack.enter_context(
@@ -101,55 +102,55 @@ def line_up(
                 )
                 if contender.service is None:
                     tritons[served] = running
-            generator = Generator()
+            generator = LoadGenerator()
             stack.callback(generator.close)
             entries.append((running, generator))
         yield entries
 
 
 def check(
-    entries: Sequence[tuple[Running, Generator]], photos: Sequence[Path], network: Path
+    entries: Sequence[tuple[Running, LoadGenerator]], photos: Sequence[Path], network: Path
 ) -> None:
-    """All give the answers of the bare functions.
+    """Check that all contenders give the answers of the bare functions.
 
     Raises:
-        RuntimeError: one does not; the message says which, and how it differs.
+        RuntimeError: a contender gives another answer. The message names the difference.
     """
     pipeline = Pipeline(network)
     wanted = [pipeline(photo.read_bytes()) for photo in photos]
     for running, generator in entries:
-        answers = generator.order(way=running.way, photos=[*map(str, photos)], check=True)
+        answers = generator.request(sender=running.sender, photos=[*map(str, photos)], check=True)
         for photo, answer, right in zip(photos, answers, wanted):
             found = Answer.from_dict(answer)
             exact = running.contender.is_exact
-            if how := found.differs(right) if exact else found.misses(right):
+            if how := found.difference_from(right) if exact else found.missing_from(right):
                 raise RuntimeError(f"{running.contender.name}, {photo.name}: {how}")
 
 
 def accuracy(
-    entries: Sequence[tuple[Running, Generator]], data: Path
+    entries: Sequence[tuple[Running, LoadGenerator]], data: Path
 ) -> dict[str, tuple[float, float]]:
-    """mAP50 and mAP50-95 on labelled photos, through each Triton that there is, by contender."""
+    """Measure mAP50 and mAP50-95 on labelled photos through each of our servers, by contender."""
     found: dict[str, tuple[float, float]] = {}
     for running, _ in entries:
-        if running.contender.service is not None or running.contender.way[0] != "http":
+        if running.contender.service is not None or running.contender.sender[0] != "http":
             continue
         with tempfile.TemporaryDirectory() as folder:
             client = Path(sys.executable).with_name("yolov5-client")
             command = [str(client), "eval", str(data), f"--server={running.places['GRPC']}"]
-            said = subprocess.run(
+            output = subprocess.run(
                 [*command, "--json", f"--project={folder}"],
                 check=True,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
             )
-        figures = json.loads(said.stdout)["all"]
+        figures = json.loads(output.stdout)["all"]
         found[running.contender.name] = figures["map50"], figures["map50_95"]
     return found
 
 
 def measure(
-    entries: Sequence[tuple[Running, Generator]],
+    entries: Sequence[tuple[Running, LoadGenerator]],
     photos: Sequence[Path],
     *,
     callers: int,
@@ -157,17 +158,21 @@ def measure(
     seconds: float,
     warm: float,
 ) -> list[Sample]:
-    """One round: each contender once."""
+    """Measure each contender once.
+
+    Args:
+        turn: number of the round, by which the order is rotated.
+    """
     samples = []
-    shift = turn % len(entries)  # so that not always the same one comes after the same other
+    shift = turn % len(entries)  # no contender always follows the same other
     for running, generator in [*entries[shift:], *entries[:shift]]:
         with ExitStack() as stack:
             others = {other.process: other for other, _ in entries}
             others.pop(running.process, None)
             for other in others.values():
-                stack.enter_context(other.at_rest())
-            report = generator.order(
-                way=running.way,
+                stack.enter_context(other.paused())
+            report = generator.request(
+                sender=running.sender,
                 photos=[*map(str, photos)],
                 callers=running.contender.callers or callers,
                 seconds=seconds,
@@ -175,23 +180,29 @@ def measure(
                 server=running.process,
                 metrics=running.places["METRICS"] if running.contender.service is None else "",
             )
-        latencies = np.array([x for caller in report["latencies"] for x in caller]) * 1000
-        p50, p95, p99 = np.quantile(latencies, [0.5, 0.95, 0.99]).tolist()
-        images = report["images"]
-        samples.append(
-            Sample(
-                contender=running.contender.name,
-                callers=callers,
-                round=turn,
-                rate=images / seconds,
-                p50=p50,
-                p95=p95,
-                p99=p99,
-                longest=float(latencies.max()),
-                server_ms=1000 * report["server_cpu"] / images,
-                client_ms=1000 * report["client_cpu"] / images,
-                wire=report["wire"],
-                steps=report["steps"],
-            )
-        )
+        name = running.contender.name
+        samples.append(_sample(report, name, callers=callers, turn=turn, seconds=seconds))
     return samples
+
+
+def _sample(
+    report: dict[str, Any], contender: str, *, callers: int, turn: int, seconds: float
+) -> Sample:
+    """Make a sample from the report of the load generator."""
+    latencies = np.array([x for caller in report["latencies"] for x in caller]) * 1000
+    p50, p95, p99 = np.quantile(latencies, [0.5, 0.95, 0.99]).tolist()
+    images = report["images"]
+    return Sample(
+        contender=contender,
+        callers=callers,
+        round=turn,
+        rate=images / seconds,
+        p50=p50,
+        p95=p95,
+        p99=p99,
+        longest=float(latencies.max()),
+        server_ms=1000 * report["server_cpu"] / images,
+        client_ms=1000 * report["client_cpu"] / images,
+        wire=report["wire"],
+        steps=report["steps"],
+    )

@@ -1,4 +1,4 @@
-"""The work itself, by the very functions that the ensemble's steps call, in one process."""
+"""The functions that the ensemble's steps call, combined in one process."""
 
 from __future__ import annotations
 
@@ -18,32 +18,38 @@ from yolov5_build.steps import step_module
 
 CONF_THRES, IOU_THRES, MAX_DET = 0.25, 0.45, 300  # those of preprocess/config.pbtxt
 
-_SURE, _ALIKE = 0.5, 0.5  # a score, and an IoU
+_CONFIDENT, _SAME_BOX = 0.5, 0.5  # a score, and an IoU
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """Boxes [K, 4] in pixels of the image, scores [K], classes [K]."""
+    """The detections in one image.
+
+    Attributes:
+        boxes: [K, 4]: x1, y1, x2, y2 in pixels of the image.
+        scores: [K]
+        classes: [K]
+    """
 
     boxes: NDArray[np.float32]
     scores: NDArray[np.float32]
     classes: NDArray[np.int64]
 
-    def differs(self, other: Answer) -> str | None:
-        """How it is another answer; None where it is the same up to rounding."""
+    def difference_from(self, other: Answer) -> str | None:
+        """Describe the difference from another answer; None if they are equal up to rounding."""
         if self.classes.tolist() != other.classes.tolist():
             return f"{len(self.classes)} detections in place of {len(other.classes)}"
         box = np.abs(self.boxes - other.boxes).max(initial=0)
         score = np.abs(self.scores - other.scores).max(initial=0)
         return f"box {box:.3f} px, score {score:.4f} off" if box > 0.1 or score > 1e-3 else None
 
-    def misses(self, other: Answer) -> str | None:
-        """What the other is sure of and this one has not; for numbers that may be less exact."""
-        alike = (
-            box_iou(torch.from_numpy(other.boxes), torch.from_numpy(self.boxes)).numpy() > _ALIKE
+    def missing_from(self, other: Answer) -> str | None:
+        """Describe a confident detection that only the other has; for less exact numbers."""
+        same = (
+            box_iou(torch.from_numpy(other.boxes), torch.from_numpy(self.boxes)).numpy() > _SAME_BOX
         )
-        for box, score, index, near in zip(other.boxes, other.scores, other.classes, alike):
-            if score > _SURE and not (near & (self.classes == index)).any():
+        for box, score, index, near in zip(other.boxes, other.scores, other.classes, same):
+            if score > _CONFIDENT and not (near & (self.classes == index)).any():
                 return f"nothing of class {index} near {box.round(1).tolist()}, score {score:.2f}"
         return None
 
@@ -64,10 +70,11 @@ class Answer:
 
 
 class Pipeline:
-    """
+    """Decode, letterbox, network and suppression for one image.
+
     Args:
-        network: ONNX, as `make model` writes it, of a fixed size.
-        threads: of ONNX Runtime for one image; 0 for its own default.
+        network: an ONNX file of a fixed size, as `make model` writes it.
+        threads: threads of ONNX Runtime for one image; 0 for its own default.
     """
 
     def __init__(self, network: Path, threads: int = 0) -> None:
@@ -99,14 +106,14 @@ class Pipeline:
         )
 
     def prepare(self, image: bytes) -> tuple[NDArray[np.float32], Any]:
-        """The network's input [1, 3, H, W], and the placement of the picture in it."""
+        """Return the network's input [1, 3, H, W], and the placement of the picture in it."""
         canvas, placement = self._letterbox(self._decoder.decode(image))
         batch = self._normaliser.allocate(1, self.height, self.width)
         self._normaliser.put(canvas, batch, 0)
         return batch, placement
 
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """[1, 3, H, W] -> rows [N, 5 + C]."""
+        """Run the network: [1, 3, H, W] -> rows [N, 5 + C]."""
         rows: NDArray[np.float32] = self._session.run(None, {self._input: batch})[0][0]
         return rows
 

@@ -1,4 +1,4 @@
-"""Samples -> a table, a CSV file, two plots, and the ratios that are kept."""
+"""The reports: tables, a CSV file, two plots, and the ratios for later comparison."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REFERENCE = "ours"
 
 
 def ratios(samples: Sequence[Sample], value: str = "rate") -> dict[tuple[str, int], list[float]]:
-    """Ours to each contender, for each number of callers, one ratio for each round."""
+    """Divide ours by each contender, for each number of callers, once for each round."""
     ours = {(s.callers, s.round): getattr(s, value) for s in samples if s.contender == REFERENCE}
     found: dict[tuple[str, int], list[float]] = {}
     for s in samples:
@@ -26,7 +26,7 @@ def ratios(samples: Sequence[Sample], value: str = "rate") -> dict[tuple[str, in
 
 
 def table(samples: Sequence[Sample]) -> str:
-    """As Markdown, medians of the rounds."""
+    """Return the medians of the rounds as a Markdown table."""
     lines = [
         "| callers | contender | images/s | ours to it | p50 ms | p95 ms | p99 ms | longest ms"
         " | server CPU ms | client CPU ms | kB |",
@@ -57,7 +57,7 @@ def table(samples: Sequence[Sample]) -> str:
 
 
 def step_table(samples: Sequence[Sample]) -> str:
-    """Where an image's time goes in ours, as Markdown, medians of the rounds."""
+    """Return the time of an image in each of our steps as a Markdown table of medians."""
     mine = [s for s in samples if s.contender == REFERENCE and s.steps]
     if not mine:
         return ""
@@ -73,13 +73,13 @@ def step_table(samples: Sequence[Sample]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def accuracy_table(worth: Mapping[str, tuple[float, float]]) -> str:
-    """mAP50 and mAP50-95 by contender, as Markdown."""
+def accuracy_table(accuracies: Mapping[str, tuple[float, float]]) -> str:
+    """Return mAP50 and mAP50-95 by contender as a Markdown table."""
     lines = ["| contender | mAP50 | mAP50-95 | against ours |", "|---|---:|---:|---:|"]
-    _, ours = worth[REFERENCE]
+    _, ours = accuracies[REFERENCE]
     lines += [
         f"| {name} | {map50:.4f} | {map50_95:.4f} | {map50_95 - ours:+.4f} |"
-        for name, (map50, map50_95) in worth.items()
+        for name, (map50, map50_95) in accuracies.items()
     ]
     return "\n".join(lines) + "\n"
 
@@ -95,7 +95,7 @@ def write_csv(samples: Sequence[Sample], path: Path) -> None:
 
 
 def write_ratios(samples: Sequence[Sample], path: Path, machine: str) -> None:
-    """Medians by contender and callers, for a later run on such a machine to be held against."""
+    """Write the median ratios by contender and callers, to compare later runs on this machine."""
     found: dict[str, dict[str, float]] = {}
     for (name, callers), values in ratios(samples).items():
         if name != REFERENCE:
@@ -103,18 +103,18 @@ def write_ratios(samples: Sequence[Sample], path: Path, machine: str) -> None:
     path.write_text(json.dumps({"machine": machine, "ratios": found}, indent=2) + "\n")
 
 
-def fallen(
+def regressions(
     found: Mapping[str, Mapping[str, float]],
     kept: Mapping[str, Mapping[str, float]],
     slack: float,
 ) -> dict[tuple[str, str], tuple[float, float]]:
-    """Which ratios, by contender and callers, are under `slack` times those that were kept.
+    """Find the ratios that are less than `slack` times the kept ones.
 
     Args:
-        found, kept: as `write_ratios` writes them; what only one of them has does not count.
+        found, kept: as `write_ratios` writes them; entries of only one of them are ignored.
 
     Returns:
-        For each of them what it is and what it was.
+        The found and the kept ratio by contender and callers.
     """
     return {
         (name, callers): (ratio, kept[name][callers])
@@ -125,7 +125,7 @@ def fallen(
 
 
 def plot(samples: Sequence[Sample], path: Path, title: str) -> None:
-    """Throughput and p99 against callers."""
+    """Draw throughput and p99 against the number of callers."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,6 +1,6 @@
-"""`python -m yolov5_bench._triton NETWORK HTTP_PORT GRPC_PORT REPOSITORY FOLDER`
+"""A contender: `python -m yolov5_bench._triton NETWORK HTTP_PORT GRPC_PORT REPOSITORY FOLDER`.
 
-A Triton as the write-up has it, whose network callers ask themselves. In ours they cannot.
+A plain Triton whose clients call the network directly, as in the write-up. Ours refuses that.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def main() -> None:
         f"--backend-directory={backends}",
         "--model-control-mode=explicit",
         "--load-model=yolov5",
-        # As `make serve` runs it: it gives all rows to who sends it images.
+        # The same configuration as in `make serve`; asked with `images`, it returns all rows.
         "--model-config-name=embedded",
         "--disable-auto-complete-config",
         "--http-address=127.0.0.1",

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from yolov5_client import DataError
-from yolov5_client._streams import prepare_streams
 from yolov5_client.evaluation import Split, read_split
+from yolov5_client.stdio import prepare_stdio
 from yolov5_server.hardware import cpu_has_bf16
 
 from . import _contract as contract
@@ -38,7 +38,7 @@ ALLOWED_MAP_LOSS = 0.005  # of mAP50-95
 
 
 def main(arguments: list[str] | None = None) -> int:
-    prepare_streams()
+    prepare_stdio()
     options = _parser().parse_args(arguments)
     try:
         if options.save:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from yolov5_client import evaluation
-from yolov5_client.evaluation import Found, Split
+from yolov5_client.evaluation import Predictions, Split
 
 from . import _contract as contract
 from ._runtimes import ONNX_RUNTIME, RUNTIMES
@@ -80,7 +80,7 @@ def evaluate(
     )
 
 
-def _detector(metadata: Metadata) -> Callable[[NDArray[np.float32], Any], Found]:
+def _detector(metadata: Metadata) -> Callable[[NDArray[np.float32], Any], Predictions]:
     """What postprocess would find in an image, as a function of its rows [N, 5 + C] and placement.
 
     The thresholds are those of the reference's evaluation.
@@ -96,7 +96,7 @@ def _detector(metadata: Metadata) -> Callable[[NDArray[np.float32], Any], Found]
     )
     all_classes = torch.ones(len(metadata.names), dtype=torch.bool)
 
-    def find(rows: NDArray[np.float32], placement: Any) -> Found:
+    def find(rows: NDArray[np.float32], placement: Any) -> Predictions:
         detections = nms.detect(
             torch.from_numpy(rows),
             thresholds,
@@ -106,6 +106,6 @@ def _detector(metadata: Metadata) -> Callable[[NDArray[np.float32], Any], Found]
         )
         boxes, scores, indices = (part.numpy() for part in detections)
         size = placement.height, placement.width
-        return Found(boxes=boxes, scores=scores, classes=indices, size=size)
+        return Predictions(boxes=boxes, scores=scores, classes=indices, size=size)
 
     return find

@@ -16,7 +16,7 @@ import onnxruntime
 from google.protobuf.message import DecodeError
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from yolov5_client._streams import prepare_streams
+from yolov5_client.stdio import prepare_stdio
 
 from . import BuildError, _plan, _tensorrt
 from ._contract import (
@@ -52,7 +52,7 @@ class Served:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    prepare_streams()
+    prepare_stdio()
     parser = argparse.ArgumentParser(prog="yolov5_build.engine", description=__doc__)
     parser.add_argument("--undo", action="store_true", help="serve with ONNX Runtime again")
     parser.add_argument(

@@ -1,10 +1,13 @@
-"""Thin client of the Triton ensemble `yolov5_ensemble`: encoded images out, boxes back.
+"""Thin client of the Triton ensemble `yolov5_ensemble`: encoded images in, boxes out.
 
-from yolov5_client import Client
-
-with Client("127.0.0.1:8001") as client:
-    result = client.detect("photo.jpg", conf_thres=0.4)
-    print(result.boxes, result.labels)
+Example:
+    >>> from yolov5_client import Client
+    >>> with Client("127.0.0.1:8001") as client:
+    ...     result = client.detect("photo.jpg", conf_thres=0.7)
+    >>> for label, score, box in zip(result.labels, result.scores, result.boxes):
+    ...     print(label, score.round(2), box.round())
+    WBC 0.82 [194. 94. 398. 287.]
+    Platelets 0.75 [195. 0. 244. 51.]
 """
 
 from ._async_client import AsyncClient, AsyncImage

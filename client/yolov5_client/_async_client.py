@@ -21,14 +21,25 @@ from typing import Any, Literal, Protocol, cast, overload
 
 from . import _wire
 from ._client import STATUS_TIMEOUT, http_module
-from ._connection import TLS, Connection, Patience
+from ._connection import TLS, Backoff, Connection
 from ._detections import Detections
 from ._errors import UnavailableError, YoloClientError
 from ._status import ServerStatus
 from ._wire import Image
 
 AsyncImage = Image | Callable[[], Awaitable[bytes]]
-"""One encoded image, as `Client` takes it; a function that returns its bytes may be async."""
+"""One encoded image: an `Image`, or an async function that returns its bytes.
+
+Example:
+    >>> import asyncio
+    >>> async def photo() -> bytes:
+    ...     return await asyncio.to_thread(Path("photo.jpg").read_bytes)
+    >>> async def main() -> None:
+    ...     async with AsyncClient("127.0.0.1:8001") as client:
+    ...         print((await client.detect(photo, conf_thres=0.7)).labels)
+    >>> asyncio.run(main())
+    ('WBC', 'Platelets')
+"""
 
 
 class _Transport(Protocol):
@@ -42,7 +53,20 @@ class _Transport(Protocol):
 class AsyncClient:
     """`Client` for asyncio: the same arguments, methods and errors, for use in one event loop.
 
-    A cancelled call is cancelled on the server too; over HTTP the server finishes it for nobody.
+    Over gRPC a cancelled call is cancelled on the server too. Over HTTP the server finishes the
+    request, and its answer is lost.
+
+    Example:
+        >>> import asyncio
+        >>> async def main() -> None:
+        ...     async with AsyncClient("127.0.0.1:8001", timeout=10) as client:
+        ...         first, second = await asyncio.gather(
+        ...             client.detect("photo.jpg", conf_thres=0.7),
+        ...             client.detect("other.jpg", conf_thres=0.7),
+        ...         )
+        ...     print(first.labels, second.labels)
+        >>> asyncio.run(main())
+        ('WBC', 'Platelets') ('WBC', 'RBC')
     """
 
     def __init__(
@@ -70,7 +94,7 @@ class AsyncClient:
 
     @property
     def _transport(self) -> _Transport:
-        # Not before there is an event loop: a connection belongs to the one it was made in.
+        # Made on first use: a connection belongs to the event loop in which it was made.
         if self._opened is None:
             if self._connection.http:
                 self._opened = http_module().AsyncHttpTransport(self._connection)
@@ -93,7 +117,17 @@ class AsyncClient:
         image: AsyncImage | Iterable[AsyncImage] | AsyncIterable[AsyncImage],
         **parameters: Any,
     ) -> Detections | list[Detections]:
-        """Find objects in one image, or in each of several: see `Client.detect`."""
+        """Find objects in one image, or in each of several; see `Client.detect`.
+
+        Example:
+            >>> import asyncio
+            >>> async def main() -> None:
+            ...     async with AsyncClient("127.0.0.1:8001") as client:
+            ...         result = await client.detect("photo.jpg", conf_thres=0.7)
+            ...     print(result.image_size, result.summary())
+            >>> asyncio.run(main())
+            (480, 640) 1 WBC, 1 Platelets
+        """
         if _wire.is_one_image(image):
             return await self._answer(cast(AsyncImage, image), parameters)
         results: list[Detections] = []
@@ -103,7 +137,7 @@ class AsyncClient:
             ):
                 results.append(detections)
         except YoloClientError as error:
-            raise _wire.of_the_list(error, len(results) + 1) from error.__cause__
+            raise _wire.for_list_position(error, len(results) + 1) from error.__cause__
         return results
 
     @overload
@@ -131,24 +165,35 @@ class AsyncClient:
         return_exceptions: bool = False,
         **parameters: Any,
     ) -> AsyncGenerator[Detections | YoloClientError | OSError, None]:
-        """Find objects in any number of images: see `Client.detect_stream`."""
+        """Find objects in any number of images; see `Client.detect_stream`.
+
+        Example:
+            >>> import asyncio
+            >>> async def main() -> None:
+            ...     async with AsyncClient("127.0.0.1:8001") as client:
+            ...         async for result in client.detect_stream(["photo.jpg"] * 2, max_det=1):
+            ...             print(result.labels)
+            >>> asyncio.run(main())
+            ('WBC',)
+            ('WBC',)
+        """
         pending: deque[asyncio.Task[Detections]] = deque()
         source = _iterate(images)
-        coming: asyncio.Task[AsyncImage] | None = asyncio.ensure_future(_next(source))
+        next_image: asyncio.Task[AsyncImage] | None = asyncio.ensure_future(_next(source))
         try:
-            while coming or pending:
+            while next_image or pending:
                 awaited: set[asyncio.Task[Any]] = set(itertools.islice(pending, 1))
-                if coming and len(pending) < 2 * self._connection.in_flight:
-                    awaited.add(coming)
+                if next_image and len(pending) < 2 * self._connection.in_flight:
+                    awaited.add(next_image)
                 await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
-                if coming and coming in awaited and coming.done():
+                if next_image and next_image in awaited and next_image.done():
                     try:
                         pending.append(
-                            asyncio.ensure_future(self._answer(coming.result(), parameters))
+                            asyncio.ensure_future(self._answer(next_image.result(), parameters))
                         )
-                        coming = asyncio.ensure_future(_next(source))
-                    except _EndError:
-                        coming = None
+                        next_image = asyncio.ensure_future(_next(source))
+                    except _ExhaustedError:
+                        next_image = None
                     continue
                 try:
                     yield pending[0].result()
@@ -158,7 +203,7 @@ class AsyncClient:
                     yield error
                 pending.popleft()
         finally:
-            left = [*pending, coming] if coming else [*pending]
+            left = [*pending, next_image] if next_image else [*pending]
             for task in left:
                 task.cancel()
             await asyncio.gather(*left, return_exceptions=True)
@@ -167,22 +212,31 @@ class AsyncClient:
     async def _answer(self, image: AsyncImage, parameters: Mapping[str, Any]) -> Detections:
         async with self._slots:
             encoded = await _read(image)
-            patience = iter(Patience(self._connection.retry_for))
+            backoff = iter(Backoff(self._connection.retry_for))
             while True:
                 try:
                     return _wire.detections(await self._transport.infer(encoded, parameters))
                 except UnavailableError:
-                    delay = next(patience, None)
+                    delay = next(backoff, None)
                     if delay is None:
                         raise
                     await asyncio.sleep(delay)
 
     async def status(self) -> ServerStatus:
-        """Ask the server whether it and its models are ready: see `Client.status`."""
+        """Ask the server whether it and its endpoint are ready; see `Client.status`.
+
+        Example:
+            >>> import asyncio
+            >>> async def main() -> None:
+            ...     async with AsyncClient("127.0.0.1:8001") as client:
+            ...         print((await client.status()).ready)
+            >>> asyncio.run(main())
+            True
+        """
         return await self._transport.status(min(self._connection.timeout, STATUS_TIMEOUT))
 
     async def close(self) -> None:
-        """Close the connection; answers under way are lost."""
+        """Close the connection. Requests in flight fail."""
         if self._opened is not None:
             await self._opened.close()
 
@@ -198,15 +252,15 @@ class AsyncClient:
         await self.close()
 
 
-class _EndError(Exception):
-    """No further image; a task cannot end with StopAsyncIteration."""
+class _ExhaustedError(Exception):
+    """There is no further image. A task cannot raise StopAsyncIteration."""
 
 
 async def _next(source: AsyncIterator[AsyncImage]) -> AsyncImage:
     try:
         return await source.__anext__()
     except StopAsyncIteration:
-        raise _EndError from None
+        raise _ExhaustedError from None
 
 
 async def _iterate(
@@ -221,7 +275,7 @@ async def _iterate(
 
 
 async def _read(image: AsyncImage) -> bytes:
-    """The image's bytes, without holding up the event loop."""
+    """Read the image's bytes without blocking the event loop."""
     if isinstance(image, bytes):
         return image
     if inspect.iscoroutinefunction(image):
@@ -230,7 +284,7 @@ async def _read(image: AsyncImage) -> bytes:
         return await asyncio.to_thread(_wire.read, image)
     if callable(image) or hasattr(image, "read"):
         data = await asyncio.to_thread(image if callable(image) else image.read)
-        # A function that is none of asyncio's may return what is, and a file may be one of its.
+        # A plain function may return an awaitable, and so may `read` of an asynchronous file.
         data = await data if inspect.isawaitable(data) else data
         return _wire.image_bytes(data, "a function or a file gave")
     return _wire.read(image)

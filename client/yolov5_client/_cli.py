@@ -19,12 +19,12 @@ from ._commands import (
     status,
 )
 from ._errors import DataError, InvalidRequestError, YoloClientError
-from ._streams import prepare_streams
+from .stdio import prepare_stdio
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
-    prepare_streams()
+    """Run the command line and return the exit status."""
+    prepare_stdio()
     try:
         return _main(arguments)
     finally:
@@ -38,7 +38,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         status = run(options)
         sys.stdout.flush()
         return status
-    except BrokenPipeError:  # whoever read the output has enough
+    except BrokenPipeError:  # the reader of the output has closed it
         return INTERRUPTED
     except (UsageError, DataError, InvalidRequestError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -51,7 +51,7 @@ def _main(arguments: Sequence[str] | None) -> int:
 
 
 def _flush() -> None:
-    """As Python does when it ends, but without a word where nobody reads any more."""
+    """Flush as Python does at exit, but silently if the reader of the output has closed it."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -59,7 +59,9 @@ def _flush() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="yolov5-client", description="YOLOv5 behind Triton.")
+    parser = argparse.ArgumentParser(
+        prog="yolov5-client", description="Client of a YOLOv5 ensemble on Triton."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     connection = connection_flags()
     for command in (detect, evaluate, page, status):

@@ -11,19 +11,20 @@ from types import TracebackType
 from typing import Any, Literal, Protocol, cast, overload
 
 from . import _wire
-from ._connection import TLS, Connection, Patience
+from ._connection import TLS, Backoff, Connection
 from ._detections import Detections
 from ._errors import UnavailableError, YoloClientError
 from ._grpc import GrpcTransport
 from ._status import ServerStatus
 from ._wire import Image
 
-STATUS_TIMEOUT = 10.0  # seconds that a server has to say how it is
-_SLOW = 0.02  # seconds for an image: a source that takes longer gets its answers at once
+STATUS_TIMEOUT = 10.0  # seconds for the whole of `status`
+# A source that needs longer for an image is given its answers as soon as they are there.
+_SLOW_SOURCE_SECONDS = 0.02
 
 
 def http_module() -> Any:
-    """The module for HTTP, which needs the extra `http`."""
+    """Import the module for HTTP, which needs the extra `http`."""
     try:
         from . import _http
     except ImportError as error:
@@ -43,31 +44,40 @@ class _Transport(Protocol):
 
 
 class Client:
-    """Sends images to the endpoint `yolov5_ensemble`. Threads may share it.
+    """A blocking client of the endpoint `yolov5_ensemble`. Threads may share one.
 
-    Each image is a request of its own, so that a bad one harms no other; the server puts those
-    that meet into one batch.
+    Each image is sent in a request of its own, and a bad image fails alone. The server combines
+    requests that arrive together into batches.
+
+    Example:
+        >>> with Client("127.0.0.1:8001") as client:
+        ...     result = client.detect("photo.jpg", conf_thres=0.7)
+        >>> result.labels
+        ('WBC', 'Platelets')
 
     Args:
         address: `host:port` of the server's gRPC side, or any gRPC target, such as
             `dns:///yolo.internal:8001` (its addresses take turns) or
-            `ipv4:10.0.0.1:8001,10.0.0.2:8001`; or `http://host:8000` or `https://host` for HTTP,
+            `ipv4:10.0.0.1:8001,10.0.0.2:8001`. `http://host:8000` or `https://host` use HTTP,
             which needs the extra `http`.
-        timeout: seconds for one request, from looking up the server to having the whole answer,
-            however slowly it comes.
-        retry_for: seconds for which a request that finds no server, or a saturated one, is tried
-            again, with growing pauses; 0 gives up at once.
-        in_flight: requests that are under way at the same time, of all threads together; more
-            wait for their turn.
+        timeout: seconds for one request, from the look-up of the server's name to the last byte
+            of its answer.
+        retry_for: seconds for which a request is sent again, with growing pauses, while the
+            server cannot be reached or is saturated. 0 does not retry.
+        in_flight: most requests that are sent at the same time, counted over all threads; further
+            ones wait.
         headers: sent with every request, such as an API key.
-        tls: encrypt gRPC; True trusts the system's authorities. `https://` always is encrypted.
-        keepalive: seconds of silence after which gRPC asks a server whose answer is awaited for a
-            sign of life, and then waits for as long before it gives the connection up; longer than
-            the slowest answer takes, as Triton cuts off who asks too often. None asks never.
+        tls: encrypt gRPC; True trusts the system's certificate authorities. `https://` is always
+            encrypted.
+        keepalive: seconds of silence after which gRPC pings a server that owes an answer. If the
+            ping is not answered within as many seconds, the connection is given up. Choose more
+            than the slowest answer takes: Triton disconnects clients that ping too often. None
+            does not ping.
 
     Raises:
-        ValueError, OSError: an argument cannot be used, or the proxy that the environment names.
-        ImportError: the address is HTTP, and httpx is missing; or socksio, for a SOCKS proxy.
+        ValueError: an argument, or the proxy that the environment names, cannot be used.
+        OSError: a file of `tls` cannot be read.
+        ImportError: httpx is missing for an HTTP address, or socksio for a SOCKS proxy.
     """
 
     def __init__(
@@ -110,22 +120,35 @@ class Client:
     ) -> Detections | list[Detections]:
         """Find objects in one image, or in each of several.
 
+        Example:
+            >>> with Client("127.0.0.1:8001") as client:
+            ...     result = client.detect("photo.jpg", conf_thres=0.7, classes=["WBC"])
+            ...     several = client.detect(["photo.jpg", "other.jpg"], max_det=1)
+            >>> for label, box in zip(result.labels, result.boxes):
+            ...     print(label, box.round())
+            WBC [194. 94. 398. 287.]
+            >>> [one.labels for one in several]
+            [('WBC',), ('WBC',)]
+
         Args:
-            image: the path of a file, a `data:` URI, its bytes (as bytes, bytearray, memoryview or
-                a one-dimensional array of uint8), a file open for reading bytes, a function that
-                returns its bytes, or a list of these; JPEG, PNG, WebP, BMP or TIFF.
-            parameters: `conf_thres`, `iou_thres`, `max_det`, `classes` (a list of indices or
-                names, or the string "0,2"), `agnostic_nms`, `multi_label`; what is not given is
-                as the server has it.
+            image: an encoded image (JPEG, PNG, WebP, BMP or TIFF) as the path of a file, a `data:`
+                URI, its bytes (bytes, bytearray, memoryview or a one-dimensional array of uint8),
+                a file open for reading bytes, or a function that returns its bytes; or an
+                iterable of these.
+            parameters: `conf_thres`, `iou_thres` (0 to 1), `max_det` (1 to 1000), `classes` (a
+                list of indices or names, or the string "0,2"), `agnostic_nms`, `multi_label`
+                (bool). The server has a default for each.
 
         Returns:
-            The image's detections, or for several images a list in their order.
+            The detections of the image, with boxes in pixels of the image as it is displayed; for
+            several images a list in their order.
 
         Raises:
             OSError: a file cannot be read.
-            ImageTypeError: an image is of no such type.
-            InvalidRequestError, UnavailableError, TimedOutError, DeniedError, ServerError: see
-                there; of several images the first that failed is named, and the rest are given up.
+            ImageTypeError: an image is of another type.
+            InvalidRequestError, UnavailableError, TimedOutError, DeniedError, ServerError: the
+                request failed. For several images the message names the first that failed; the
+                remaining ones are abandoned.
         """
         if _wire.is_one_image(image):
             return self._answer(cast(Image, image), parameters)
@@ -133,7 +156,7 @@ class Client:
         try:
             results.extend(self.detect_stream(cast(Iterable[Image], image), **parameters))
         except YoloClientError as error:
-            raise _wire.of_the_list(error, len(results) + 1) from error.__cause__
+            raise _wire.for_list_position(error, len(results) + 1) from error.__cause__
         return results
 
     @overload
@@ -153,21 +176,29 @@ class Client:
     def detect_stream(
         self, images: Iterable[Image], *, return_exceptions: bool = False, **parameters: Any
     ) -> Iterator[Detections | YoloClientError | OSError]:
-        """Find objects in any number of images, and keep the server busy with them.
+        """Find objects in any number of images, with `in_flight` requests under way.
 
-        Images are taken from `images` only as answers are taken from here: never more than twice
-        `in_flight` are held.
+        Images are taken from `images` only as answers are taken from here; at most twice
+        `in_flight` images are held at a time.
+
+        Example:
+            >>> with Client("127.0.0.1:8001") as client:
+            ...     for result in client.detect_stream(["photo.jpg", "other.jpg"], conf_thres=0.7):
+            ...         print(result.summary())
+            1 WBC, 1 Platelets
+            1 WBC, 1 RBC
 
         Args:
-            images: as `detect` takes them, from a list or a generator without end.
-            return_exceptions: yield an image's error in its place and go on, do not raise it.
+            images: as `detect` takes them, from a list or from a generator, which may be endless.
+            return_exceptions: yield the error of an image in its place, and continue. Otherwise
+                the first error is raised, and the remaining images are abandoned.
             parameters: as for `detect`.
 
         Yields:
             The detections, in the order of the images.
 
         Raises:
-            As `detect`; the images after the one that failed are given up.
+            YoloClientError, OSError: as `detect` raises them.
         """
         pending: deque[Future[Detections]] = deque()
         source = iter(images)
@@ -175,7 +206,7 @@ class Client:
             while True:
                 asked = time.monotonic()
                 for image in source:
-                    slow = time.monotonic() - asked > _SLOW
+                    slow = time.monotonic() - asked > _SLOW_SOURCE_SECONDS
                     pending.append(self._workers.submit(self._answer, image, parameters))
                     full = len(pending) >= 2 * self._connection.in_flight
                     if full or (slow and pending[0].done()):
@@ -195,26 +226,33 @@ class Client:
 
     def _answer(self, image: Image, parameters: Mapping[str, Any]) -> Detections:
         with self._slots:
-            encoded = _wire.read(image)  # once: a file has no second time
-            patience = iter(Patience(self._connection.retry_for))
+            encoded = _wire.read(image)  # once: a file cannot be read twice
+            backoff = iter(Backoff(self._connection.retry_for))
             while True:
                 try:
                     return _wire.detections(self._transport.infer(encoded, parameters))
                 except UnavailableError:
-                    delay = next(patience, None)
+                    delay = next(backoff, None)
                     if delay is None or self._closed.wait(delay):
                         raise
 
     def status(self) -> ServerStatus:
-        """Ask the server whether it and its models are ready; not tried again.
+        """Ask the server whether it and its endpoint are ready. The request is not retried.
+
+        Example:
+            >>> with Client("127.0.0.1:8001") as client:
+            ...     status = client.status()
+            >>> status.ready, status.models
+            (True, {'yolov5_ensemble': True})
 
         Raises:
-            UnavailableError, TimedOutError, DeniedError, ServerError: it does not say.
+            UnavailableError, TimedOutError, DeniedError, ServerError: the server does not answer
+                this question.
         """
         return self._transport.status(min(self._connection.timeout, STATUS_TIMEOUT))
 
     def close(self) -> None:
-        """Close the connection; answers under way are lost."""
+        """Close the connection. Requests in flight fail."""
         self._closed.set()
         self._transport.close()
         self._workers.shutdown(cancel_futures=True)

@@ -1,4 +1,4 @@
-"""How to reach a server, and how long to keep trying: data, checked where it enters."""
+"""How to reach a server and how long to retry: the clients' arguments, checked."""
 
 from __future__ import annotations
 
@@ -14,22 +14,27 @@ from urllib.parse import urlsplit
 
 from ._proxy import Proxy, proxy_for_grpc, proxy_for_http
 
-LARGEST_ANSWER = 16 << 20  # bytes; 1000 detections take 28 kB and their labels
+LARGEST_ANSWER = 16 << 20  # bytes; 1000 detections take 28 kB plus their labels
 
-_LONGEST = 366 * 24 * 3600.0  # seconds: beyond it, clocks and timers overflow
+_LONGEST = 366 * 24 * 3600.0  # seconds; clocks and timers overflow beyond it
 
 
 @dataclass(frozen=True, kw_only=True)
 class TLS:
-    """Files in PEM format.
+    """Certificates for an encrypted connection, as paths of files in PEM format.
+
+    Example:
+        >>> TLS(ca="missing.pem")
+        Traceback (most recent call last):
+        FileNotFoundError: [Errno 2] No such file or directory: 'missing.pem'
 
     Attributes:
-        ca: the authorities to trust; without it those of the system.
-        certificate, key: the client's own, for mutual TLS.
+        ca: the certificate authorities to trust; by default the system's.
+        certificate, key: the client's own certificate and private key, for mutual TLS.
 
     Raises:
-        OSError: one cannot be read.
-        ValueError: a certificate without its key, or a key without its certificate.
+        OSError: a file cannot be read.
+        ValueError: a certificate is given without its key, or a key without its certificate.
     """
 
     ca: Path | str | None = None
@@ -44,10 +49,14 @@ class TLS:
                 Path(path).read_bytes()
 
     def context(self) -> ssl.SSLContext:
-        """For HTTPS.
+        """Return the settings in the form that HTTPS needs.
+
+        Example:
+            >>> TLS().context().check_hostname
+            True
 
         Raises:
-            ssl.SSLError: a file is not what it should be.
+            ssl.SSLError: a file is not in PEM format, or the key does not fit the certificate.
         """
         context = ssl.create_default_context(cafile=self.ca)
         if self.certificate is not None:
@@ -57,7 +66,7 @@ class TLS:
 
 @dataclass(frozen=True, kw_only=True)
 class Connection:
-    """What `Client` and `AsyncClient` are made with; see there.
+    """The arguments of `Client` and `AsyncClient`, which describe them.
 
     Raises:
         ValueError: a value is out of range, or the environment's proxy cannot be used.
@@ -72,7 +81,7 @@ class Connection:
     keepalive: float | None
 
     def __post_init__(self) -> None:
-        # Written so that a NaN is refused, too.
+        # The conditions are written to refuse NaN as well.
         if not 0 < self.timeout <= _LONGEST:
             raise ValueError(
                 f"timeout is {self.timeout}; allowed: more than 0 seconds, at most a year."
@@ -83,7 +92,7 @@ class Connection:
             )
         if self.in_flight < 1:
             raise ValueError(f"in_flight is {self.in_flight}; allowed: 1 or more.")
-        # gRPC counts it in milliseconds, in 32 bits.
+        # gRPC stores it as milliseconds in 32 bits.
         if self.keepalive is not None and not 0 < self.keepalive <= 24 * 3600:
             raise ValueError(
                 f"keepalive is {self.keepalive}; allowed: more than 0 seconds, or None;"
@@ -91,7 +100,7 @@ class Connection:
             )
         for name, value in self.headers.items():
             if not _HEADER.fullmatch(f"{name}:{value}") or name.lower().endswith("-bin"):
-                # Its value may be a key, which belongs in no message.
+                # The value may be a secret, which must not appear in a message.
                 raise ValueError(f"the header {name!r} cannot be sent; allowed: one line of ASCII.")
         if self.address.startswith("http://") and self.tls:
             raise ValueError("tls needs an https:// address.")
@@ -101,22 +110,22 @@ class Connection:
 
     @property
     def encryption(self) -> TLS | None:
-        """What to encrypt with; None for gRPC in the clear, and for what HTTPS does by itself."""
+        """The certificates; None for unencrypted gRPC, and for HTTPS with the system's."""
         return TLS() if self.tls is True else self.tls or None
 
     @property
     def http(self) -> bool:
-        """Over HTTP, and not gRPC."""
+        """Whether requests travel over HTTP rather than gRPC."""
         return self.address.startswith(("http://", "https://"))
 
     @cached_property
     def proxy(self) -> Proxy | None:
-        """What the environment wants between here and there; never for a loopback address."""
+        """The proxy that the environment names for the address; None for a loopback address."""
         return (proxy_for_http if self.http else proxy_for_grpc)(self.address)
 
     @property
     def via(self) -> str:
-        """For the end of an error message, where a proxy may have caused it."""
+        """The end of an error message that a proxy may have caused; empty without a proxy."""
         return f" (through {self.proxy})" if self.proxy else ""
 
 
@@ -133,22 +142,25 @@ def _check_url(address: str) -> None:
 _HEADER = re.compile(r"[!-9;-~]+:[\t -~]*")
 
 
-class Patience:
-    """Waits between attempts at one request: exponential, with jitter, within a budget.
+class Backoff:
+    """Pauses between attempts at one request: exponential, with jitter, within a budget.
 
-    The jitter keeps the callers of a server that comes back from all arriving at once
+    The jitter prevents all callers from returning at once when a server comes back
     (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/, "equal jitter").
+
+    Args:
+        budget: seconds for all attempts together.
     """
 
-    FIRST, LONGEST = 0.1, 2.0  # seconds
+    INITIAL, MAXIMUM = 0.1, 2.0  # seconds
 
     def __init__(self, budget: float) -> None:
         self._deadline = time.monotonic() + budget
         self._budget = budget
 
     def __iter__(self) -> Iterator[float]:
-        """Seconds to wait before the next attempt; ends when the budget is used up."""
-        longest = self.FIRST
+        """Yield the seconds to wait before each next attempt, until the budget is used up."""
+        longest = self.INITIAL
         while self._budget and (left := self._deadline - time.monotonic()) > 0:
             yield min(random.uniform(longest / 2, longest), left)
-            longest = min(2 * longest, self.LONGEST)
+            longest = min(2 * longest, self.MAXIMUM)

@@ -1,4 +1,4 @@
-"""The data-set YAML and label files that YOLOv5's users have, read as YOLOv5 v7.0 reads them.
+"""Reader of data-set YAML and label files, which follows YOLOv5 v7.0.
 
 Relative paths in a YAML are relative to its `path`, which is relative to the file itself, or else
 to the working directory.
@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from . import _yaml
 from ._errors import DataError
-from ._sources import SUFFIXES
+from ._sources import IMAGE_SUFFIXES
 
-# YOLOv5 takes two more, which the server refuses: better said than passed over.
-_PICTURES = SUFFIXES | {".dng", ".pfm"}
+# YOLOv5 accepts two more, which the server refuses; a refusal is better than a silent gap.
+_PICTURES = IMAGE_SUFFIXES | {".dng", ".pfm"}
 _NAMES_BYTES, _LABELS_BYTES, _LIST_BYTES = 1 << 20, 16 << 20, 64 << 20
 _LABELS_ALLOWED = (
     "allowed: class, x, y, width, height in a line, the last four as parts of the photo's width and"
@@ -33,13 +33,18 @@ _LABELS_ALLOWED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """One split of a data set.
+    """One split of a data set: photos and their labels.
+
+    Example:
+        >>> label = np.array([[2, 0.5, 0.5, 0.25, 0.5]])
+        >>> Split(photos=[Path("photo.jpg")], labels=[label]).notes
+        ()
 
     Attributes:
         photos: the files.
-        labels: for each of them [n, 5]: class, centre x, centre y, width, height, the last four as
-            parts of the photo's width and height.
-        notes: sentences about what was left out, or may be meant otherwise.
+        labels: for each photo float64 [n, 5]: class, centre x, centre y, width, height, the last
+            four as fractions of the photo's width and height.
+        notes: sentences about what was left out, or may be meant differently.
     """
 
     photos: list[Path]
@@ -48,12 +53,17 @@ class Split:
 
 
 def read_names(path: Path) -> tuple[str, ...]:
-    """Class names from a text file, one a line, or from the `names` of a data-set YAML.
+    """Read class names from a text file, one a line, or from the `names` of a data-set YAML.
 
-    Numbers and booleans of a YAML are taken as Python prints them, as YOLOv5 does.
+    Numbers and booleans in a YAML become the text that Python prints for them, as in YOLOv5.
+
+    Example:
+        >>> _ = Path("data.yaml").write_text("names: [Platelets, RBC, WBC]")
+        >>> read_names(Path("data.yaml"))
+        ('Platelets', 'RBC', 'WBC')
 
     Raises:
-        DataError: it cannot be read, or has no names.
+        DataError: the file cannot be read, or has no class names.
     """
     if path.suffix.lower() in (".yaml", ".yml"):
         names = _names_from_yaml(path, _read_yaml(path).get("names"))
@@ -66,21 +76,31 @@ def read_names(path: Path) -> tuple[str, ...]:
 
 
 def read_split(path: Path, *kinds: str) -> Split:
-    """The first of these splits (`train`, `val`, `test`) that a data-set YAML has.
+    """Read the first of the given splits (`train`, `val`, `test`) that a data-set YAML has.
 
-    A photo's labels lie under `labels` where it lies under `images`, and may be absent. A photo
-    whose labels cannot be used is left out, and a row that stands twice counts once.
+    The labels of `images/a.jpg` are in `labels/a.txt`; a photo without such a file counts as one
+    without objects. A photo with unusable labels is left out, and a duplicate row counts once.
+
+    Example:
+        >>> Path("images").mkdir()
+        >>> _ = Path("images/a.jpg").write_bytes(b"a photo")
+        >>> Path("labels").mkdir()
+        >>> _ = Path("labels/a.txt").write_text("2 0.5 0.5 0.25 0.5")
+        >>> _ = Path("data.yaml").write_text("{val: images, names: [Platelets, RBC, WBC]}")
+        >>> split = read_split(Path("data.yaml"), "val", "test")
+        >>> split.photos[0].name, split.labels[0].tolist()
+        ('a.jpg', [[2.0, 0.5, 0.5, 0.25, 0.5]])
 
     Raises:
-        DataError: it has none of them, or photos or labels are not what they should be.
-        OSError: a folder or file that it names cannot be looked at.
+        DataError: the file has none of the splits, names no photos, or all labels are unusable.
+        OSError: a folder or file in it cannot be accessed.
     """
     data = _read_yaml(path)
     places: Any = next((data[kind] for kind in kinds if data.get(kind)), None)
     places = [places] if isinstance(places, str) else places
     if not isinstance(places, list) or not all(isinstance(place, str) for place in places):
         raise DataError(f"{path.name} names no photos under {' or '.join(kinds)}.")
-    notes = _doubts(path, data)
+    notes = _ambiguities(path, data)
     root = _root(path, data.get("path"))
     found: list[_Photo] = []
     for place in places:
@@ -88,18 +108,18 @@ def read_split(path: Path, *kinds: str) -> Split:
     again = len(found) - len({photo.path for photo in found})
     if again:
         notes.append(f"{_plural(again, 'photo')} named again, and counted again.")
-    return _with_labels(path, found, notes)
+    return _read_all_labels(path, found, notes)
 
 
 @dataclass(frozen=True)
 class _Photo:
-    """A photo, and the paths under which its labels may be."""
+    """A photo, and its paths with and without resolved links, in which to look for labels."""
 
     path: Path
-    seen_as: tuple[Path, ...]
+    aliases: tuple[Path, ...]
 
-    def labels(self) -> Path | None:
-        for photo in self.seen_as:
+    def label_file(self) -> Path | None:
+        for photo in self.aliases:
             parts = list(photo.parts)
             if "images" in parts:
                 parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
@@ -116,21 +136,21 @@ def _root(path: Path, given: object) -> Path:
     if given is not None and not isinstance(given, (str, int, float)):
         raise DataError(f"{path.name} has a path that is no folder's name.")
     beside = path.parent / str(given or "")
-    # YOLOv5's own files name folders as they are from its root, where it is called.
+    # The paths in YOLOv5's own files are relative to its root, from which it is called.
     return Path(str(given)) if given and not _exists(beside) and _exists(str(given)) else beside
 
 
 def _photos(path: Path, root: Path, place: str, notes: list[str]) -> list[_Photo]:
-    """The photos of a folder, or of a text file that lists them, sorted."""
+    """Return the photos of a folder, sorted, or those in a text file, in its order."""
     there = root / place
     if not _exists(there) and place.startswith("../"):
-        there = root / place[3:]  # as Roboflow writes it, and YOLOv5 reads it
+        there = root / place[3:]  # Roboflow writes it like this, and YOLOv5 accepts it
     if os.path.isdir(there):  # noqa: PTH112
         resolved = there.resolve()
         names = sorted(name for name in _walk(there) if Path(name).suffix.lower() in _PICTURES)
         found = [_Photo(there / name, (resolved / name, there / name)) for name in names]
     elif os.path.isfile(there):  # noqa: PTH113
-        found = [*_listed(there, notes)]
+        found = [*_photos_in_list(there, notes)]
     else:
         raise DataError(f"{path.name} names {place[:100]!r}, which is not there.")
     if not found:
@@ -139,9 +159,9 @@ def _photos(path: Path, root: Path, place: str, notes: list[str]) -> list[_Photo
 
 
 def _walk(folder: Path) -> Iterator[str]:
-    """The files in a folder and below, relative to it, but for hidden ones.
+    """Yield the files in a folder and below, relative to it, except hidden ones.
 
-    Links to folders are followed, to each folder once, so that a loop ends.
+    Links to folders are followed, but each folder is visited once, which ends loops.
     """
     seen = set()
     for place, folders, files in os.walk(folder, followlinks=True):
@@ -157,15 +177,15 @@ def _walk(folder: Path) -> Iterator[str]:
                 yield name if inside == "." else os.path.join(inside, name)  # noqa: PTH118
 
 
-def _listed(file: Path, notes: list[str]) -> Iterator[_Photo]:
-    """The pictures that a text file lists, one a line.
+def _photos_in_list(file: Path, notes: list[str]) -> Iterator[_Photo]:
+    """Yield the photos that a text file lists, one a line.
 
-    As YOLOv5 has it, a line that begins with `./` is relative to the file, any other to the working
-    directory; where it is not there, it is looked for beside the file, too.
+    As in YOLOv5, a line that begins with `./` is relative to the file, any other to the working
+    directory; a file that does not exist there is also looked for beside the list.
     """
     data = _read(file, _LIST_BYTES)
-    # A path need not be text.
-    text = _decode(data, file) if _is_utf16(data) else os.fsdecode(_without_mark(data))
+    # A path need not be valid UTF-8.
+    text = _decode(data, file) if _is_utf16(data) else os.fsdecode(_without_bom(data))
     lines = [line.strip() for line in text.splitlines()]
     others = 0
     for line in filter(None, lines):
@@ -187,8 +207,8 @@ def _listed(file: Path, notes: list[str]) -> Iterator[_Photo]:
 
 
 @dataclass
-class _Tally:
-    """What happened to files of labels: how often, and to which first."""
+class _LabelIssues:
+    """Counts of problems in label files, and the first file that has each problem."""
 
     counts: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
@@ -213,27 +233,27 @@ class _Tally:
             yield f"{_plural(number, noun)} {rest.format(first=self.first[kind])}"
 
 
-def _with_labels(path: Path, found: list[_Photo], notes: list[str]) -> Split:
-    tally = _Tally()
+def _read_all_labels(path: Path, found: list[_Photo], notes: list[str]) -> Split:
+    issues = _LabelIssues()
     photos: list[Path] = []
     labels: list[NDArray[np.float64]] = []
     for photo in found:
-        file = photo.labels()
+        file = photo.label_file()
         try:
-            rows = np.zeros((0, 5)) if file is None else _read_labels(file, tally)
+            rows = np.zeros((0, 5)) if file is None else _read_labels(file, issues)
         except DataError as error:
-            tally.add("out", str(error))
+            issues.add("out", str(error))
             continue
         if file is None:
-            tally.add("missing", photo.path.name)
+            issues.add("missing", photo.path.name)
         photos.append(photo.path)
         labels.append(rows)
-    if tally.counts["out"] and not any(len(rows) for rows in labels):
-        raise DataError(f"{path.name} has no photo with labels of use: {tally.first['out']}.")
-    return Split(photos=photos, labels=labels, notes=(*notes, *tally.notes()))
+    if issues.counts["out"] and not any(len(rows) for rows in labels):
+        raise DataError(f"{path.name} has no photo with usable labels: {issues.first['out']}.")
+    return Split(photos=photos, labels=labels, notes=(*notes, *issues.notes()))
 
 
-def _read_labels(path: Path, tally: _Tally) -> NDArray[np.float64]:
+def _read_labels(path: Path, issues: _LabelIssues) -> NDArray[np.float64]:
     """Rows [n, 5] of a file.
 
     Raises:
@@ -242,11 +262,11 @@ def _read_labels(path: Path, tally: _Tally) -> NDArray[np.float64]:
     lines = [line.split() for line in _decode(_read(path, _LABELS_BYTES), path).splitlines()]
     lines = [line for line in lines if line]
     try:
-        # Whoever has a polygon among boxes has nothing but polygons, for YOLOv5.
+        # In YOLOv5 one polygon in a file makes every row of it a polygon.
         if any(len(line) > 6 for line in lines):
             if not all(len(line) > 6 for line in lines):
-                tally.add("mixed", path.name)
-            rows = np.array([_around(np.array(line, float)) for line in lines])
+                issues.add("mixed", path.name)
+            rows = np.array([_bounding_box(np.array(line, float)) for line in lines])
         else:
             rows = np.array(lines, float).reshape(len(lines), 5)
     except ValueError:
@@ -255,18 +275,18 @@ def _read_labels(path: Path, tally: _Tally) -> NDArray[np.float64]:
         raise DataError(f"{path.name} is not a file of labels; {_LABELS_ALLOWED}")
     if (odd := rows[(rows[:, 0] < 0) | (rows[:, 0] % 1 != 0)]).size:
         raise DataError(f"{path.name} has class {odd[0, 0]:g}; {_LABELS_ALLOWED}")
-    parts = rows[:, 1:].astype(np.float32)  # in which 1.00000001 is 1, as in YOLOv5
+    parts = rows[:, 1:].astype(np.float32)  # rounds 1.00000001 to 1, as YOLOv5 does
     if (odd := parts[(parts < 0) | (parts > 1)]).size:
         kind = "as if in pixels" if odd.max() > 2 else "which is out of bounds"
         raise DataError(f"{path.name} has {odd.max():g}, {kind}; {_LABELS_ALLOWED}")
     _, first = np.unique(rows.astype(np.float32), axis=0, return_index=True)
     if len(first) < len(rows):
-        tally.add("twice", path.name, len(rows) - len(first))
+        issues.add("twice", path.name, len(rows) - len(first))
     return rows[np.sort(first)]
 
 
-def _around(row: NDArray[np.float64]) -> tuple[float, ...]:
-    """The class, and the box around the points, of a row of labels."""
+def _bounding_box(row: NDArray[np.float64]) -> tuple[float, ...]:
+    """Return the class and the bounding box of a polygon in a row of labels."""
     points = row[1:].reshape(-1, 2)
     low, high = points.min(0), points.max(0)
     return (row[0], *((low + high) / 2), *(high - low))
@@ -280,7 +300,8 @@ def _names_from_yaml(path: Path, names: object) -> list[str]:
         named = {_index(key): name for key, name in names.items()}
         if None in named or len(named) < len(names):
             raise DataError(
-                f"{path.name} has class names under what is no index; allowed: 0, 1 and so on."
+                f"{path.name} has class names under a key that is not an index; allowed: 0, 1 and"
+                " so on."
             )
         gaps = [index for index in range(len(named)) if index not in named]
         if gaps:
@@ -301,8 +322,8 @@ def _index(key: object) -> int | None:
     return key if isinstance(key, int) and not isinstance(key, bool) else None
 
 
-def _doubts(path: Path, data: dict[str, Any]) -> list[str]:
-    """What YOLOv5 takes without a word, and may be meant otherwise."""
+def _ambiguities(path: Path, data: dict[str, Any]) -> list[str]:
+    """Describe what YOLOv5 accepts silently although it may be meant differently."""
     notes = []
     names = data.get("names")
     listed = [*names.values()] if isinstance(names, dict) else names
@@ -324,8 +345,8 @@ def _doubts(path: Path, data: dict[str, Any]) -> list[str]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     raw = _read(path, _yaml.MAX_BYTES)
-    # YOLOv5 drops what is no UTF-8, so that its class names lack it too.
-    utf8 = _without_mark(raw).decode("utf-8", "ignore")
+    # YOLOv5 drops bytes that are not UTF-8, from class names too.
+    utf8 = _without_bom(raw).decode("utf-8", "ignore")
     text = _decode(raw, path) if _is_utf16(raw) else utf8
     try:
         data = _yaml.load(text)
@@ -352,7 +373,7 @@ def _is_utf16(data: bytes) -> bool:
     return data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
 
 
-def _without_mark(data: bytes) -> bytes:
+def _without_bom(data: bytes) -> bytes:
     return data.removeprefix(codecs.BOM_UTF8)
 
 

@@ -1,7 +1,7 @@
-"""One deadline for a whole blocking HTTP request, under httpx.
+"""One deadline for a whole blocking HTTP request, in a transport for httpx.
 
-A blocking socket's timeout begins anew with every byte, and looking up a name has none. Here every
-step gets what is left of the request's time.
+A blocking socket's timeout restarts with every byte, and name look-ups have none. Here every step
+gets the time that is left of the request's.
 """
 
 from __future__ import annotations
@@ -29,18 +29,19 @@ ERRORS = (
     httpcore.TimeoutException,
     httpcore.UnsupportedProtocol,
 )
-# A peer that takes less than this at a time could hold one call for longer than is left.
-_PIECE = 32 << 10  # bytes
+# A single large write could outlast the deadline if the peer reads slowly.
+_WRITE_CHUNK = 32 << 10  # bytes
 
 
 class Deadline(threading.local):
-    """Of the request that the thread has under way."""
+    """The deadline of the request that the current thread makes."""
 
     def __init__(self) -> None:
         self._at = float("inf")
 
     @contextmanager
     def within(self, seconds: float) -> Iterator[None]:
+        """Set the deadline for the calls in the block."""
         self._at = time.monotonic() + seconds
         try:
             yield
@@ -48,10 +49,10 @@ class Deadline(threading.local):
             self._at = float("inf")
 
     def left(self) -> float | None:
-        """Seconds; None without a deadline.
+        """Return the seconds that are left; None without a deadline.
 
         Raises:
-            httpcore.ReadTimeout: there are none.
+            httpcore.ReadTimeout: the deadline has passed.
         """
         if self._at == float("inf"):
             return None
@@ -61,10 +62,11 @@ class Deadline(threading.local):
 
 
 class Transport(httpx.BaseTransport):
-    """For `httpx.Client`; raises httpcore's own `ERRORS`.
+    """A transport for `httpx.Client` that keeps the deadline; raises httpcore's own `ERRORS`.
 
     Args:
-        connections: at a time.
+        connections: most connections at a time.
+        context: for HTTPS; None for httpcore's default.
     """
 
     def __init__(
@@ -108,7 +110,7 @@ class Transport(httpx.BaseTransport):
                 ),
                 headers=request.headers.raw,
                 content=request.stream,
-                # For the wait until another thread's request is done.
+                # The pool waits until another thread's request ends.
                 extensions={"timeout": {"pool": self._deadline.left()}},
             )
         )
@@ -147,7 +149,7 @@ class _Backend(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:
-        """To the first of the host's addresses that takes the connection."""
+        """Connect to the first address of the host that accepts."""
         failure: Exception | None = None
         for address in _addresses(host, port, self._deadline.left()):
             try:
@@ -175,8 +177,8 @@ class _Stream(httpcore.NetworkStream):
         return self._stream.read(max_bytes, self._deadline.left())
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        for start in range(0, len(buffer), _PIECE):
-            self._stream.write(buffer[start : start + _PIECE], self._deadline.left())
+        for start in range(0, len(buffer), _WRITE_CHUNK):
+            self._stream.write(buffer[start : start + _WRITE_CHUNK], self._deadline.left())
 
     def close(self) -> None:
         self._stream.close()
@@ -195,7 +197,7 @@ class _Stream(httpcore.NetworkStream):
 
 
 def _addresses(host: str, port: int, left: float | None) -> list[str]:
-    """The host's, in the system's order."""
+    """Look up the host's addresses, in the system's order."""
     try:
         return [str(ipaddress.ip_address(host))]
     except ValueError:
@@ -212,7 +214,7 @@ def _addresses(host: str, port: int, left: float | None) -> list[str]:
     if is_loopback(host):
         look_up()
     else:
-        # The system's resolver knows no timeout; one that hangs is left behind.
+        # The system's resolver has no timeout; a thread that hangs in it is abandoned.
         threading.Thread(target=look_up, daemon=True).start()
     try:
         answer = found.get(timeout=left)

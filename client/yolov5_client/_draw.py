@@ -1,4 +1,4 @@
-"""Annotated pictures and crops. With `_video`, the only modules that need OpenCV (extra `draw`)."""
+"""Annotated pictures and crops. Needs OpenCV (the extra `draw`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ._detections import Detections
 
-# What it says of an image or a video, beside its return value, stands in our own errors.
+# Silence OpenCV's own messages; our errors report the same failures.
 if hasattr(cv2, "setLogLevel"):
     cv2.setLogLevel(0)
 else:  # since OpenCV 4.13
@@ -19,7 +19,7 @@ else:  # since OpenCV 4.13
 Picture = NDArray[np.uint8]
 """[height, width, 3], BGR."""
 
-# BGR. Neighbours in the list differ in hue and lightness; the text on them is black or white.
+# BGR. Neighbours in the list differ in hue and lightness; labels are black or white.
 _COLOURS = (
     (56, 56, 255),
     (49, 210, 207),
@@ -32,14 +32,14 @@ _COLOURS = (
     (187, 212, 0),
     (199, 55, 255),
 )
-_CROP_SCALE, _CROP_MARGIN = 1.02, 10  # as YOLOv5 widens a box before it cuts it out; pixels
+_CROP_SCALE, _CROP_MARGIN = 1.02, 10  # factor and pixels by which YOLOv5 enlarges a crop
 
 
 def decode(data: bytes) -> Picture:
-    """The picture as it is displayed.
+    """Decode an image as it is displayed.
 
     Raises:
-        ValueError: it cannot be decoded here.
+        ValueError: OpenCV cannot decode it.
     """
     try:
         # IMREAD_COLOR applies the EXIF orientation, as the server does.
@@ -52,11 +52,11 @@ def decode(data: bytes) -> Picture:
 
 
 def write(picture: Picture, target: Path) -> None:
-    """Write a picture, in the format that the target's ending names.
+    """Write a picture in the format of the target's suffix.
 
     Raises:
-        ValueError: the format does not hold such a picture.
-        OSError: it cannot be written.
+        ValueError: the picture is too large for the format.
+        OSError: the file cannot be written.
     """
     try:
         fits, encoded = cv2.imencode(target.suffix, picture)
@@ -76,15 +76,17 @@ def draw(
     labels: bool = True,
     confidences: bool = True,
 ) -> None:
-    """Draw the detections into the picture.
+    """Draw the detections into the picture, in place.
 
     Args:
-        line: thickness in pixels; by default it follows the picture's size.
+        line: thickness in pixels; None chooses it by the picture's size.
+        labels: draw the class names.
+        confidences: draw the scores beside the class names.
     """
     height, width = picture.shape[:2]
     line = line or max(2, round((height + width) / 2 * 0.003))
     scale, stroke = line / 3, max(1, line - 1)
-    # Weakest first, so that the surest end up on top.
+    # Draw the best detections last, on top.
     for box, score, index, label in reversed(
         list(zip(detections.boxes, detections.scores, detections.classes, detections.labels))
     ):
@@ -96,7 +98,7 @@ def draw(
         text = f"{label} {score:.2f}" if confidences else label
         text = text.encode("ascii", "replace").decode()
         (w, h), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, stroke)
-        # Above the box where there is room, else inside it; never beyond the picture's edge.
+        # Above the box if there is space, otherwise inside; never beyond the picture's edge.
         left = max(0, min(x1, width - w))
         bottom = y1 if y1 - h - below >= 0 else min(height, y1 + h + below)
         cv2.rectangle(picture, (left, bottom - h - below), (left + w, bottom), colour, cv2.FILLED)
@@ -113,7 +115,11 @@ def draw(
 
 
 def crop(picture: Picture, box: NDArray[np.float32]) -> Picture:
-    """The part of the picture that a box x1, y1, x2, y2 shows, with a margin."""
+    """Cut out a box with a margin, as YOLOv5 does.
+
+    Args:
+        box: float32 [4]: x1, y1, x2, y2 in pixels of the picture.
+    """
     height, width = picture.shape[:2]
     x1, y1, x2, y2 = (float(side) for side in box)
     half_w = ((x2 - x1) * _CROP_SCALE + _CROP_MARGIN) / 2

@@ -1,4 +1,4 @@
-"""Requests over gRPC, by Triton's own client: blocking, and for asyncio."""
+"""Requests over gRPC with Triton's own client: blocking, and for asyncio."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from ._status import ServerStatus
 
 T = TypeVar("T")
 _LARGEST_REQUEST = 2**31 - 1  # bytes
-_NO_MESSAGE = "the answer is no message of Triton's."
+_NO_MESSAGE = "the answer is not a message of Triton."
 
 
 def _channel(connection: Connection) -> dict[str, Any]:
-    """Arguments for either of Triton's clients."""
+    """Return the arguments for either of Triton's clients."""
     # https://github.com/grpc/grpc/blob/master/include/grpc/impl/channel_arg_names.h
     arguments: list[tuple[str, Any]] = [
         ("grpc.max_send_message_length", _LARGEST_REQUEST),
         ("grpc.max_receive_message_length", LARGEST_ANSWER),
-        # Only what is not compressed: nothing is unpacked that could be much larger than what came.
+        # Accept no compression: a small answer could unpack to far more than the limit.
         ("grpc.compression_enabled_algorithms_bitset", 1),
-        # gRPC would ask a loopback address through a proxy too.
+        # gRPC by itself would use a proxy for a loopback address, too.
         ("grpc.enable_http_proxy", int(connection.proxy is not None)),
-        # Of several addresses every one gets its share; the default sends all to the first.
+        # Distribute requests over all addresses; the default uses only the first.
         ("grpc.lb_policy_name", "round_robin"),
-        # A server that comes back is found within seconds; the default waits up to two minutes.
+        # Find a server that comes back within seconds; the default waits up to two minutes.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 1000),
         ("grpc.max_reconnect_backoff_ms", 250),
-        # Else clients of one process that name the same address share one connection.
+        # By default clients of one process with the same address share one connection.
         ("grpc.use_local_subchannel_pool", 1),
     ]
     if connection.keepalive is not None:
@@ -93,12 +93,12 @@ def _outputs(result: triton.InferResult) -> _wire.Outputs:
 
 
 def _error(error: InferenceServerException, connection: Connection) -> Exception:
-    if error.status() is None:  # Triton's client itself refuses to send it
+    if error.status() is None:  # Triton's client itself refuses to send the request
         return InvalidRequestError(_wire.one_line(str(error.message())))
-    return _wire.error_of_grpc(str(error.status()), str(error.message()), via=connection.via)
+    return _wire.error_from_grpc(str(error.status()), str(error.message()), via=connection.via)
 
 
-class _Budget:
+class _TimeBudget:
     """One timeout for several calls."""
 
     def __init__(self, connection: Connection, seconds: float) -> None:
@@ -106,7 +106,11 @@ class _Budget:
         self._connection = connection
 
     def options(self) -> dict[str, Any]:
-        """For the next call."""
+        """Return the arguments for the next call, with the time that is left.
+
+        Raises:
+            TimedOutError: no time is left.
+        """
         left = self._deadline - time.monotonic()
         if left <= 0:
             raise TimedOutError(f"no answer within the timeout{self._connection.via}.")
@@ -114,7 +118,7 @@ class _Budget:
 
 
 class GrpcTransport:
-    """Blocking; threads may share it."""
+    """The blocking transport. Threads may share one."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -126,7 +130,7 @@ class GrpcTransport:
         )
 
     def status(self, timeout: float) -> ServerStatus:
-        budget = _Budget(self._connection, timeout)
+        budget = _TimeBudget(self._connection, timeout)
         ask = self._triton
         metadata = self._call(ask.get_server_metadata, **budget.options())
         return ServerStatus(
@@ -147,7 +151,7 @@ class GrpcTransport:
 
 
 class AsyncGrpcTransport:
-    """The same for asyncio. To be made where the event loop runs."""
+    """The transport for asyncio. It must be made inside the running event loop."""
 
     def __init__(self, connection: Connection) -> None:
         from tritonclient.grpc.aio import InferenceServerClient
@@ -161,7 +165,7 @@ class AsyncGrpcTransport:
         )
 
     async def status(self, timeout: float) -> ServerStatus:
-        budget = _Budget(self._connection, timeout)
+        budget = _TimeBudget(self._connection, timeout)
         ask = self._triton
         metadata = await self._call(ask.get_server_metadata, **budget.options())
         return ServerStatus(
@@ -178,7 +182,7 @@ class AsyncGrpcTransport:
             answer = await function(*arguments, **options)
         except InferenceServerException as error:
             raise _error(error, self._connection) from None
-        if answer is None:  # what gRPC's asyncio side makes of bytes that are no message
+        if answer is None:  # gRPC for asyncio returns None for bytes that are not a message
             raise ServerError(_NO_MESSAGE)
         return answer
 

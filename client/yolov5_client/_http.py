@@ -1,7 +1,7 @@
-"""Requests over HTTP, for where gRPC does not get through: blocking, and for asyncio.
+"""Requests over HTTP, for networks that gRPC does not pass: blocking, and for asyncio.
 
-The body is the image itself, the parameters are headers, as in the contract's curl line.
-With _deadline.py the only module that needs httpx (the extra `http`).
+The body is the image itself; the parameters are headers. With `_deadline` the only module that
+needs httpx (the extra `http`).
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ T = TypeVar("T")
 _INFER = f"/v2/models/{names.MODEL}/infer"
 _BINARY = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": "0"}
 _LENGTH = "Inference-Header-Content-Length"
-# What httpx says when a connection ends early, as it does when a server is restarted.
+# httpx's messages for a connection that ends early, for example when a server restarts.
 _CUT_OFF = re.compile("Server disconnected|peer closed connection")
 
 
 @dataclass(frozen=True)
-class _Answer:
+class _Response:
     status: int
     reason: str
     headers: Mapping[str, str]
@@ -46,13 +46,13 @@ class _Answer:
 
 
 def _options(connection: Connection) -> dict[str, Any]:
-    """Arguments for either of httpx's clients."""
+    """Return the arguments for either of httpx's clients."""
     return {
         "base_url": connection.address.rstrip("/"),
-        # Nothing is unpacked that could be much larger than what came.
+        # Accept no compression: a small answer could unpack to far more than the limit.
         "headers": {**connection.headers, "Accept-Encoding": "identity"},
-        "timeout": None,  # there is one for the whole request
-        "trust_env": False,  # its proxies are ours to find, see _proxy.py
+        "timeout": None,  # the transports limit the whole request instead
+        "trust_env": False,  # _proxy.py chooses the proxy
     }
 
 
@@ -60,7 +60,7 @@ def _context(connection: Connection) -> ssl.SSLContext | None:
     if tls := connection.encryption:
         return tls.context()
     if connection.address.startswith("https:"):
-        return httpx.create_ssl_context()  # with what the environment says of authorities
+        return httpx.create_ssl_context()  # reads the authorities from the environment
     return None
 
 
@@ -75,7 +75,7 @@ def _proxy(connection: Connection) -> httpx.Proxy | None:
     return httpx.Proxy(connection.proxy.url)
 
 
-def _made(make: Callable[[], T], connection: Connection) -> T:
+def _construct(make: Callable[[], T], connection: Connection) -> T:
     try:
         return make()
     except httpx.InvalidURL as error:
@@ -92,14 +92,20 @@ def _request(image: bytes, parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Receiver:
-    """Collects an answer, unless it is too large."""
+    """Collects the body of a response up to the limit.
+
+    Raises:
+        ServerError: the response is too large, or compressed.
+    """
 
     def __init__(self, answer: httpx.Response) -> None:
         self._answer = answer
         self._body = bytearray()
         encoding = answer.headers.get("Content-Encoding", "identity")
         if encoding != "identity":
-            raise ServerError(f"the answer is encoded as {_wire.one_line(encoding)}, unasked.")
+            raise ServerError(
+                f"the answer is compressed as {_wire.one_line(encoding)}, against the request."
+            )
         declared = answer.headers.get("Content-Length", "0")
         if declared.isdecimal():
             self._check(int(declared[:20]))
@@ -113,36 +119,38 @@ class _Receiver:
         self._check(len(self._body) + len(chunk))
         self._body += chunk
 
-    def answer(self) -> _Answer:
+    def answer(self) -> _Response:
         answer = self._answer
-        return _Answer(answer.status_code, answer.reason_phrase, answer.headers, bytes(self._body))
+        return _Response(
+            answer.status_code, answer.reason_phrase, answer.headers, bytes(self._body)
+        )
 
 
-def _outputs(answer: _Answer) -> _wire.Outputs:
+def _outputs(answer: _Response) -> _wire.Outputs:
     length = answer.headers.get(_LENGTH, "")
     if not re.fullmatch(r"\d{1,9}", length, re.ASCII):
         raise ServerError(f"the answer is not one of Triton's: it has no valid {_LENGTH}.")
     try:
-        return _wire.outputs_of_http(answer.body, int(length))
+        return _wire.outputs_from_http(answer.body, int(length))
     except ValueError as error:
         raise ServerError(f"the answer is not one of Triton's: {error}.") from error
 
 
-def _version(answer: _Answer) -> str:
+def _version(answer: _Response) -> str:
     try:
-        return _wire.version_of_json(answer.body)
+        return _wire.version_from_json(answer.body)
     except ValueError:
-        raise ServerError("what answers there is no Triton server.") from None
+        raise ServerError("the server at this address is not Triton.") from None
 
 
-def _check(answer: _Answer, connection: Connection) -> _Answer:
+def _check(answer: _Response, connection: Connection) -> _Response:
     if answer.status != 200:
-        raise _wire.error_of_http(answer.status, answer.reason, answer.body, via=connection.via)
+        raise _wire.error_from_http(answer.status, answer.reason, answer.body, via=connection.via)
     return answer
 
 
-# What goes wrong on the way. httpx lets through what TLS says in place of an answer, such as that a
-# certificate is missing.
+# Failures on the way. httpx passes on what TLS reports instead of an answer, such as a missing
+# certificate, as an OSError.
 _FAILURES = (httpx.HTTPError, *_deadline.ERRORS, OSError)
 
 
@@ -153,7 +161,7 @@ def _error(error: Exception, connection: Connection) -> YoloClientError:
     reason = _wire.one_line(str(error)) or type(error).__name__
     if isinstance(error, (httpx.RemoteProtocolError, httpcore.RemoteProtocolError)):
         if not _CUT_OFF.match(reason):
-            return ServerError(f"what answers there does not speak HTTP: {reason}{via}")
+            return ServerError(f"the server at this address does not speak HTTP: {reason}{via}")
     elif isinstance(error, (httpx.ProxyError, httpcore.ProxyError)) and reason.startswith("407"):
         return DeniedError(f"{reason}{via}")
     return UnavailableError(f"{reason}{via}")
@@ -163,7 +171,7 @@ _READY = {names.MODEL: f"/v2/models/{names.MODEL}/ready"}
 
 
 class HttpTransport:
-    """Blocking; threads may share it."""
+    """The blocking transport. Threads may share one."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -174,7 +182,7 @@ class HttpTransport:
             context=_context(connection),
             proxy=_proxy(connection),
         )
-        self._http = _made(
+        self._http = _construct(
             lambda: httpx.Client(**_options(connection), transport=transport), connection
         )
 
@@ -195,7 +203,7 @@ class HttpTransport:
                 models={model: ready(path) for model, path in _READY.items()},
             )
 
-    def _send(self, **request: Any) -> _Answer:
+    def _send(self, **request: Any) -> _Response:
         try:
             with self._http.stream(**request) as answer:
                 receiver = _Receiver(answer)
@@ -210,7 +218,7 @@ class HttpTransport:
 
 
 class AsyncHttpTransport:
-    """The same for asyncio."""
+    """The transport for asyncio."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -220,7 +228,7 @@ class AsyncHttpTransport:
         options = {**_options(connection), "limits": limits, "proxy": _proxy(connection)}
         if context := _context(connection):
             options["verify"] = context
-        self._http = _made(lambda: httpx.AsyncClient(**options), connection)
+        self._http = _construct(lambda: httpx.AsyncClient(**options), connection)
 
     async def infer(self, image: bytes, parameters: Mapping[str, Any]) -> _wire.Outputs:
         request = _request(image, parameters)
@@ -242,13 +250,13 @@ class AsyncHttpTransport:
         )
 
     async def _within(self, timeout: float, work: Coroutine[Any, Any, T]) -> T:
-        """However slowly the bytes come, and however many connections it takes."""
+        """Limit the time of the whole work, however slowly bytes arrive."""
         try:
             return await asyncio.wait_for(work, timeout)
-        except asyncio.TimeoutError:  # the builtin one only since Python 3.11
+        except asyncio.TimeoutError:  # an alias of the builtin only since Python 3.11
             raise TimedOutError(f"no answer within the timeout{self._connection.via}.") from None
 
-    async def _send(self, **request: Any) -> _Answer:
+    async def _send(self, **request: Any) -> _Response:
         try:
             async with self._http.stream(**request) as answer:
                 receiver = _Receiver(answer)

@@ -1,6 +1,6 @@
-"""Detections as other libraries have them; none of those is needed until it is asked for.
+"""Conversions of detections to and from other libraries, which are imported on use.
 
-`to_...` makes the other's form; `of_...` the columns of ours, in any order.
+`to_...` returns the other library's form, `from_...` the arguments of `Detections.from_unsorted`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def to_supervision(detections: Detections) -> sv.Detections:
     )
 
 
-def of_supervision(found: sv.Detections) -> dict[str, Any]:
+def from_supervision(found: sv.Detections) -> dict[str, Any]:
     if found.confidence is None or found.class_id is None or "class_name" not in found.data:
         raise ValueError("the detections lack confidence, class_id or data['class_name'].")
     return {
@@ -59,7 +59,7 @@ def to_coco(
     return results
 
 
-def of_coco(results: Iterable[Mapping[str, Any]], names: Mapping[int, str]) -> dict[str, Any]:
+def from_coco(results: Iterable[Mapping[str, Any]], names: Mapping[int, str]) -> dict[str, Any]:
     rows = list(results)
     corners = [(x, y, x + w, y + h) for x, y, w, h in (row["bbox"] for row in rows)]
     classes = [int(row["category_id"]) for row in rows]
@@ -81,7 +81,7 @@ def to_pandas(detections: Detections) -> pd.DataFrame:
     return table
 
 
-def of_pandas(table: pd.DataFrame) -> dict[str, Any]:
+def from_pandas(table: pd.DataFrame) -> dict[str, Any]:
     return {
         "boxes": table[_CORNERS].to_numpy(),
         "scores": table["confidence"].to_numpy(),

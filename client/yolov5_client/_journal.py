@@ -1,7 +1,7 @@
-"""What a run of `detect` has done so far, on disk: `results.jsonl`, and `run.json` beside it.
+"""The progress of a run of `detect` on disk: `results.jsonl`, and `run.json` beside it.
 
-A line of the journal is written when everything else of its image has been, so that a run which
-was cut short at any point can go on after it.
+A line of the journal is written after all other results of its image. A run that is cut short at
+any point can therefore continue after the last line.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ RECORD = "run.json"
 
 
 @dataclass
-class Record:
+class RunRecord:
     """How a run was started.
 
     Attributes:
-        options: the command's, by name, without those that reach the server.
-        directory: where it was started, which its paths are relative to.
-        videos: the stems of the results of those that are complete.
+        options: the command's options by name, without those of the connection.
+        directory: the working directory, to which the paths are relative.
+        videos: the stems of the results of complete videos.
     """
 
     options: dict[str, Any]
@@ -36,11 +36,12 @@ class Record:
     videos: list[str] = field(default_factory=list)
 
     @classmethod
-    def read(cls, folder: Path) -> Record:
-        """Of the run in this folder.
+    def read(cls, folder: Path) -> RunRecord:
+        """Read the record of the run in a folder.
 
         Raises:
-            FileNotFoundError, ValueError: there is none; the message is a sentence.
+            FileNotFoundError, ValueError: there is none, or it is malformed. The message is a
+                sentence.
         """
         path = folder / RECORD
         try:
@@ -56,18 +57,18 @@ class Record:
 
     def write(self, folder: Path) -> None:
         text = json.dumps(asdict(self), indent=2) + "\n"
-        replace(folder / RECORD, text.encode())
+        replace_file(folder / RECORD, text.encode())
 
 
 @dataclass
-class Done:
-    """What a journal holds.
+class Progress:
+    """What a journal contains.
 
     Attributes:
-        images, videos: how often each name is done; a path may be given twice.
-        image_stems, video_stems: what their results are called.
-        refused: name and reason of those that the server did not take.
-        lines: how many images and frames that are.
+        images, videos: how often each source is finished; a path may be given twice.
+        image_stems, video_stems: the names of their results.
+        refused: name and reason of each image that the server refused.
+        lines: number of finished images and frames.
     """
 
     images: Counter[str] = field(default_factory=Counter)
@@ -79,17 +80,17 @@ class Done:
 
 
 class Journal:
-    """The journal of one folder, held by one process.
+    """The journal of one folder, locked by one process.
 
     Raises:
-        BlockingIOError: another process holds it; the message is a sentence.
+        BlockingIOError: another process has locked it. The message is a sentence.
     """
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / JOURNAL
-        self._file = self._locked()
+        self._file = self._open_locked()
 
-    def _locked(self) -> int:
+    def _open_locked(self) -> int:
         while True:
             file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
             try:
@@ -97,7 +98,7 @@ class Journal:
             except BlockingIOError:
                 os.close(file)
                 raise BlockingIOError(f"another process writes to {self._path.parent}.") from None
-            # Its holder may have put another file in its place meanwhile.
+            # The previous holder may have replaced the file in the meantime.
             if self._path.exists() and os.path.samestat(os.fstat(file), self._path.stat()):
                 return file
             os.close(file)
@@ -106,10 +107,10 @@ class Journal:
         os.ftruncate(self._file, 0)
 
     def append(self, line: str) -> None:
-        """Write one line, whole or not at all.
+        """Write one line completely or not at all.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the line cannot be written.
         """
         data = line.encode() + b"\n"
         before = os.fstat(self._file).st_size
@@ -118,27 +119,27 @@ class Journal:
             raise OSError(f"{self._path} cannot be written: the disk is full.")
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        """What is in it.
+        """Yield the parsed lines.
 
         Raises:
-            ValueError: a line is not one of a journal; the message is a sentence.
+            ValueError: a line is malformed. The message is a sentence.
         """
         return (line for line, _ in self._parsed())
 
-    def take_up(self, videos: list[str]) -> Done:
-        """Remove a last line that was cut short, and the lines of incomplete videos.
+    def recover(self, videos: list[str]) -> Progress:
+        """Remove an incomplete last line and the lines of incomplete videos.
 
         Args:
-            videos: the stems of those that are complete.
+            videos: the stems of complete videos.
 
         Returns:
-            What is left.
+            The progress that is left.
 
         Raises:
-            ValueError: as `lines`.
+            ValueError: as for `lines`.
         """
-        done, complete, dropped = Done(), set(videos), False
-        spans: list[tuple[int, int]] = []  # of what is kept
+        done, complete, dropped = Progress(), set(videos), False
+        spans: list[tuple[int, int]] = []  # begin and end of the bytes to keep
         for line, (start, end) in self._parsed():
             stem, video = line_stem(line), "frame" in line
             if video and stem not in complete:
@@ -158,12 +159,12 @@ class Journal:
                 done.videos[line["image"]] += 1
                 done.video_stems.add(stem)
         if dropped:
-            self._keep(spans)
+            self._rewrite(spans)
         else:
             os.ftruncate(self._file, spans[-1][1] if spans else 0)
         return done
 
-    def _keep(self, spans: list[tuple[int, int]]) -> None:
+    def _rewrite(self, spans: list[tuple[int, int]]) -> None:
         part = self._path.with_suffix(".part")
         file = os.open(
             part, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o666
@@ -200,13 +201,13 @@ class Journal:
 
 
 def line_stem(line: dict[str, Any]) -> str:
-    """What the results of a line's image, or of its video, are called."""
+    """Return the name of the results of a line's image or video."""
     stem: str = line.get("stem") or Source(line["image"]).stem
     return stem
 
 
-def replace(path: Path, data: bytes) -> None:
-    """Write a file in one step: others see the old one or the new one."""
+def replace_file(path: Path, data: bytes) -> None:
+    """Replace a file atomically: readers see the old content or the new."""
     part = path.with_name(path.name + ".part")
     part.write_bytes(data)
     part.replace(path)

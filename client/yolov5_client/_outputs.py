@@ -1,4 +1,4 @@
-"""What a run of `detect` leaves in its folder beside the journal."""
+"""The result files of a run of `detect`, apart from the journal."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._detections import Detections
-from ._journal import Done, line_stem
-from ._sources import SUFFIXES, safe_name
+from ._journal import Progress, line_stem
+from ._sources import IMAGE_SUFFIXES, safe_name
 
 if TYPE_CHECKING:
     from ._draw import Picture
 
-_DRAWN = SUFFIXES - {".mpo"}  # OpenCV reads these, but writes none
+_DRAWN = IMAGE_SUFFIXES - {".mpo"}  # OpenCV reads MPO but does not write it
 CSV_COLUMNS = ("image", "frame", "label", "class", "score", "x1", "y1", "x2", "y2")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """Which results to write, as the flags of the same names say it."""
+class OutputOptions:
+    """Which results to write; the flags of `detect` have the same names."""
 
     pictures: bool
     save_txt: bool = False
@@ -39,29 +39,29 @@ class Wanted:
     hide_conf: bool = False
 
     @property
-    def folder(self) -> bool:
-        """Whether there is anything to write."""
+    def needs_folder(self) -> bool:
+        """Whether any file is to be written."""
         files = (self.save_txt, self.save_crop, self.save_csv, self.save_json, self.save_jsonl)
         return self.pictures or any(files)
 
     @property
-    def pixels(self) -> bool:
-        """Whether a picture has to be decoded for it."""
+    def needs_picture(self) -> bool:
+        """Whether the picture has to be decoded."""
         return self.pictures or self.save_crop
 
 
-class Stems:
-    """Gives the results of each image and video a name of their own: `photo`, then `photo-2`.
+class UniqueStems:
+    """Unique names for the results of each image and video: `photo`, then `photo-2`.
 
-    The frames of a video `clip` are called `clip_1`, `clip_2` and so on.
+    The frames of a video `clip` are called `clip_1`, `clip_2` and so on, which an image must avoid.
     """
 
-    def __init__(self, done: Done) -> None:
+    def __init__(self, done: Progress) -> None:
         self._taken = done.image_stems | done.video_stems
         self._videos = set(done.video_stems)
         self._numbered = {self._base(stem) for stem in done.image_stems}
 
-    def take(self, stem: str, *, video: bool = False) -> str:
+    def allocate(self, stem: str, *, video: bool = False) -> str:
         name, number = stem, 2
         while (
             name in self._taken
@@ -82,44 +82,44 @@ class Stems:
         return match[1] if match else None
 
 
-class Outputs:
+class ResultWriter:
     """Writes the results of single images."""
 
-    def __init__(self, folder: Path, wanted: Wanted) -> None:
+    def __init__(self, folder: Path, output_options: OutputOptions) -> None:
         self._folder = folder
-        self._wanted = wanted
+        self._output_options = output_options
 
     def write(
-        self, stem: str, detections: Detections, pixels: Callable[[], Picture]
+        self, stem: str, detections: Detections, load_picture: Callable[[], Picture]
     ) -> Picture | None:
-        """Write the text file and the crops of one image; return the annotated picture.
+        """Write the text file and the crops of one image, and return the annotated picture.
 
         Args:
-            pixels: gives the picture, which is drawn into.
+            load_picture: returns the picture, which is then drawn into.
 
         Raises:
-            ValueError: the picture cannot be decoded; the text file is written.
-            OSError: something cannot be written.
+            ValueError: the picture cannot be decoded. The text file is written all the same.
+            OSError: a file cannot be written.
         """
-        wanted = self._wanted
-        if wanted.save_txt:
-            lines = detections.yolo_lines(confidence=wanted.save_conf)
+        output_options = self._output_options
+        if output_options.save_txt:
+            lines = detections.yolo_lines(confidence=output_options.save_conf)
             text = "".join(f"{line}\n" for line in lines)
             (self._made("labels") / f"{stem}.txt").write_text(text)
-        if not wanted.pixels:
+        if not output_options.needs_picture:
             return None
         from ._draw import draw
 
-        picture = pixels()
-        if wanted.save_crop:
+        picture = load_picture()
+        if output_options.save_crop:
             self._write_crops(stem, detections, picture)
-        if wanted.pictures:
+        if output_options.pictures:
             draw(
                 picture,
                 detections,
-                line=wanted.line_thickness,
-                labels=not wanted.hide_labels,
-                confidences=not wanted.hide_conf,
+                line=output_options.line_thickness,
+                labels=not output_options.hide_labels,
+                confidences=not output_options.hide_conf,
             )
         return picture
 
@@ -150,19 +150,19 @@ class Outputs:
 
 
 def crop_name(stem: str, number: int) -> str:
-    """`photo`, then `photo.2`, `photo.3`: never that of another image's crop."""
+    """Return `photo`, then `photo.2`, `photo.3`, never the name of another image's crop."""
     if number == 1 and not re.search(r"\.\d+$", stem):
         return stem
     return f"{stem}.{number}"
 
 
 def frame_stem(stem: str, frame: int | None) -> str:
-    """What the results of one frame of a video are called, as YOLOv5 does it."""
+    """Return the name of the results of one frame of a video, as YOLOv5 forms it."""
     return stem if frame is None else f"{stem}_{frame}"
 
 
 def write_csv(path: Path, lines: Iterable[dict[str, Any]]) -> None:
-    """One row for each detection in the journal's lines."""
+    """Write a row for each detection in the journal's lines."""
 
     def rows() -> Iterator[str]:
         buffer = io.StringIO()
@@ -181,13 +181,13 @@ def write_csv(path: Path, lines: Iterable[dict[str, Any]]) -> None:
 
 
 def write_coco(path: Path, lines: Iterable[dict[str, Any]]) -> None:
-    """The detections in the journal's lines as COCO's evaluation reads results."""
+    """Write the detections in the journal's lines in COCO's form for results."""
 
     def parts() -> Iterator[str]:
         separator = "["
         for line in lines:
             stem = frame_stem(line_stem(line), line.get("frame"))
-            # As YOLOv5's validation names them.
+            # YOLOv5's validation writes a number if the name is one.
             image = int(stem) if stem.isdecimal() else stem
             for (x1, y1, x2, y2), score, index, _ in _found(line):
                 result = {
@@ -210,7 +210,7 @@ def _found(line: dict[str, Any]) -> Iterator[tuple[list[float], float, int, str]
 
 def _write_text(path: Path, parts: Iterable[str]) -> None:
     part = path.with_name(path.name + ".part")
-    # A path on disk need not be UTF-8.
+    # A path on disk need not be valid UTF-8.
     with part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         file.writelines(parts)
     part.replace(path)

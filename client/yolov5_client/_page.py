@@ -1,7 +1,7 @@
-"""A little server for the page `page.html` and the one request that it makes.
+"""A small server for `page.html` and for the one request that the page makes.
 
-Triton sends no CORS headers, so a browser lets no page of another origin use it. This server is the
-page's origin, and passes images on to Triton; nothing else of Triton can be reached through it.
+Triton sends no CORS headers, and a browser therefore forbids pages of other origins to use it. This
+server is the page's origin and passes images on to Triton. It exposes nothing else of Triton.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _HOSTS = {"localhost", "127.0.0.1", "[::1]"}
 
 
 class RefusedError(Exception):
-    """A request is not answered as asked; the message is one sentence for the caller."""
+    """The request is refused. The message is one sentence for the caller."""
 
     def __init__(self, status: HTTPStatus, sentence: str, headers: Mapping[str, str] | None = None):
         super().__init__(sentence)
@@ -52,7 +52,7 @@ class RefusedError(Exception):
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     status: int
     headers: Mapping[str, str]
     body: bytes
@@ -60,15 +60,15 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Upstream:
-    """The HTTP side of Triton.
+    """Triton's HTTP port, to which images are passed on.
 
     Attributes:
-        address: http://HOST:PORT or https://HOST:PORT, perhaps with a path in front of /v2.
-        timeout: seconds that a request may take.
+        address: http://HOST:PORT or https://HOST:PORT, optionally with a path before /v2.
+        timeout: seconds for a whole request.
         headers: sent with every request.
 
     Raises:
-        ValueError: it cannot be used.
+        ValueError: an attribute cannot be used.
     """
 
     address: str
@@ -96,21 +96,21 @@ class Upstream:
 
     @cached_property
     def proxy(self) -> Proxy | None:
-        """What the environment wants between here and there."""
+        """The proxy that the environment names for the address."""
         return proxy_for_http(self.address)
 
     @property
     def via(self) -> str:
         return f" (through {self.proxy})" if self.proxy else ""
 
-    def infer(self, image: bytes, parameters: list[tuple[str, str]]) -> Answer:
-        """Ask for the detections in one image.
+    def infer(self, image: bytes, parameters: list[tuple[str, str]]) -> Response:
+        """Send one image to Triton and return the answer.
 
         Args:
             parameters: headers, as the caller wrote them.
 
         Raises:
-            RefusedError: there is no answer.
+            RefusedError: Triton gives no valid answer.
         """
         connection, prefix, extra = self._connection()
         headers = [
@@ -122,7 +122,7 @@ class Upstream:
             ("Content-Length", str(len(image))),
         ]
         try:
-            with _cut_off(connection, self.timeout):
+            with _time_limit(connection, self.timeout):
                 path = urlsplit(self.address).path.rstrip("/") + INFER
                 connection.putrequest("POST", prefix + path)
                 for name, value in headers:
@@ -137,7 +137,7 @@ class Upstream:
         except http.client.HTTPException:
             raise RefusedError(
                 HTTPStatus.BAD_GATEWAY,
-                f"what answers at {self.address} is not Triton's HTTP side{self.via}",
+                f"the server at {self.address} is not Triton's HTTP port{self.via}",
             ) from None
         except OSError as error:
             raise RefusedError(
@@ -147,7 +147,7 @@ class Upstream:
         finally:
             connection.close()
 
-    def _read(self, answer: http.client.HTTPResponse) -> Answer:
+    def _read(self, answer: http.client.HTTPResponse) -> Response:
         wanted = ("Content-Type", _LENGTH)
         headers = {name: text for name in wanted if (text := answer.headers[name]) is not None}
         body = answer.read(LARGEST_ANSWER + 1)
@@ -156,7 +156,7 @@ class Upstream:
                 HTTPStatus.BAD_GATEWAY,
                 f"the answer of {self.address} is larger than {LARGEST_ANSWER >> 20} MiB",
             )
-        return Answer(answer.status, headers, body)
+        return Response(answer.status, headers, body)
 
     def _connection(self) -> tuple[http.client.HTTPConnection, str, dict[str, str]]:
         """What to ask, what to put before the path, and headers for a proxy."""
@@ -181,11 +181,11 @@ class Upstream:
 
 
 @contextmanager
-def _cut_off(connection: http.client.HTTPConnection, seconds: float) -> Iterator[None]:
-    """End the connection when the time is over: a socket's own timeout begins anew with each byte.
+def _time_limit(connection: http.client.HTTPConnection, seconds: float) -> Iterator[None]:
+    """Shut the connection down after some seconds: a socket's timeout restarts with each byte.
 
     Raises:
-        TimeoutError: it was.
+        TimeoutError: the connection was shut down.
     """
     late = threading.Event()
 
@@ -193,7 +193,7 @@ def _cut_off(connection: http.client.HTTPConnection, seconds: float) -> Iterator
         late.set()
         with suppress(OSError):
             if connection.sock:
-                # Of the socket itself; TLS has a shutdown of its own, which waits for the peer.
+                # The method of the plain socket: that of TLS would wait for the peer.
                 socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
 
     timer = threading.Timer(seconds, cut)
@@ -221,10 +221,10 @@ def _is_http(address: str) -> bool:
 
 
 class PageServer(socketserver.ThreadingTCPServer):
-    """Listens from the start; answers while `serve_forever` runs.
+    """Listens as soon as it is made, and answers while `serve_forever` runs.
 
     Raises:
-        OSError: it cannot listen there.
+        OSError: it cannot listen on the host and port.
     """
 
     allow_reuse_address = True
@@ -237,7 +237,7 @@ class PageServer(socketserver.ThreadingTCPServer):
         self.address_family = family
         self.upstream = upstream
         self.page = Path(__file__).with_name("page.html").read_bytes()
-        self.policy = _policy(self.page)
+        self.policy = _content_security_policy(self.page)
         super().__init__((str(found[0]), port), _Handler)
         bound = self.socket.getsockname()[0]
         self.hosts = _HOSTS | {bound} if ipaddress.ip_address(bound).is_loopback else None
@@ -248,13 +248,13 @@ class PageServer(socketserver.ThreadingTCPServer):
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        # A caller that hangs up is no fault of ours.
+        # A caller that hangs up is not an error of the server.
         if not isinstance(sys.exc_info()[1], OSError):
             super().handle_error(request, client_address)
 
 
-def _policy(page: bytes) -> str:
-    """Content-Security-Policy: the page's own script and style, its pictures, its origin."""
+def _content_security_policy(page: bytes) -> str:
+    """Return the Content-Security-Policy, which allows only the page's own script and style."""
 
     def hashes(tag: bytes) -> str:
         found = re.findall(b"<%b>(.*?)</%b>" % (tag, tag), page, re.DOTALL)
@@ -271,7 +271,7 @@ def _policy(page: bytes) -> str:
 class _Handler(BaseHTTPRequestHandler):
     server: PageServer
     protocol_version = "HTTP/1.1"
-    timeout = 30  # seconds that a caller may neither send nor take anything
+    timeout = 30  # seconds without a byte sent or received
 
     def _route(self) -> None:
         try:
@@ -282,7 +282,7 @@ class _Handler(BaseHTTPRequestHandler):
                     "Content-Type": "text/html; charset=utf-8",
                     "Content-Security-Policy": self.server.policy,
                 }
-                self._send(Answer(HTTPStatus.OK, headers, self.server.page))
+                self._send(Response(HTTPStatus.OK, headers, self.server.page))
             else:
                 image, parameters = self._image(), self._parameters()
                 self._send(self.server.upstream.infer(image, parameters))
@@ -293,8 +293,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _check(self, path: str) -> None:
         host = self.headers.get("Host", "")
-        # A page elsewhere whose name is made to resolve to this machine (DNS rebinding) counts as
-        # of the same origin, and only the name gives it away.
+        # Under DNS rebinding another site's name resolves to this machine, and its page counts as
+        # of the same origin. Only the host name reveals it.
         if self.server.hosts and re.sub(r":\d+$", "", host).lower() not in self.server.hosts:
             allowed = ", ".join(sorted(self.server.hosts))
             raise RefusedError(
@@ -361,18 +361,18 @@ class _Handler(BaseHTTPRequestHandler):
         return image
 
     def _refuse(self, error: RefusedError) -> None:
-        # What is left of the request's body must not be read as the next request.
+        # The rest of the request's body must not be parsed as the next request.
         headers = {**error.headers, "Content-Type": "application/json", "Connection": "close"}
-        self._send(Answer(error.status, headers, json.dumps({"error": str(error)}).encode()))
-        # Closing on unread bytes resets the connection, and a browser that is still sending would
-        # not see the answer.
+        self._send(Response(error.status, headers, json.dumps({"error": str(error)}).encode()))
+        # Closing a socket with unread bytes resets the connection, and a browser that is still
+        # sending would not see the answer.
         self.connection.shutdown(socket.SHUT_WR)
         self.connection.settimeout(2)
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline and self.rfile.read1(1 << 16):
             pass
 
-    def _send(self, answer: Answer) -> None:
+    def _send(self, answer: Response) -> None:
         self.send_response_only(answer.status)
         for name, value in {
             "Cache-Control": "no-store",
@@ -388,9 +388,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(answer.body)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What the base class refuses by itself: requests that are none, and other methods."""
+        """Answer what the base class refuses by itself: malformed requests and other methods."""
         self.command = self.command or "GET"
         self._refuse(RefusedError(HTTPStatus(code), message or HTTPStatus(code).phrase))
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Requests are not logged."""
+        """Do not log requests."""

@@ -1,4 +1,4 @@
-"""The proxy that the environment names for an address, as curl and gRPC read its variables."""
+"""The proxy that the environment names for an address, chosen as curl and gRPC do."""
 
 from __future__ import annotations
 
@@ -15,39 +15,40 @@ _HTTP_SCHEMES = ("http", "https", "socks5", "socks5h")
 
 @dataclass(frozen=True)
 class Proxy:
-    """
+    """A proxy from the environment.
+
     Attributes:
-        url: as the variable has it, perhaps with a password.
-        variable: of the environment.
+        url: the value of the variable, perhaps with a password.
+        variable: the name of the variable.
     """
 
     url: str = field(repr=False)
     variable: str
 
     def __str__(self) -> str:
-        """Without the password."""
+        """Describe the proxy without its password."""
         parts = urlsplit(self.url)
         host = parts.netloc.rpartition("@")[2]
         return f"the proxy {parts.scheme}://{host} that {self.variable} names"
 
     @property
     def authorization(self) -> dict[str, str]:
-        """The header for a user and a password in the URL."""
+        """The header for the user and password in the URL; empty without them."""
         user, at, _ = urlsplit(self.url).netloc.rpartition("@")
         encoded = base64.b64encode(unquote(user).encode()).decode()
         return {"Proxy-Authorization": f"Basic {encoded}"} if at else {}
 
 
 def proxy_for_http(address: str) -> Proxy | None:
-    """The proxy for an http:// or https:// address; None for a loopback address.
+    """Find the proxy for an http:// or https:// address; None for a loopback address.
 
     Raises:
-        ValueError: the environment's value is not a proxy's address.
+        ValueError: the variable does not hold a proxy's address.
     """
     url = urlsplit(address)
     if not url.hostname or _is_exempt(url.hostname, url.port, "no_proxy", "NO_PROXY"):
         return None
-    # A program behind CGI gets the header `Proxy` of its caller as HTTP_PROXY.
+    # Under CGI, HTTP_PROXY holds the header `Proxy` of the caller and is not to be trusted.
     upper = () if url.scheme == "http" and "REQUEST_METHOD" in os.environ else (url.scheme,)
     names = [f"{url.scheme}_proxy", *(f"{scheme.upper()}_PROXY" for scheme in upper)]
     found = _named(*names) or _named("all_proxy", "ALL_PROXY")
@@ -57,7 +58,7 @@ def proxy_for_http(address: str) -> Proxy | None:
 
 
 def proxy_for_grpc(target: str) -> Proxy | None:
-    """The proxy that gRPC itself takes for a target; None for loopback addresses and for lists."""
+    """Find the proxy that gRPC itself uses for a target; None for loopback addresses and lists."""
     hosts = _grpc_hosts(target)
     if len(hosts) != 1 or _is_exempt(*hosts[0], "no_grpc_proxy", "no_proxy"):
         return None
@@ -66,14 +67,14 @@ def proxy_for_grpc(target: str) -> Proxy | None:
 
 
 def opener_for(url: str) -> urllib.request.OpenerDirector:
-    """For a download: with the environment's proxies, but none for a loopback address."""
+    """Return an opener for a download, with the environment's proxies except for loopback."""
     loopback = is_loopback(urlsplit(url).hostname or "")
     handlers = [urllib.request.ProxyHandler({})] if loopback else []
     return urllib.request.build_opener(*handlers)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or an address in text is this machine's own."""
+    """Whether a host name or an IP address is this machine's own."""
     host = host.strip("[]").rstrip(".").lower()
     if host == "localhost" or host.endswith(".localhost"):
         return True
@@ -86,7 +87,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _named(*variables: str) -> Proxy | None:
-    """The proxy of the first variable that is set; an empty one means none."""
+    """Return the proxy of the first variable that is set; an empty variable means no proxy."""
     for variable in variables:
         if (value := os.environ.get(variable)) is not None:
             value = value.strip()
@@ -103,7 +104,7 @@ def _check(proxy: Proxy) -> None:
     except ValueError:
         usable = False
     if not usable or not re.fullmatch(r"[!-~]+", proxy.url):
-        # Its value may hold a password, which belongs in no message.
+        # The value may hold a password, which must not appear in a message.
         raise ValueError(
             f"{proxy.variable} does not name a proxy that can be used; allowed: an address that"
             f" begins with {', '.join(f'{scheme}://' for scheme in _HTTP_SCHEMES)}."
@@ -111,7 +112,7 @@ def _check(proxy: Proxy) -> None:
 
 
 def _is_exempt(host: str, port: int | None, *variables: str) -> bool:
-    """Whether a host is this machine, or among those that no proxy is to be used for."""
+    """Whether a host is this machine, or is listed in one of the variables."""
     if is_loopback(host):
         return True
     listed = next((value for name in variables if (value := os.environ.get(name))), "")
@@ -119,7 +120,7 @@ def _is_exempt(host: str, port: int | None, *variables: str) -> bool:
 
 
 def _matches(entry: str, host: str, port: int | None) -> bool:
-    """An entry is *, an address, a network, or a domain with all that is below it."""
+    """Whether a host matches an entry: *, an address, a network, or a domain and its subdomains."""
     if entry == "*":
         return True
     host, entry = host.strip("[]").rstrip(".").lower(), entry.lower()
@@ -136,7 +137,7 @@ def _matches(entry: str, host: str, port: int | None) -> bool:
 
 
 def _grpc_hosts(target: str) -> list[tuple[str, int | None]]:
-    """Host and port of each address in a gRPC target; none for a socket of this machine."""
+    """Return host and port of each address in a gRPC target; none for a local socket."""
     scheme, colon, rest = target.partition(":")
     if colon and scheme in ("unix", "unix-abstract", "vsock"):
         return []

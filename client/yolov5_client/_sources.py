@@ -1,4 +1,4 @@
-"""What `detect SOURCE...` means: the images, videos and streams that it names."""
+"""The images, videos and streams that the arguments of `detect` name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from urllib.parse import unquote, urlsplit
 from ._proxy import opener_for
 from ._wire import read_file
 
-SUFFIXES = frozenset({".bmp", ".jpe", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"})
+IMAGE_SUFFIXES = frozenset(
+    {".bmp", ".jpe", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp"}
+)
 VIDEO_SUFFIXES = frozenset(
     {".asf", ".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm"}
     | {".wmv"}
@@ -30,7 +32,7 @@ LIVE_SCHEMES = frozenset({"rtmp", "rtmps", "rtsp", "rtsps", "tcp", "udp"})
 
 STDIN = "-"
 _DOWNLOAD_TIMEOUT = 30.0  # seconds without a byte
-_DOWNLOAD_LIMIT = 32 << 20  # bytes; the server takes no more
+_DOWNLOAD_LIMIT = 32 << 20  # bytes; the server accepts no more
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*")
 
 
@@ -39,8 +41,8 @@ class Source:
     """One image, video or live stream.
 
     Attributes:
-        name: as the caller named it, a folder's and a glob's with their path.
-        data: the encoded image, where it came on standard input.
+        name: as the caller named it; for files from a folder or glob, their path.
+        data: the encoded image, if it came on standard input.
     """
 
     name: str
@@ -49,7 +51,7 @@ class Source:
 
     @property
     def stem(self) -> str:
-        """What its results are called."""
+        """The name of its results."""
         if not self._is_url:
             return Path(self._file).stem
         host = urlsplit(self.name).netloc.rpartition("@")[2]
@@ -72,10 +74,10 @@ class Source:
         return unquote(urlsplit(self.name).path).rstrip("/").rpartition("/")[2]
 
     def read(self) -> bytes:
-        """The bytes of an image.
+        """Return the bytes of an image.
 
         Raises:
-            OSError: it cannot be read or downloaded.
+            OSError: the image cannot be read or downloaded.
         """
         if self.data is not None:
             return self.data
@@ -86,63 +88,65 @@ def expand(
     arguments: Iterable[str],
     *,
     stdin: BinaryIO,
-    without: Path | None = None,
+    exclude: Path | None = None,
     strict: bool = True,
 ) -> tuple[Iterable[Source], int | None]:
-    """The sources that the arguments name, in order, and how many they are.
+    """Return the sources that the arguments name, in order, and their number.
 
-    A file is taken whatever it is called, for the server to judge. Folders (with those in them)
-    and globs give the files with an image's or a video's ending, sorted; a `.txt` holds further
-    sources, and so does standard input, which is read as it comes, so that the number is not known
-    (None). A `.streams` holds the addresses of streams.
+    A file is accepted whatever its name; the server judges its content. Folders (recursively) and
+    globs yield the files with a suffix of an image or video, sorted. A `.txt` file lists further
+    sources, and so does standard input, which is read lazily; the number is then unknown (None). A
+    `.streams` file lists addresses of streams.
 
     Args:
-        without: a folder that is passed over, since results are written there.
-        strict: what is not there is an error at once; else it fails when it is read, as what a list
-            names always does.
+        exclude: a folder to skip, because results are written there.
+        strict: raise an error for a missing file at once. Otherwise it fails when it is read, as
+            the entries of a list always do.
 
     Raises:
-        FileNotFoundError: one does not exist, or has no image and no video in it.
+        FileNotFoundError: a source does not exist, or contains no image and no video.
     """
-    avoid = os.path.abspath(without) + os.sep if without else None  # noqa: PTH100 (resolves nothing)
+    excluded = os.path.abspath(exclude) + os.sep if exclude else None  # noqa: PTH100
     parts: list[Iterable[Source]] = []
     count: int | None = 0
     for argument in arguments:
         if argument != STDIN:
-            found = _expand(argument, avoid, strict)
+            found = _expand(argument, excluded, strict)
             parts.append(found)
             count = None if count is None else count + len(found)
         elif head_is_image(stdin.peek(64)):  # type: ignore[attr-defined]
             parts.append([Source(STDIN, data=stdin.read())])
             count = None if count is None else count + 1
         else:
-            parts.append(_lines(stdin, avoid))
+            parts.append(_sources_in_list(stdin, excluded))
             count = None
     return chain.from_iterable(parts), count
 
 
 def head_is_image(head: bytes) -> bool:
-    """Whether these first bytes of a file are those of an image, rather than of a list of paths."""
+    """Whether the first bytes of a file belong to an image rather than to a list of paths."""
     return (
         head.startswith(_SIGNATURES)
         or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
-        or (head[:2] == b"BM" and b"\0\0" in head[2:18])  # a path may begin so, too
+        or (head[:2] == b"BM" and b"\0\0" in head[2:18])  # a path may begin with BM, too
     )
 
 
 def safe_name(text: str) -> str:
-    """A file name for what a server or a URL calls so; it leads out of no folder."""
+    """Turn a label or URL into a file name that cannot lead out of its folder."""
     name = re.sub(r"[^\w .()+-]", "_", text)[:60].strip(" .")  # 60 of any letters are < 255 bytes
-    # On disk in UTF-8, also where the locale would have another encoding.
+    # Encoded in UTF-8 on disk, whatever the locale's encoding.
     return os.fsdecode((name or "_").encode())
 
 
-def _expand(argument: str, avoid: str | None, strict: bool) -> list[Source]:
-    found = _find(argument, avoid)
+def _expand(argument: str, excluded: str | None, strict: bool) -> list[Source]:
+    found = _find(argument, excluded)
     suffix = Path(argument).suffix.lower()
     if found is None and suffix in (".txt", ".streams") and Path(argument).is_file():
         with Path(argument).open("rb") as file:
-            lists = _streams(file) if suffix == ".streams" else _lines(file, avoid)
+            lists = (
+                _streams_in_list(file) if suffix == ".streams" else _sources_in_list(file, excluded)
+            )
             return list(lists)
     if found is None and (Path(argument).exists() or not strict):
         return [_file(argument)]
@@ -154,8 +158,8 @@ def _expand(argument: str, avoid: str | None, strict: bool) -> list[Source]:
     return found
 
 
-def _names(file: BinaryIO) -> Iterator[str]:
-    """The lines of a list, but for blank ones, comments, and the mark of an encoding."""
+def _list_entries(file: BinaryIO) -> Iterator[str]:
+    """Yield the lines of a list without blank lines, comments and the byte order mark."""
     first = file.readline()
     if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         text = (first + file.read()).decode("utf-16", "replace")
@@ -166,29 +170,29 @@ def _names(file: BinaryIO) -> Iterator[str]:
             yield name
 
 
-def _streams(file: BinaryIO) -> Iterator[Source]:
-    """A video on disk is read whole; all else is followed as it comes, whatever its ending."""
-    for name in _names(file):
+def _streams_in_list(file: BinaryIO) -> Iterator[Source]:
+    """Yield the entries of a list of streams; a file on disk is a video that is read whole."""
+    for name in _list_entries(file):
         yield _file(name) if Path(name).is_file() else Source(name, "stream")
 
 
-def _lines(file: BinaryIO, avoid: str | None) -> Iterator[Source]:
-    for name in _names(file):
-        # Most lines are this, and need no look at the disk.
-        if avoid and os.path.abspath(name).startswith(avoid):  # noqa: PTH100
-            continue  # a result of this very run
-        if _scheme(name) is None and not glob.has_magic(name) and _has_suffix(name, SUFFIXES):
+def _sources_in_list(file: BinaryIO, excluded: str | None) -> Iterator[Source]:
+    for name in _list_entries(file):
+        if excluded and os.path.abspath(name).startswith(excluded):  # noqa: PTH100
+            continue  # a result of this run
+        # The usual case, which needs no access to the disk.
+        if _scheme(name) is None and not glob.has_magic(name) and _has_suffix(name, IMAGE_SUFFIXES):
             yield Source(name)
         else:
             try:
-                found = _find(name, avoid)
-            except (OSError, ValueError):  # it may not be looked at, or is no name at all
+                found = _find(name, excluded)
+            except (OSError, ValueError):  # not accessible, or not a file name at all
                 found = None
             yield from found or [_file(name)]
 
 
-def _find(argument: str, avoid: str | None) -> list[Source] | None:
-    """What an argument names, unless it is a file (None, as for one that is nothing)."""
+def _find(argument: str, excluded: str | None) -> list[Source] | None:
+    """Return the sources that an argument names; None if it is a file or does not exist."""
     scheme = _scheme(argument)
     if scheme in ("http", "https"):
         suffix = Source(argument).suffix
@@ -198,13 +202,13 @@ def _find(argument: str, avoid: str | None) -> list[Source] | None:
     if scheme is not None:
         return [Source(argument, "stream")] if scheme in LIVE_SCHEMES else None
     if Path(argument).is_dir():
-        return _named(_walk(argument), avoid)
+        return _media_files(_walk(argument), excluded)
     if Path(argument).exists():
         return None
     if argument.isdecimal():
         return [Source(argument, "stream")]
     if glob.has_magic(argument):
-        return _named(glob.iglob(argument, recursive=True), avoid)  # noqa: PTH207 (quicker)
+        return _media_files(glob.iglob(argument, recursive=True), excluded)  # noqa: PTH207 (quicker)
     return None
 
 
@@ -215,12 +219,12 @@ def _walk(folder: str) -> Iterator[str]:
         yield from (prefix + name for name in files if not name.startswith("."))
 
 
-def _named(paths: Iterable[str], avoid: str | None) -> list[Source]:
-    wanted = SUFFIXES | VIDEO_SUFFIXES
+def _media_files(paths: Iterable[str], excluded: str | None) -> list[Source]:
+    wanted = IMAGE_SUFFIXES | VIDEO_SUFFIXES
     return [
         _file(path)
         for path in sorted(path for path in paths if _has_suffix(path, wanted))
-        if avoid is None or not os.path.abspath(path).startswith(avoid)  # noqa: PTH100
+        if excluded is None or not os.path.abspath(path).startswith(excluded)  # noqa: PTH100
     ]
 
 

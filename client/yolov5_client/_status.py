@@ -1,4 +1,4 @@
-"""What the server says of itself."""
+"""The state of a server."""
 
 from __future__ import annotations
 
@@ -7,11 +7,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class ServerStatus:
-    """
+    """The state of a server, as `Client.status` returns it.
+
+    Example:
+        >>> with Client("127.0.0.1:8001") as client:
+        ...     status = client.status()
+        >>> status.version
+        '2...'
+        >>> status.models
+        {'yolov5_ensemble': True}
+
     Attributes:
-        address: as the client was given it.
-        version: Triton's.
-        models: the endpoint, and whether it is ready.
+        address: the address that the client was given.
+        version: the version of Triton.
+        ready: whether Triton is ready.
+        models: whether the endpoint is ready, by its name.
     """
 
     address: str

@@ -1,9 +1,9 @@
-"""Photos prepared the way YOLOv5's validation does it, so that the server has nothing left to do.
+"""Photos prepared as YOLOv5's validation does, which the server then leaves unchanged.
 
-Needs OpenCV (the extra `draw`). Against `detect.py`, validation shrinks by averaging in place of
-bilinear interpolation, and rounds the sides down. It puts the photo into the middle of a square for
-an exported network; for PyTorch weights into a rectangle that is up to two strides larger than
-needed, and the same for 32 photos of similar proportions.
+Needs OpenCV (the extra `draw`). Unlike `detect.py`, validation shrinks by averaging instead of
+bilinear interpolation, and rounds the sides down. For an exported network it centres the photo in a
+square. For PyTorch weights it uses a rectangle that is up to two strides larger than needed, and is
+shared by 32 photos of similar proportions.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ _BATCH = 32  # val.py's default
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a photo lies on its canvas: canvas pixel = photo pixel * gain + pad, in x and in y.
+    """The place of a photo on its canvas: canvas pixel = photo pixel * gain + pad.
 
     Attributes:
-        size: the photo's height and width.
+        gain: factors in x and y.
+        pad: canvas pixels in x and y.
+        size: height and width of the photo in pixels.
     """
 
     gain: tuple[float, float]
@@ -36,7 +38,7 @@ class Placement:
     size: tuple[int, int]
 
     def to_photo(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Boxes [n, 4], x1 y1 x2 y2 on the canvas, in pixels of the photo and clipped to it."""
+        """Map boxes [n, 4], x1 y1 x2 y2, from canvas to photo pixels, clipped to the photo."""
         height, width = self.size
         moved = (boxes - np.tile(self.pad, 2)) / np.tile(self.gain, 2)
         clipped: NDArray[np.float32] = moved.clip(0, np.tile((width, height), 2)).astype(np.float32)
@@ -44,7 +46,11 @@ class Placement:
 
 
 def place(photo: Picture, imgsz: int, canvas: tuple[int, int]) -> tuple[Picture, Placement]:
-    """The photo on its canvas of height and width, its longest side `imgsz` pixels."""
+    """Scale a photo to a longest side of `imgsz` pixels and centre it on a canvas.
+
+    Args:
+        canvas: height and width in pixels.
+    """
     h0, w0 = photo.shape[:2]
     ratio = imgsz / max(h0, w0)
     if ratio != 1:
@@ -61,12 +67,16 @@ def place(photo: Picture, imgsz: int, canvas: tuple[int, int]) -> tuple[Picture,
 
 
 def encode(canvas: Picture) -> bytes:
-    """As a PNG, which loses nothing."""
+    """Encode as PNG, which is lossless."""
     return cv2.imencode(".png", canvas)[1].tobytes()
 
 
 def rectangles(imgsz: int, sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Height and width of the canvas for each photo, of these heights and widths, with PyTorch."""
+    """Return height and width of the canvas for each photo, as chosen for PyTorch weights.
+
+    Args:
+        sizes: height and width of each photo in pixels.
+    """
     ratios = np.array([h / w for h, w in sizes])
     order = ratios.argsort()
     result = [(0, 0)] * len(sizes)

@@ -1,8 +1,8 @@
-"""Figures worked out the way YOLOv5's validation does it, to stand beside its training log.
+"""Figures computed as YOLOv5's validation does, comparable with its training log.
 
-It differs from COCO's way in two points: the area under the precision-recall curve is integrated
-between interpolated points in place of a mean over steps, and a detection is matched with the label
-that it overlaps most, before confidences are compared.
+This differs from COCO in two points. The area under the precision-recall curve is integrated
+between interpolated points, where COCO takes a mean over steps. A detection is matched with the
+label that it overlaps most before confidences are compared.
 """
 
 from __future__ import annotations
@@ -17,16 +17,28 @@ Floats = NDArray[np.float64]
 
 IOUS = np.linspace(0.5, 0.95, 10)
 _CONFIDENCES = np.linspace(0, 1, 1000)
-_SMOOTH_OVER = 101  # of those, for choosing the best
+_SMOOTH_OVER = 101  # confidences, before the best is chosen
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValFigures:
-    """Figures by class; NaN for a class that no label has.
+    """Figures of YOLOv5's validation for each of C classes; NaN for a class without labels.
+
+    Example:
+        >>> label = np.array([[0, 0.5, 0.5, 0.5, 0.5]])
+        >>> split = Split(photos=[Path("photo.jpg")], labels=[label])
+        >>> predictions = Predictions(
+        ...     boxes=np.array([[160.0, 120, 480, 360]]),
+        ...     scores=np.array([0.9]),
+        ...     classes=np.array([0]),
+        ...     size=(480, 640),
+        ... )
+        >>> evaluate([predictions], split, classes=1).val.ap50.round(3)
+        array([0.995])
 
     Attributes:
-        precision, recall: [C] at IoU 0.5 and `confidence`.
-        confidence: where the mean of the classes' F1, smoothed, is best.
+        precision, recall: [C] at IoU 0.5 and at the score `confidence`.
+        confidence: the score at which the smoothed mean F1 of the classes is best.
         ap50, ap50_95: [C] average precision at IoU 0.5, and over 0.5 to 0.95 in steps of 0.05.
     """
 
@@ -38,18 +50,21 @@ class ValFigures:
 
 
 def match(overlaps: Floats, same_class: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Whether each of n detections is right at each of `IOUS`: [n, 10].
+    """Decide whether each of n detections is correct at each of `IOUS`.
 
     Args:
         overlaps: [n, m] IoU of detections, best first, with labels.
         same_class: [n, m] whether the classes agree.
+
+    Returns:
+        bool [n, 10].
     """
     right = np.zeros((len(overlaps), len(IOUS)), bool)
     if not overlaps.size:
         return right
     allowed = np.where(same_class, overlaps, 0.0)
-    # Labels compete for a detection by overlap, then detections for a label by confidence. Which
-    # label a detection overlaps most is the same at every threshold.
+    # A detection takes the label that it overlaps most, then a label its most confident detection.
+    # The label that a detection overlaps most is the same at every threshold.
     label, largest = allowed.argmax(1), allowed.max(1)
     for column, iou in enumerate(IOUS):
         candidates = np.flatnonzero(largest >= iou)
@@ -64,11 +79,12 @@ def val_figures(
     classes: Sequence[NDArray[np.int64]],
     labels: NDArray[np.int64],
 ) -> ValFigures:
-    """
+    """Compute the figures from the matches of all images.
+
     Args:
-        right: of each image, what `match` gave for its detections.
-        scores, classes: of the same detections.
-        labels: [C] how many labels each class has.
+        right: for each image, the result of `match` for its detections.
+        scores, classes: for each image, [n] of the same detections.
+        labels: [C] number of labels of each class.
     """
     count = len(labels)
     hits = np.concatenate([np.empty((0, len(IOUS)), bool), *right])
@@ -102,7 +118,7 @@ def val_figures(
 
 
 def _area(recall: Floats, precision: Floats) -> float:
-    """Under the envelope of the curve, between 101 points joined by straight lines."""
+    """Integrate the envelope of the curve, sampled at 101 points joined by straight lines."""
     recall = np.concatenate(([0.0], recall, [1.0]))
     precision = np.concatenate(([1.0], precision, [0.0]))
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
@@ -112,7 +128,7 @@ def _area(recall: Floats, precision: Floats) -> float:
 
 
 def _smooth(values: Floats) -> Floats:
-    """The mean over a window around each value; ends are repeated."""
+    """Average over a window around each value; the ends are repeated."""
     padded = np.pad(values, _SMOOTH_OVER // 2, mode="edge")
     smoothed: Floats = np.convolve(padded, np.full(_SMOOTH_OVER, 1 / _SMOOTH_OVER), mode="valid")
     return smoothed

@@ -1,4 +1,4 @@
-"""Videos and live streams, in and out. Needs OpenCV (the extra `draw`)."""
+"""Readers of videos and live streams, and a writer of videos. Needs OpenCV (the extra `draw`)."""
 
 from __future__ import annotations
 
@@ -13,32 +13,36 @@ import numpy as np
 
 from ._draw import Picture
 
-# As for OpenCV itself, in `_draw`.
+# Silence FFmpeg's messages, as `_draw` does OpenCV's.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
-_USUAL_RATE = 30.0  # frames/s, where a source does not say
+_USUAL_RATE = 30.0  # frames/s, if a source does not state it
 _REOPEN_AFTER = (1.0, 2.0, 4.0)  # seconds
 _OPEN_TIMEOUT = 10_000  # milliseconds
-_LEAST_RATE = 1.0  # frames/s of what is written, where the source has as many
-_LONGEST_FRAME = 600.0  # seconds; a timestamp may say anything
+_LEAST_RATE = 1.0  # frames/s of the written file, unless the source has fewer
+_LONGEST_FRAME = 600.0  # seconds; timestamps may be absurd
 
 
 def encode(frame: Picture, quality: int) -> bytes:
-    """The frame as a JPEG."""
+    """Encode a frame as JPEG.
+
+    Args:
+        quality: 1 to 100.
+    """
     return cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
 
 
 class Video:
-    """A file, or a URL of one, read once from its start.
+    """A video file or URL, read once from its start.
 
     Attributes:
-        rate: frames/s, the mean where it varies.
-        frames: how many it says it has; 0 if it does not say.
-        seconds: when the newest frame is shown, from the first.
-        length: seconds of the whole, once all has been read.
+        rate: frames/s; the mean if it varies.
+        frames: the number of frames that the file states; 0 if it does not.
+        seconds: time of the newest frame, from the first.
+        length: seconds of the whole video, after all frames have been read.
 
     Raises:
-        OSError: it cannot be opened.
+        OSError: the video cannot be opened.
     """
 
     def __init__(self, address: str) -> None:
@@ -49,22 +53,22 @@ class Video:
         self._first = 0.0
 
     def read(self, stride: int = 1) -> Iterator[tuple[int, Picture]]:
-        """Each frame, or every `stride`th, and its number, from 1."""
+        """Yield each frame, or every `stride`th, with its number, from 1."""
         number = 0
         while self._capture.grab():
             number += 1
-            self._take_time(number)
+            self._update_time(number)
             if (number - 1) % stride == 0:
                 there, frame = self._capture.retrieve()
                 if there:
                     yield number, frame.astype(np.uint8, copy=False)
         self._capture.release()
-        # The last frame may be longer or shorter than the mean, by which the file knows its length.
+        # The stated length is a multiple of the mean; the last frame may be longer or shorter.
         self.length = number / self.rate
         if number != self.frames or self.length <= self.seconds:
             self.length = self.seconds + 1 / self.rate
 
-    def _take_time(self, number: int) -> None:
+    def _update_time(self, number: int) -> None:
         stamp = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
         if number == 1:
             self._first = stamp if math.isfinite(stamp) else 0.0
@@ -76,19 +80,20 @@ class Video:
             self.seconds = min(seconds, self.seconds + _LONGEST_FRAME)
 
 
-class Live:
-    """A camera or network stream, of which only the newest frame is kept.
+class LiveStream:
+    """A camera or network stream. Only its newest frame is kept.
 
     Attributes:
         rate: frames/s.
-        read: frames that have come, whether they were taken or not.
+        read: number of frames received, whether they were used or not.
 
     Args:
         address: of a stream, or the index of a camera.
-        reopen: open it again, a few times, when it is lost.
+        reopen: open a lost stream again, up to three times.
+        stride: keep every so many frames.
 
     Raises:
-        OSError: it cannot be opened.
+        OSError: the stream cannot be opened.
     """
 
     def __init__(self, address: str, *, reopen: bool, stride: int = 1) -> None:
@@ -106,7 +111,7 @@ class Live:
         self._thread.start()
 
     def __iter__(self) -> Iterator[tuple[int, Picture]]:
-        """The newest frame each time, and its number, from 1, until the stream ends."""
+        """Yield the newest frame and its number, from 1, until the stream ends."""
         while True:
             with self._change:
                 self._change.wait_for(lambda: self._newest is not None or self._ended)
@@ -116,7 +121,7 @@ class Live:
             yield newest
 
     def close(self) -> None:
-        """End it; whoever waits for a frame is told that there are no more."""
+        """End the stream, and any iteration that waits for a frame."""
         self._stop.set()
         with self._change:
             self._ended, self._newest = True, None
@@ -155,16 +160,16 @@ class Live:
 
 
 class Writer:
-    """An MP4 file of pictures that all have the first one's size, each shown as long as it should.
+    """Writes an MP4 file of pictures with the first one's size, each shown for its own time.
 
-    The file has a constant rate: a picture is repeated, or left out, until its successor is due.
+    The file has a constant rate: a picture is repeated until the next is due, or left out.
 
     Args:
         rate: frames/s of the source.
-        stride: that every so many of its frames is written.
+        stride: one of so many frames of the source is written.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
 
     def __init__(self, path: Path, rate: float, first: Picture, *, stride: int = 1) -> None:
@@ -179,27 +184,29 @@ class Writer:
         self._pending: Picture | None = None
 
     def write(self, picture: Picture, seconds: float) -> None:
-        """
+        """Append a picture.
+
         Args:
-            seconds: when it is shown, from the start of the source.
+            seconds: the time at which it is shown, from the start of the source.
         """
-        self._fill(seconds)
-        if picture.shape[1::-1] != self._size:  # OpenCV would leave it out without a word
+        self._fill_until(seconds)
+        if picture.shape[1::-1] != self._size:  # OpenCV would silently drop it
             picture = cv2.resize(picture, self._size).astype(np.uint8, copy=False)
         self._pending = picture
 
     def close(self, length: float = 0.0) -> None:
-        """
+        """Finish the file.
+
         Args:
-            length: seconds of the source, for the last picture to be shown to its end.
+            length: seconds of the source, until which the last picture is shown.
         """
         if self._pending is not None:
-            self._fill(max(length, (self._written + 1) / self._rate))
+            self._fill_until(max(length, (self._written + 1) / self._rate))
             self._pending = None
         self._writer.release()
 
-    def _fill(self, seconds: float) -> None:
-        """Up to this time, with the newest picture."""
+    def _fill_until(self, seconds: float) -> None:
+        """Repeat the newest picture up to this time."""
         while self._pending is not None and self._written < round(seconds * self._rate):
             self._writer.write(self._pending)
             self._written += 1
@@ -213,7 +220,7 @@ def _open(address: str) -> cv2.VideoCapture:
         capture = cv2.VideoCapture(address, cv2.CAP_FFMPEG, wait)
     if not capture.isOpened():
         raise OSError("cannot be opened as a video")
-    # As it is meant to be shown. OpenCV 4.11 does so only when it is told, newer ones by default.
+    # Apply the video's rotation. Newer versions than OpenCV 4.11 do by default.
     capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
     return capture
 

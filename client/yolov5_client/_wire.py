@@ -1,4 +1,4 @@
-"""What travels, whichever way it goes: parameters, answers, errors."""
+"""Parameters, answers and errors as they travel, shared by gRPC and HTTP."""
 
 from __future__ import annotations
 
@@ -40,9 +40,17 @@ Image = (
     | BinaryIO
     | Callable[[], bytes]
 )
-"""One encoded image: the path of a file, a `data:` URI, its bytes (also as a memoryview or a one-
-dimensional array), a file open for reading bytes, or a function that returns its bytes. Files are
-read, and functions called, when it is the image's turn."""
+"""One encoded image: the path of a file, a `data:` URI, its bytes (also as a memoryview or a
+one-dimensional array), a file open for reading bytes, or a function that returns its bytes. Files
+are read and functions are called just before the image is sent.
+
+Example:
+    >>> photo = Path("photo.jpg")
+    >>> with Client("127.0.0.1:8001") as client, photo.open("rb") as file:
+    ...     results = client.detect([photo, photo.read_bytes(), file, photo.read_bytes])
+    >>> [len(result) for result in results]
+    [11, 11, 11, 11]
+"""
 
 Outputs = Mapping[str, NDArray[Any]]
 
@@ -51,13 +59,13 @@ _GRPC_ERRORS: dict[str, type[YoloClientError]] = {
     "INVALID_ARGUMENT": InvalidRequestError,
     "RESOURCE_EXHAUSTED": InvalidRequestError,  # larger than gRPC allows on this connection
     "UNAVAILABLE": UnavailableError,
-    "NOT_FOUND": UnavailableError,  # it does not have the model, or not yet
-    "CANCELLED": UnavailableError,  # by the server: it is about to end
+    "NOT_FOUND": UnavailableError,  # the server does not have the model, or not yet
+    "CANCELLED": UnavailableError,  # by the server, which is about to end
     "DEADLINE_EXCEEDED": TimedOutError,
     "UNAUTHENTICATED": DeniedError,
     "PERMISSION_DENIED": DeniedError,
 }
-# What gRPC's own client says of what came.
+# The messages of gRPC's own client about an answer that is too large.
 _ANSWER_TOO_LARGE = re.compile("CLIENT: .*larger than max|Decompressed message larger than max")
 _HTTP_ERRORS: dict[int, type[YoloClientError]] = {
     400: InvalidRequestError,
@@ -78,39 +86,41 @@ _DATA_URI = re.compile("data:", re.IGNORECASE)
 _LONGEST_PARAMETER = 4096  # bytes
 _LONGEST_SENTENCE = 2000  # characters
 _NAME = re.compile(r"\w{1,100}", re.ASCII)
-_WHOLE = re.compile(r"\d+", re.ASCII)
-_KINDS = (
+_DIGITS = re.compile(r"\d+", re.ASCII)
+_ALLOWED_IMAGES = (
     "allowed: the path of a file, a data: URI, bytes, a file opened with 'rb', or a function that"
     " returns bytes."
 )
 
 
 def is_one_image(image: object) -> bool:
-    """Whether it stands for one image, be it of a kind that can be sent, rather than for several.
+    """Whether an argument stands for one image, sendable or not, rather than for several.
 
     Raises:
-        ImageTypeError: it is neither.
+        ImageTypeError: it is neither one image nor an iterable.
     """
     if isinstance(image, np.ndarray):
-        return image.dtype.kind not in "OUS"  # else it is a list of paths
+        return image.dtype.kind not in "OUS"  # an array of paths
     if isinstance(image, (str, bytes, bytearray, memoryview, os.PathLike, array, mmap)):
         return True
     if callable(image) or hasattr(image, "read"):
         return True
     if isinstance(image, (Iterable, AsyncIterable)):
         return False
-    raise ImageTypeError(f"an image is a value of the type {type(image).__name__}; {_KINDS}")
+    raise ImageTypeError(
+        f"an image is a value of the type {type(image).__name__}; {_ALLOWED_IMAGES}"
+    )
 
 
 def read(image: Any) -> bytes:
-    """The image's bytes.
+    """Return the image's bytes.
 
     Raises:
         OSError: a file cannot be read.
-        ImageTypeError: it is of no kind that can be sent.
+        ImageTypeError: the argument has a type that cannot be sent.
     """
     if isinstance(image, str) and _DATA_URI.match(image):
-        return image.encode("utf-8", "replace")  # the server reads it, and judges
+        return image.encode("utf-8", "replace")  # the server decodes and checks it
     if isinstance(image, (str, os.PathLike)):
         return read_file(image)
     if callable(image):
@@ -121,12 +131,13 @@ def read(image: Any) -> bytes:
 
 
 def image_bytes(data: Any, what: str) -> bytes:
-    """
+    """Return the bytes of a bytes-like object.
+
     Args:
-        what: for the message: where it came from.
+        what: the origin of the data, for the message.
 
     Raises:
-        ImageTypeError: it is nothing like bytes.
+        ImageTypeError: the object is not bytes-like, or holds decoded pixels.
     """
     if isinstance(data, bytes):
         return data
@@ -135,10 +146,10 @@ def image_bytes(data: Any, what: str) -> bytes:
     try:
         view = memoryview(data)
     except (TypeError, ValueError, BufferError):
-        sentence = f"{what} a value of the type {type(data).__name__}; {_KINDS}"
+        sentence = f"{what} a value of the type {type(data).__name__}; {_ALLOWED_IMAGES}"
         raise ImageTypeError(sentence) from None
     shape = view.shape or ()
-    # OpenCV's imencode gave a column before it gave a row.
+    # Old versions of OpenCV's imencode return a column, new ones a row.
     if view.itemsize != 1 or view.format not in "bBc" or max(shape, default=0) != view.nbytes:
         size = "x".join(map(str, shape))
         raise ImageTypeError(
@@ -149,16 +160,17 @@ def image_bytes(data: Any, what: str) -> bytes:
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
-    """
+    """Read a file.
+
     Raises:
-        OSError: it cannot be read, be it for a name that no file can have.
+        OSError: the file cannot be read, or its name is not one that a file can have.
     """
     try:
         return Path(path).read_bytes()
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
-        # The message of the error itself holds all of it.
+        # The original message would hold the whole path.
         text = os.fspath(path)
         raise OSError(
             errno.ENAMETOOLONG,
@@ -170,26 +182,26 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
 
 
 def parameters_for_grpc(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers of Python's own; a list of classes, and thresholds by class, as text.
+    """Convert parameters to Python's own numbers; class lists and class thresholds become text.
 
     Raises:
-        InvalidRequestError: one cannot be sent.
+        InvalidRequestError: a parameter cannot be sent.
     """
     return {
-        _checked_name(name): _checked(name, _wire_form(name, value, printable=False))
+        _checked_name(name): _checked(name, _to_wire(name, value, printable=False))
         for name, value in parameters.items()
     }
 
 
 def headers_for_http(parameters: Mapping[str, Any]) -> dict[str, str]:
-    """`conf_thres=0.4` as `X-Yolo-Conf-Thres: 0.4`.
+    """Convert parameters to headers: `conf_thres=0.4` becomes `X-Yolo-Conf-Thres: 0.4`.
 
     Raises:
-        InvalidRequestError: a value cannot stand in a header.
+        InvalidRequestError: a value cannot be sent in a header.
     """
     headers = {}
     for name, value in parameters.items():
-        value = _checked(name, _wire_form(_checked_name(name), value, printable=True))
+        value = _checked(name, _to_wire(_checked_name(name), value, printable=True))
         text = str(value).lower() if isinstance(value, bool) else str(value)
         if not (text.isascii() and text.isprintable()):
             raise InvalidRequestError(f"{name} has letters that only gRPC can send.")
@@ -214,56 +226,62 @@ def _checked(name: str, value: T) -> T:
     return value
 
 
-def _wire_form(name: str, value: Any, *, printable: bool) -> bool | int | float | str:
-    """
+def _to_wire(name: str, value: Any, *, printable: bool) -> bool | int | float | str:
+    """Convert a parameter to the type in which it is sent.
+
     Args:
         printable: text must be printable ASCII, as in a header.
     """
     if name == "classes" and not isinstance(value, (str, np.generic)):
         if not isinstance(value, Iterable) or isinstance(value, (bytes, Mapping)):
-            raise InvalidRequestError(f"classes is {_short(value)}; allowed: a list, or text.")
-        return _class_list([_class(item) for item in value], printable)
+            raise InvalidRequestError(
+                f"classes is {_abbreviated(value)}; allowed: a list, or text."
+            )
+        return _class_list([_class_item(item) for item in value], printable)
     if name == "class_conf_thres" and isinstance(value, Mapping):
         return _class_thresholds(value, printable)
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, str):
-        return _class_text(name, value) if printable and not _plain(value) else value
+        return _class_text(name, value) if printable and not _is_plain(value) else value
     if value is None:
         raise InvalidRequestError(f"{name} is None; leave it out for what the server has.")
     if not isinstance(value, (bool, int, float)):
-        raise InvalidRequestError(f"{name} is {_short(value)}; allowed: a number, text or a bool.")
+        raise InvalidRequestError(
+            f"{name} is {_abbreviated(value)}; allowed: a number, text or a bool."
+        )
     return value
 
 
-def _class(item: Any) -> int | str:
-    """A class by its index, or by its name; text of digits is an index, as on a command line."""
+def _class_item(item: Any) -> int | str:
+    """Return the index or the name of a class; text of digits is an index, as on a command line."""
     if isinstance(item, np.generic):
         item = item.item()
     if isinstance(item, str):
-        # Python itself refuses thousands of digits.
-        return int(item) if _WHOLE.fullmatch(item) and len(item) < 10 else item
+        # Python refuses to convert thousands of digits.
+        return int(item) if _DIGITS.fullmatch(item) and len(item) < 10 else item
     if not isinstance(item, int) or isinstance(item, bool):
         raise InvalidRequestError(
-            f"classes has {_short(item)}; allowed: indices, and names of classes as text."
+            f"classes has {_abbreviated(item)}; allowed: indices, and names of classes as text."
         )
     return item
 
 
 def _class_list(classes: Sequence[int | str], printable: bool) -> str:
-    """`0,2,bus`, which every server reads, or JSON where a name would not survive in that."""
+    """Return `0,2,bus`, which every server reads, or JSON if a name cannot be written that way."""
     if any(_needs_json(name, printable) for name in classes if isinstance(name, str)):
         return json.dumps([*classes])
     return ",".join(map(str, classes))
 
 
 def _class_thresholds(thresholds: Mapping[Any, Any], printable: bool) -> str:
-    """`bus:0.6,0:0.3`, or JSON."""
-    pairs = {str(_class(item)): value for item, value in thresholds.items()}
+    """Return `bus:0.6,0:0.3`, or JSON if a name cannot be written that way."""
+    pairs = {str(_class_item(item)): value for item, value in thresholds.items()}
     for item, value in pairs.items():
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             raise InvalidRequestError(
-                f"class_conf_thres has {_short(value)} for {_short(item)}; allowed: a number."
+                f"class_conf_thres has {_abbreviated(value)} for {_abbreviated(item)};"
+                " allowed: a number."
             )
     if any(":" in name or _needs_json(name, printable) for name in pairs):
         return json.dumps(pairs)
@@ -271,43 +289,43 @@ def _class_thresholds(thresholds: Mapping[Any, Any], printable: bool) -> str:
 
 
 def _class_text(name: str, text: str) -> str:
-    """Text that no header can hold as it is, in JSON's ASCII, where it names classes."""
+    """Convert text that names classes, and does not fit into a header, to JSON in ASCII."""
     if text.lstrip()[:1] in ("[", "{"):
         try:
             return json.dumps(json.loads(text))
         except (ValueError, RecursionError):
-            raise InvalidRequestError(f"{name} begins as JSON does, and is none.") from None
+            raise InvalidRequestError(f"{name} begins like JSON but is not valid JSON.") from None
     if name != "classes":
         return text
-    return json.dumps([_class(item.strip()) for item in text.split(",")])
+    return json.dumps([_class_item(item.strip()) for item in text.split(",")])
 
 
 def _needs_json(name: str, printable: bool) -> bool:
     plain = name and name == name.strip() and "," not in name and not name.startswith("[")
-    return not plain or (printable and not _plain(name))
+    return not plain or (printable and not _is_plain(name))
 
 
-def _plain(text: str) -> bool:
+def _is_plain(text: str) -> bool:
     return text.isascii() and text.isprintable()
 
 
-def _short(value: object) -> str:
+def _abbreviated(value: object) -> str:
     text = ascii(value)
     return text if len(text) <= 60 else f"{text[:56]}..."
 
 
 def one_line(text: str) -> str:
-    """Somebody else's text, for a message: on one line, printable, not endless."""
+    """Make foreign text fit for a message: one line, printable, of limited length."""
     text = " ".join(text[: 2 * _LONGEST_SENTENCE].split())
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return text if len(text) <= _LONGEST_SENTENCE else f"{text[: _LONGEST_SENTENCE - 3]}..."
 
 
-def version_of_json(body: bytes) -> str:
-    """Triton's version, of what it says of itself.
+def version_from_json(body: bytes) -> str:
+    """Return Triton's version from the metadata of the server.
 
     Raises:
-        ValueError: it is nothing of the kind.
+        ValueError: the body is not such metadata.
     """
     try:
         return one_line(str(json.loads(body)["version"]))
@@ -315,14 +333,14 @@ def version_of_json(body: bytes) -> str:
         raise ValueError(repr(error)) from None
 
 
-def outputs_of_http(body: bytes, json_length: int) -> dict[str, NDArray[Any]]:
-    """The tensors of an answer in Triton's binary form: JSON, then their bytes in its order.
+def outputs_from_http(body: bytes, json_length: int) -> dict[str, NDArray[Any]]:
+    """Parse an answer in Triton's binary form: JSON, then the bytes of its tensors in order.
 
     Raises:
-        ValueError: it is not one.
+        ValueError: the body is not such an answer.
     """
     if not 0 <= json_length <= len(body):
-        raise ValueError(f"of its {len(body)} bytes, {json_length} are said to be JSON")
+        raise ValueError(f"it claims {json_length} bytes of JSON, and has {len(body)} bytes in all")
     try:
         described = json.loads(body[:json_length])["outputs"]
         sizes = [output["parameters"]["binary_data_size"] for output in described]
@@ -342,15 +360,15 @@ def outputs_of_http(body: bytes, json_length: int) -> dict[str, NDArray[Any]]:
 
 
 def tensors(described: Iterable[tuple[Any, Any, Any, bytes]]) -> dict[str, NDArray[Any]]:
-    """The contract's outputs among these: name, type, shape, and the bytes as they travel.
+    """Convert the outputs of the contract, given as name, type, shape and bytes, to arrays.
 
     Raises:
-        ValueError: one is there twice, or its parts do not fit each other.
+        ValueError: an output occurs twice, or its bytes do not fit its shape.
     """
     outputs: dict[str, NDArray[Any]] = {}
     for name, datatype, shape, data in described:
         if name not in names.OUTPUTS:
-            continue  # of a later version
+            continue  # an output of a later version
         if name in outputs:
             raise ValueError(f"{name} is there twice")
         outputs[name] = _tensor(name, datatype, shape, data)
@@ -371,9 +389,11 @@ def _tensor(name: str, datatype: Any, shape: Any, data: bytes) -> NDArray[Any]:
         if len(data) == count * _NUMPY[datatype].itemsize:
             values = np.frombuffer(data, _NUMPY[datatype])
     else:
-        raise ValueError(f"{name} is of the type {_short(datatype)}")
+        raise ValueError(f"{name} is of the type {_abbreviated(datatype)}")
     if values is None:
-        raise ValueError(f"{name} has {len(data)} bytes, which do not make {_short(shape)} values")
+        raise ValueError(
+            f"{name} has {len(data)} bytes, which do not make {_abbreviated(shape)} values"
+        )
     return values.reshape(shape)
 
 
@@ -388,10 +408,10 @@ def _strings(name: str, data: bytes) -> Iterator[bytes]:
 
 
 def detections(outputs: Outputs) -> Detections:
-    """The only image's.
+    """Return the detections of the one image in an answer.
 
     Raises:
-        ServerError: an output is missing, or they are not as the contract says.
+        ServerError: an output is missing, or breaks the contract.
     """
     missing = [name for name in names.OUTPUTS if outputs.get(name) is None]
     if missing:
@@ -405,11 +425,11 @@ def detections(outputs: Outputs) -> Detections:
     return found
 
 
-def error_of_grpc(status: str, message: str, *, via: str = "") -> YoloClientError:
-    """What a gRPC status such as `StatusCode.UNAVAILABLE` means to a caller.
+def error_from_grpc(status: str, message: str, *, via: str = "") -> YoloClientError:
+    """Return the error for a gRPC status such as `StatusCode.UNAVAILABLE`.
 
     Args:
-        via: to be added to what a proxy may have caused.
+        via: added to the message of an error that a proxy may have caused.
     """
     status = status.removeprefix("StatusCode.")
     kind = _GRPC_ERRORS.get(status, ServerError)
@@ -419,11 +439,11 @@ def error_of_grpc(status: str, message: str, *, via: str = "") -> YoloClientErro
     return kind(sentence + via * (kind in (UnavailableError, TimedOutError)))
 
 
-def error_of_http(status: int, reason: str, body: bytes, *, via: str = "") -> YoloClientError:
-    """What an HTTP status other than 200 means; Triton and our gateway explain it in JSON.
+def error_from_http(status: int, reason: str, body: bytes, *, via: str = "") -> YoloClientError:
+    """Return the error for an HTTP status; Triton and the gateway send a sentence in JSON.
 
     Args:
-        via: to be added to what a proxy may have caused.
+        via: added to the message of an error that a proxy may have caused.
     """
     kind = _HTTP_ERRORS.get(status, ServerError)
     try:
@@ -433,7 +453,7 @@ def error_of_http(status: int, reason: str, body: bytes, *, via: str = "") -> Yo
     return kind(sentence or f"HTTP {status}")
 
 
-def of_the_list(error: YoloClientError, number: int) -> YoloClientError:
-    """The server counts within a request, and each of a list was a request of its own."""
+def for_list_position(error: YoloClientError, number: int) -> YoloClientError:
+    """Name an image by its position in a list; the server saw it as the only one of a request."""
     reason = str(error).removeprefix("image 1 of 1: ")
     return type(error)(f"image {number} of the list: {reason}")

@@ -1,4 +1,4 @@
-"""YAML from strangers, with bounds on what a few bytes can make of memory and time."""
+"""Reader of untrusted YAML, with limits on memory and time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-# A file with the names of 10,000 classes stays below; one at the limits is read in about a second.
+# The names of 10,000 classes stay below the limits; a file at them is read in about a second.
 MAX_BYTES = 512 << 10
 _MAX_NODES = 30_000
 _MAX_DEPTH = 20
@@ -14,11 +14,11 @@ _MAX_NUMBER = 100  # characters
 
 
 class BoundedLoader(yaml.SafeLoader):
-    """`SafeLoader` with limits on nesting, on numbers, and on values once aliases are expanded.
+    """`SafeLoader` with limits on nesting, on numbers, and on values after alias expansion.
 
-    An alias costs nothing while it is loaded, but whoever writes the value out, or merges it, pays
-    for every repetition. Counting repetitions here keeps that below `_MAX_NODES` values and
-    `MAX_BYTES` characters.
+    An alias costs nothing to load, but every repetition costs when the value is written out or
+    merged. Repetitions are therefore counted: at most `_MAX_NODES` values and `MAX_BYTES`
+    characters.
 
     Raises:
         yaml.YAMLError: a limit is exceeded, or the text is not YAML.
@@ -32,7 +32,7 @@ class BoundedLoader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent):
-            # An anchor that is not complete yet would contain itself.
+            # An unknown anchor is still being read: the value would contain itself.
             size = self._sizes.get(str(event.anchor), (_MAX_NODES + 1, 0))
             self._count(*size)
             return super().compose_node(parent, index)
@@ -65,12 +65,12 @@ class BoundedLoader(yaml.SafeLoader):
 
 
 def load(text: str) -> Any:
-    """The one document in `text`, as `yaml.safe_load` has it.
+    """Parse the document in `text` as `yaml.safe_load` does.
 
     Raises:
-        ValueError: it is not YAML, or exceeds a limit.
+        ValueError: the text is not YAML, or exceeds a limit.
     """
     try:
         return yaml.load(text, BoundedLoader)
-    except Exception as error:  # PyYAML lets many kinds through, such as a date's that is none
+    except Exception as error:  # PyYAML raises many kinds, for example for an invalid date
         raise ValueError("not YAML") from error

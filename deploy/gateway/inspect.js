@@ -1,14 +1,14 @@
 // Inspect what nginx itself cannot read: JSON, and the messages of gRPC.
 //
-// Triton 2.51 recurses once for each level of JSON until its stack is full, divides by zero when it is
-// asked to classify an output of strings, and builds 16 bytes for each byte of JSON. Only structure,
-// names and lengths are examined; images are skipped over. For njs 0.7.9 (Debian 12) and newer.
+// Triton 2.51 recurses once for each level of JSON until its stack overflows, divides by zero when it
+// is asked to classify an output of strings, and allocates 16 bytes for each byte of JSON. Only
+// structure, names and lengths are examined; images are skipped. For njs 0.7.9 (Debian 12) and newer.
 
 import fs from 'fs';
 
 // Eight images with all parameters take 7 levels and 2 kB beside the strings.
 const MAX_LEVELS = 16;
-// Bytes outside of strings; each is a step of the interpreter, of about 0.3 microseconds.
+// Bytes outside of strings; each takes a step of the interpreter, about 0.3 microseconds.
 const MAX_STEPS = 65536;
 const MAX_FIELDS = 4096;
 const FORBIDDEN = 'classification';
@@ -20,7 +20,8 @@ const WINDOW = 65536;
 const QUOTE = 0x22;
 const BACKSLASH = 0x5c;
 
-// What nginx.conf decides by; two of one kind, or one in another spelling, could decide for another.
+// The headers that decide in nginx.conf. If one were sent twice or in another spelling, Triton could
+// read another value than nginx did.
 const EXAMINED = ['x-api-key', 'content-type', 'content-encoding', 'grpc-encoding',
     'inference-header-content-length'];
 
@@ -29,7 +30,7 @@ function Refusal(fault) {
     this.fault = fault;
 }
 
-/** 1 where a header of EXAMINED occurs twice or with an underscore, or is no number of bytes. */
+/** Return 1 if a header of EXAMINED occurs twice or with an underscore, or is not a number of bytes. */
 function ambiguous(r) {
     const seen = {};
     for (let i = 0; i < r.rawHeadersIn.length; i++) {
@@ -50,7 +51,7 @@ function fail(r) {
     return '1';
 }
 
-/** POST .../infer and .../generate, unless the body is one image as it is. */
+/** Handle POST .../infer and .../generate, unless the body is one raw image. */
 function json(r) {
     const length = r.variables.json_length;
     answer(r, '/inspected', (body) => {
@@ -58,29 +59,29 @@ function json(r) {
     });
 }
 
-/** ModelInfer. */
+/** Handle ModelInfer. */
 function grpc(r) {
     answer(r, '/inference.GRPCInferenceService/inspected', inspectMessage);
 }
 
-/** Let `inspect` see the body, which throws a Refusal or returns the number of images. */
+/** Pass the body to `inspect`, which throws a Refusal or returns the number of images. */
 function answer(r, next, inspect) {
-    const file = r.variables.request_body_file; // none without a body
+    const file = r.variables.request_body_file; // empty without a body
     const body = new Body(file);
     try {
-        r.internalRedirect(inspect(body) > 1 ? next + '/several' : next);
+        r.internalRedirect(inspect(body) > 1 ? next + '/batches' : next);
     } catch (e) {
         if (!(e instanceof Refusal)) {
             throw e;
         }
         r.variables.fault = e.fault;
-        r.return(e.fault === 'packed' ? 415 : 400);
+        r.return(e.fault === 'compressed' ? 415 : 400);
     } finally {
         body.close();
     }
 }
 
-/** A file of which a window is in memory. */
+/** A file, of which one window is held in memory. */
 function Body(file) {
     this.fd = file ? fs.openSync(file, 'r') : null;
     this.size = file ? fs.fstatSync(this.fd).size : 0;
@@ -109,7 +110,7 @@ Body.prototype.byte = function (position) {
     if (position >= this.size) {
         throw new Refusal('malformed');
     }
-    if (position < this.start) { // by a byte at a time, after a quote
+    if (position < this.start) { // backwards, one byte at a time, after a quote
         this.load(Math.max(0, position - WINDOW / 2));
     } else if (position >= this.end) {
         this.load(position);
@@ -125,7 +126,7 @@ Body.prototype.text = function (from, to) {
     return bytes;
 };
 
-/** The position of the next byte of that value before `limit`, else `limit`. */
+/** Return the position of the next byte of that value before `limit`, otherwise `limit`. */
 Body.prototype.find = function (value, position, limit) {
     while (position < limit) {
         this.byte(position);
@@ -139,8 +140,8 @@ Body.prototype.find = function (value, position, limit) {
 };
 
 /**
- * The lexical structure alone: whatever is not JSON is for Triton to refuse, which reads it in the same
- * order and stops at the first mistake. The number of images is the first one of the shape.
+ * Examine the lexical structure alone. Triton refuses what is not JSON; it reads in the same order and
+ * stops at the first error. Return the number of images, the first dimension of the shape.
  */
 function inspectJson(body, size) {
     let level = 0;
@@ -149,7 +150,7 @@ function inspectJson(body, size) {
     let shape = '';
     for (let at = 0; at < size; at++) {
         if (++steps > MAX_STEPS) {
-            throw new Refusal('scattered');
+            throw new Refusal('too_many_parts');
         }
         const byte = body.byte(at);
         switch (byte) {
@@ -180,14 +181,14 @@ function inspectJson(body, size) {
                 while (at - slashes > begin && body.byte(at - slashes - 1) === BACKSLASH) {
                     slashes++;
                     if (++steps > MAX_STEPS) {
-                        throw new Refusal('scattered');
+                        throw new Refusal('too_many_parts');
                     }
                 }
                 if (at === size || slashes % 2 === 0) {
                     break;
                 }
                 if (++steps > MAX_STEPS) {
-                    throw new Refusal('scattered');
+                    throw new Refusal('too_many_parts');
                 }
             }
             name = at - begin > LONGEST_NAME ? '' : unescaped(body.text(begin, at));
@@ -222,7 +223,7 @@ function inspectMessage(body) {
         throw new Refusal('malformed');
     }
     if (body.byte(0) !== 0) {
-        throw new Refusal('packed');
+        throw new Refusal('compressed');
     }
     let length = 0;
     for (let i = 1; i < 5; i++) {
@@ -236,7 +237,7 @@ function inspectMessage(body) {
     const count = { fields: 0 };
     eachField(body, 5, body.size, count, (number, from, to) => {
         if (number === 1 && from < to) {
-            name = { from: from, to: to }; // of several the last one counts
+            name = { from: from, to: to }; // the last of several counts
         } else if (number === 5) {
             images = Math.max(images, batchSize(body, from, to, count));
         } else if (number === 6) {
@@ -250,7 +251,7 @@ function inspectMessage(body) {
     return images;
 }
 
-/** InferInputTensor: the first number of its shape, field 3. */
+/** Return the first dimension of an InferInputTensor's shape, field 3. */
 function batchSize(body, from, to, count) {
     let images = 0;
     eachField(body, from, to, count, (number, begin, end, value) => {
@@ -261,7 +262,7 @@ function batchSize(body, from, to, count) {
     return images;
 }
 
-/** InferRequestedOutputTensor: its parameters, field 2, are pairs whose field 1 is the name. */
+/** Examine an InferRequestedOutputTensor: its parameters, field 2, are pairs with a name, field 1. */
 function inspectOutput(body, from, to, count) {
     eachField(body, from, to, count, (number, pair, pairEnd) => {
         if (number !== 2) {
@@ -300,9 +301,9 @@ function eachField(body, from, to, count, see) {
 
     while (at < to) {
         if (++count.fields > MAX_FIELDS) {
-            throw new Refusal('scattered');
+            throw new Refusal('too_many_parts');
         }
-        // As protobuf does, which cuts what exceeds 32 bits.
+        // Cut to 32 bits, as protobuf does.
         const tag = number() % 4294967296;
         const field = Math.floor(tag / 8);
         switch (tag % 8) {
@@ -324,7 +325,7 @@ function eachField(body, from, to, count, see) {
         case 5:
             at += 4;
             break;
-        default: // groups, which the messages of Triton do not have
+        default: // groups, which do not occur in Triton's messages
             throw new Refusal('malformed');
         }
     }

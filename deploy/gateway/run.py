@@ -1,8 +1,8 @@
 """`make gateway`: nginx with TLS and API keys in front of Triton, in the foreground.
 
-All that nginx reads and writes is in one folder; what is missing there is made: a certificate of
-its own, an authority for client certificates, an API key. Flags that are not listed here go to the
-launcher, which is started where no Triton answers yet.
+All files of nginx are in one folder. Missing ones are created there: a self-signed certificate, a
+certificate authority for clients, an API key. If no Triton answers, the launcher is started with
+the flags that are not listed here.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from http.client import HTTPException
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
-from yolov5_server import Settings, StartError, exit_with_make, open_directly
+from yolov5_server import Settings, StartError, exit_with_make
 
 HERE = Path(__file__).parent
 STOP_SECONDS = 9.0  # Ctrl-C promises 10; the launcher takes 7 at most
@@ -34,14 +34,15 @@ Children = dict[str, "subprocess.Popen[bytes]"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    stop = threading.Event()
+    """Run the gateway until a signal arrives, and return the exit status."""
+    should_exit = threading.Event()
     children: Children = {}
 
     def on_signal(number: int, frame: object) -> None:
-        if stop.is_set():  # a second one: at once
+        if should_exit.is_set():  # a second signal ends the children at once
             for child in children.values():
                 child.terminate()
-        stop.set()
+        should_exit.set()
 
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
@@ -50,27 +51,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ports = {"http_port": options.http_port, "grpc_port": options.grpc_port}
     ports["metrics_port"] = options.metrics_port
     try:
-        outside, triton = Settings(host=options.host, **ports), Settings(**ports)
+        public, triton = Settings(host=options.host, **ports), Settings(**ports)
         nginx = _find_nginx()
-        _check_port(outside, options.port)
-        _prepare(folder, outside, options.port, _find_modules(nginx[0]))
-        exit_with_make(stop)
+        _check_port(public, options.port)
+        _write_files(folder, public, options.port, _find_modules(nginx[0]))
+        exit_with_make(should_exit)
         try:
-            if not _answers(triton, "health/live"):
+            if not _responds(triton, "health/live"):
                 flags = [f"--{name.replace('_', '-')}={port}" for name, port in ports.items()]
                 command = [sys.executable, "-m", "yolov5_server", *flags, *launcher]
                 children["Triton"] = _start(command)
-            while not _answers(triton, "models/yolov5_ensemble/ready") and not stop.wait(0.1):
-                _check(children)
-            if not stop.is_set():
+            while not _responds(triton, "models/yolov5_ensemble/ready") and not should_exit.wait(
+                0.1
+            ):
+                _check_running(children)
+            if not should_exit.is_set():
                 children["nginx"] = _start([*nginx, "-p", f"{folder}/", "-c", "nginx.conf"])
-                while not _listens(outside, options.port) and not stop.wait(0.05):
-                    _check(children)
-                _announce(outside.url(options.port), folder)
-            while not stop.wait(0.1):
-                _check(children)
+                while not _accepts_connections(public, options.port) and not should_exit.wait(0.05):
+                    _check_running(children)
+                _announce(public.url(options.port), folder)
+            while not should_exit.wait(0.1):
+                _check_running(children)
         finally:
-            _end(children)
+            _shut_down(children)
     except StartError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -81,32 +84,41 @@ def _options(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[
     default = Settings()
     parser = argparse.ArgumentParser(prog="gateway", description=__doc__, allow_abbrev=False)
     parser.add_argument("--host", default=default.host, help="address to bind to (%(default)s)")
-    parser.add_argument("--port", type=int, default=8443, help="HTTPS and gRPC (%(default)s)")
-    parser.add_argument("--http-port", type=int, default=default.http_port, help="Triton's")
-    parser.add_argument("--grpc-port", type=int, default=default.grpc_port, help="Triton's")
-    parser.add_argument("--metrics-port", type=int, default=default.metrics_port, help="Triton's")
     parser.add_argument(
-        "--folder", type=Path, default=Path("runs/gateway"), help="keys and logs (%(default)s)"
+        "--port", type=int, default=8443, help="port for HTTPS and gRPC (%(default)s)"
+    )
+    for name in ("http", "grpc", "metrics"):
+        parser.add_argument(
+            f"--{name}-port",
+            type=int,
+            default=getattr(default, f"{name}_port"),
+            help=f"Triton's port for {name} (%(default)s)",
+        )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("runs/gateway"),
+        help="folder for keys, certificates and logs (%(default)s)",
     )
     return parser.parse_known_args(arguments)
 
 
 def _find_nginx() -> list[str]:
-    """The command, without its configuration."""
-    # An ordinary user's path need not have the last two.
+    """Return the command line of nginx, without its configuration."""
+    # The PATH of an ordinary user may lack the last two folders.
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
     found = shutil.which("nginx", path=path)
     if found is None:
         raise StartError("nginx is not installed; on Debian and Ubuntu: apt install nginx.")
-    # Its workers would be another user's, who may not enter the folder.
+    # By default the workers run as another user, who may not enter the folder.
     user = " user root;" if os.geteuid() == 0 else ""
     return [found, "-g", f"daemon off;{user}"]
 
 
 def _find_modules(nginx: str) -> Path:
-    """The folder with nginx's module for JavaScript, without which bodies would go unexamined."""
-    told = subprocess.run([nginx, "-V"], capture_output=True, text=True).stderr
-    configured = re.search(r"--modules-path=(\S+)", told)
+    """Find the folder with nginx's module for JavaScript, which inspects request bodies."""
+    output = subprocess.run([nginx, "-V"], capture_output=True, text=True).stderr
+    configured = re.search(r"--modules-path=(\S+)", output)
     folder = Path(configured[1] if configured else "/usr/lib/nginx/modules")
     if not (folder / "ngx_http_js_module.so").exists():
         raise StartError(
@@ -132,24 +144,24 @@ def _check_port(settings: Settings, port: int) -> None:
             ) from None
 
 
-def _prepare(folder: Path, outside: Settings, port: int, modules: Path) -> None:
-    """Write the configuration, and what it names and is not there yet."""
+def _write_files(folder: Path, public: Settings, port: int, modules: Path) -> None:
+    """Write the configuration, and create the keys and certificates that are missing."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     text = (HERE / "nginx.conf.template").read_text("utf-8")
-    host = f"[{outside.host}]" if ":" in outside.host else outside.host
+    host = f"[{public.host}]" if ":" in public.host else public.host
     for name, value in {
         "MODULES": str(modules),
         "LISTEN": f"{host}:{port}",
-        "TRITON_HTTP": f"127.0.0.1:{outside.http_port}",
-        "TRITON_GRPC": f"127.0.0.1:{outside.grpc_port}",
+        "TRITON_HTTP": f"127.0.0.1:{public.http_port}",
+        "TRITON_GRPC": f"127.0.0.1:{public.grpc_port}",
     }.items():
         text = text.replace(f"${{{name}}}", value)
     (folder / "nginx.conf").write_text(text, "utf-8")
     shutil.copyfile(HERE / "inspect.js", folder / "inspect.js")
 
     names = f"DNS:localhost,DNS:{socket.gethostname()},IP:127.0.0.1,IP:::1"
-    if outside.host not in ("127.0.0.1", "::1", "0.0.0.0", "::"):
-        names += f",IP:{outside.host}"
+    if public.host not in ("127.0.0.1", "::1", "0.0.0.0", "::"):
+        names += f",IP:{public.host}"
     _make_certificate(folder, "certificate", "key", f"subjectAltName={names}")
     _make_certificate(folder, "client-ca", "client-ca-key", "keyUsage=critical,keyCertSign,cRLSign")
     if not (folder / "keys.map").exists():
@@ -165,7 +177,7 @@ def _write_secret(path: Path, text: str) -> None:
 
 
 def _make_certificate(folder: Path, certificate: str, key: str, extension: str) -> None:
-    """One that vouches for itself, for a year, unless it is there."""
+    """Create a self-signed certificate for a year, unless it exists."""
     if (folder / f"{certificate}.pem").exists():
         return
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
@@ -188,33 +200,36 @@ def _start(command: list[str]) -> subprocess.Popen[bytes]:
     parent = os.getpid()
 
     def in_child() -> None:
-        # Should this process be killed outright.
+        # End the child if this process is killed.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:
             os._exit(1)
 
-    # In a group of its own: Ctrl-C reaches this process alone.
+    # A process group of its own, which Ctrl-C does not reach.
     return subprocess.Popen(
         command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=in_child
     )
 
 
-def _check(children: Children) -> None:
+def _check_running(children: Children) -> None:
     for name, child in children.items():
         if child.poll() is not None:
             raise StartError(f"{name} ended by itself (exit status {child.returncode}).")
 
 
-def _answers(triton: Settings, path: str) -> bool:
+def _responds(triton: Settings, path: str) -> bool:
+    connection = HTTPConnection(triton.url(triton.http_port), timeout=1)
     try:
-        open_directly(f"http://{triton.url(triton.http_port)}/v2/{path}", timeout=1).close()
+        connection.request("GET", f"/v2/{path}")
+        return connection.getresponse().status == 200
     except (OSError, HTTPException):
         return False
-    return True
+    finally:
+        connection.close()
 
 
-def _listens(outside: Settings, port: int) -> bool:
-    host, _, _ = outside.url(port).rpartition(":")
+def _accepts_connections(public: Settings, port: int) -> bool:
+    host, _, _ = public.url(port).rpartition(":")
     with contextlib.suppress(OSError), socket.create_connection((host.strip("[]"), port), 1):
         return True
     return False
@@ -233,8 +248,8 @@ def _announce(address: str, folder: Path) -> None:
     )
 
 
-def _end(children: Children) -> None:
-    """nginx finishes what it has begun, and Triton too; what is left after a while is killed."""
+def _shut_down(children: Children) -> None:
+    """End nginx and Triton gracefully; kill what is left after `STOP_SECONDS`."""
     for name, child in children.items():
         child.send_signal(signal.SIGQUIT if name == "nginx" else signal.SIGTERM)
     deadline = time.monotonic() + STOP_SECONDS

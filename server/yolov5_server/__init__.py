@@ -1,9 +1,8 @@
 """A real Triton server without Docker: the `tritonserver` binary of the `nvidia-pytriton` wheel."""
 
 from ._errors import StartError
-from ._http import open_directly
 from ._parent import exit_with_make
 from ._server import Server
 from ._settings import Settings
 
-__all__ = ["Server", "Settings", "StartError", "exit_with_make", "open_directly"]
+__all__ = ["Server", "Settings", "StartError", "exit_with_make"]

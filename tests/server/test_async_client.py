@@ -1,4 +1,4 @@
-"""`AsyncClient` against a real server: many at once, and cancelled ones."""
+"""`AsyncClient` against a real server: concurrent and cancelled calls."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REFERENCE = reference(Path(__file__).parents[1] / "data" / "bccd_reference.json"
 
 
 def metric(server: RunningServer, name: str, *labels: str) -> int:
-    """The sum of a counter's lines that have all these labels."""
+    """Sum the lines of a counter that have all these labels."""
     with urllib.request.urlopen(server.metrics) as answer:
         lines = answer.read().decode().splitlines()
     return sum(
@@ -27,7 +27,7 @@ def metric(server: RunningServer, name: str, *labels: str) -> int:
     )
 
 
-def test_two_hundred_at_once_are_all_right(server: RunningServer) -> None:
+def test_two_hundred_concurrent_calls_are_all_answered(server: RunningServer) -> None:
     photos = [*sorted(PHOTOS.iterdir())] * 25
     read = 0
     most = 0
@@ -60,7 +60,7 @@ def test_two_hundred_at_once_are_all_right(server: RunningServer) -> None:
     assert most <= 17, "the bytes of at most as many images as are under way are held"
 
 
-def test_a_cancelled_call_is_cancelled_on_the_server(server: RunningServer) -> None:
+def test_cancelled_call_is_cancelled_on_the_server(server: RunningServer) -> None:
     received = metric(server, "yolov5_images_total")
 
     def have_all_arrived() -> bool:
@@ -68,9 +68,9 @@ def test_a_cancelled_call_is_cancelled_on_the_server(server: RunningServer) -> N
 
     async def ask() -> None:
         async with AsyncClient(server.grpc, in_flight=40) as client:
-            # Forty are more than the network takes at once: the last wait for it.
+            # Forty are more than the network runs at once; the last ones are queued.
             calls = [asyncio.ensure_future(client.detect(PHOTO)) for _ in range(40)]
-            # One that is cancelled while its bytes are still on their way is no request yet.
+            # A call that is cancelled while its bytes are being sent is not yet a request.
             await asyncio.to_thread(wait_until, have_all_arrived, 10)
             calls[-1].cancel()
             results = await asyncio.gather(*calls, return_exceptions=True)
@@ -82,14 +82,14 @@ def test_a_cancelled_call_is_cancelled_on_the_server(server: RunningServer) -> N
         metric(server, "nv_inference_request_failure", 'reason="CANCELED"'),
     ]
     asyncio.run(ask())
-    # Triton notices, and counts, when it comes to that request; nobody waits for that.
+    # Triton notices and counts the cancellation only when the request's turn comes.
     wait_until(
         lambda: metric(server, "nv_inference_request_failure", 'reason="CANCELED"') > before[1], 10
     )
     assert metric(server, "nv_inference_request_success", 'model="postprocess"') == before[0] + 39
 
 
-def test_a_stream_keeps_order_and_takes_no_more_than_it_has_room_for(
+def test_stream_keeps_order_and_bounds_what_it_holds(
     server: RunningServer,
 ) -> None:
     photos = sorted(PHOTOS.iterdir())
@@ -117,7 +117,7 @@ def test_a_stream_keeps_order_and_takes_no_more_than_it_has_room_for(
     asyncio.run(ask())
 
 
-def test_errors_in_a_stream(server: RunningServer, tmp_path: Path) -> None:
+def test_stream_raises_or_yields_errors(server: RunningServer, tmp_path: Path) -> None:
     images: list[AsyncImage] = [PHOTO, b"hello", tmp_path / "none.jpg", PHOTO]
 
     async def ask() -> None:
@@ -133,7 +133,7 @@ def test_errors_in_a_stream(server: RunningServer, tmp_path: Path) -> None:
     asyncio.run(ask())
 
 
-def test_a_slow_source_gets_its_answers_while_it_is_waited_for(server: RunningServer) -> None:
+def test_slow_async_source_gets_answers_while_it_waits(server: RunningServer) -> None:
     async def ask() -> None:
         answered = asyncio.Event()
 

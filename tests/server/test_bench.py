@@ -10,7 +10,7 @@ import pytest
 from support import ROOT
 
 from yolov5_bench.__main__ import machine, main
-from yolov5_bench._report import fallen
+from yolov5_bench._report import regressions
 
 KEPT = ROOT / "docs" / "performance" / "bundled.json"
 SLACK = 0.9  # of what it was: rounds on a small machine differ by a few percent
@@ -32,4 +32,4 @@ def test_no_slower_than_before(tmp_path: Path) -> None:
     assert main([*small, f"--contenders={','.join(CONTENDERS)}"]) == 0
     found = json.loads((tmp_path / "bundled.json").read_text())["ratios"]
     assert {*found} == {*CONTENDERS}
-    assert fallen(found, report["ratios"], SLACK) == {}
+    assert regressions(found, report["ratios"], SLACK) == {}

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from docstrings import Docstring, docstrings, failures
 from support import PHOTO, PHOTOS, RunningServer, ask_grpc, reference
 
 from yolov5_client import Client, InvalidRequestError
 from yolov5_client._cli import main
 
+EXAMPLES = [one for one in docstrings() if one.needs_server]
 REFERENCE = reference(Path(__file__).parents[1] / "data" / "bccd_reference.json")
 
 
-def test_a_path_bytes_or_a_list(server: RunningServer) -> None:
+def test_detect_takes_a_path_bytes_or_a_list(server: RunningServer) -> None:
     paths = sorted(PHOTOS.iterdir())
     with Client(server.grpc, in_flight=3) as client:
         one = client.detect(PHOTO)
@@ -31,7 +34,7 @@ def test_a_path_bytes_or_a_list(server: RunningServer) -> None:
         assert client.detect([]) == []
 
 
-def test_parameters(server: RunningServer) -> None:
+def test_parameters_reach_the_endpoint(server: RunningServer) -> None:
     with Client(server.grpc) as client:
         found = client.detect(PHOTO, conf_thres=0.4, classes=["RBC"], max_det=2)
         assert found.labels == ("RBC", "RBC")
@@ -40,7 +43,7 @@ def test_parameters(server: RunningServer) -> None:
             client.detect(PHOTO, conf_thres=1.5)
 
 
-def test_the_refused_one_of_a_list_is_named(server: RunningServer) -> None:
+def test_refused_image_of_a_list_is_named(server: RunningServer) -> None:
     with (
         Client(server.grpc, in_flight=2) as client,
         pytest.raises(
@@ -50,7 +53,9 @@ def test_the_refused_one_of_a_list_is_named(server: RunningServer) -> None:
         client.detect([PHOTO, PHOTO, PHOTO, b"hello", PHOTO])
 
 
-def test_status(server: RunningServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_names_models_and_version(
+    server: RunningServer, capsys: pytest.CaptureFixture[str]
+) -> None:
     with Client(server.grpc) as client:
         status = client.status()
     assert status.ready
@@ -60,8 +65,8 @@ def test_status(server: RunningServer, capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().out.startswith(f"{server.grpc}: Triton 2.")
 
 
-def test_exif_orientation_counts_for_the_boxes(server: RunningServer) -> None:
-    """A photo stored lying on its side, as cameras do, gets the boxes of the upright one."""
+def test_boxes_follow_the_exif_orientation(server: RunningServer) -> None:
+    """A photo stored on its side, as cameras do, gets the boxes of the upright one."""
     upright = cv2.imread(str(PHOTO))
     assert upright is not None
     lying = np.rot90(upright)
@@ -74,8 +79,8 @@ def test_exif_orientation_counts_for_the_boxes(server: RunningServer) -> None:
     np.testing.assert_allclose(answer["det_boxes"][0, 0], expected[:4], atol=5)
 
 
-def test_a_slow_source_gets_its_answers_while_it_goes_on(server: RunningServer) -> None:
-    """As with photos that come from a camera, one by one."""
+def test_slow_source_gets_answers_before_it_ends(server: RunningServer) -> None:
+    """The photos come one by one, as from a camera."""
     answered = 0
 
     def photos() -> Iterator[Path]:
@@ -91,3 +96,13 @@ def test_a_slow_source_gets_its_answers_while_it_goes_on(server: RunningServer) 
             assert len(found) == 11
             answered += 1
     assert answered == 4
+
+
+@pytest.mark.parametrize("docstring", EXAMPLES, ids=[one.place for one in EXAMPLES])
+def test_docstring_example_prints_what_it_shows(
+    server: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, docstring: Docstring
+) -> None:
+    shutil.copy(PHOTOS / "BloodImage_00007.jpg", tmp_path / "photo.jpg")
+    shutil.copy(PHOTOS / "BloodImage_00011.jpg", tmp_path / "other.jpg")
+    monkeypatch.chdir(tmp_path)
+    assert failures(docstring, server.http, server.grpc) == ""

@@ -44,7 +44,7 @@ COUNT = {path: len(REFERENCE[path.name]) for path in (ONE, OTHER)}
 
 @pytest.fixture(autouse=True)
 def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs are kept in the working directory."""
+    """Change to a folder of its own, since runs are written to the working directory."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -60,7 +60,7 @@ def start(server: RunningServer, *arguments: str | Path, **options: Any) -> subp
         stdout=pipe,
         stderr=pipe,
         text=True,
-        # Whoever runs the tests in the background may have them ignore it.
+        # A shell that runs the tests in the background may make them ignore SIGINT.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         **options,
     )
@@ -79,7 +79,7 @@ def wait_for(condition: Callable[[], object], timeout: float = 60) -> None:
 
 
 def make_video(path: Path, frames: int, code: str = "mp4v") -> list[int]:
-    """A video of two photos, ten frames of each in turn; how many detections each frame has."""
+    """Write a video of two photos in turn, ten frames each; return the detections per frame."""
     pictures = [cv2.imread(str(photo)) for photo in (ONE, OTHER)]
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*code), 12.0, (640, 480))
     for number in range(frames):
@@ -121,7 +121,7 @@ def file_server(folder: Path, on_request: Callable[[], object] = bool) -> Iterat
         server.server_close()
 
 
-def test_every_kind_of_source_in_one_run(
+def test_one_run_takes_every_kind_of_source(
     server: RunningServer,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -165,7 +165,7 @@ def test_every_kind_of_source_in_one_run(
     assert journal()[2]["stem"] == "b-2"
 
 
-def test_an_image_on_standard_input_and_lines_of_json(server: RunningServer) -> None:
+def test_image_on_standard_input_prints_lines_of_json(server: RunningServer) -> None:
     with PHOTO.open("rb") as photo:
         process = start(server, "-", "--json", "--nosave", "--conf-thres", "0.5", stdin=photo)
         out, err = process.communicate(timeout=60)
@@ -176,7 +176,7 @@ def test_an_image_on_standard_input_and_lines_of_json(server: RunningServer) -> 
     assert not Path("runs").exists()
 
 
-def test_a_terminal_has_a_progress_bar(server: RunningServer) -> None:
+def test_terminal_gets_a_progress_bar(server: RunningServer) -> None:
     near, far = pty.openpty()
     fcntl.ioctl(far, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
     command = [sys.executable, "-m", "yolov5_client._cli", "detect", "--server", server.grpc]
@@ -185,7 +185,7 @@ def test_a_terminal_has_a_progress_bar(server: RunningServer) -> None:
     )
     os.close(far)
     shown = b""
-    with suppress(OSError):  # how a terminal that is closed reads
+    with suppress(OSError):  # reading from a closed terminal
         while data := os.read(near, 4096):
             shown += data
     os.close(near)
@@ -245,7 +245,7 @@ def test_all_outputs_agree_with_the_reference(
     assert cell.shape[:2] == pytest.approx(((y2 - y1) * 1.02 + 10, (x2 - x1) * 1.02 + 10), abs=1)
 
 
-def test_a_second_run_has_its_own_folder_and_can_be_told_to_write_into_one(
+def test_second_run_gets_its_own_folder_unless_exist_ok(
     server: RunningServer,
 ) -> None:
     assert detect(server, PHOTO) == 0
@@ -260,11 +260,11 @@ def test_a_second_run_has_its_own_folder_and_can_be_told_to_write_into_one(
     assert Path("runs/detect/exp", OTHER.name).exists()
 
 
-def test_a_picture_that_cannot_be_drawn_keeps_its_other_results(
+def test_undrawable_picture_keeps_its_other_results(
     server: RunningServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text, odd = Path("photo.b64"), Path("photo.upload")
-    text.write_bytes(base64.b64encode(PHOTO.read_bytes()))  # for the server an image all the same
+    text.write_bytes(base64.b64encode(PHOTO.read_bytes()))  # the server accepts base64 as well
     odd.write_bytes(PHOTO.read_bytes())
     assert detect(server, text, odd, "--save-txt") == 1
     captured = capsys.readouterr()
@@ -275,7 +275,7 @@ def test_a_picture_that_cannot_be_drawn_keeps_its_other_results(
     assert len(journal()) == 2
 
 
-def test_a_parameter_that_is_refused_ends_the_run_at_once(
+def test_refused_parameter_ends_the_run_at_once(
     server: RunningServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert detect(server, PHOTOS, "--conf-thres", "1.5") == 2
@@ -285,7 +285,9 @@ def test_a_parameter_that_is_refused_ends_the_run_at_once(
     assert not Path("runs").exists()
 
 
-def test_without_opencv(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_detect_works_without_opencv(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_video(Path("clip.mp4"), 3)
     script = "import sys; sys.modules['cv2'] = None; from yolov5_client._cli import main; "
     script += "sys.exit(main(sys.argv[1:]))"
@@ -308,7 +310,7 @@ def test_without_opencv(server: RunningServer, monkeypatch: pytest.MonkeyPatch) 
 
 
 def copies(count: int) -> list[str]:
-    """A folder `in` of that many photos, some of the same name."""
+    """Fill the folder `in` with photos, some with the same name."""
     for number in range(count):
         folder = Path("in", str(number // 20))
         folder.mkdir(parents=True, exist_ok=True)
@@ -316,7 +318,7 @@ def copies(count: int) -> list[str]:
     return sorted(map(str, Path("in").rglob("*.jpg")))
 
 
-def test_a_killed_run_goes_on_with_each_image_exactly_once(server: RunningServer) -> None:
+def test_resumed_run_has_each_image_exactly_once(server: RunningServer) -> None:
     names = copies(60)
     process = start(server, "in", "--save-txt", "--save-csv")
     path = Path("runs/detect/exp/results.jsonl")
@@ -326,7 +328,7 @@ def test_a_killed_run_goes_on_with_each_image_exactly_once(server: RunningServer
     before = path.read_bytes()
     assert 20 <= before.count(b"\n") < 60
     with path.open("ab") as file:
-        file.write(b'{"image": "in/2/0')  # as a kill in the middle of a write leaves it
+        file.write(b'{"image": "in/2/0')  # a kill in the middle of a write leaves this
     shutil.copy(PHOTO, "in/late.jpg")
     assert detect(server, "--resume", "runs/detect/exp", "--quiet") == 0
     assert path.read_bytes().startswith(before)
@@ -346,7 +348,7 @@ def test_a_killed_run_goes_on_with_each_image_exactly_once(server: RunningServer
     assert path.read_bytes() == done
 
 
-def test_an_interrupted_run_says_how_to_go_on(server: RunningServer) -> None:
+def test_interrupted_run_says_how_to_resume(server: RunningServer) -> None:
     copies(60)
     process = start(server, "in", "--nosave", "--save-csv")
     path = Path("runs/detect/exp/results.jsonl")
@@ -361,7 +363,7 @@ def test_an_interrupted_run_says_how_to_go_on(server: RunningServer) -> None:
     assert len({line["image"] for line in journal()}) == len(journal()) == 60
 
 
-def test_what_cannot_be_resumed(
+def test_runs_that_cannot_be_resumed_are_refused(
     server: RunningServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refused(*arguments: str) -> str:
@@ -387,7 +389,7 @@ def test_what_cannot_be_resumed(
         assert f"{message} cannot be resumed" in refused("runs/detect/exp")
 
 
-def test_two_processes_do_not_write_to_one_folder(server: RunningServer) -> None:
+def test_two_processes_cannot_write_to_one_folder(server: RunningServer) -> None:
     copies(60)
     process = start(server, "in")
     wait_for(lambda: list(Path("runs").rglob("*.jpg")))
@@ -398,7 +400,7 @@ def test_two_processes_do_not_write_to_one_folder(server: RunningServer) -> None
         process.communicate()
 
 
-def test_nobody_there_is_said_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_server_is_an_error_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     address = f"127.0.0.1:{free_ports(1)[0]}"
     started = time.monotonic()
     assert main(["detect", str(PHOTO), "--server", address]) == 3
@@ -408,7 +410,7 @@ def test_nobody_there_is_said_at_once(capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["detect", "none.jpg", "--server", address]) == 2
 
 
-def test_a_restart_of_the_server_loses_nothing(bundled_repository: Path) -> None:
+def test_run_survives_a_restart_of_the_server(bundled_repository: Path) -> None:
     names = copies(60)
     path = Path("runs/detect/exp/results.jsonl")
     flags = ["--nosave", "--save-jsonl", "--in-flight", "2"]
@@ -437,10 +439,10 @@ def test_a_restart_of_the_server_loses_nothing(bundled_repository: Path) -> None
     assert err.count("\n") == 2, "the images that are left are not listed"
 
 
-def test_an_image_without_an_answer_is_asked_for_again(
+def test_unanswered_image_is_sent_again(
     server: RunningServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(_run, "_ASK_AGAIN_AFTER", (0.05, 0.05, 0.05))
+    monkeypatch.setattr(_run, "_RETRY_AFTER", (0.05, 0.05, 0.05))
     flags = ["--timeout", "1", "--in-flight", "1", "--nosave", "--save-jsonl"]
 
     def run(url: str) -> int:
@@ -473,7 +475,7 @@ def test_an_image_without_an_answer_is_asked_for_again(
     assert not failures.exists()
 
 
-def test_what_was_done_already_may_be_gone(server: RunningServer) -> None:
+def test_resumed_run_does_not_need_finished_files(server: RunningServer) -> None:
     shutil.copy(ONE, "one.jpg")
     assert detect(server, "one.jpg", OTHER, "--nosave", "--save-jsonl") == 0
     Path("one.jpg").unlink()
@@ -486,7 +488,7 @@ def test_what_was_done_already_may_be_gone(server: RunningServer) -> None:
 # -- videos and streams ----------------------------------------------------------------------
 
 
-def test_a_video_comes_back_annotated_with_its_frames_in_order(
+def test_annotated_video_has_its_frames_in_order(
     server: RunningServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shown = make_video(Path("clip.mp4"), 60)
@@ -510,7 +512,7 @@ def test_a_video_comes_back_annotated_with_its_frames_in_order(
             if one is not None
         ]
         seen.append(differences.index(min(differences)))
-        # The white cell's box: the edge at half its height is drawn.
+        # The box of the white cell: its edge is drawn at half the height.
         x1, y1, _, y2 = lines[len(seen) - 1]["boxes"][0]
         edge = frame[round((y1 + y2) / 2), round(x1)].astype(int)
         before = plain[seen[-1]]
@@ -519,13 +521,13 @@ def test_a_video_comes_back_annotated_with_its_frames_in_order(
     assert seen == shown
 
 
-def test_every_nth_frame(server: RunningServer) -> None:
+def test_stride_takes_every_nth_frame(server: RunningServer) -> None:
     make_video(Path("clip.avi"), 20, "MJPG")
     assert detect(server, "clip.avi", "--vid-stride", "8", "--nosave", "--save-jsonl") == 0
     assert [line["frame"] for line in journal()] == [1, 9, 17]
 
 
-def test_every_nth_frame_is_shown_n_times_as_long(server: RunningServer) -> None:
+def test_strided_frames_are_shown_longer(server: RunningServer) -> None:
     make_video(Path("clip.avi"), 20, "MJPG")
     assert detect(server, "clip.avi", "--vid-stride", "4") == 0
     capture = cv2.VideoCapture("runs/detect/exp/clip.mp4")
@@ -533,8 +535,8 @@ def test_every_nth_frame_is_shown_n_times_as_long(server: RunningServer) -> None
     assert length == pytest.approx(20 / 12, abs=1e-3)
 
 
-def test_picture_with_several_frames_is_answered_by_its_first(server: RunningServer) -> None:
-    """An MPO is one JPEG after the other; it is drawn as a JPEG."""
+def test_first_frame_of_an_animated_picture_is_used(server: RunningServer) -> None:
+    """An MPO is a sequence of JPEGs; the annotated picture is a JPEG."""
     Path("in").mkdir()
     Path("in", "a.MPO").write_bytes(ONE.read_bytes() + OTHER.read_bytes())
     assert detect(server, "in") == 0
@@ -543,7 +545,7 @@ def test_picture_with_several_frames_is_answered_by_its_first(server: RunningSer
     assert Path("runs/detect/exp/a.jpg").exists()
 
 
-def test_what_is_no_video_fails_alone(
+def test_broken_video_fails_alone(
     server: RunningServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("clip.mp4").write_bytes(b"hello")
@@ -552,7 +554,7 @@ def test_what_is_no_video_fails_alone(
     assert len(journal()) == 1
 
 
-def test_a_video_that_was_cut_short_is_done_again_from_its_start(server: RunningServer) -> None:
+def test_resumed_run_starts_an_incomplete_video_again(server: RunningServer) -> None:
     make_video(Path("a.mp4"), 12)
     shown = make_video(Path("b.mp4"), 60)
     process = start(server, "a.mp4", "b.mp4", "--save-txt")
@@ -578,7 +580,7 @@ def test_a_video_that_was_cut_short_is_done_again_from_its_start(server: Running
 
 @contextmanager
 def camera(video: bytes, seconds: float) -> Iterator[str]:
-    """Sends the bytes of a video to each caller in that time, then hangs up; its address."""
+    """Serve the bytes of a video to each caller within a time; yields the address."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def send() -> None:
@@ -605,7 +607,7 @@ def camera(video: bytes, seconds: float) -> Iterator[str]:
         thread.join()
 
 
-def test_live_streams_are_followed_at_the_same_time_until_they_end(
+def test_live_streams_are_followed_concurrently_until_they_end(
     server: RunningServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_video(Path("camera.avi"), 100, "MJPG")

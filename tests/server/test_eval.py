@@ -1,4 +1,4 @@
-"""`yolov5-client eval`: mAP of the whole endpoint, files in."""
+"""`yolov5-client eval`: mAP of the whole endpoint on image files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def figures(server: RunningServer, data: Path, folder: Path, *arguments: str) ->
     return answer
 
 
-def test_labels_that_are_its_own_answers(
+def test_own_answers_as_labels_score_one(
     server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = labelled_photos(tmp_path)
@@ -73,14 +73,14 @@ def all_of(figures: object) -> dict[str, float]:
     return total
 
 
-def test_both_measures_stand_side_by_side(server: RunningServer, tmp_path: Path) -> None:
+def test_coco_and_yolov5_figures_are_both_printed(server: RunningServer, tmp_path: Path) -> None:
     found = figures(server, bundled_set(tmp_path / "set"), tmp_path)
     for wanted, got in ((COCO, all_of(found)), (YOLOV5, all_of(found["yolov5"]))):
         assert {key: got[key] for key in wanted} == pytest.approx(wanted, abs=0.0005)
 
 
-def test_photos_may_be_prepared_as_val_py_does_it(server: RunningServer, tmp_path: Path) -> None:
-    """The photos are 640 pixels wide, so that nothing but the way through a canvas differs."""
+def test_as_val_prepares_photos_as_val_py_does(server: RunningServer, tmp_path: Path) -> None:
+    """The photos are 640 pixels wide; only the canvas differs."""
     data = bundled_set(tmp_path / "set")
     found = figures(server, data, tmp_path, "--as-val")
     assert found["as_val"] == "square"
@@ -123,7 +123,7 @@ def test_names_that_are_their_index_fit_any_model(
     assert "warning: 1 photo left out; the first: BloodImage_00007" in capsys.readouterr().err
 
 
-def test_a_data_set_of_other_classes_is_refused(
+def test_data_set_with_other_classes_is_refused(
     server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = labelled_photos(tmp_path)
@@ -132,7 +132,7 @@ def test_a_data_set_of_other_classes_is_refused(
     assert "class 1 is 'RBC', the data set's is 'red'" in capsys.readouterr().err
 
 
-def test_parameters_and_data_that_cannot_be_used(
+def test_unusable_parameters_and_data_are_refused(
     server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = labelled_photos(tmp_path)
@@ -143,7 +143,7 @@ def test_parameters_and_data_that_cannot_be_used(
     assert main(["eval", str(data), "--server=127.0.0.1:1"]) == 3
 
 
-def test_a_reduced_head_is_measured_without_multi_label(
+def test_reduced_head_is_measured_without_multi_label(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     repository = make_repository(tmp_path, BUNDLED, "--reduced-head")
@@ -163,7 +163,7 @@ def test_a_reduced_head_is_measured_without_multi_label(
     ],
     ids=["blood cells", "COCO"],
 )
-def test_the_references_own_figures(
+def test_figures_equal_the_references(
     tmp_path: Path, weights: Path, data: str, map50: float, map50_95: float
 ) -> None:
     repository = make_repository(tmp_path, weights)

@@ -1,4 +1,4 @@
-"""nginx in front of the real server: what it lets through, what it refuses, and how it says so."""
+"""nginx in front of the real server: what it passes on, what it refuses, and its messages."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Gateway:
         tls: TLS | None = None,
         retry_for: float = 0,
     ) -> Client:
-        """With the first API key, unless other headers are given."""
+        """Make a client with the first API key, unless other headers are given."""
         return Client(
             scheme + self.address,
             headers=self.key if headers is None else headers,
@@ -117,7 +117,7 @@ class Gateway:
         method: str = "POST",
         key: bool = True,
     ) -> Reply:
-        """A request with exactly these headers, the key and the body's length excepted."""
+        """Send a request with these headers, plus the key and the body's length."""
         connection = http.client.HTTPSConnection(
             self.address, timeout=60, context=ssl.create_default_context(cafile=self.certificate)
         )
@@ -162,7 +162,7 @@ class Gateway:
 
     @contextmanager
     def changed(self, name: str, *changes: tuple[str, str]) -> Iterator[None]:
-        """With other text in a file, taken over as an operator would have it taken over."""
+        """Change text in a file for a while, and reload nginx as an operator would."""
         file = self.folder / name
         before = text = file.read_text()
         for old, new in changes:
@@ -185,7 +185,7 @@ class Gateway:
 
 
 def peak(server: RunningServer) -> int:
-    """The most memory that Triton itself has held so far, in bytes."""
+    """Return the peak memory of Triton itself, in bytes."""
     (pid,) = server.processes("/tritonserver")
     status = Path("/proc", str(pid), "status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) << 10
@@ -205,7 +205,7 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
 def headers_frame(
     gateway: Gateway, path: str, more: list[tuple[str, str]] | None = None, method: str = "POST"
 ) -> bytes:
-    """The payload: each header as a literal, without compression."""
+    """Make a HEADERS frame with each header as a literal, without compression."""
     headers = {":method": method, ":scheme": "https", ":path": path, ":authority": "x"}
     block = b""
     for name, value in [*headers.items(), *gateway.key.items(), *(more or [])]:
@@ -215,7 +215,7 @@ def headers_frame(
 
 
 def raw_grpc(gateway: Gateway, body: bytes, more: list[tuple[str, str]] | None = None) -> None:
-    """Send these bytes as a call of ModelInfer; the answer is in the log."""
+    """Send these bytes as a call of ModelInfer; the result is in the log."""
     with gateway.connect("h2") as connection:
         call = headers_frame(gateway, MODEL_INFER, [*GRPC_HEADERS, *(more or [])])
         received = exchange(connection, PREFACE + frame(1, 4, 1, call) + grpc_data(body), answered)
@@ -257,7 +257,7 @@ def grpc_data(body: bytes) -> bytes:
 
 
 def answered(received: bytes) -> bool:
-    """Whether these frames hold the end of the first stream."""
+    """Whether these frames contain the end of the first stream."""
     while len(received) >= 9:
         length, kind, flags = int.from_bytes(received[:3], "big"), received[3], received[4]
         stream = int.from_bytes(received[5:9], "big")
@@ -268,7 +268,7 @@ def answered(received: bytes) -> bool:
 
 
 def message(data: bytes, flag: int = 0) -> bytes:
-    """As gRPC frames it."""
+    """Add the prefix of a gRPC message."""
     return struct.pack(">BI", flag, len(data)) + data
 
 
@@ -328,7 +328,7 @@ def second_key(gateway: Gateway) -> Iterator[dict[str, str]]:
 
 @pytest.fixture(autouse=True)
 def unharmed(server: RunningServer, gateway: Gateway) -> Iterator[None]:
-    """Whatever a test has done: the same answer afterwards, directly and through the gateway."""
+    """Check after each test that the server still answers, directly and through the gateway."""
     yield
     direct = parse_binary(post_raw(server.http, IMAGE))
     assert direct["num_dets"].item() == 11
@@ -340,7 +340,7 @@ def unharmed(server: RunningServer, gateway: Gateway) -> Iterator[None]:
 
 
 @SCHEMES
-def test_the_answers_are_those_of_the_server(
+def test_gateway_passes_answers_on_unchanged(
     server: RunningServer, gateway: Gateway, scheme: str
 ) -> None:
     with Client(server.grpc) as direct, gateway.client(scheme) as through:
@@ -359,7 +359,7 @@ def test_the_answers_are_those_of_the_server(
         assert through.status().ready
 
 
-def test_headers_with_parameters_arrive_however_they_are_spelt(gateway: Gateway) -> None:
+def test_parameter_headers_arrive_in_any_spelling(gateway: Gateway) -> None:
     for name in ("X-Yolo-Max-Det", "x-yolo-max_det"):
         reply = gateway.ask(INFER, IMAGE, {**RAW, name: "2"})
         assert parse_binary(reply)["num_dets"].item() == 2
@@ -368,7 +368,7 @@ def test_headers_with_parameters_arrive_however_they_are_spelt(gateway: Gateway)
     assert "X-Yolo-Max-Dets' is unknown" in reply.json()["error"]
 
 
-def test_json_with_base64(gateway: Gateway) -> None:
+def test_base64_in_json_is_answered(gateway: Gateway) -> None:
     body = json.dumps({"image": base64.b64encode(IMAGE).decode()}).encode()
     for kind in ("application/json", "Application/JSON ; charset=utf-8"):
         reply = gateway.ask("/v2/models/yolov5_ensemble/generate", body, {"Content-Type": kind})
@@ -376,7 +376,7 @@ def test_json_with_base64(gateway: Gateway) -> None:
         assert reply.json()["num_dets"] == 11
 
 
-def test_probes_need_no_key_and_questions_do(gateway: Gateway) -> None:
+def test_probes_need_no_key_but_metadata_does(gateway: Gateway) -> None:
     for path in ("/v2/health/live", "/v2/health/ready"):
         assert gateway.ask(path, headers={}, method="GET", key=False).status == 200
     for path in ("/v2", "/v2/models/yolov5_ensemble", "/v2/models/yolov5_ensemble/ready"):
@@ -385,9 +385,7 @@ def test_probes_need_no_key_and_questions_do(gateway: Gateway) -> None:
 
 
 @SCHEMES
-def test_connections_that_nginx_ends_after_some_requests_lose_none(
-    gateway: Gateway, scheme: str
-) -> None:
+def test_connection_limit_of_nginx_loses_no_request(gateway: Gateway, scheme: str) -> None:
     change = ("100000;", "5;")  # keepalive_requests
     with (
         gateway.changed("nginx.conf", change),
@@ -402,7 +400,7 @@ def test_connections_that_nginx_ends_after_some_requests_lose_none(
 
 @SCHEMES
 @pytest.mark.parametrize("headers", [{}, {"X-Api-Key": ""}, {"X-Api-Key": "0" * 64}])
-def test_without_a_known_key_nobody_gets_in(
+def test_request_without_a_known_key_is_refused(
     gateway: Gateway, scheme: str, headers: dict[str, str]
 ) -> None:
     with gateway.client(scheme, headers) as client:
@@ -420,7 +418,7 @@ def certified(gateway: Gateway, authority: trustme.CA, folder: Path) -> TLS:
 
 
 @SCHEMES
-def test_a_client_certificate_does_as_well(
+def test_client_certificate_replaces_a_key(
     gateway: Gateway, authority: trustme.CA, tmp_path: Path, scheme: str
 ) -> None:
     before = len(gateway.log())
@@ -430,7 +428,7 @@ def test_a_client_certificate_does_as_well(
 
 
 @SCHEMES
-def test_a_foreign_client_certificate_is_refused_even_with_a_key(
+def test_foreign_client_certificate_is_refused_even_with_a_key(
     gateway: Gateway, tmp_path: Path, scheme: str
 ) -> None:
     with (
@@ -440,7 +438,7 @@ def test_a_foreign_client_certificate_is_refused_even_with_a_key(
         client.detect(PHOTO)
 
 
-def test_keys_change_without_an_end(gateway: Gateway) -> None:
+def test_keys_are_reloaded_without_a_restart(gateway: Gateway) -> None:
     old = gateway.key
     line = (gateway.folder / "keys.map").read_text()
     new = f'"{"ab" * 32}" "second";\n'
@@ -456,7 +454,7 @@ def test_keys_change_without_an_end(gateway: Gateway) -> None:
         gateway.logged(before, ("", "200", "16"))
 
 
-def test_secrets_are_in_no_log_and_for_nobody_else_to_read(gateway: Gateway) -> None:
+def test_secrets_are_not_logged_and_private(gateway: Gateway) -> None:
     before = len(gateway.log())
     wrong = "0123456789abcdef" * 4
     gateway.ask(f"{INFER}?key={wrong}", IMAGE, {**RAW, "X-Api-Key": wrong}, key=False)
@@ -477,7 +475,7 @@ def test_secrets_are_in_no_log_and_for_nobody_else_to_read(gateway: Gateway) -> 
 # What is refused
 
 
-def test_a_web_form_is_refused_and_ends_nothing(gateway: Gateway) -> None:
+def test_web_form_is_refused_and_the_server_survives(gateway: Gateway) -> None:
     form = {"Content-Type": "application/x-www-form-urlencoded"}
     for path in (INFER, "/v2/models/yolov5_ensemble/generate"):
         reply = gateway.ask(path, bytes(5 << 20), form)
@@ -496,11 +494,11 @@ def test_a_web_form_is_refused_and_ends_nothing(gateway: Gateway) -> None:
         "application/json\tx",
     ],
 )
-def test_other_types_of_bodies_are_refused(gateway: Gateway, kind: str) -> None:
+def test_other_content_types_are_refused(gateway: Gateway, kind: str) -> None:
     assert gateway.ask(INFER, b"a=1", {"Content-Type": kind}).status == 415
 
 
-def test_the_server_hears_of_one_allowed_type_at_most(gateway: Gateway) -> None:
+def test_server_receives_only_an_allowed_content_type(gateway: Gateway) -> None:
     good, form = [("Content-Type", f"application/{x}") for x in ("json", "x-www-form-urlencoded")]
     for headers in ([good, form], [form, good]):
         assert gateway.ask(INFER, bytes(5 << 20), headers).json()["error"]
@@ -534,7 +532,7 @@ def test_compressed_bodies_are_refused(gateway: Gateway) -> None:
         (GENERATE, RAW),
     ],
 )
-def test_deeply_nested_json_is_refused_and_ends_nothing(
+def test_deeply_nested_json_is_refused_and_the_server_survives(
     server: RunningServer, gateway: Gateway, path: str, headers: dict[str, str]
 ) -> None:
     before = server.processes("/tritonserver")
@@ -545,7 +543,7 @@ def test_deeply_nested_json_is_refused_and_ends_nothing(
     assert server.processes("/tritonserver") == before
 
 
-def test_brackets_in_a_string_are_no_levels(gateway: Gateway) -> None:
+def test_brackets_in_a_string_do_not_count_as_levels(gateway: Gateway) -> None:
     body = json.dumps({"image": "[" * 150_000, "conf_thres": '"' + "{" * 1000})
     reply = gateway.ask(GENERATE, body.encode(), JSON)
     assert reply.status == 400
@@ -564,7 +562,7 @@ def test_json_of_many_small_parts_is_refused_before_it_fills_the_memory(
     assert peak(server) - before < 20 << 20
 
 
-def test_a_string_of_backslashes_holds_nobody_up(gateway: Gateway) -> None:
+def test_string_of_backslashes_does_not_block_others(gateway: Gateway) -> None:
     body = b'{"a": "' + b"\\" * (40 << 20) + b'"}'
     started = time.monotonic()
     assert gateway.ask(GENERATE, body, JSON).status == 400
@@ -608,14 +606,14 @@ def test_classification_of_an_output_is_refused_over_grpc(
 
 
 @pytest.mark.parametrize("model", ["preprocess", "yolov5", "postprocess", "", "x" * 1000])
-def test_no_other_model_is_there_over_grpc(gateway: Gateway, model: str) -> None:
+def test_other_models_are_refused_over_grpc(gateway: Gateway, model: str) -> None:
     with gateway.triton() as client, pytest.raises(InferenceServerException) as refused:
         client.infer(model, [image_tensor(triton, [IMAGE])], headers=gateway.key)
     assert refused.value.status() == "StatusCode.INVALID_ARGUMENT"
     assert refused.value.message() == "no such model; allowed: yolov5_ensemble"
 
 
-def test_eight_images_go_through_as_json_as_binary_tensors_and_over_grpc(gateway: Gateway) -> None:
+def test_eight_images_pass_as_json_as_binary_tensors_and_over_grpc(gateway: Gateway) -> None:
     image = base64.b64encode(IMAGE).decode()
     body = json.dumps({"inputs": [{**IN_JSON, "shape": [8, 1], "data": [[image]] * 8}]})
     reply = gateway.ask(INFER, body.encode(), JSON)
@@ -636,14 +634,14 @@ def test_eight_images_go_through_as_json_as_binary_tensors_and_over_grpc(gateway
         assert answer.as_numpy("num_dets").ravel().tolist() == [11] * 8
 
 
-def test_an_image_of_the_greatest_size_gets_through_as_json(gateway: Gateway) -> None:
+def test_largest_allowed_image_passes_as_json(gateway: Gateway) -> None:
     image = base64.b64encode(IMAGE + bytes((32 << 20) - len(IMAGE))).decode()
     for text in (image, image.replace("A", "\u0041", 1000)):
         reply = gateway.ask(GENERATE, f'{{"image": "{text}"}}'.encode(), JSON)
         assert reply.json()["num_dets"] == 11
 
 
-def test_messages_that_are_not_whole_are_refused(gateway: Gateway) -> None:
+def test_incomplete_messages_are_refused(gateway: Gateway) -> None:
     good = bytes(image_request(IMAGE[:1000]).SerializeToString())
     packed = gzip.compress(good)
     cases = {
@@ -675,7 +673,7 @@ def test_messages_that_are_not_whole_are_refused(gateway: Gateway) -> None:
         [],
     ],
 )
-def test_compressed_messages_are_not_unpacked_however_they_are_named(
+def test_compressed_messages_are_never_unpacked(
     server: RunningServer, gateway: Gateway, headers: list[tuple[str, str]]
 ) -> None:
     body = message(gzip.compress(bytes(200 << 20)), flag=1)
@@ -683,15 +681,13 @@ def test_compressed_messages_are_not_unpacked_however_they_are_named(
     entries = len(gateway.log())
     raw_grpc(gateway, body, headers)
     one = gateway.logged(entries)[0]
-    # nginx may refuse it before it has read all, and the caller be gone then.
+    # nginx may refuse it before it has read everything, and close the connection.
     assert (one["status"], one["grpc_status"]) in {("200", "3"), ("200", "12"), ("499", "")}
     assert peak(server) - before < 20 << 20
 
 
 @pytest.mark.parametrize("name", EXAMINED)
-def test_a_header_that_is_examined_is_given_once_and_well_spelt(
-    gateway: Gateway, name: str
-) -> None:
+def test_examined_header_given_twice_or_misspelt_is_refused(gateway: Gateway, name: str) -> None:
     given = {"Content-Type": RAW["Content-Type"], "Inference-Header-Content-Length": "0"}
     value = {**given, **gateway.key, "X-Api-Key": gateway.key["x-api-key"]}.get(name, "identity")
     others = [(key, text) for key, text in given.items() if key != name]
@@ -705,14 +701,14 @@ def test_a_header_that_is_examined_is_given_once_and_well_spelt(
 
 
 @pytest.mark.parametrize("length", ["-1", "0x10", "0, 5", "1e3", "00 5", "9" * 20])
-def test_a_length_of_json_that_is_no_number_is_refused(gateway: Gateway, length: str) -> None:
+def test_json_length_that_is_not_a_number_is_refused(gateway: Gateway, length: str) -> None:
     reply = gateway.ask(INFER, IMAGE, {**RAW, "Inference-Header-Content-Length": length})
     assert reply.status == 400
     assert "the last as a number" in reply.json()["error"]
 
 
 @SCHEMES
-def test_100_mb_are_too_much(gateway: Gateway, scheme: str) -> None:
+def test_100_mb_are_refused(gateway: Gateway, scheme: str) -> None:
     with (
         gateway.client(scheme) as client,
         pytest.raises(InvalidRequestError, match="^the request is too large; allowed: at most 48"),
@@ -720,7 +716,7 @@ def test_100_mb_are_too_much(gateway: Gateway, scheme: str) -> None:
         client.detect(bytes(100 << 20))
 
 
-def test_100_mb_without_a_length_are_too_much(gateway: Gateway) -> None:
+def test_100_mb_without_a_length_are_refused(gateway: Gateway) -> None:
     with gateway.connect() as connection:
         headers = {**RAW, **gateway.key, "Host": "x", "Transfer-Encoding": "chunked"}
         head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
@@ -731,7 +727,7 @@ def test_100_mb_without_a_length_are_too_much(gateway: Gateway) -> None:
         assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
 
 
-def test_an_image_of_the_greatest_size_gets_through(gateway: Gateway) -> None:
+def test_largest_allowed_image_passes(gateway: Gateway) -> None:
     # A JPEG may be followed by anything.
     reply = gateway.ask(INFER, IMAGE + bytes((32 << 20) - len(IMAGE)))
     assert parse_binary(reply)["num_dets"].item() == 11
@@ -768,14 +764,14 @@ def test_an_image_of_the_greatest_size_gets_through(gateway: Gateway) -> None:
         "GET /refused/404",
     ],
 )
-def test_no_other_route_is_there(gateway: Gateway, asked: str) -> None:
+def test_other_routes_are_refused(gateway: Gateway, asked: str) -> None:
     method, path = asked.split(" ")
     reply = gateway.ask(path, b"{}", {"Content-Type": "application/json"}, method=method)
     assert reply.status == 404
     assert reply.json()["error"].startswith("no such route; allowed: POST /v2/models/")
 
 
-def test_a_roundabout_path_arrives_as_the_allowed_one(gateway: Gateway) -> None:
+def test_path_is_normalised_before_it_is_checked(gateway: Gateway) -> None:
     for path in (f"/v2/repository/..{INFER[3:]}?a=b", f"//v2/./{INFER[4:]}"):
         assert parse_binary(gateway.ask(path, IMAGE))["num_dets"].item() == 11
 
@@ -796,14 +792,14 @@ def test_a_roundabout_path_arrives_as_the_allowed_one(gateway: Gateway) -> None:
         lambda client, **key: client.update_log_settings({"log_verbose_level": 1}, **key),
     ],
 )
-def test_management_over_grpc_is_not_there(gateway: Gateway, call: Callable[..., object]) -> None:
+def test_management_over_grpc_is_refused(gateway: Gateway, call: Callable[..., object]) -> None:
     with gateway.triton() as client:
         with pytest.raises(InferenceServerException, match="no such route") as refused:
             call(client, headers=gateway.key)
         assert refused.value.status() == "StatusCode.UNIMPLEMENTED"
 
 
-def test_plain_http_is_told_so(gateway: Gateway) -> None:
+def test_plain_http_gets_an_explanation(gateway: Gateway) -> None:
     with socket.create_connection(("127.0.0.1", gateway.port), 30) as connection:
         connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n")
         answer = connection.recv(4096)
@@ -815,7 +811,7 @@ def test_plain_http_is_told_so(gateway: Gateway) -> None:
 # Trouble
 
 
-def test_slow_callers_keep_no_other_caller_waiting_and_are_cut_off(
+def test_slow_callers_do_not_block_others_and_are_cut_off(
     gateway: Gateway, second_key: dict[str, str]
 ) -> None:
     key = gateway.key["x-api-key"]
@@ -843,7 +839,7 @@ def test_slow_callers_keep_no_other_caller_waiting_and_are_cut_off(
                 assert connection.recv(12) in {b"", b"HTTP/1.1 429"}
 
 
-def test_a_flood_of_resets_fills_no_log_and_disturbs_nobody(gateway: Gateway) -> None:
+def test_flood_of_resets_fills_no_log_and_blocks_no_caller(gateway: Gateway) -> None:
     question = headers_frame(gateway, "/v2/models/yolov5_ensemble/ready", method="GET")
     before = (gateway.folder / "error.log").read_text()
     with gateway.client("") as client:
@@ -856,8 +852,8 @@ def test_a_flood_of_resets_fills_no_log_and_disturbs_nobody(gateway: Gateway) ->
                     for one in range(stream, stream + 64, 2)
                 )
                 exchange(connection, resets, lambda _received: True)
-                time.sleep(0.002)  # nginx ends a connection that brings too much at once
-        # One caller's requests are counted together, so that for a moment it can be refused.
+                time.sleep(0.002)  # nginx closes a connection that sends too much at once
+        # The requests of one caller are counted together, and it may be refused for a moment.
         with gateway.client("", retry_for=10) as other:
             assert [len(found) for found in other.detect([PHOTO] * 20)] == [11] * 20
         assert len(client.detect(PHOTO)) == 11
@@ -865,7 +861,7 @@ def test_a_flood_of_resets_fills_no_log_and_disturbs_nobody(gateway: Gateway) ->
 
 
 @SCHEMES
-def test_bodies_that_are_announced_too_large_fill_no_log(gateway: Gateway, scheme: str) -> None:
+def test_bodies_announced_as_too_large_fill_no_log(gateway: Gateway, scheme: str) -> None:
     before = (gateway.folder / "error.log").read_text()
     path = INFER if scheme else MODEL_INFER
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 100000000\r\n\r\n"
@@ -880,7 +876,7 @@ def test_bodies_that_are_announced_too_large_fill_no_log(gateway: Gateway, schem
 
 
 @SCHEMES
-def test_requests_at_once_are_limited_by_key(
+def test_concurrent_requests_are_limited_by_key(
     gateway: Gateway, second_key: dict[str, str], scheme: str
 ) -> None:
     head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nX-Api-Key: {gateway.key['x-api-key']}\r\n"
@@ -892,13 +888,13 @@ def test_requests_at_once_are_limited_by_key(
             gateway.client(scheme) as client,
             pytest.raises(UnavailableError, match="^too many requests at once"),
         ):
-            for _ in range(20):  # nginx may not have read all of the others yet
+            for _ in range(20):  # nginx may not have read all other requests yet
                 client.detect(PHOTO)
         with gateway.client(scheme, second_key) as client:
             assert len(client.detect(PHOTO)) == 11
 
 
-def test_callers_of_batches_leave_room_for_a_caller_of_one_image(
+def test_batches_leave_capacity_for_single_images(
     gateway: Gateway, second_key: dict[str, str]
 ) -> None:
     tensor = image_tensor(triton, [IMAGE] * 8)
@@ -932,7 +928,8 @@ def test_callers_of_batches_leave_room_for_a_caller_of_one_image(
 def test_slow_readers_hold_no_memory_of_the_server(server: RunningServer, gateway: Gateway) -> None:
     request = image_request(IMAGE)
     request.model_name = "preprocess"
-    settings = frame(4, 0, 0, struct.pack(">HI", 4, 0))  # not a byte of an answer may be sent
+    # A flow-control window of 0: not a byte of a body may be sent.
+    settings = frame(4, 0, 0, struct.pack(">HI", 4, 0))
     before = peak(server)
     with ExitStack() as stack:
         for _ in range(20):
@@ -945,9 +942,7 @@ def test_slow_readers_hold_no_memory_of_the_server(server: RunningServer, gatewa
 
 
 @SCHEMES
-def test_too_many_requests_are_to_be_tried_again_and_fill_no_log(
-    gateway: Gateway, scheme: str
-) -> None:
+def test_rate_limit_is_retryable_and_fills_no_log(gateway: Gateway, scheme: str) -> None:
     logged = (gateway.folder / "error.log").read_text()
     changes = ("rate=1000r/s", "rate=1r/m"), ("burst=1000", "burst=1")
     with (
@@ -961,7 +956,9 @@ def test_too_many_requests_are_to_be_tried_again_and_fill_no_log(
 
 
 @SCHEMES
-def test_a_server_that_is_away(gateway: Gateway, server: RunningServer, scheme: str) -> None:
+def test_missing_server_is_unavailable(
+    gateway: Gateway, server: RunningServer, scheme: str
+) -> None:
     away = free_ports(1)[0]
     changes = [(f"127.0.0.1:{port}", f"127.0.0.1:{away}") for port in server.ports[:2]]
     with (
@@ -973,7 +970,7 @@ def test_a_server_that_is_away(gateway: Gateway, server: RunningServer, scheme: 
 
 
 @SCHEMES
-def test_a_server_that_takes_too_long(gateway: Gateway, scheme: str) -> None:
+def test_slow_server_is_timed_out(gateway: Gateway, scheme: str) -> None:
     change = ("read_timeout     60s", "read_timeout     1ms")
     with (
         gateway.changed("nginx.conf", change),
@@ -988,7 +985,9 @@ def test_a_server_that_takes_too_long(gateway: Gateway, scheme: str) -> None:
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
-def test_make_gateway_starts_both_and_ends_both(bundled_repository: Path, tmp_path: Path) -> None:
+def test_make_gateway_starts_and_ends_both_processes(
+    bundled_repository: Path, tmp_path: Path
+) -> None:
     (port,) = free_ports(1)
     folder = tmp_path / "gateway"
     make = ["make", "--no-print-directory", "-C", str(ROOT), "gateway", f"GATEWAY_PORT={port}"]
@@ -1003,14 +1002,14 @@ def test_make_gateway_starts_both_and_ends_both(bundled_repository: Path, tmp_pa
         with Client(f"127.0.0.1:{port}", headers={name: key}, tls=TLS(ca=ca)) as client:
             assert len(client.detect(PHOTO)) == 11
         deadline = time.monotonic() + 20
-        os.killpg(server.process.pid, signal.SIGINT)  # as a terminal does
+        os.killpg(server.process.pid, signal.SIGINT)  # as a terminal does on Ctrl-C
         server.process.wait(20)
         while server.leftovers():
             assert time.monotonic() < deadline, server.leftovers()
             time.sleep(0.1)
 
 
-def test_nothing_outlives_a_kill_and_the_server_is_left_alone(
+def test_no_process_outlives_a_killed_gateway_and_a_running_server_stays(
     server: RunningServer, tmp_path: Path
 ) -> None:
     with running_gateway(server, tmp_path) as gateway:
@@ -1023,7 +1022,7 @@ def test_nothing_outlives_a_kill_and_the_server_is_left_alone(
     assert parse_binary(post_raw(server.http, IMAGE))["num_dets"].item() == 11
 
 
-def test_a_port_in_use_is_named(server: RunningServer, gateway: Gateway, tmp_path: Path) -> None:
+def test_port_in_use_is_named(server: RunningServer, gateway: Gateway, tmp_path: Path) -> None:
     command = [sys.executable, "deploy/gateway/run.py", f"--port={gateway.port}"]
     done = subprocess.run(
         [*command, f"--folder={tmp_path}"], cwd=ROOT, capture_output=True, text=True, timeout=30
@@ -1033,8 +1032,8 @@ def test_a_port_in_use_is_named(server: RunningServer, gateway: Gateway, tmp_pat
     assert done.stderr.endswith("set GATEWAY_PORT to another one.\n")
 
 
-def test_without_the_module_for_javascript_nothing_starts(tmp_path: Path) -> None:
-    """nginx as it is, but built with a folder of modules that is empty."""
+def test_missing_javascript_module_prevents_the_start(tmp_path: Path) -> None:
+    """The installed nginx, but with an empty folder of modules."""
     assert NGINX
     stand_in = tmp_path / "nginx"
     stand_in.write_text(

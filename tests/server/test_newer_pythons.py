@@ -1,4 +1,4 @@
-"""The client alone, on Pythons that the server cannot have, with NumPy 2."""
+"""The client alone, with NumPy 2, on Pythons that the server does not support."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ print(json.dumps([sys.version_info[:2], int(numpy.__version__.split(".")[0]), an
 
 
 def interpreter(version: str) -> str | None:
-    """One that runs: pyenv puts names on the PATH of Pythons that are not chosen there."""
+    """Find one that runs: pyenv puts names on the PATH of Pythons that are not selected."""
     found = [path for path in [shutil.which(f"python{version}")] if path]
     kept = (Path.home() / ".pyenv" / "versions").glob(f"{version}*/bin/python3")
     for path in [*found, *map(str, kept)]:
@@ -43,9 +43,7 @@ def interpreter(version: str) -> str | None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("version", ["3.13", "3.14"])
-def test_the_client_alone_works_on_newer_pythons(
-    server: RunningServer, tmp_path: Path, version: str
-) -> None:
+def test_client_works_on_newer_pythons(server: RunningServer, tmp_path: Path, version: str) -> None:
     python = interpreter(version)
     if python is None:
         pytest.skip(f"there is no Python {version} with ensurepip on the PATH or in ~/.pyenv")

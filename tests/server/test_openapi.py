@@ -1,4 +1,4 @@
-"""What the server answers is what docs/openapi.yaml says; what callers.md advises then works."""
+"""The server answers as docs/openapi.yaml says, and the advice of callers.md works."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RAW = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Len
 
 
 def validate(instance: object, schema: Any) -> None:
-    # The references begin at the document's root.
+    # References start at the root of the document.
     validator = Draft202012Validator({**schema, "components": DOCUMENT["components"]})
     validator.validate(instance)
 
@@ -43,7 +43,7 @@ def resolved(part: Any) -> Any:
 
 
 def check(answer: requests.Response, path: str, method: str = "post") -> Any:
-    """That the description has this answer; returns its JSON, if it has one."""
+    """Check an answer against the description, and return its JSON, if any."""
     described = resolved(DOCUMENT["paths"][path][method]["responses"][str(answer.status_code)])
     if not answer.content:
         assert "content" not in described
@@ -83,17 +83,19 @@ def infer_json(**parameters: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("path", ["", "/ready"])
-def test_metadata_and_readiness(server: RunningServer, path: str) -> None:
+def test_metadata_and_readiness_follow_the_document(server: RunningServer, path: str) -> None:
     check(requests.get(server.http + ENDPOINT + path), ENDPOINT + path, "get")
 
 
 @pytest.mark.parametrize("path", ["/v2/health/live", "/v2/health/ready"])
-def test_health(server: RunningServer, path: str) -> None:
+def test_health_follows_the_document(server: RunningServer, path: str) -> None:
     check(requests.get(server.http + path), path, "get")
 
 
 @pytest.mark.parametrize("conf_thres", [0.25, 0.999])
-def test_answers_to_the_image_itself(server: RunningServer, conf_thres: float) -> None:
+def test_answer_to_a_raw_image_follows_the_document(
+    server: RunningServer, conf_thres: float
+) -> None:
     headers = {**RAW, "X-Yolo-Conf-Thres": str(conf_thres)}
     head = check(
         requests.post(f"{server.http}{ENDPOINT}/infer", JPEG, headers=headers), f"{ENDPOINT}/infer"
@@ -103,7 +105,7 @@ def test_answers_to_the_image_itself(server: RunningServer, conf_thres: float) -
 
 
 @pytest.mark.parametrize("max_det", [1, 300])
-def test_answers_to_json(server: RunningServer, max_det: int) -> None:
+def test_answer_to_json_follows_the_document(server: RunningServer, max_det: int) -> None:
     body = infer_json(max_det=max_det, classes="RBC", agnostic_nms=True)
     validate(body, {"$ref": "#/components/schemas/InferRequest"})
     answer = requests.post(f"{server.http}{ENDPOINT}/infer", json=body)
@@ -115,14 +117,16 @@ def test_answers_to_json(server: RunningServer, max_det: int) -> None:
     [{}, {"max_det": 1}, {"conf_thres": 0.999}, {"parameters": {"multi_label": True}}],
     ids=["several", "one", "none", "nested"],
 )
-def test_answers_of_generate(server: RunningServer, parameters: dict[str, Any]) -> None:
+def test_answer_of_generate_follows_the_document(
+    server: RunningServer, parameters: dict[str, Any]
+) -> None:
     body = {"image": TEXT, **parameters}
     validate(body, {"$ref": "#/components/schemas/GenerateRequest"})
     answer = requests.post(f"{server.http}{ENDPOINT}/generate", json=body)
     assert check(answer, f"{ENDPOINT}/generate")["num_dets"] >= 0
 
 
-def test_the_errors_shown_are_the_servers(server: RunningServer) -> None:
+def test_errors_in_the_document_are_the_servers(server: RunningServer) -> None:
     infer, generate = f"{ENDPOINT}/infer", f"{ENDPOINT}/generate"
     bad_batch = infer_json()
     bad_batch["inputs"][0]["data"][1] = "aGVsbG8="
@@ -145,7 +149,7 @@ def test_the_errors_shown_are_the_servers(server: RunningServer) -> None:
 def saturated(
     bundled_repository: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningServer]:
-    """A server that lets one image wait, and no more."""
+    """A server that queues one image at most."""
     models = tmp_path_factory.mktemp("saturated") / "models"
     repository = shutil.copytree(bundled_repository, models, symlinks=True)
     config = repository / "preprocess" / "config.pbtxt"
@@ -164,7 +168,7 @@ def ask_together(count: int, ask: Callable[[int], T]) -> set[T]:
         return set(pool.map(ask, range(count)))
 
 
-def test_a_saturated_server_says_so(saturated: RunningServer) -> None:
+def test_saturated_server_answers_as_documented(saturated: RunningServer) -> None:
     def ask(_: int) -> tuple[int, str]:
         answer = requests.post(f"{saturated.http}{ENDPOINT}/infer", JPEG, headers=RAW)
         said = check(answer, f"{ENDPOINT}/infer")
@@ -174,7 +178,7 @@ def test_a_saturated_server_says_so(saturated: RunningServer) -> None:
     assert ask_together(24, ask) == {(200, ""), *shown}
 
 
-def test_repeating_as_the_document_advises_gets_through(saturated: RunningServer) -> None:
+def test_documented_retries_get_through(saturated: RunningServer) -> None:
     http, rpc = read_blocks(ROOT / "docs" / "callers.md", "When to try again")
     given: dict[str, Any] = {}
     for block in (http, rpc):

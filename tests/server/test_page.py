@@ -73,7 +73,7 @@ def ask(
     method: str = "POST",
     path: str = INFER,
 ) -> Reply:
-    """A request with exactly these headers, Host and the body's length excepted."""
+    """Send a request with these headers, plus Host and the body's length."""
     connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=30)
     try:
         connection.putrequest(method, path, skip_host="Host" in headers, skip_accept_encoding=True)
@@ -97,7 +97,7 @@ def ask(
     [{}, {"X-Yolo-Conf-Thres": "0.5", "x-yolo-CLASSES": "RBC"}, {"X-Yolo-Max-Det": "0"}],
     ids=["defaults", "parameters", "refused"],
 )
-def test_an_image_is_answered_as_by_the_server_itself(
+def test_page_passes_answers_on_unchanged(
     server: RunningServer, url: str, headers: dict[str, str]
 ) -> None:
     direct = post_raw(server.http, IMAGE, headers)
@@ -111,25 +111,25 @@ def test_an_image_is_answered_as_by_the_server_itself(
         assert b"max_det is '0'" in through.body
 
 
-def test_other_headers_of_the_caller_are_not_passed_on(url: str) -> None:
+def test_page_drops_other_headers_of_the_caller(url: str) -> None:
     # Triton would try to decompress the body.
     reply = ask(url, {**RAW, "Content-Encoding": "gzip"}, IMAGE)
     assert reply.status == 200
     assert parse_binary(reply)["num_dets"].item() == 11
 
 
-def test_headers_of_the_operator_go_with_every_request(server: RunningServer) -> None:
+def test_operators_headers_are_sent_with_every_request(server: RunningServer) -> None:
     with serving(server.http, headers={"X-Yolo-Max-Det": "2"}) as url:
         assert parse_binary(post_raw(url, IMAGE))["num_dets"].item() == 2
 
 
-def test_an_image_of_the_greatest_size_is_passed_on(url: str) -> None:
+def test_page_passes_on_the_largest_allowed_image(url: str) -> None:
     # A JPEG may be followed by anything.
     reply = post_raw(url, IMAGE + bytes(MAX_BODY - len(IMAGE)))
     assert parse_binary(reply)["num_dets"].item() == 11
 
 
-def test_the_page_comes_with_a_policy_that_allows_only_itself(url: str) -> None:
+def test_content_security_policy_allows_only_the_page_itself(url: str) -> None:
     reply = ask(url, {}, None, method="GET", path="/")
     assert reply.status == 200
     assert reply.headers["Content-Type"] == "text/html; charset=utf-8"
@@ -172,7 +172,7 @@ REFUSED: dict[str, tuple[int, str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(("status", "sentence", "change"), REFUSED.values(), ids=REFUSED)
-def test_anything_else_is_refused_with_a_sentence(
+def test_any_other_request_is_refused_with_a_sentence(
     url: str, status: int, sentence: str, change: dict[str, Any]
 ) -> None:
     change = dict(change)
@@ -185,19 +185,19 @@ def test_anything_else_is_refused_with_a_sentence(
     assert "Access-Control-Allow-Origin" not in reply.headers
 
 
-def test_a_body_that_is_too_large_does_not_hide_the_answer(url: str) -> None:
-    # Closing the connection while it still comes in would reset it.
+def test_oversized_body_still_gets_an_answer(url: str) -> None:
+    # Closing the connection while the body still arrives would reset it.
     reply = ask(url, RAW, bytes(2 * MAX_BODY))
     assert reply.status == 413
 
 
 @pytest.mark.parametrize("host", ["localhost:8080", "LOCALHOST", "127.0.0.1", "[::1]:8080"])
-def test_a_name_of_this_machine_is_served(url: str, host: str) -> None:
+def test_local_host_names_are_served(url: str, host: str) -> None:
     own = {"Host": host, "Origin": f"http://{host}", "Sec-Fetch-Site": "same-origin"}
     assert ask(url, {**RAW, **own}, IMAGE).status == 200
 
 
-def test_the_page_may_be_linked_to_from_elsewhere(url: str) -> None:
+def test_page_may_be_linked_to_from_elsewhere(url: str) -> None:
     headers = {"Sec-Fetch-Site": "cross-site"}
     assert ask(url, headers, None, method="GET", path="/?from=elsewhere").status == 200
 
@@ -206,7 +206,7 @@ def test_the_page_may_be_linked_to_from_elsewhere(url: str) -> None:
 # When something does not work
 
 
-def test_no_server_is_a_sentence() -> None:
+def test_missing_server_is_reported_in_a_sentence() -> None:
     (port,) = free_ports(1)
     with serving(f"http://127.0.0.1:{port}") as url:
         reply = post_raw(url, IMAGE)
@@ -216,14 +216,14 @@ def test_no_server_is_a_sentence() -> None:
     }
 
 
-def test_the_grpc_port_is_a_sentence(server: RunningServer) -> None:
+def test_grpc_port_as_server_is_reported_in_a_sentence(server: RunningServer) -> None:
     with serving(f"http://{server.grpc}") as url:
         reply = post_raw(url, IMAGE)
     assert reply.status == 502
     assert f"{server.grpc} " in reply.json()["error"]
 
 
-def test_a_server_that_does_not_answer_is_a_sentence() -> None:
+def test_server_that_does_not_answer_is_reported_in_a_sentence() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with serving(address, timeout=0.2) as url:
@@ -232,7 +232,7 @@ def test_a_server_that_does_not_answer_is_a_sentence() -> None:
     assert reply.json()["error"] == f"the server {address} did not answer within 0.2 s"
 
 
-def test_callers_that_hang_harm_nobody(url: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_hanging_callers_do_not_block_others(url: str, capfd: pytest.CaptureFixture[str]) -> None:
     address = url.removeprefix("http://").split(":")
     head = "".join(f"{name}: {text}\r\n" for name, text in RAW.items())
     begun = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\n{head}Content-Length: 999\r\n\r\npart"
@@ -241,7 +241,7 @@ def test_callers_that_hang_harm_nobody(url: str, capfd: pytest.CaptureFixture[st
             slow = stack.enter_context(socket.create_connection((address[0], int(address[1]))))
             slow.sendall(text.encode())
         assert post_raw(url, IMAGE).status == 200
-    # They have hung up by now, all in the middle of something.
+    # All of them have hung up by now, in the middle of a request.
     assert post_raw(url, IMAGE).status == 200
     assert capfd.readouterr().err == ""
 
@@ -256,13 +256,13 @@ def start(*arguments: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # Whoever runs the tests in the background may have it ignored.
+        # A shell that runs the tests in the background may make them ignore SIGINT.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
-def test_a_signal_ends_the_command_at_once(server: RunningServer, number: int, status: int) -> None:
+def test_signal_ends_the_command_at_once(server: RunningServer, number: int, status: int) -> None:
     with start("--port=0", f"--server={server.http}") as process:
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -278,7 +278,9 @@ def test_a_signal_ends_the_command_at_once(server: RunningServer, number: int, s
     assert (process.returncode, output, errors) == (status, "", "")
 
 
-def test_a_port_in_use_is_a_sentence(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_port_in_use_is_reported_in_a_sentence(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     port = url.rpartition(":")[2]
     before = signal.getsignal(signal.SIGTERM)
     try:
@@ -302,7 +304,7 @@ def test_a_port_in_use_is_a_sentence(url: str, capsys: pytest.CaptureFixture[str
         ("--header=a: Ж", "--header 'a' has characters that no header may have."),
     ],
 )
-def test_an_unusable_flag_is_a_sentence(
+def test_unusable_flag_is_reported_in_a_sentence(
     flag: str, sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
@@ -342,7 +344,7 @@ def browser() -> Iterator[Browser]:
 
 @contextmanager
 def opened(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
-    """The page; at the end, it has asked nobody but its own server, and complained of nothing."""
+    """Open the page; at the end check that it contacted only its server and logged nothing."""
     context = browser.new_context(**options)
     page = context.new_page()
     requests: list[str] = []
@@ -368,7 +370,7 @@ def settled(page: Page, state: str) -> None:
 
 
 def rows(page: Page) -> NDArray[np.float64]:
-    """The table, [n, 6]: x1, y1, x2, y2, score, class."""
+    """Read the table as [n, 6]: x1, y1, x2, y2, score, class."""
     found = page.eval_on_selector_all(
         "#rows tr",
         "rows => rows.map(({dataset: d}) => [...d.box.split(' '), d.score, d.class].map(Number))",
@@ -402,13 +404,13 @@ def assert_as_the_reference(page: Page) -> None:
     np.testing.assert_array_equal(found[:, 5], WANTED[:, 5])
 
 
-def test_a_chosen_photo_is_shown_with_the_references_boxes(page: Page) -> None:
+def test_chosen_photo_shows_the_references_boxes(page: Page) -> None:
     page.set_input_files("#file", PHOTO)
     assert_as_the_reference(page)
     assert page.inner_text("#status").startswith("11 detections in ")
     assert page.locator("#counts li").all_inner_texts() == ["RBC 9", "WBC 1", "Platelets 1"]
     assert page.locator("rect.edge").count() == 11
-    # On the screen the boxes lie where they are in the picture, and nothing reaches out of it.
+    # On the screen the boxes are at their place in the picture, and nothing extends beyond it.
     frame, *drawn = page.evaluate(
         """() => ["#picture", "rect.edge", "svg text"].flatMap((selector) =>
             [...document.querySelectorAll(selector)].map((one) => {
@@ -424,12 +426,12 @@ def test_a_chosen_photo_is_shown_with_the_references_boxes(page: Page) -> None:
     assert (labels[:, 2:] <= frame[2:]).all()
 
 
-def test_a_dropped_photo_is_answered_too(page: Page) -> None:
+def test_dropped_photo_is_answered(page: Page) -> None:
     drop(page, PHOTO.name, IMAGE)
     assert_as_the_reference(page)
 
 
-def test_a_pasted_photo_is_answered_too(page: Page) -> None:
+def test_pasted_photo_is_answered(page: Page) -> None:
     page.evaluate(
         """(base64) => {
             const bytes = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
@@ -442,7 +444,7 @@ def test_a_pasted_photo_is_answered_too(page: Page) -> None:
     assert_as_the_reference(page)
 
 
-def test_the_keyboard_alone_reaches_the_file_and_the_settings(page: Page) -> None:
+def test_keyboard_alone_reaches_the_file_and_the_settings(page: Page) -> None:
     page.on("filechooser", lambda chooser: chooser.set_files(PHOTO))
     page.keyboard.press("Tab")
     expect(page.locator("#file")).to_be_focused()
@@ -472,7 +474,7 @@ SETTINGS: dict[str, tuple[str, dict[str, str]]] = {
 
 
 @pytest.mark.parametrize(("name", "headers"), SETTINGS.values(), ids=SETTINGS)
-def test_a_changed_setting_is_asked_for_again(
+def test_changed_setting_sends_a_new_request(
     page: Page, server: RunningServer, name: str, headers: dict[str, str]
 ) -> None:
     page.set_input_files("#file", PHOTO)
@@ -487,7 +489,7 @@ def test_a_changed_setting_is_asked_for_again(
     np.testing.assert_allclose(rows(page), expected, rtol=1e-6)
 
 
-def test_ticks_are_asked_for(page: Page) -> None:
+def test_checkboxes_are_sent(page: Page) -> None:
     page.set_input_files("#file", PHOTO)
     settled(page, "done")
     for name in ("agnostic_nms", "multi_label"):
@@ -497,8 +499,8 @@ def test_ticks_are_asked_for(page: Page) -> None:
         settled(page, "done")
 
 
-def test_an_older_answer_does_not_replace_a_newer_one(page: Page) -> None:
-    # The first answer is held back, and comes although it has been called off.
+def test_older_answer_does_not_replace_a_newer_one(page: Page) -> None:
+    # The first answer is delayed, and arrives although its request was aborted.
     page.evaluate(
         """() => {
             const real = window.fetch;
@@ -524,7 +526,7 @@ def test_an_older_answer_does_not_replace_a_newer_one(page: Page) -> None:
     assert len(rows(page)) == 3
 
 
-def test_a_file_that_is_read_slowly_does_not_replace_a_newer_one(page: Page) -> None:
+def test_slowly_read_file_does_not_replace_a_newer_one(page: Page) -> None:
     page.evaluate(
         """() => {
             const real = Blob.prototype.arrayBuffer;
@@ -544,7 +546,7 @@ def test_a_file_that_is_read_slowly_does_not_replace_a_newer_one(page: Page) -> 
     assert page.get_attribute("#picture", "alt") == PHOTO.name
 
 
-def test_a_rotated_photo_is_shown_as_its_boxes_are_meant(page: Page) -> None:
+def test_rotated_photo_is_shown_upright_under_its_boxes(page: Page) -> None:
     turned = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
     segment = b"Exif\0\0" + turned
     exif = b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment
@@ -558,7 +560,7 @@ def test_a_rotated_photo_is_shown_as_its_boxes_are_meant(page: Page) -> None:
     assert shown == pytest.approx(480 / 640, rel=0.01)
 
 
-def test_a_picture_that_the_browser_cannot_show_still_has_its_boxes(page: Page) -> None:
+def test_boxes_are_shown_for_a_picture_the_browser_cannot_show(page: Page) -> None:
     picture = cv2.imread(str(PHOTO))
     assert picture is not None
     encoded = cv2.imencode(".tiff", picture)[1]
@@ -570,7 +572,7 @@ def test_a_picture_that_the_browser_cannot_show_still_has_its_boxes(page: Page) 
 
 @pytest.fixture
 def forgiving(browser: Browser, url: str) -> Iterator[Page]:
-    """The page without its check of the console, where the browser notes each HTTP error."""
+    """The page without the check of the console, where the browser logs each HTTP error."""
     context = browser.new_context()
     page = context.new_page()
     page.goto(url)
@@ -578,7 +580,7 @@ def forgiving(browser: Browser, url: str) -> Iterator[Page]:
     context.close()
 
 
-def test_a_file_that_is_no_image_shows_the_servers_sentence(
+def test_file_that_is_not_an_image_shows_the_servers_sentence(
     forgiving: Page, tmp_path: Path
 ) -> None:
     (tmp_path / "notes.txt").write_text("hello")
@@ -600,7 +602,7 @@ def test_a_file_that_is_no_image_shows_the_servers_sentence(
         ("max_det", "5000", "max_det is '5000'; allowed: a whole number from 1 to 1000"),
     ],
 )
-def test_a_refused_setting_shows_the_servers_sentence(
+def test_refused_setting_shows_the_servers_sentence(
     forgiving: Page, name: str, value: str, sentence: str
 ) -> None:
     forgiving.set_input_files("#file", PHOTO)
@@ -611,14 +613,14 @@ def test_a_refused_setting_shows_the_servers_sentence(
     assert len(rows(forgiving)) == 0 or not forgiving.is_visible("#result")
 
 
-def test_a_file_over_the_limit_shows_the_sentence(forgiving: Page, tmp_path: Path) -> None:
+def test_file_over_the_limit_shows_the_sentence(forgiving: Page, tmp_path: Path) -> None:
     (tmp_path / "large").write_bytes(bytes(2 * MAX_BODY))
     forgiving.set_input_files("#file", tmp_path / "large")
     settled(forgiving, "error")
     assert f"allowed: at most {MAX_BODY}" in forgiving.inner_text("#error")
 
 
-def test_no_server_shows_a_sentence(browser: Browser) -> None:
+def test_missing_server_shows_a_sentence(browser: Browser) -> None:
     (port,) = free_ports(1)
     with serving(f"http://127.0.0.1:{port}") as url:
         page = browser.new_page()
@@ -626,13 +628,13 @@ def test_no_server_shows_a_sentence(browser: Browser) -> None:
         page.set_input_files("#file", PHOTO)
         settled(page, "error")
         assert "cannot be reached: Connection refused" in page.inner_text("#error")
-    # Now the page's own server is gone as well.
+    # Now the page's own server has ended as well.
     page.fill("#max_det", "3")
     expect(page.locator("#error")).to_have_text("This page's server cannot be reached.")
     page.close()
 
 
-def test_the_answer_can_be_saved(page: Page) -> None:
+def test_answer_can_be_saved(page: Page) -> None:
     page.set_input_files("#file", PHOTO)
     settled(page, "done")
     with page.expect_download() as download:
@@ -645,7 +647,7 @@ def test_the_answer_can_be_saved(page: Page) -> None:
 
 
 @pytest.mark.parametrize("colours", ["light", "dark"])
-def test_a_phone_shows_it_without_scrolling_sideways(
+def test_phone_shows_the_page_without_sideways_scrolling(
     browser: Browser, url: str, colours: str
 ) -> None:
     size = {"width": 360, "height": 740}
@@ -655,7 +657,7 @@ def test_a_phone_shows_it_without_scrolling_sideways(
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
-def test_the_screenshot_shows_the_page(page: Page, tmp_path: Path) -> None:
+def test_screenshot_shows_the_page(page: Page, tmp_path: Path) -> None:
     page.set_viewport_size({"width": 1040, "height": 780})
     page.set_input_files("#file", PHOTO)
     settled(page, "done")

@@ -1,4 +1,4 @@
-"""Every way to the server: gRPC, HTTP, TLS, through what cuts and holds connections."""
+"""All transports: gRPC, HTTP and TLS, also through proxies that cut or hold connections."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def assert_same(one: Detections, other: Detections) -> None:
     assert one.to_dict() == other.to_dict()
 
 
-def test_http_answers_as_grpc_does(
+def test_http_gives_the_same_answers_as_grpc(
     server: RunningServer, asking: Callable[..., Detections]
 ) -> None:
     for parameters in ({}, {"conf_thres": 0.4, "classes": ["RBC", "0"], "agnostic_nms": True}):
@@ -87,7 +87,7 @@ def authority() -> trustme.CA:
 
 @pytest.fixture
 def pem(authority: trustme.CA, tmp_path: Path) -> dict[str, Path]:
-    """Files: the authority, and a client's own certificate and key."""
+    """Write the authority's certificate, and a client's own certificate and key."""
     mine = authority.issue_cert("client.example")
     files = {name: tmp_path / f"{name}.pem" for name in ("ca", "certificate", "key")}
     authority.cert_pem.write_to_path(str(files["ca"]))
@@ -107,7 +107,7 @@ def encrypted(authority: trustme.CA, *, mutual: bool) -> ssl.SSLContext:
 
 
 @pytest.mark.parametrize("scheme", ["grpc", "https"])
-def test_tls_and_mutual_tls(
+def test_tls_and_mutual_tls_are_accepted(
     server: RunningServer,
     authority: trustme.CA,
     pem: dict[str, Path],
@@ -119,7 +119,9 @@ def test_tls_and_mutual_tls(
     plain = asking(server.grpc)
     with Proxy(target, context=encrypted(authority, mutual=False)) as proxy:
         assert_same(asking(prefix + proxy.address, tls=TLS(ca=pem["ca"])), plain)
-        with pytest.raises(UnavailableError):  # the system's authorities did not issue it
+        with pytest.raises(
+            UnavailableError
+        ):  # the certificate is not from the system's authorities
             asking(prefix + proxy.address, tls=True)
     with Proxy(target, context=encrypted(authority, mutual=True)) as proxy:
         assert_same(asking(prefix + proxy.address, tls=TLS(**pem)), plain)
@@ -132,7 +134,7 @@ def test_addresses_take_turns_and_one_may_fail(server: RunningServer) -> None:
         address = f"ipv4:{one.address},{other.address}"
         with Client(address, retry_for=20) as client:
             wanted = client.detect(PHOTO)
-            # Both are connected to in their own time.
+            # The client connects to both in the background.
             deadline = time.monotonic() + 20
             while min(one.sent, other.sent) < PHOTO.stat().st_size:
                 assert time.monotonic() < deadline
@@ -150,7 +152,7 @@ def test_addresses_take_turns_and_one_may_fail(server: RunningServer) -> None:
 
 @pytest.fixture
 def lost_server(server: RunningServer) -> Iterator[tuple[Proxy, Callable[[], None]]]:
-    """A way to the server, and a function that cuts it and opens it again after a second."""
+    """A proxy to the server, and a function that cuts it for a second."""
     proxy = Proxy(server.grpc)
     again: list[Proxy] = []
 
@@ -164,7 +166,7 @@ def lost_server(server: RunningServer) -> Iterator[tuple[Proxy, Callable[[], Non
         one.close()
 
 
-def test_a_lost_server_is_found_again(lost_server: tuple[Proxy, Callable[[], None]]) -> None:
+def test_client_reconnects_to_a_lost_server(lost_server: tuple[Proxy, Callable[[], None]]) -> None:
     proxy, cut = lost_server
     photos = [*sorted(PHOTOS.iterdir()) * 3]
     with Client(proxy.address, retry_for=30, in_flight=4) as client:
@@ -179,7 +181,7 @@ def test_a_lost_server_is_found_again(lost_server: tuple[Proxy, Callable[[], Non
         assert results == wanted * 3
 
 
-def test_asyncio_finds_a_lost_server_again(
+def test_async_client_reconnects_to_a_lost_server(
     lost_server: tuple[Proxy, Callable[[], None]],
 ) -> None:
     proxy, cut = lost_server
@@ -202,7 +204,7 @@ def test_asyncio_finds_a_lost_server_again(
     assert results == wanted * 3
 
 
-def test_without_patience_a_lost_server_is_an_error_at_once() -> None:
+def test_lost_server_is_an_error_at_once_without_retries() -> None:
     port = free_ports(1)[0]
     for address in (f"127.0.0.1:{port}", f"http://127.0.0.1:{port}"):
         started = time.monotonic()
@@ -214,7 +216,7 @@ def test_without_patience_a_lost_server_is_an_error_at_once() -> None:
         assert 1 < time.monotonic() - started < 10
 
 
-def test_a_deadline_for_each_request(server: RunningServer) -> None:
+def test_timeout_limits_each_request(server: RunningServer) -> None:
     for target, prefix in ((server.grpc, ""), (server.http, "http://")):
         with Proxy(target) as proxy, Client(prefix + proxy.address, timeout=1) as client:
             client.status()
@@ -224,7 +226,7 @@ def test_a_deadline_for_each_request(server: RunningServer) -> None:
 
 
 def test_keepalive_notices_a_dead_connection(server: RunningServer) -> None:
-    """One that vanished without a word, as with a cable pulled out, long before the timeout."""
+    """The peer vanishes silently, as if a cable were unplugged; long before the timeout."""
     with (
         Proxy(server.grpc) as proxy,
         Client(proxy.address, keepalive=1, retry_for=30, timeout=120) as client,
@@ -237,7 +239,7 @@ def test_keepalive_notices_a_dead_connection(server: RunningServer) -> None:
         assert proxy.connections == 2
 
 
-def test_closing_ends_what_is_under_way(server: RunningServer) -> None:
+def test_close_ends_requests_in_flight(server: RunningServer) -> None:
     errors: list[BaseException] = []
 
     def ask(client: Client) -> None:
@@ -260,7 +262,7 @@ def test_closing_ends_what_is_under_way(server: RunningServer) -> None:
         assert proxy.sent == sent
 
 
-def test_an_image_may_be_a_function(server: RunningServer) -> None:
+def test_image_may_be_a_function(server: RunningServer) -> None:
     async def read() -> bytes:
         await asyncio.sleep(0)
         return PHOTO.read_bytes()
@@ -276,7 +278,7 @@ def test_an_image_may_be_a_function(server: RunningServer) -> None:
 
 
 def test_headers_reach_the_server(tmp_path: Path) -> None:
-    """Against a Triton without models, which guards what it says of itself with a key."""
+    """A Triton without models requires a key for its metadata."""
     (tmp_path / "models").mkdir()
     ports = dict(zip(("http", "grpc", "metrics"), free_ports(3)))
     command = [

@@ -1,4 +1,4 @@
-"""What `make bench` makes of its samples."""
+"""The reports that `make bench` makes of its samples."""
 
 from __future__ import annotations
 
@@ -8,11 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from yolov5_bench._growth import Point
-from yolov5_bench._growth import table as growth_table
 from yolov5_bench._measure import Sample
 from yolov5_bench._pipeline import Answer
-from yolov5_bench._report import accuracy_table, fallen, plot, ratios, step_table, table, write_csv
+from yolov5_bench._report import (
+    accuracy_table,
+    plot,
+    ratios,
+    regressions,
+    step_table,
+    table,
+    write_csv,
+)
+from yolov5_bench._scaling import Point
+from yolov5_bench._scaling import table as scaling_table
 
 SAMPLE = Sample(
     contender="ours",
@@ -36,13 +44,13 @@ SAMPLES = [
 ]
 
 
-def test_ratios_are_within_a_round() -> None:
+def test_ratios_compare_within_a_round() -> None:
     found = ratios(SAMPLES)
     assert found["fastapi", 8] == pytest.approx([0.8, 1.1])
     assert found["ours", 8] == [1, 1]
 
 
-def test_the_table_has_medians_and_the_spread_of_the_ratios() -> None:
+def test_table_has_medians_and_the_spread_of_the_ratios() -> None:
     lines = table(SAMPLES).splitlines()
     assert lines[2].startswith("| 8 | ours | 42.0 |  | 200 |")
     assert lines[3].startswith("| 8 | fastapi | 45.0 | 0.95 (0.80 to 1.10) | 200 |")
@@ -50,7 +58,7 @@ def test_the_table_has_medians_and_the_spread_of_the_ratios() -> None:
     assert step_table(SAMPLES[2:]) == ""
 
 
-def test_files(tmp_path: Path) -> None:
+def test_report_files_are_written(tmp_path: Path) -> None:
     write_csv(SAMPLES, tmp_path / "samples.csv")
     lines = (tmp_path / "samples.csv").read_text().splitlines()
     assert lines[0].startswith("contender,callers,round,rate,")
@@ -59,42 +67,44 @@ def test_files(tmp_path: Path) -> None:
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_less_exact_answers_must_have_what_is_sure() -> None:
+def test_inexact_answer_must_have_every_confident_detection() -> None:
     boxes = np.array([[10, 20, 30, 40], [50, 60, 70, 80]], np.float32)
     answer = Answer(boxes=boxes, scores=np.array([0.6, 0.3], np.float32), classes=np.array([1, 1]))
     assert (
-        replace(answer, boxes=boxes + np.float32(3), scores=answer.scores / 2).misses(answer)
+        replace(answer, boxes=boxes + np.float32(3), scores=answer.scores / 2).missing_from(answer)
         is None
     )
     only = Answer(boxes=boxes[:1], scores=answer.scores[:1], classes=answer.classes[:1])
-    assert only.misses(answer) is None  # the other is not sure
+    assert only.missing_from(answer) is None  # the other's score is too low
     assert "class 1 near [10.0, 20.0, 30.0, 40.0]" in str(
-        replace(answer, classes=np.array([0, 1])).misses(answer)
+        replace(answer, classes=np.array([0, 1])).missing_from(answer)
     )
     none = Answer.from_dict({"boxes": [], "scores": [], "classes": []})
-    assert none.misses(answer) is not None
+    assert none.missing_from(answer) is not None
 
 
-def test_another_answer_is_found_out() -> None:
+def test_different_answer_is_noticed() -> None:
     boxes = np.array([[1, 2, 3, 4]], np.float32)
     answer = Answer(boxes=boxes, scores=np.array([0.5], np.float32), classes=np.array([1]))
-    assert Answer.from_dict(answer.as_dict()).differs(answer) is None
-    assert "0.200 px" in str(replace(answer, boxes=boxes + np.float32(0.2)).differs(answer))
-    assert "score 0.0100" in str(replace(answer, scores=answer.scores + 0.01).differs(answer))
+    assert Answer.from_dict(answer.as_dict()).difference_from(answer) is None
+    assert "0.200 px" in str(replace(answer, boxes=boxes + np.float32(0.2)).difference_from(answer))
+    assert "score 0.0100" in str(
+        replace(answer, scores=answer.scores + 0.01).difference_from(answer)
+    )
     none = Answer.from_dict({"boxes": [], "scores": [], "classes": []})
-    assert none.differs(answer) == "0 detections in place of 1"
+    assert none.difference_from(answer) == "0 detections in place of 1"
 
 
-def test_growth_is_a_row_for_each_point_with_the_medians_of_its_rounds() -> None:
+def test_scaling_table_has_the_median_of_each_point() -> None:
     point = Point(what="cores", value=2, callers=8, rate=40.0, p50=200.0, p99=220.0)
     points = [point, replace(point, value=1), replace(point, rate=50.0), replace(point, rate=60.0)]
-    assert growth_table(points).splitlines()[2:] == [
+    assert scaling_table(points).splitlines()[2:] == [
         "| cores | 2 | 8 | 50.0 | 200 | 220 |",
         "| cores | 1 | 8 | 40.0 | 200 | 220 |",
     ]
 
 
-def test_accuracy_is_held_against_ours() -> None:
+def test_accuracy_is_compared_with_ours() -> None:
     lines = accuracy_table({"ours": (0.8, 0.5), "default": (0.81, 0.496)}).splitlines()
     assert lines[2:] == [
         "| ours | 0.8000 | 0.5000 | +0.0000 |",
@@ -102,11 +112,11 @@ def test_accuracy_is_held_against_ours() -> None:
     ]
 
 
-def test_a_ratio_that_has_fallen_is_found() -> None:
+def test_regression_of_a_ratio_is_found() -> None:
     kept = {"fastapi": {"1": 0.9, "8": 1.0}, "bare": {"8": 0.9}}
-    assert fallen({"fastapi": {"1": 0.82, "8": 0.91}, "bare": {"8": 0.95}}, kept, 0.9) == {}
+    assert regressions({"fastapi": {"1": 0.82, "8": 0.91}, "bare": {"8": 0.95}}, kept, 0.9) == {}
     found = {"fastapi": {"1": 0.8, "8": 0.89}, "other": {"8": 0.1}}
-    assert fallen(found, kept, 0.9) == {
+    assert regressions(found, kept, 0.9) == {
         ("fastapi", "1"): (0.8, 0.9),
         ("fastapi", "8"): (0.89, 1.0),
     }

@@ -11,7 +11,9 @@ from yolov5_client import Client, UnavailableError
 from yolov5_client._cli import main
 
 
-def test_nobody_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_status_without_a_server_exits_with_3(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     address = f"127.0.0.1:{free_ports(1)[0]}"
     with Client(address, timeout=5) as client:
         with pytest.raises(UnavailableError):
@@ -24,7 +26,7 @@ def test_nobody_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
     assert capsys.readouterr().err.startswith(f"error: {address}: ")
 
 
-def test_it_needs_neither_torch_nor_opencv() -> None:
+def test_client_imports_neither_torch_nor_opencv() -> None:
     script = (
         "import sys; sys.modules['cv2'] = sys.modules['torch'] = None; "
         "import yolov5_client, yolov5_client._cli; "

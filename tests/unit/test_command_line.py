@@ -1,4 +1,4 @@
-"""The command line where the shell, the locale or the reader is not what it expects."""
+"""The command line in an unusual shell or locale, or with a reader that leaves."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def shell(folder: Path, line: str, **environment: str) -> subprocess.CompletedPr
 
 
 @pytest.mark.parametrize("locale", LOCALES)
-def test_labels_and_paths_in_any_script_in_any_locale(
+def test_labels_and_paths_of_any_script_are_printed_in_any_locale(
     server: str, tmp_path: Path, locale: str
 ) -> None:
     name = "Größe 猫.jpg"
@@ -86,7 +86,7 @@ def test_labels_and_paths_in_any_script_in_any_locale(
         ("client status --server {server} > /dev/full", 2),
     ],
 )
-def test_standard_streams_may_be_closed_or_unread(
+def test_closed_or_unread_standard_streams_cause_no_traceback(
     server: str, tmp_path: Path, line: str, status: int | None
 ) -> None:
     done = shell(tmp_path, line.format(server=server, photo=PHOTO))
@@ -95,7 +95,7 @@ def test_standard_streams_may_be_closed_or_unread(
     assert status is None or done.returncode == status, done.stderr
 
 
-def test_each_word_after_classes_is_one_class() -> None:
+def test_each_word_after_the_classes_flag_is_one_class() -> None:
     assert class_list(["0,2", "a,b", "traffic light", "3", " x"]) == [
         *("0", "2", "a,b", "traffic light", "3", " x"),
     ]

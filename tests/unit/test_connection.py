@@ -18,13 +18,13 @@ from yolov5_client import (
     TimedOutError,
     UnavailableError,
 )
-from yolov5_client._connection import Patience
+from yolov5_client._connection import Backoff
 from yolov5_client._wire import (
     detections,
-    error_of_grpc,
-    error_of_http,
+    error_from_grpc,
+    error_from_http,
     headers_for_http,
-    outputs_of_http,
+    outputs_from_http,
     parameters_for_grpc,
 )
 
@@ -45,14 +45,14 @@ from yolov5_client._wire import (
         ({"address": "http://there", "tls": True}, "tls needs an https:// address"),
     ],
 )
-def test_what_a_client_cannot_be_made_with(
+def test_unusable_arguments_of_a_client_are_refused(
     kind: Any, arguments: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(ValueError, match=sentence):
         kind(**arguments)
 
 
-def test_files_for_tls(tmp_path: Path) -> None:
+def test_tls_files_are_checked_when_they_are_given(tmp_path: Path) -> None:
     pem = tmp_path / "one.pem"
     pem.touch()
     with pytest.raises(ValueError, match="certificate and its key belong together"):
@@ -61,19 +61,19 @@ def test_files_for_tls(tmp_path: Path) -> None:
         TLS(ca=tmp_path / "none.pem")
 
 
-def test_patience_grows_and_ends() -> None:
-    assert list(Patience(0)) == []
-    patience = iter(Patience(1000))
-    delays = [next(patience) for _ in range(8)]
+def test_backoff_grows_and_ends() -> None:
+    assert list(Backoff(0)) == []
+    backoff = iter(Backoff(1000))
+    delays = [next(backoff) for _ in range(8)]
     for delay, longest in zip(delays, (0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0, 2.0)):
         assert longest / 2 <= delay <= longest
     started = time.monotonic()
-    for delay in Patience(0.3):
+    for delay in Backoff(0.3):
         time.sleep(delay)
     assert 0.3 <= time.monotonic() - started < 5
 
 
-def test_parameters_on_the_wire() -> None:
+def test_parameters_keep_their_types_over_grpc() -> None:
     given = {"conf_thres": 0.4, "classes": [0, "bus"], "max_det": np.int64(3), "multi_label": True}
     wire = {"conf_thres": 0.4, "classes": "0,bus", "max_det": 3, "multi_label": True}
     assert parameters_for_grpc(given) == wire
@@ -81,7 +81,7 @@ def test_parameters_on_the_wire() -> None:
     assert parameters_for_grpc({"classes": "0,2"}) == {"classes": "0,2"}
 
 
-def test_parameters_as_headers() -> None:
+def test_parameters_become_headers_over_http() -> None:
     given = {"conf_thres": np.float32(0.5), "classes": [0, "bus"], "multi_label": True}
     assert headers_for_http(given) == {
         "X-Yolo-Conf-Thres": "0.5",
@@ -93,7 +93,7 @@ def test_parameters_as_headers() -> None:
 
 
 CLASSES = [
-    # given, by gRPC, by HTTP where it differs
+    # The argument, its form over gRPC, and its form over HTTP if that differs.
     ([0, "bus"], "0,bus", None),
     (["0", np.int64(2)], "0,2", None),
     (("traffic light",), "traffic light", None),
@@ -113,13 +113,13 @@ CLASSES = [
 
 
 @pytest.mark.parametrize(("given", "text", "header"), CLASSES)
-def test_classes_keep_their_structure_on_the_way(given: Any, text: str, header: str | None) -> None:
-    """The form that every server reads where it suffices, else JSON, in headers in ASCII."""
+def test_class_lists_are_sent_as_text_or_json(given: Any, text: str, header: str | None) -> None:
+    """Plain text, which every server reads, if possible; otherwise JSON, in headers in ASCII."""
     assert parameters_for_grpc({"classes": given}) == {"classes": text}
     assert headers_for_http({"classes": given}) == {"X-Yolo-Classes": header or text}
 
 
-def test_thresholds_by_class_keep_their_structure() -> None:
+def test_class_thresholds_are_sent_as_text_or_json() -> None:
     for given, text in (
         ({"bus": 0.5, 2: 0.25}, "bus:0.5,2:0.25"),
         ({"a,b": 0.5}, '{"a,b": 0.5}'),
@@ -146,15 +146,15 @@ def test_thresholds_by_class_keep_their_structure() -> None:
         ({"a\r\nb": 1}, "parameter 'a.*' is unknown"),
     ],
 )
-def test_a_parameter_that_cannot_be_sent_is_named(given: dict[str, Any], sentence: str) -> None:
+def test_unsendable_parameter_is_named(given: dict[str, Any], sentence: str) -> None:
     for send in (parameters_for_grpc, headers_for_http):
         with pytest.raises(InvalidRequestError, match=sentence) as caught:
             send(given)
         assert len(str(caught.value)) < 200
 
 
-def test_statuses_by_what_a_caller_can_do_about_them() -> None:
-    refused = error_of_grpc(
+def test_each_status_becomes_the_error_a_caller_can_act_on() -> None:
+    refused = error_from_grpc(
         "StatusCode.INVALID_ARGUMENT", "in ensemble 'yolov5_ensemble', max_det is 0"
     )
     assert isinstance(refused, InvalidRequestError)
@@ -167,11 +167,11 @@ def test_statuses_by_what_a_caller_can_do_about_them() -> None:
         "UNIMPLEMENTED": ServerError,
     }
     for status, kind in kinds.items():
-        assert type(error_of_grpc(f"StatusCode.{status}", "")) is kind
+        assert type(error_from_grpc(f"StatusCode.{status}", "")) is kind
     body = b'{"error": "in ensemble \'yolov5_ensemble\', max_det is 0"}'
-    assert repr(error_of_http(400, "Bad Request", body)) == repr(refused)
+    assert repr(error_from_http(400, "Bad Request", body)) == repr(refused)
     for code, kind in {503: UnavailableError, 401: DeniedError, 500: ServerError}.items():
-        error = error_of_http(code, "Some Reason", b"<html>")
+        error = error_from_http(code, "Some Reason", b"<html>")
         assert type(error) is kind
         assert str(error) == f"HTTP {code} Some Reason"
 
@@ -180,12 +180,12 @@ def test_statuses_by_what_a_caller_can_do_about_them() -> None:
     "body",
     [b"", b"[]", b'{"outputs": [{"name": "num_dets"}]}', b'{"outputs": 3}'],
 )
-def test_what_is_no_answer_over_http(body: bytes) -> None:
+def test_malformed_http_answer_is_refused(body: bytes) -> None:
     with pytest.raises((ValueError, KeyError, TypeError)):
-        outputs_of_http(body, len(body))
+        outputs_from_http(body, len(body))
 
 
-def test_what_is_no_answer() -> None:
+def test_answer_without_an_output_is_refused() -> None:
     with pytest.raises(ServerError, match="no output 'num_dets'"):
         detections({})
 
@@ -193,12 +193,12 @@ def test_what_is_no_answer() -> None:
 @pytest.mark.parametrize(
     "headers", [{"X-Api-Key": "secret\n"}, {"X-Name": "Ü"}, {"data-bin": "x"}, {"a b": "x"}]
 )
-def test_a_header_that_cannot_be_sent(headers: dict[str, str]) -> None:
+def test_unsendable_header_is_refused(headers: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="cannot be sent") as caught:
         Client("127.0.0.1:1", headers=headers)
     assert "secret" not in str(caught.value)
 
 
-def test_an_address_that_is_none() -> None:
+def test_unusable_address_is_refused() -> None:
     with pytest.raises(ValueError, match="is no address"):
         Client("http://localhost:port")

@@ -1,4 +1,4 @@
-"""Data sets as people have them, read as YOLOv5 v7.0 reads them, and a word where it is silent."""
+"""Real data sets are read as YOLOv5 v7.0 reads them, with notes where it is silent."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAMES = "names: [Platelets, RBC, WBC]\n"
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
-    """A data set with the labels of the bundled photos; the photos themselves are not read."""
+    """A data set with the labels of the bundled photos; the photos are never read."""
     for name in ("images", "labels"):
         (tmp_path / "set" / "valid" / name).mkdir(parents=True)
     for stem in STEMS:
@@ -58,7 +58,7 @@ def val(folder: Path) -> Split:
     return read_split(folder / "data.yaml", "val")
 
 
-def test_parent_folder_that_is_not_there_is_left_away(base: Path) -> None:
+def test_missing_parent_folder_in_a_path_is_skipped(base: Path) -> None:
     wanted = val(base)
     assert sum(map(len, wanted.labels)) == 148
     assert wanted.notes == ()
@@ -77,7 +77,7 @@ def test_path_may_be_relative_to_the_working_directory(
     assert len(read_split(Path("data/data.yaml"), "val").photos) == 8
 
 
-def test_polygon_counts_as_the_box_around_it(base: Path) -> None:
+def test_polygon_becomes_its_bounding_box(base: Path) -> None:
     wanted = val(base)
     change_labels(base, polygon)
     found = val(base)
@@ -85,7 +85,7 @@ def test_polygon_counts_as_the_box_around_it(base: Path) -> None:
     assert found.notes == ()
 
 
-def test_box_among_polygons_is_two_points_and_that_is_said(base: Path) -> None:
+def test_box_among_polygons_is_read_as_two_points_and_noted(base: Path) -> None:
     first = base / "valid" / "labels" / f"{STEMS[0]}.txt"
     first.write_text("2 0.3 0.2 0.6 0.2 0.6 0.5 0.3 0.5\n1 0.1 0.7 0.3 0.2\n")
     found = val(base)
@@ -96,7 +96,7 @@ def test_box_among_polygons_is_two_points_and_that_is_said(base: Path) -> None:
     assert [note for note in found.notes if "boxes among polygons" in note and first.name in note]
 
 
-def test_row_that_stands_twice_counts_once_and_that_is_said(base: Path) -> None:
+def test_duplicate_row_counts_once_and_is_noted(base: Path) -> None:
     wanted = val(base)
     change_labels(base, lambda row: [" ".join(row)] * 2)
     found = val(base)
@@ -104,7 +104,7 @@ def test_row_that_stands_twice_counts_once_and_that_is_said(base: Path) -> None:
     assert found.notes == (f"148 duplicate rows of labels left out, the first in {STEMS[0]}.txt.",)
 
 
-def test_hidden_files_and_folders_are_left_out(base: Path) -> None:
+def test_hidden_files_and_folders_are_ignored(base: Path) -> None:
     wanted = val(base)
     (base / "valid" / "images" / f"._{STEMS[0]}.jpg").touch()
     (base / "valid" / "images" / ".ipynb_checkpoints").mkdir()
@@ -134,7 +134,7 @@ def test_labels_in_pixels_are_refused(base: Path) -> None:
         ("1 nan 0.5 0.1 0.1", "is not a file of labels"),
     ],
 )
-def test_photo_with_labels_out_of_bounds_is_left_out_and_that_is_said(
+def test_photo_with_labels_out_of_bounds_is_left_out_and_noted(
     base: Path, row: str, sentence: str
 ) -> None:
     (base / "valid" / "labels" / f"{STEMS[0]}.txt").write_text(row + "\n")
@@ -144,26 +144,26 @@ def test_photo_with_labels_out_of_bounds_is_left_out_and_that_is_said(
     assert note.startswith(f"1 photo left out; the first: {STEMS[0]}.txt {sentence}")
 
 
-def test_labels_that_are_no_text_leave_the_photo_out(base: Path) -> None:
+def test_photo_with_binary_labels_is_left_out(base: Path) -> None:
     (base / "valid" / "labels" / f"{STEMS[0]}.txt").write_bytes(b"1 0.5 0.5 0.1 0.1\n\xff\n")
     found = val(base)
     assert len(found.photos) == 7
     assert "1 photo left out" in found.notes[0]
 
 
-def test_label_that_rounds_to_the_border_is_within(base: Path) -> None:
+def test_label_that_rounds_to_the_border_is_accepted(base: Path) -> None:
     (base / "valid" / "labels" / f"{STEMS[0]}.txt").write_text("1 0.5 0.5 1.00000001 1\n")
     assert len(val(base).photos) == 8
 
 
-def test_photos_without_labels_count_and_that_is_said(base: Path) -> None:
+def test_photos_without_labels_count_and_are_noted(base: Path) -> None:
     (base / "valid" / "labels" / f"{STEMS[0]}.txt").unlink()
     found = val(base)
     assert len(found.labels[0]) == 0
     assert found.notes == ("1 photo without a file of labels, taken as photos of nothing.",)
 
 
-def test_list_passes_over_what_is_no_picture(base: Path) -> None:
+def test_list_skips_lines_that_are_not_pictures(base: Path) -> None:
     wanted = val(base)
     lines = [f"./valid/images/{stem}.jpg" for stem in STEMS]
     text = "\ufeff" + "\r\n".join([*lines[:4], "", "  ", *lines[4:], "valid/labels/classes.txt"])
@@ -184,19 +184,19 @@ def test_lines_of_a_list_are_relative_to_the_working_directory(
     (base / "data.yaml").write_text("val: list.txt\n" + NAMES)
     monkeypatch.chdir(base.parent)
     assert same_labels(val(Path("set")), wanted)
-    # Beside the list, where they are not.
+    # Beside the list, if they are not in the working directory.
     (base / "list.txt").write_text("".join(f"valid/images/{stem}.jpg\n" for stem in STEMS))
     assert same_labels(val(Path("set")), wanted)
 
 
-def test_photo_named_again_is_said(base: Path) -> None:
+def test_repeated_photo_is_noted(base: Path) -> None:
     (base / "data.yaml").write_text("val: [valid/images, valid/images]\n" + NAMES)
     found = val(base)
     assert len(found.photos) == 16
     assert found.notes == ("8 photos named again, and counted again.",)
 
 
-def test_file_name_that_is_no_text(base: Path) -> None:
+def test_file_name_need_not_be_utf8(base: Path) -> None:
     name = os.fsdecode(b"\xe9.jpg")
     (base / "valid" / "images" / name).touch()
     (base / "list.txt").write_bytes(b"./valid/images/\xe9.jpg\n")
@@ -230,14 +230,14 @@ def test_links_to_folders_are_followed_and_loops_end(base: Path) -> None:
         ("\ufeffnames: [cat]", ("cat",)),
     ],
 )
-def test_names_that_yaml_takes_for_something_else(
+def test_yaml_numbers_and_booleans_become_text(
     tmp_path: Path, text: str, names: tuple[str, ...]
 ) -> None:
     (tmp_path / "DATA.YAML").write_text(text, "utf-8")
     assert read_names(tmp_path / "DATA.YAML") == names
 
 
-def test_boolean_name_and_wrong_count_are_said(base: Path) -> None:
+def test_boolean_name_and_wrong_count_are_noted(base: Path) -> None:
     (base / "data.yaml").write_text("val: valid/images\nnc: 4\nnames: [a, yes, b]\n")
     assert val(base).notes == (
         "a class of data.yaml is called 'True', as YAML reads a word that is not in quotes.",
@@ -246,26 +246,26 @@ def test_boolean_name_and_wrong_count_are_said(base: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["names: [a, null]", "names: [a, [b]]", "names: [a, '']"])
-def test_names_that_are_none(tmp_path: Path, text: str) -> None:
+def test_missing_or_empty_class_names_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "data.yaml").write_text(text)
     with pytest.raises(DataError, match="has no class names"):
         read_names(tmp_path / "data.yaml")
 
 
 @pytest.mark.parametrize("key", [".inf", "0.5", "cat", "null", "'1'", "-1", "9" * 90])
-def test_names_under_what_is_no_index(tmp_path: Path, key: str) -> None:
+def test_class_names_under_a_key_that_is_not_an_index_are_refused(tmp_path: Path, key: str) -> None:
     (tmp_path / "data.yaml").write_text(f"names: {{0: a, 1: b, {key}: c}}")
-    with pytest.raises(DataError, match="no class name for 2|what is no index"):
+    with pytest.raises(DataError, match="no class name for 2|a key that is not an index"):
         read_names(tmp_path / "data.yaml")
 
 
-def test_names_file_with_mark_and_blank_last_lines(tmp_path: Path) -> None:
+def test_names_file_may_have_a_bom_and_blank_last_lines(tmp_path: Path) -> None:
     for encoding in ("utf-8-sig", "utf-16"):
         (tmp_path / "names.txt").write_text("Platelets\r\nRBC\n\n  \n", encoding)
         assert read_names(tmp_path / "names.txt") == ("Platelets", "RBC")
 
 
-def test_yaml_loses_what_is_no_utf8(base: Path) -> None:
+def test_yaml_bytes_that_are_not_utf8_are_dropped(base: Path) -> None:
     text = b"# \xe9t\xe9\nval: valid/images\nnames: [Pl\xe4ttchen, RBC, WBC]\n"
     (base / "data.yaml").write_bytes(text)
     assert read_names(base / "data.yaml")[0] == "Plttchen"
@@ -292,7 +292,7 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("kind", BOMBS)
-def test_yaml_that_would_grow_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+def test_expanding_yaml_is_refused_at_once(tmp_path: Path, kind: str) -> None:
     (tmp_path / "data.yaml").write_text(BOMBS[kind])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for read in (read_names, lambda path: read_split(path, "val")):

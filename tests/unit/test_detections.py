@@ -21,7 +21,7 @@ def assert_equal(one: Detections, other: Detections) -> None:
 
 
 @pytest.mark.parametrize("found", [some_detections(), no_detections()], ids=["some", "none"])
-def test_there_and_back(found: Detections) -> None:
+def test_conversions_round_trip(found: Detections) -> None:
     size = found.image_size
     supervised = found.to_supervision()
     assert isinstance(supervised, sv.Detections)
@@ -38,7 +38,7 @@ def test_there_and_back(found: Detections) -> None:
     assert again.labels == found.labels
 
 
-def test_coco_results() -> None:
+def test_coco_results_hold_corner_and_size() -> None:
     first, second = some_detections().to_coco(7, categories={2: 3, 0: 1})
     assert first["image_id"] == 7
     assert first["category_id"] == 3
@@ -47,8 +47,8 @@ def test_coco_results() -> None:
     assert json.dumps([first, second])
 
 
-def test_any_order_becomes_best_first() -> None:
-    found = Detections.best_first(
+def test_unsorted_detections_are_sorted_best_first() -> None:
+    found = Detections.from_unsorted(
         boxes=[[0.0, 0.0, 640.0, 480.0], [64.0, 48.0, 128.0, 96.0]],
         scores=[0.5, 0.9],
         classes=[0, 2],
@@ -57,14 +57,14 @@ def test_any_order_becomes_best_first() -> None:
     )
     assert_equal(found, some_detections())
     with pytest.raises(ValueError, match="2 scores, and 1 labels"):
-        Detections.best_first(
+        Detections.from_unsorted(
             boxes=np.zeros((2, 4)), scores=[1, 1], classes=[0, 0], labels=["a"], image_size=(1, 1)
         )
     with pytest.raises(ValueError, match="lack confidence"):
         Detections.from_supervision(sv.Detections(xyxy=np.zeros((1, 4))), image_size=(1, 1))
 
 
-def test_padding_is_left_out() -> None:
+def test_padding_is_removed() -> None:
     outputs = {
         "num_dets": np.array([[2], [1]], np.int32),
         "det_boxes": np.arange(16, dtype=np.float32).reshape(2, 2, 4),
@@ -89,7 +89,7 @@ def test_padding_is_left_out() -> None:
         {"image_size": (0, 640)},
     ],
 )
-def test_parts_that_do_not_fit(changes: dict[str, Any]) -> None:
+def test_mismatched_parts_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"shape|image_size"):
         some_detections(**changes)
 
@@ -101,7 +101,7 @@ def test_yolo_lines_are_normalised() -> None:
     assert no_detections().summary() == "no detections"
 
 
-def test_summary() -> None:
+def test_summary_counts_the_labels() -> None:
     assert some_detections(labels=("bus", "bus")).summary() == "2 bus"
     assert some_detections(labels=("person", "person")).summary() == "2 persons"
     assert some_detections().summary() == "1 WBC, 1 Platelets"

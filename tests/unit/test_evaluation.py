@@ -1,4 +1,4 @@
-"""Figures against labels, worked out by hand."""
+"""Figures of detections against labels, compared with values computed by hand."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import numpy as np
 import pytest
 
 from yolov5_client import DataError
-from yolov5_client.evaluation import Found, Split, evaluate
+from yolov5_client.evaluation import Predictions, Split, evaluate
 
 SIZE = (100, 200)
 
 
-def found(*rows: tuple[float, float, float, float, float, int]) -> Found:
-    """x1, y1, x2, y2, score, class of each detection in an image of `SIZE`."""
+def found(*rows: tuple[float, float, float, float, float, int]) -> Predictions:
+    """Make predictions for an image of `SIZE` from rows of x1, y1, x2, y2, score, class."""
     array = np.array(rows, float).reshape(-1, 6)
-    return Found(boxes=array[:, :4], scores=array[:, 4], classes=array[:, 5].astype(int), size=SIZE)
+    return Predictions(
+        boxes=array[:, :4], scores=array[:, 4], classes=array[:, 5].astype(int), size=SIZE
+    )
 
 
 def split(*images: list[tuple[int, float, float, float, float]]) -> Split:
-    """Class, then x1, y1, x2, y2 in pixels, of each label."""
+    """Make a split from rows of class, x1, y1, x2, y2 in pixels."""
     labels = []
     for rows in images:
         array = np.array(rows, float).reshape(-1, 5)
@@ -30,8 +32,8 @@ def split(*images: list[tuple[int, float, float, float, float]]) -> Split:
     return Split(photos=[], labels=labels)
 
 
-def test_area_is_interpolated_as_yolov5_does_it() -> None:
-    """By score: right, wrong, right, of two labels. Precision is 1 up to recall 0.5, then 2/3."""
+def test_average_precision_is_interpolated_as_in_yolov5() -> None:
+    """By score: correct, wrong, correct; two labels. Precision is 1 to recall 0.5, then 2/3."""
     result = evaluate(
         [
             found(
@@ -43,13 +45,13 @@ def test_area_is_interpolated_as_yolov5_does_it() -> None:
         split([(0, 10, 10, 50, 50), (0, 60, 10, 90, 40)]),
         classes=1,
     )
-    # Between the points 0.49 and 0.50 it falls in a line; COCO takes the step. The last point is 0.
+    # Between the points 0.49 and 0.50 it falls in a line; COCO has a step. The last point is 0.
     assert result.ap50[0] == pytest.approx((51 + 50 * 2 / 3) / 101)
     assert result.val.ap50[0] == pytest.approx(0.49 + 0.01 * 5 / 6 + 0.49 * 2 / 3 + 0.01 / 3)
 
 
-def test_label_goes_to_the_most_confident_of_those_that_overlap_it_most() -> None:
-    """The first detection overlaps the second label more, and so leaves the first to the other."""
+def test_label_is_matched_with_the_most_confident_overlapping_detection() -> None:
+    """The first detection overlaps the second label more and leaves the first to the other."""
     labels = [(0, 10.0, 10.0, 50.0, 50.0), (0, 10.0, 20.0, 50.0, 60.0)]
     right = found((10, 16, 50, 56, 0.9, 0), (10, 10, 50, 50, 0.8, 0))
     assert evaluate([right], split(labels), classes=1).val.recall[0] == pytest.approx(1)
@@ -61,13 +63,13 @@ def test_label_goes_to_the_most_confident_of_those_that_overlap_it_most() -> Non
     assert result.val.ap50[0] == pytest.approx(0.5 + 0.5 / 4, abs=0.003)
 
 
-def test_classes_that_nothing_is_found_of_count_as_zero_for_yolov5_too() -> None:
+def test_class_without_detections_counts_as_zero() -> None:
     result = evaluate([found()], split([(0, 10, 10, 50, 50)]), classes=2)
     assert (result.val.ap50[0], result.val.recall[0]) == (0, 0)
     assert np.isnan(result.val.ap50[1])
 
 
-def test_all_found_exactly() -> None:
+def test_perfect_detections_score_one() -> None:
     result = evaluate(
         [found((10, 10, 50, 50, 0.9, 0), (60, 10, 90, 40, 0.8, 1))],
         split([(0, 10, 10, 50, 50), (1, 60, 10, 90, 40)]),
@@ -80,8 +82,8 @@ def test_all_found_exactly() -> None:
     assert result.confusion.tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0] * 4, [0] * 4]
 
 
-def test_one_of_two_found_and_one_too_many() -> None:
-    """By score: right, wrong. Precision is 1 up to recall 0.5, of which there are 51 points."""
+def test_missed_label_and_false_positive_lower_the_figures() -> None:
+    """By score: correct, wrong. Precision is 1 up to recall 0.5, which are 51 points."""
     result = evaluate(
         [found((10, 10, 50, 50, 0.9, 0), (150, 50, 190, 90, 0.6, 0))],
         split([(0, 10, 10, 50, 50), (0, 60, 10, 90, 40)]),
@@ -91,7 +93,7 @@ def test_one_of_two_found_and_one_too_many() -> None:
     assert result.curve[0].tolist() == pytest.approx([1] * 51 + [0] * 50)
     assert (result.precision[0], result.recall[0]) == (1, 0.5)
     assert 0.6 < result.confidence <= 0.9
-    # Background: a detection on no label, and a label without a detection.
+    # Background: a detection without a label, and a label without a detection.
     assert result.confusion.tolist() == [[1, 1], [1, 0]]
 
 
@@ -103,14 +105,14 @@ def test_a_loose_box_counts_only_at_low_iou() -> None:
     assert result.map50_95 == pytest.approx(0.6)  # 0.5, 0.55, ..., 0.75 of ten
 
 
-def test_another_class_on_a_label_is_confused_with_it() -> None:
+def test_wrong_class_on_a_label_counts_as_confusion() -> None:
     result = evaluate([found((10, 10, 50, 50, 0.9, 1))], split([(0, 10, 10, 50, 50)]), classes=2)
     assert result.map50 == 0
     assert result.confusion.tolist() == [[0, 0, 0], [1, 0, 0], [0, 0, 0]]
     assert result.recall[0] == 0
 
 
-def test_detections_below_the_confidence_are_not_in_the_confusion() -> None:
+def test_confusion_ignores_detections_below_its_confidence() -> None:
     result = evaluate([found((10, 10, 50, 50, 0.2, 0))], split([(0, 10, 10, 50, 50)]), classes=1)
     assert result.map50 == pytest.approx(1)
     assert result.confusion.tolist() == [[0, 0], [1, 0]]
@@ -123,13 +125,13 @@ def test_a_label_counts_once() -> None:
     assert result.precision[0] == 1
 
 
-def test_nothing_found_at_all() -> None:
+def test_no_detections_at_all_score_zero() -> None:
     result = evaluate([found(), found()], split([(0, 10, 10, 50, 50)], []), classes=1)
     assert (result.map50, result.map50_95, result.recall[0]) == (0, 0, 0)
     assert result.confusion.tolist() == [[0, 0], [1, 0]]
 
 
-def test_labels_that_cannot_be_measured_with() -> None:
+def test_unusable_labels_are_refused() -> None:
     with pytest.raises(DataError, match="no labels to measure with"):
         evaluate([found()], split([]), classes=1)
     with pytest.raises(DataError, match="labels beyond the network's 1 classes"):

@@ -19,8 +19,8 @@ from yolov5_client import ServerError
 from yolov5_client._contract import OUTPUTS
 from yolov5_client._dataset import read_names, read_split
 from yolov5_client._errors import DataError
-from yolov5_client._journal import JOURNAL, RECORD, Journal, Record
-from yolov5_client._wire import detections, outputs_of_http
+from yolov5_client._journal import JOURNAL, RECORD, Journal, RunRecord
+from yolov5_client._wire import detections, outputs_from_http
 from yolov5_server import Settings, StartError
 from yolov5_server._checks import check_precision, check_shared_memory
 from yolov5_server._repository import MODELS, NETWORK, read_config, read_network_config
@@ -174,7 +174,7 @@ ANSWERS = [
 def read_answer(data: bytes) -> None:
     length, _, body = data.partition(b"\n")
     try:
-        outputs = outputs_of_http(body, int(length) if length.isdigit() else -1)
+        outputs = outputs_from_http(body, int(length) if length.isdigit() else -1)
     except ValueError:
         return
     try:
@@ -319,7 +319,7 @@ def test_any_journal_is_taken_up_or_refused(tmp_path: Path, text: bytes, videos:
     (tmp_path / JOURNAL).write_bytes(text)
     journal = Journal(tmp_path)
     try:
-        done = journal.take_up(videos)
+        done = journal.recover(videos)
         assert done.lines == sum(1 for _ in journal.lines())
     except ValueError as error:
         assert is_sentence(str(error))
@@ -343,7 +343,7 @@ RECORDS = [
 def test_any_record_of_a_run_is_read_or_refused(tmp_path: Path, text: bytes) -> None:
     (tmp_path / RECORD).write_bytes(text)
     try:
-        record = Record.read(tmp_path)
+        record = RunRecord.read(tmp_path)
     except ValueError as error:
         assert is_sentence(str(error))
     else:

@@ -1,4 +1,4 @@
-"""Answers that are not as the contract says, over real sockets, by HTTP and gRPC."""
+"""Answers that break the contract, over real sockets, by HTTP and gRPC."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ Asking = Callable[..., Any]
 
 
 @BOTH
-def test_an_answer_that_follows_the_contract_is_taken(asking: Asking) -> None:
+def test_valid_answer_is_accepted(asking: Asking) -> None:
     answer = [*tensors().values(), Tensor("of_a_later_version", "UINT8", [1], b"x")]
     with http_server(over_http(answer)) as by_http, grpc_server(over_grpc(answer)) as by_grpc:
         for address in (by_http, by_grpc):
@@ -166,7 +166,7 @@ NOT_AS_THE_CONTRACT_SAYS = {
 
 @BOTH
 @pytest.mark.parametrize("name", NOT_AS_THE_CONTRACT_SAYS)
-def test_a_tensor_that_is_not_as_the_contract_says_is_refused(asking: Asking, name: str) -> None:
+def test_tensor_that_breaks_the_contract_is_refused(asking: Asking, name: str) -> None:
     answer, sentence = NOT_AS_THE_CONTRACT_SAYS[name]
     with http_server(over_http(answer)) as by_http, grpc_server(over_grpc(answer)) as by_grpc:
         for address in (by_http, by_grpc):
@@ -215,7 +215,7 @@ NOT_TRITONS = {
 
 @BOTH
 @pytest.mark.parametrize("name", NOT_TRITONS)
-def test_a_body_that_is_not_tritons_is_refused(asking: Asking, name: str) -> None:
+def test_body_that_is_not_tritons_is_refused(asking: Asking, name: str) -> None:
     with http_server(NOT_TRITONS[name]) as address:
         with pytest.raises(ServerError) as caught:
             asking(address)
@@ -223,7 +223,7 @@ def test_a_body_that_is_not_tritons_is_refused(asking: Asking, name: str) -> Non
 
 
 @BOTH
-def test_a_grpc_message_that_is_none_is_refused(asking: Asking) -> None:
+def test_malformed_grpc_message_is_refused(asking: Asking) -> None:
     without_contents = over_grpc([*tensors().values()])[:-30]
     for message in (b"\xff" * 100, without_contents, over_grpc([])[:5]):
         with grpc_server(message) as address, pytest.raises(ServerError) as caught:
@@ -232,8 +232,8 @@ def test_a_grpc_message_that_is_none_is_refused(asking: Asking) -> None:
 
 
 @ALL
-def test_a_server_that_dribbles_does_not_outlast_the_timeout(asking: Asking) -> None:
-    """A byte at a time, in the headers, in the body, in gRPC's first frame, or not a byte."""
+def test_timeout_ends_a_server_that_sends_byte_by_byte(asking: Asking) -> None:
+    """One byte at a time in the headers, the body or gRPC's first frame, or none at all."""
     body = http(b"", {"Content-Length": 1000, LENGTH: 1000})
     ready = http(json.dumps({"version": "2.0"}).encode())
     half = b"\0\0\x06\4\0\0\0\0\0\0\3\0\0\0\x64"
@@ -243,7 +243,7 @@ def test_a_server_that_dribbles_does_not_outlast_the_timeout(asking: Asking) -> 
         dribble(b"{")(request, send)
 
     def ready_but_slow(request: bytes, send: Send) -> None:
-        """Each request of `status` within the timeout, all of them not."""
+        """Each request of `status` stays within the timeout, but all together exceed it."""
         time.sleep(0.2)
         send(ready)
 
@@ -259,7 +259,7 @@ def test_a_server_that_dribbles_does_not_outlast_the_timeout(asking: Asking) -> 
     for scheme, answer in servers:
         with tcp_server(answer) as address:
             started = time.monotonic()
-            # gRPC may give up the connection first, for what is no HTTP/2.
+            # gRPC may first close the connection, because the bytes are not HTTP/2.
             with pytest.raises((TimedOutError, UnavailableError)) as caught:
                 asking(scheme + address, timeout=0.5)
             assert time.monotonic() - started < 2
@@ -267,7 +267,7 @@ def test_a_server_that_dribbles_does_not_outlast_the_timeout(asking: Asking) -> 
             assert not scheme or isinstance(caught.value, TimedOutError)
 
 
-def test_a_server_that_takes_the_image_slowly_does_not_outlast_the_timeout() -> None:
+def test_timeout_ends_a_server_that_reads_slowly() -> None:
     def take(request: bytes, send: Send) -> None:
         time.sleep(15)
 
@@ -281,7 +281,7 @@ def test_a_server_that_takes_the_image_slowly_does_not_outlast_the_timeout() -> 
 
 @ALL
 @pytest.mark.parametrize("form", ["declared", "until_closed", "chunked", "refusal"])
-def test_an_endless_answer_over_http_is_given_up(asking: Asking, form: str) -> None:
+def test_endless_http_answer_is_refused(asking: Asking, form: str) -> None:
     block = b"x" * (1 << 20)
 
     def answer(request: bytes, send: Send) -> None:
@@ -306,9 +306,7 @@ def test_an_endless_answer_over_http_is_given_up(asking: Asking, form: str) -> N
 
 @BOTH
 @pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip])
-def test_a_large_answer_over_grpc_is_given_up(
-    asking: Asking, compression: grpc.Compression
-) -> None:
+def test_oversized_grpc_answer_is_refused(asking: Asking, compression: grpc.Compression) -> None:
     answer = [*tensors().values(), Tensor("padding", "UINT8", [20 << 20], bytes(20 << 20))]
     with grpc_server(over_grpc(answer), compression) as address:
         with pytest.raises(ServerError) as caught:
@@ -317,7 +315,7 @@ def test_a_large_answer_over_grpc_is_given_up(
 
 
 @BOTH
-def test_what_a_server_says_of_an_error_is_one_printable_line(asking: Asking) -> None:
+def test_server_error_message_becomes_one_printable_line(asking: Asking) -> None:
     said = json.dumps({"error": "no\n\x1b[31mthat\x07 " + "x" * 100_000}).encode()
     for status, kind in {"500 Oh": ServerError, "503 No": UnavailableError}.items():
         with http_server(http(said, status=status)) as address:
@@ -331,7 +329,7 @@ def test_what_a_server_says_of_an_error_is_one_printable_line(asking: Asking) ->
             assert_sentence(caught.value)
 
 
-def test_the_page_does_not_wait_for_a_server_that_dribbles_nor_take_an_endless_answer() -> None:
+def test_page_ends_a_server_that_sends_byte_by_byte_or_without_end() -> None:
     for data in (b"HTTP/1.1 200 OK\r\nX: y", http(b"", {"Content-Length": 1000})):
         with tcp_server(dribble(data)) as address:
             started = time.monotonic()

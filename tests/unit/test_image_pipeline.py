@@ -10,7 +10,7 @@ from parameters import read_defaults
 from settings import Settings
 from support import PHOTO
 
-from yolov5_build._photos import Pictures
+from yolov5_build.photos import PhotoLoader
 
 DEFAULTS = {
     "conf_thres": 0.25,
@@ -57,7 +57,7 @@ def test_image_is_decoded_letterboxed_and_normalised_into_its_place_in_the_batch
     batch = images.new_batch(["images", "placement"], 2)
     placement = images.prepare(IMAGE, batch, 1)
     tensors, (same,) = batch.build([placement])
-    wanted, wanted_placement = Pictures(640, 640).prepare(PHOTO)
+    wanted, wanted_placement = PhotoLoader(640, 640).load(PHOTO)
     assert [*tensors] == ["images"]
     np.testing.assert_array_equal(tensors["images"][1], wanted)
     assert placement == same == wanted_placement

@@ -1,4 +1,4 @@
-"""What a client can be given as an image, and what then arrives."""
+"""The kinds of arguments for an image, and what the server then receives."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ URI = "data:image/jpeg;base64,/9j/4AAQ"
 
 @pytest.fixture(scope="module")
 def recorder() -> Iterator[tuple[str, list[bytes]]]:
-    """A server that answers every image, and keeps it."""
+    """A server that answers every image and records it."""
     with http_recorder() as running:
         yield running
 
@@ -52,7 +52,7 @@ def mapped() -> mmap.mmap:
 
 
 class AsyncFile:
-    """As an upload in a web framework is."""
+    """An upload, as web frameworks pass it on."""
 
     async def read(self) -> bytes:
         return DATA
@@ -77,7 +77,7 @@ KINDS: dict[str, Callable[[], Any]] = {
 
 
 @BOTH
-def test_an_image_arrives_whole_whatever_holds_it(
+def test_every_kind_of_image_argument_is_sent_whole(
     recorder: tuple[str, list[bytes]], asking: Asking
 ) -> None:
     address, received = recorder
@@ -90,7 +90,7 @@ def test_an_image_arrives_whole_whatever_holds_it(
     assert received == [DATA] * len(KINDS)
 
 
-def test_a_file_of_asyncio_is_awaited(recorder: tuple[str, list[bytes]]) -> None:
+def test_asyncio_file_is_awaited(recorder: tuple[str, list[bytes]]) -> None:
     address, received = recorder
     received.clear()
     ask_async(address, AsyncFile())
@@ -98,7 +98,7 @@ def test_a_file_of_asyncio_is_awaited(recorder: tuple[str, list[bytes]]) -> None
 
 
 @BOTH
-def test_a_data_uri_is_sent_as_it_is(recorder: tuple[str, list[bytes]], asking: Asking) -> None:
+def test_data_uri_is_sent_unchanged(recorder: tuple[str, list[bytes]], asking: Asking) -> None:
     address, received = recorder
     received.clear()
     asking(address, URI)
@@ -107,7 +107,7 @@ def test_a_data_uri_is_sent_as_it_is(recorder: tuple[str, list[bytes]], asking: 
 
 
 @BOTH
-def test_what_is_no_image_is_refused_before_anything_is_sent(
+def test_argument_that_is_not_an_image_is_refused_before_sending(
     recorder: tuple[str, list[bytes]], asking: Asking, tmp_path: Path
 ) -> None:
     address, received = recorder
@@ -135,7 +135,7 @@ def test_what_is_no_image_is_refused_before_anything_is_sent(
 
 
 @BOTH
-def test_base64_in_place_of_a_path_is_named_in_short(
+def test_base64_given_as_a_path_is_abbreviated_in_the_error(
     recorder: tuple[str, list[bytes]], asking: Asking
 ) -> None:
     with pytest.raises(OSError, match="base64 text is to be given as bytes") as caught:
@@ -143,7 +143,9 @@ def test_base64_in_place_of_a_path_is_named_in_short(
     assert len(str(caught.value)) < 200
 
 
-def test_an_odd_one_of_a_stream_takes_its_place(recorder: tuple[str, list[bytes]]) -> None:
+def test_unusable_image_of_a_stream_is_an_error_in_its_place(
+    recorder: tuple[str, list[bytes]],
+) -> None:
     odd: list[Any] = [PHOTO, 3, PHOTO]
     with Client(recorder[0]) as client:
         found = [*client.detect_stream(odd, return_exceptions=True)]

@@ -13,11 +13,11 @@ from support import PHOTO, no_detections, some_detections
 
 from yolov5_client import Detections
 from yolov5_client._draw import Picture, crop, decode, draw, write
-from yolov5_client._journal import JOURNAL, Done, Journal, Record
+from yolov5_client._journal import JOURNAL, Journal, Progress, RunRecord
 from yolov5_client._outputs import (
-    Outputs,
-    Stems,
-    Wanted,
+    OutputOptions,
+    ResultWriter,
+    UniqueStems,
     crop_name,
     frame_stem,
     write_coco,
@@ -27,7 +27,7 @@ from yolov5_client._outputs import (
 # -- Detections as JSON ----------------------------------------------------------------------
 
 
-def test_json_gives_the_very_floats_back() -> None:
+def test_json_round_trips_the_exact_floats() -> None:
     random = np.random.default_rng(0)
     boxes = (random.random((500, 4)) * 10 ** random.uniform(-6, 5, (500, 4))).astype(np.float32)
     scores = random.random(500).astype(np.float32)
@@ -45,7 +45,7 @@ def test_json_gives_the_very_floats_back() -> None:
     )
 
 
-def test_json_of_no_detections() -> None:
+def test_json_round_trips_no_detections() -> None:
     back = Detections.from_dict({"image": "a.jpg", **no_detections().to_dict()})
     assert (len(back), back.boxes.shape) == (0, (0, 4))
 
@@ -66,7 +66,9 @@ def test_json_of_no_detections() -> None:
         ({"image_size": [480, 0]}, "^image_size is"),
     ],
 )
-def test_json_that_is_none_of_detections(change: dict[str, Any], message: str) -> None:
+def test_json_that_does_not_describe_detections_is_refused(
+    change: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         Detections.from_dict({**some_detections().to_dict(), **change})
     for name in change:
@@ -101,7 +103,7 @@ def test_drawing_stays_inside_the_picture() -> None:
     assert not changed[300:400].any()
 
 
-def test_labels_and_confidences_can_be_left_out_and_lines_be_thicker() -> None:
+def test_drawing_options_change_labels_confidences_and_lines() -> None:
     found = some_detections(boxes=np.array([[64, 248, 128, 296], [300, 200, 400, 300]], np.float32))
 
     def changed(**options: Any) -> int:
@@ -112,18 +114,18 @@ def test_labels_and_confidences_can_be_left_out_and_lines_be_thicker() -> None:
     assert changed(labels=False) < changed(confidences=False) < changed() < changed(line=8)
 
 
-def test_what_is_no_picture_cannot_be_decoded() -> None:
+def test_decoding_what_is_not_a_picture_fails() -> None:
     for data in (b"hello", b"", PHOTO.read_bytes()[:300]):
         with pytest.raises(ValueError, match="cannot be decoded for drawing"):
             decode(data)
 
 
-def test_a_picture_too_large_for_its_format(tmp_path: Path) -> None:
+def test_picture_too_large_for_its_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^1x20000 is too large for a \.webp file"):
         write(np.zeros((20_000, 1, 3), np.uint8), tmp_path / "a.webp")
 
 
-def test_a_crop_has_a_margin_inside_the_picture() -> None:
+def test_crop_has_a_margin_inside_the_picture() -> None:
     picture = np.arange(100 * 200 * 3, dtype=np.uint32).astype(np.uint8).reshape(100, 200, 3)
     cut = crop(picture, np.array([50, 20, 150, 60], np.float32))
     assert cut.shape == (51, 112, 3)  # 40 * 1.02 + 10, 100 * 1.02 + 10
@@ -133,35 +135,35 @@ def test_a_crop_has_a_margin_inside_the_picture() -> None:
 # -- names -----------------------------------------------------------------------------------
 
 
-def test_names_do_not_meet() -> None:
-    stems = Stems(Done())
-    assert [stems.take(name) for name in ("a", "a", "a-2", "a")] == ["a", "a-2", "a-2-2", "a-3"]
-    assert stems.take("clip", video=True) == "clip"
-    assert stems.take("clip_7") == "clip_7-2", "clip_7 is the seventh frame of clip"
-    assert stems.take("frame_1") == "frame_1"
-    assert stems.take("frame", video=True) == "frame-2"
+def test_result_names_are_unique() -> None:
+    stems = UniqueStems(Progress())
+    assert [stems.allocate(name) for name in ("a", "a", "a-2", "a")] == ["a", "a-2", "a-2-2", "a-3"]
+    assert stems.allocate("clip", video=True) == "clip"
+    assert stems.allocate("clip_7") == "clip_7-2", "clip_7 is the seventh frame of clip"
+    assert stems.allocate("frame_1") == "frame_1"
+    assert stems.allocate("frame", video=True) == "frame-2"
 
 
-def test_names_of_a_run_that_goes_on_do_not_meet_those_it_has_given() -> None:
-    done = Done(image_stems={"a", "b_1"}, video_stems={"clip"})
-    stems = Stems(done)
-    assert stems.take("a") == "a-2"
-    assert stems.take("clip_1") == "clip_1-2"
-    assert stems.take("b", video=True) == "b-2"
+def test_result_names_of_a_resumed_run_are_unique() -> None:
+    done = Progress(image_stems={"a", "b_1"}, video_stems={"clip"})
+    stems = UniqueStems(done)
+    assert stems.allocate("a") == "a-2"
+    assert stems.allocate("clip_1") == "clip_1-2"
+    assert stems.allocate("b", video=True) == "b-2"
 
 
-def test_crops_of_different_images_do_not_meet() -> None:
+def test_crop_names_of_different_images_differ() -> None:
     pairs = [(stem, n) for stem in ("a", "a.1", "a.2", "a2", "a.2.2") for n in (1, 2, 3, 22)]
     assert len({crop_name(*pair) for pair in pairs}) == len(pairs)
     assert [crop_name("a", n) for n in (1, 2)] == ["a", "a.2"]
 
 
-def test_a_label_leads_out_of_no_folder(tmp_path: Path) -> None:
+def test_label_cannot_escape_the_crops_folder(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "exp"
     folder.mkdir(parents=True)
     found = some_detections(labels=("../../../escaped", "/etc"))
-    outputs = Outputs(folder, Wanted(pictures=False, save_crop=True))
-    outputs.write("a", found, photo)
+    writer = ResultWriter(folder, OutputOptions(pictures=False, save_crop=True))
+    writer.write("a", found, photo)
     written = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.jpg"))
     assert written == [
         "runs/exp/crops/_.._.._escaped/a.jpg",
@@ -179,7 +181,7 @@ LINES: list[dict[str, Any]] = [
 ]
 
 
-def test_csv(tmp_path: Path) -> None:
+def test_csv_has_a_row_for_each_detection(tmp_path: Path) -> None:
     write_csv(tmp_path / "results.csv", LINES)
     with (tmp_path / "results.csv").open(newline="") as file:
         rows = [*csv.reader(file)]
@@ -192,7 +194,7 @@ def test_csv(tmp_path: Path) -> None:
     ]
 
 
-def test_coco(tmp_path: Path) -> None:
+def test_coco_file_has_an_entry_for_each_detection(tmp_path: Path) -> None:
     write_coco(tmp_path / "results.json", LINES)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results[0] == {
@@ -215,9 +217,9 @@ def journal_of(folder: Path, *lines: dict[str, Any], rest: str = "") -> Journal:
     return Journal(folder)
 
 
-def test_a_line_cut_short_is_removed(tmp_path: Path) -> None:
+def test_truncated_last_line_of_a_journal_is_removed(tmp_path: Path) -> None:
     journal = journal_of(tmp_path, *LINES[:2], rest='{"image": "c.j')
-    done = journal.take_up([])
+    done = journal.recover([])
     assert (dict(done.images), done.lines) == ({"in/7.jpg": 1, "bad.jpg": 1}, 2)
     assert done.refused == [("bad.jpg", "not an image")]
     assert done.image_stems == {"7"}, "a refused image has no results to name"
@@ -226,22 +228,22 @@ def test_a_line_cut_short_is_removed(tmp_path: Path) -> None:
     journal.close()
 
 
-def test_a_path_given_twice_counts_twice(tmp_path: Path) -> None:
+def test_path_given_twice_counts_twice(tmp_path: Path) -> None:
     second = {**LINES[0], "stem": "7-2"}
     journal = journal_of(tmp_path, LINES[0], second)
-    done = journal.take_up([])
+    done = journal.recover([])
     assert (done.images["in/7.jpg"], done.image_stems) == (2, {"7", "7-2"})
     journal.close()
 
 
-def test_the_lines_of_an_incomplete_video_are_removed_wherever_they_are(tmp_path: Path) -> None:
+def test_lines_of_an_incomplete_video_are_removed(tmp_path: Path) -> None:
     def frames(stem: str, count: int) -> list[dict[str, Any]]:
         found = no_detections().to_dict()
         return [{"image": "v.mp4", "frame": n, "stem": stem, **found} for n in range(count)]
 
     lines = [LINES[0], *frames("v", 3), LINES[1], *frames("v-2", 2), LINES[3], *frames("v-3", 4)]
     journal = journal_of(tmp_path, *lines, rest="{")
-    done = journal.take_up(["v-2"])
+    done = journal.recover(["v-2"])
     assert [line.get("stem") for line in journal.lines()] == [None, None, "v-2", "v-2", "7-2"]
     assert (done.videos["v.mp4"], done.video_stems, done.lines) == (1, {"v-2"}, 5)
     with pytest.raises(BlockingIOError, match="another process writes to"):
@@ -252,10 +254,10 @@ def test_the_lines_of_an_incomplete_video_are_removed_wherever_they_are(tmp_path
     Journal(tmp_path).close()
 
 
-def test_what_is_no_journal_is_named_by_its_line(tmp_path: Path) -> None:
+def test_malformed_journal_line_is_named_by_its_number(tmp_path: Path) -> None:
     journal = journal_of(tmp_path, LINES[0], rest="[]\n")
     with pytest.raises(ValueError, match=r"results\.jsonl, line 2 is not what a run has written"):
-        journal.take_up([])
+        journal.recover([])
     journal.close()
 
 
@@ -266,7 +268,7 @@ def _hold(folder: str, held: Any, leave: Any) -> None:
     journal.close()
 
 
-def test_another_process_is_kept_out(tmp_path: Path) -> None:
+def test_journal_is_locked_against_another_process(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     held, leave = context.Event(), context.Event()
     process = context.Process(target=_hold, args=(str(tmp_path), held, leave))
@@ -279,26 +281,26 @@ def test_another_process_is_kept_out(tmp_path: Path) -> None:
     Journal(tmp_path).close()
 
 
-def test_a_record_is_read_back_and_checked(tmp_path: Path) -> None:
+def test_run_record_is_read_back_and_checked(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"is not a run's folder: no run\.json"):
-        Record.read(tmp_path)
-    record = Record({"source": ["a.jpg"]}, "/here", ["clip"])
+        RunRecord.read(tmp_path)
+    record = RunRecord({"source": ["a.jpg"]}, "/here", ["clip"])
     record.write(tmp_path)
-    assert Record.read(tmp_path) == record
+    assert RunRecord.read(tmp_path) == record
     for text in ("", "[]", '{"options": [], "directory": "/"}', '{"options": {}, "directory": 1}'):
         (tmp_path / "run.json").write_text(text)
         with pytest.raises(ValueError, match=r"run\.json is not what a run has written"):
-            Record.read(tmp_path)
+            RunRecord.read(tmp_path)
 
 
 def test_frames_are_named_as_yolov5_does() -> None:
     assert (frame_stem("clip", 12), frame_stem("photo", None)) == ("clip_12", "photo")
 
 
-def test_pictures_keep_their_format(tmp_path: Path) -> None:
-    outputs = Outputs(tmp_path, Wanted(pictures=True))
+def test_annotated_pictures_keep_their_format(tmp_path: Path) -> None:
+    writer = ResultWriter(tmp_path, OutputOptions(pictures=True))
     for suffix in (".jpg", ".jpe", ".png", ".bmp", ".tif", ".webp", ".upload", ""):
-        outputs.write_picture(f"photo{suffix[1:]}", suffix, photo())
+        writer.write_picture(f"photo{suffix[1:]}", suffix, photo())
     assert sorted(path.suffix for path in tmp_path.iterdir()) == sorted(
         (".jpg", ".jpe", ".png", ".bmp", ".tif", ".webp", ".jpg", ".jpg")
     )

@@ -1,4 +1,4 @@
-"""The page's file, and what it shares with the model repository."""
+"""The file of the page, and the facts that it shares with the model repository."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def defaults() -> dict[str, str]:
     return {name: value.string_value for name, value in config.parameters.items()}
 
 
-def test_every_parameter_has_a_control_and_starts_at_the_servers_default() -> None:
+def test_page_has_a_control_for_every_parameter_at_its_default() -> None:
     controls = re.findall(r'<input type="(\w+)"[^>]* name="(\w+)"(?:[^>]* value="([^"]*)")?', PAGE)
     assert {name for _, name, _ in controls} == set(NAMES)
     for kind, name, value in controls:
@@ -35,22 +35,24 @@ def test_every_parameter_has_a_control_and_starts_at_the_servers_default() -> No
             assert value == defaults().get(name, "")
 
 
-def test_the_body_limit_is_the_servers_limit_of_an_image() -> None:
+def test_page_body_limit_is_the_servers_image_limit() -> None:
     assert int(defaults()["max_image_bytes"]) == MAX_BODY
 
 
-def test_the_page_asks_for_what_is_passed_on() -> None:
+def test_page_uses_the_route_that_is_passed_on() -> None:
     assert f'const INFER = "{INFER.removeprefix("/")}";' in PAGE
     for output in _contract.OUTPUTS:
         assert f"outputs.{output}" in PAGE
 
 
-def test_the_page_names_no_other_site() -> None:
-    assert set(re.findall(r"https?://[\w.]+", PAGE)) == {"http://www.w3.org"}  # SVG's name
+def test_page_refers_to_no_other_site() -> None:
+    assert set(re.findall(r"https?://[\w.]+", PAGE)) == {
+        "http://www.w3.org"
+    }  # the namespace of SVG
     assert not re.search(r"""(src|href)=["'](?!data:)|@import|url\(""", PAGE)
 
 
-def test_the_wheel_has_the_page_in_it(tmp_path: Path) -> None:
+def test_wheel_contains_the_page(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(build, cwd=ROOT / "client", check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")

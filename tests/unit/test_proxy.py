@@ -1,4 +1,4 @@
-"""Proxies that the environment names: which is used, and what is said of it."""
+"""Proxies of the environment: which one is used, and how errors name it."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ Asking = Callable[[str], Any]
         ("2001:db8::1", False),
     ],
 )
-def test_loopback_addresses(host: str, loopback: bool) -> None:
+def test_loopback_addresses_are_recognised(host: str, loopback: bool) -> None:
     assert is_loopback(host) == loopback
 
 
@@ -115,7 +115,7 @@ def test_loopback_addresses(host: str, loopback: bool) -> None:
         ("unix:/tmp/socket", {"grpc_proxy": "p:1"}, None),
     ],
 )
-def test_the_variable_that_counts(
+def test_proxy_variables_are_chosen_as_curl_and_grpc_do(
     monkeypatch: pytest.MonkeyPatch,
     address: str,
     environment: dict[str, str],
@@ -128,7 +128,7 @@ def test_the_variable_that_counts(
 
 
 @BOTH
-def test_a_loopback_address_is_asked_through_no_proxy(
+def test_loopback_address_uses_no_proxy(
     monkeypatch: pytest.MonkeyPatch, asking: Asking, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dead = f"http://127.0.0.1:{free_ports(1)[0]}"
@@ -147,9 +147,7 @@ def test_a_loopback_address_is_asked_through_no_proxy(
 
 
 @BOTH
-def test_another_address_is_asked_through_the_proxy(
-    monkeypatch: pytest.MonkeyPatch, asking: Asking
-) -> None:
+def test_other_address_uses_the_proxy(monkeypatch: pytest.MonkeyPatch, asking: Asking) -> None:
     heads: list[bytes] = []
 
     def proxy(request: bytes, send: Send) -> None:
@@ -164,7 +162,7 @@ def test_another_address_is_asked_through_the_proxy(
 
 
 @BOTH
-def test_grpc_goes_through_the_proxy_too(monkeypatch: pytest.MonkeyPatch, asking: Asking) -> None:
+def test_grpc_uses_the_proxy(monkeypatch: pytest.MonkeyPatch, asking: Asking) -> None:
     asked: list[bytes] = []
     with grpc_server(over_grpc([*tensors().values()])) as target, tunnel(target, asked) as address:
         monkeypatch.setenv("grpc_proxy", f"http://{address}")
@@ -174,7 +172,7 @@ def test_grpc_goes_through_the_proxy_too(monkeypatch: pytest.MonkeyPatch, asking
 
 @contextlib.contextmanager
 def tunnel(target: str, asked: list[bytes]) -> Any:
-    """A proxy that leads every CONNECT to the target."""
+    """Return a proxy that connects every CONNECT to the target."""
     host, _, port = target.partition(":")
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -195,7 +193,7 @@ def tunnel(target: str, asked: list[bytes]) -> Any:
 
 
 @BOTH
-def test_an_error_names_the_proxy_and_its_variable_and_no_password(
+def test_error_names_the_proxy_and_its_variable_but_not_the_password(
     monkeypatch: pytest.MonkeyPatch, asking: Asking, capsys: pytest.CaptureFixture[str]
 ) -> None:
     port = free_ports(1)[0]
@@ -219,7 +217,7 @@ def test_an_error_names_the_proxy_and_its_variable_and_no_password(
 
 
 @BOTH
-def test_a_proxy_that_refuses_is_named(monkeypatch: pytest.MonkeyPatch, asking: Asking) -> None:
+def test_refusing_proxy_is_named(monkeypatch: pytest.MonkeyPatch, asking: Asking) -> None:
     with http_server(http(b"", status="407 Proxy Authentication Required")) as address:
         monkeypatch.setenv("http_proxy", address)
         monkeypatch.setenv("https_proxy", address)
@@ -231,7 +229,7 @@ def test_a_proxy_that_refuses_is_named(monkeypatch: pytest.MonkeyPatch, asking: 
 @pytest.mark.parametrize(
     "value", ["ftp://p:1", "http://", "http://p:port", "http://p:secret@", "http://p q:secret@h"]
 )
-def test_a_variable_that_names_no_proxy_is_said(
+def test_variable_with_an_unusable_proxy_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], value: str
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", value)
@@ -243,7 +241,7 @@ def test_a_variable_that_names_no_proxy_is_said(
     assert "HTTP_PROXY does not name a proxy" in capsys.readouterr().err
 
 
-def test_what_a_socks_proxy_needs_is_said(
+def test_missing_socksio_for_a_socks_proxy_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "socksio", None)
@@ -257,7 +255,7 @@ def test_what_a_socks_proxy_needs_is_said(
         assert len(ask(address)) == 2
 
 
-def test_the_page_asks_through_a_proxy_but_not_for_loopback(
+def test_page_uses_the_proxy_but_not_for_loopback(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     heads: list[bytes] = []
@@ -281,7 +279,7 @@ def test_the_page_asks_through_a_proxy_but_not_for_loopback(
         Upstream(address="http://yolo.invalid:8000")
 
 
-def test_a_download_from_loopback_goes_through_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download_from_loopback_uses_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     with http_server(http(b"picture")) as direct, http_server(http(b"proxied")) as proxy:
         monkeypatch.setenv("http_proxy", proxy)
         assert Source(f"{direct}/photo.jpg").read() == b"picture"

@@ -16,13 +16,13 @@ def stdin(data: bytes = b"") -> io.BufferedReader:
     return io.BufferedReader(io.BytesIO(data))
 
 
-def names(arguments: Iterable[str], data: bytes = b"", without: Path | None = None) -> list[str]:
-    return [one.name for one in expand(arguments, stdin=stdin(data), without=without)[0]]
+def names(arguments: Iterable[str], data: bytes = b"", exclude: Path | None = None) -> list[str]:
+    return [one.name for one in expand(arguments, stdin=stdin(data), exclude=exclude)[0]]
 
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in, with photos and more in `in`."""
+    """A working directory with photos and other files in `in`."""
     for name in ("b.JPG", "a.png", "notes.md", ".hidden.jpg", "sub/c.webp", "sub/clip.MP4"):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).touch()
@@ -32,7 +32,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_folder_gives_images_and_videos_sorted_without_hidden_ones(tree: Path) -> None:
+def test_folder_yields_sorted_images_and_videos_without_hidden_ones(tree: Path) -> None:
     wanted = ["in/a.png", "in/b.JPG", "in/sub/c.webp", "in/sub/clip.MP4"]
     assert names(["in"]) == names(["./in/"]) == wanted
     found, total = expand(["in"], stdin=stdin())
@@ -42,12 +42,12 @@ def test_a_folder_gives_images_and_videos_sorted_without_hidden_ones(tree: Path)
     assert names(["."]) == ["a.png", "b.JPG", "sub/c.webp", "sub/clip.MP4"]
 
 
-def test_where_results_go_is_no_source(tree: Path) -> None:
-    assert names(["in"], without=Path("in/sub")) == ["in/a.png", "in/b.JPG"]
-    assert names(["in/**/*.*"], without=tree / "in" / "sub") == ["in/a.png", "in/b.JPG"]
+def test_result_folder_is_not_a_source(tree: Path) -> None:
+    assert names(["in"], exclude=Path("in/sub")) == ["in/a.png", "in/b.JPG"]
+    assert names(["in/**/*.*"], exclude=tree / "in" / "sub") == ["in/a.png", "in/b.JPG"]
 
 
-def test_a_file_is_taken_whatever_it_is_called(tree: Path) -> None:
+def test_file_is_a_source_whatever_its_name(tree: Path) -> None:
     assert names(["in/notes.md", "in/.hidden.jpg"]) == ["in/notes.md", "in/.hidden.jpg"]
 
 
@@ -68,7 +68,7 @@ def test_globs_are_sorted_and_may_cross_folders(tree: Path) -> None:
         ("gopher://host/a.jpg", "no such file or folder: gopher"),
     ],
 )
-def test_what_is_not_there_is_said_at_once(tree: Path, source: str, message: str) -> None:
+def test_missing_source_is_an_error_at_once(tree: Path, source: str, message: str) -> None:
     (tree / "empty").mkdir()
     with pytest.raises(FileNotFoundError) as error:
         expand(["in", source], stdin=stdin())
@@ -77,7 +77,7 @@ def test_what_is_not_there_is_said_at_once(tree: Path, source: str, message: str
     assert len([*found]) == 4 + (source not in ("in/*.bmp", "empty"))
 
 
-def test_a_list_names_further_sources(tree: Path) -> None:
+def test_list_file_names_further_sources(tree: Path) -> None:
     lines = ["# photos", "", "in/a.png ", "none.jpg", "in/sub", "in/*.JPG", "in/notes.md", "x.txt"]
     wanted = ["in/a.png", "none.jpg", "in/sub/c.webp", "in/sub/clip.MP4", "in/b.JPG", "in/notes.md"]
     (tree / "list.txt").write_text("\r\n".join([*lines, "none/"]))
@@ -88,20 +88,20 @@ def test_a_list_names_further_sources(tree: Path) -> None:
         [*found][2].read()
 
 
-def test_list_may_begin_with_the_mark_of_its_encoding(tree: Path) -> None:
+def test_list_file_may_begin_with_a_bom(tree: Path) -> None:
     for encoding in ("utf-8-sig", "utf-16"):
         (tree / "list.txt").write_text("in/a.png\r\nin/b.JPG\r\n", encoding)
         assert names(["list.txt"]) == ["in/a.png", "in/b.JPG"]
         assert names(["-"], "in/a.png\n".encode(encoding)) == ["in/a.png"]
 
 
-def test_stereo_pictures_are_pictures(tree: Path) -> None:
+def test_mpo_files_are_images(tree: Path) -> None:
     (tree / "in" / "z.MPO").touch()
     assert names(["in"])[-1] == "in/z.MPO"
     assert names(["in/*.MPO"]) == ["in/z.MPO"]
 
 
-def test_list_of_streams(tree: Path) -> None:
+def test_streams_file_lists_streams(tree: Path) -> None:
     lines = [
         "# cameras",
         "rtsp://host/one",
@@ -125,7 +125,7 @@ def test_list_of_streams(tree: Path) -> None:
         ]
 
 
-def test_standard_input_is_an_image_or_a_list_read_as_it_comes(tree: Path) -> None:
+def test_standard_input_is_an_image_or_a_lazily_read_list(tree: Path) -> None:
     photo = PHOTO.read_bytes()
     (image,), total = expand(["-"], stdin=stdin(photo))
     assert (image.read(), total, image.stem) == (photo, 1, "stdin")
@@ -155,7 +155,7 @@ def test_standard_input_is_an_image_or_a_list_read_as_it_comes(tree: Path) -> No
         (b"", False),
     ],
 )
-def test_an_image_is_told_from_a_list(head: bytes, image: bool) -> None:
+def test_image_is_told_from_a_list_by_its_first_bytes(head: bytes, image: bool) -> None:
     assert head_is_image(head) is image
 
 
@@ -173,12 +173,12 @@ def test_an_image_is_told_from_a_list(head: bytes, image: bool) -> None:
         ("0", "stream", "0"),
     ],
 )
-def test_addresses(tree: Path, argument: str, kind: str, stem: str) -> None:
+def test_urls_and_devices_become_sources(tree: Path, argument: str, kind: str, stem: str) -> None:
     (found,), _ = expand([argument], stdin=stdin())
     assert (found.kind, found.stem) == (kind, stem)
 
 
-def test_a_digit_may_be_a_file(tree: Path) -> None:
+def test_digit_may_be_a_file(tree: Path) -> None:
     (tree / "0").touch()
     assert [*expand(["0"], stdin=stdin())[0]] == [Source("0")]
 
@@ -195,12 +195,12 @@ def test_a_digit_may_be_a_file(tree: Path) -> None:
         ("Zelle ü", "Zelle ü"),
     ],
 )
-def test_a_label_is_made_a_safe_file_name(label: str, name: str) -> None:
+def test_label_becomes_a_safe_file_name(label: str, name: str) -> None:
     assert safe_name(label) == name
     assert len(safe_name(label * 999).encode()) < 250
 
 
-def test_many_files_are_found_quickly(tmp_path: Path) -> None:
+def test_ten_thousands_of_files_are_found_quickly(tmp_path: Path) -> None:
     for number in range(50):
         (tmp_path / f"{number:03}").mkdir()
     for number in range(20_000):
@@ -210,9 +210,9 @@ def test_many_files_are_found_quickly(tmp_path: Path) -> None:
     assert time.perf_counter() - started < 10
 
 
-def test_a_list_may_name_anything(tmp_path: Path) -> None:
+def test_list_file_may_hold_anything(tmp_path: Path) -> None:
     lines = f"a\0b.jpg\na\0b\n{'x' * 300}\n{tmp_path}/out/exp/photo.jpg\nphoto.jpg\n"
-    found, count = expand(["-"], stdin=stdin(lines.encode()), without=tmp_path / "out")
+    found, count = expand(["-"], stdin=stdin(lines.encode()), exclude=tmp_path / "out")
     names = [source.name for source in found]
     assert count is None
     assert names == ["a\0b.jpg", "a\0b", "x" * 300, "photo.jpg"]

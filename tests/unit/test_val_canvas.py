@@ -1,4 +1,4 @@
-"""Photos as YOLOv5's validation prepares them."""
+"""Photos are prepared as YOLOv5's validation does."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_large_photo_shrinks_by_averaging_and_is_centred() -> None:
     assert placement.size == (1000, 1280)
 
 
-def test_photo_of_the_size_is_not_touched_and_survives_the_png() -> None:
+def test_photo_of_the_models_size_is_unchanged_after_the_png() -> None:
     photo = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
     canvas, _ = place(photo, 640, (512, 672))
     assert (canvas[16:496, 16:656] == photo).all()
@@ -27,7 +27,7 @@ def test_photo_of_the_size_is_not_touched_and_survives_the_png() -> None:
     assert decoded is not None and (decoded == canvas).all()
 
 
-def test_boxes_find_their_way_back() -> None:
+def test_boxes_are_mapped_back_to_the_photo() -> None:
     photo = np.zeros((333, 999, 3), np.uint8)
     _, placement = place(photo, 640, (640, 640))
     # The sides are rounded down: 213 of 213.3.

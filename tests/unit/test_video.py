@@ -1,4 +1,4 @@
-"""Videos in and out: the right way up, and as long as they were."""
+"""Videos are read and written upright and with their own length."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RATE = 12.0
 
 
 def grey(number: int) -> NDArray[np.uint8]:
-    """The picture of this number, told from others by its brightness; lighter at its top left."""
+    """Draw the picture of this number: its brightness tells it; the top left is lighter."""
     picture = np.full((48, 64, 3), 20 * number, np.uint8)
     picture[:16, :16] = 255
     return picture
@@ -36,7 +36,7 @@ def make_mp4(path: Path, frames: int, code: str = "mp4v") -> None:
 
 
 def turn(path: Path, matrix: tuple[int, int, int, int]) -> None:
-    """Write the tag that says how to show it: the matrix in the header of its track."""
+    """Write the tag for the rotation: the matrix in the header of the track."""
     data = bytearray(path.read_bytes())
     place = data.index(b"tkhd") + 44
     a, b, c, d = (value << 16 for value in matrix)
@@ -45,7 +45,7 @@ def turn(path: Path, matrix: tuple[int, int, int, int]) -> None:
 
 
 def lengthen(path: Path, frames: int) -> None:
-    """Make the frames after these four times as long: two entries in the table of lengths."""
+    """Make the later frames four times as long: two entries in the table of durations."""
     data = bytearray(path.read_bytes())
     place = data.index(b"stts") + 8
     _, count, ticks = struct.unpack(">III", data[place : place + 12])
@@ -64,7 +64,7 @@ def lengthen(path: Path, frames: int) -> None:
 
 
 def copy(source: Path, target: Path, stride: int = 1) -> None:
-    """As `detect` does it, without boxes."""
+    """Copy a video as `detect` does, without boxes."""
     video = Video(str(source))
     writer = None
     for _, picture in video.read(stride):
@@ -75,7 +75,7 @@ def copy(source: Path, target: Path, stride: int = 1) -> None:
 
 
 def shown(path: Path) -> tuple[list[int], float]:
-    """The numbers of its pictures, and the seconds of each."""
+    """Read the numbers of the pictures, and the seconds for which each is shown."""
     capture = cv2.VideoCapture(str(path))
     numbers = []
     while (frame := capture.read()[1]) is not None:
@@ -88,7 +88,7 @@ def shown(path: Path) -> tuple[list[int], float]:
     [((1, 0, 0, 1), 0), ((0, 1, -1, 0), 3), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 1)],
     ids=["0", "90 clockwise", "180", "270 clockwise"],
 )
-def test_rotated_video_is_read_the_right_way_up(
+def test_rotated_video_is_read_upright(
     tmp_path: Path, matrix: tuple[int, int, int, int], turns: int
 ) -> None:
     make_mp4(tmp_path / "plain.mp4", 3)
@@ -101,7 +101,7 @@ def test_rotated_video_is_read_the_right_way_up(
         assert (np.rot90(one, turns) == other).all()
 
 
-def test_copy_has_each_frame_once(tmp_path: Path) -> None:
+def test_copied_video_has_each_frame_once(tmp_path: Path) -> None:
     make_mp4(tmp_path / "in.mp4", 12)
     copy(tmp_path / "in.mp4", tmp_path / "out.mp4")
     numbers, each = shown(tmp_path / "out.mp4")
@@ -131,7 +131,7 @@ def test_frames_of_varying_length_keep_their_times(tmp_path: Path) -> None:
     assert {5, 6, 7, 8, 9} <= {*numbers}, "those that are long enough are there"
 
 
-def test_animation_keeps_its_times(tmp_path: Path) -> None:
+def test_animation_keeps_its_frame_times(tmp_path: Path) -> None:
     lengths = [0.1] * 5 + [0.4] * 5
     pictures = [Image.fromarray(grey(number)) for number in range(10)]
     pictures[0].save(
@@ -149,7 +149,7 @@ def test_animation_keeps_its_times(tmp_path: Path) -> None:
     assert {5, 6, 7, 8, 9} <= {*numbers}, "those that are long enough are there"
 
 
-def test_timestamps_that_say_anything_do_not_fill_the_disk(tmp_path: Path) -> None:
+def test_absurd_timestamps_do_not_fill_the_disk(tmp_path: Path) -> None:
     writer = Writer(tmp_path / "out.mp4", 1.0, grey(0))
     video = Video.__new__(Video)
     video.rate, video.seconds, video.length, video._first = 1.0, 0.0, 0.0, 0.0
@@ -163,7 +163,7 @@ def test_timestamps_that_say_anything_do_not_fill_the_disk(tmp_path: Path) -> No
 
     for number, stamp in enumerate((0.0, 1e15, float("nan"), -5.0, 2e15), 1):
         video._capture = Clock(stamp)  # type: ignore[assignment]
-        video._take_time(number)
+        video._update_time(number)
         writer.write(grey(number), video.seconds)
     writer.close()
     assert len(shown(tmp_path / "out.mp4")[0]) <= 1210

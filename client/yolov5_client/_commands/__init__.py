@@ -14,53 +14,64 @@ from .._connection import TLS
 
 
 class UsageError(Exception):
-    """What was asked for on the command line cannot be done; the message is one sentence."""
+    """The command line cannot be carried out. The message is one sentence."""
 
 
-# Exit statuses; argparse itself ends with 2 on unusable arguments.
+# Exit statuses; argparse itself exits with 2 on unusable arguments.
 OK, SOME_FAILED, USAGE, NO_SERVER, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 def server_flags(default: str, meaning: str) -> argparse.ArgumentParser:
-    """The flags that say where the server is."""
+    """Return the flags that say where the server is.
+
+    Args:
+        default: the address.
+        meaning: of the address, for the help.
+    """
     parser = argparse.ArgumentParser(add_help=False)
     group = parser.add_argument_group("the server")
     group.add_argument(
         "--server", default=default, metavar="ADDRESS", help=f"{meaning} (%(default)s)"
     )
     group.add_argument(
-        "--timeout", type=float, default=60.0, metavar="SECONDS", help="a request may take"
+        "--timeout",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="limit for one request (%(default)g)",
     )
     group.add_argument(
         "--header",
         action="append",
         default=[],
         metavar="'NAME: VALUE'",
-        help="send it with every request; @FILE reads such lines from a file, for secrets",
+        help="send this header with every request; @FILE reads such lines from a file, for secrets",
     )
     return parser
 
 
 def connection_flags() -> argparse.ArgumentParser:
-    """Those, and the ones that say how to reach it: what `connect` takes."""
+    """Return the flags that `connect` reads: where the server is, and how to encrypt."""
     parser = server_flags(
         "127.0.0.1:8001",
-        "HOST:PORT of its gRPC side, a gRPC target such as dns:///yolo:8001, or the http:// or"
-        " https:// address of its HTTP side",
+        "HOST:PORT for gRPC, a gRPC target such as dns:///yolo:8001, or an http:// or https://"
+        " address for HTTP",
     )
     group = parser.add_argument_group("encryption")
-    group.add_argument("--tls", action="store_true", help="encrypt gRPC (https:// always is)")
-    group.add_argument("--ca", type=Path, metavar="PEM", help="trust these authorities")
+    group.add_argument(
+        "--tls", action="store_true", help="encrypt gRPC (https:// is always encrypted)"
+    )
+    group.add_argument("--ca", type=Path, metavar="PEM", help="certificate authorities to trust")
     group.add_argument("--cert", type=Path, metavar="PEM", help="the client's own certificate")
-    group.add_argument("--key", type=Path, metavar="PEM", help="and its key")
+    group.add_argument("--key", type=Path, metavar="PEM", help="the certificate's private key")
     return parser
 
 
 def connect(options: argparse.Namespace, *, retry_for: float = 0.0, in_flight: int = 16) -> Client:
-    """The client that the flags describe.
+    """Make the client that the flags describe.
 
     Raises:
-        UsageError: they cannot be used.
+        UsageError: a flag cannot be used.
     """
     try:
         tls: TLS | bool = options.tls
@@ -79,10 +90,10 @@ def connect(options: argparse.Namespace, *, retry_for: float = 0.0, in_flight: i
 
 
 def read_headers(given: list[str]) -> dict[str, str]:
-    """What `--header` was given, and the files that it named.
+    """Parse the values of `--header` and the files that they name.
 
     Raises:
-        UsageError: it is not of the form that it should be, or a file cannot be read.
+        UsageError: a header has another form, or a file cannot be read.
     """
     headers = {}
     for one in given:
@@ -93,24 +104,26 @@ def read_headers(given: list[str]) -> dict[str, str]:
         for line in filter(None, map(str.strip, lines.splitlines())):
             name, colon, value = line.partition(":")
             if not (colon and name.strip()):
-                # What it holds is not shown: it may be a secret.
+                # The value is not shown: it may be a secret.
                 raise UsageError("a --header is not of the form 'NAME: VALUE'.")
             headers[name.strip()] = value.strip()
     return headers
 
 
 def result_flags(group: argparse._ArgumentGroup, project: str) -> None:
-    """Where results go, as YOLOv5 names it."""
-    group.add_argument("--project", type=Path, default=Path(project), help="(%(default)s)")
+    """Add the flags for the results' folder, named as in YOLOv5."""
+    group.add_argument(
+        "--project", type=Path, default=Path(project), help="parent folder (%(default)s)"
+    )
     group.add_argument("--name", default="exp", help="folder in the project (%(default)s)")
-    group.add_argument("--exist-ok", action="store_true", help="write into it if it exists")
+    group.add_argument("--exist-ok", action="store_true", help="write into an existing folder")
 
 
 def result_folder(options: argparse.Namespace) -> Path:
-    """`exp`, else `exp2`, `exp3`, ...: as YOLOv5 numbers its runs. Not made yet."""
+    """Return `exp`, or the next of `exp2`, `exp3`, ... as YOLOv5 does. It is not created here."""
     folder: Path = options.project / options.name
     number, candidate = 1, folder
-    # A link that leads nowhere is in the way, too.
+    # A dangling link occupies a name, too.
     while (candidate.exists() or candidate.is_symlink()) and not options.exist_ok:
         number += 1
         candidate = folder.with_name(f"{folder.name}{number}")

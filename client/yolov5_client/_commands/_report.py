@@ -1,4 +1,4 @@
-"""What `detect` says on the way, and at the end."""
+"""The output of `detect`: results, progress, errors and a summary."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .._journal import Done
+from .._journal import Progress
 
 _FAILURES_SHOWN = 20
 
 
 class Report:
-    """What is said on the way: lines on stdout, errors and a progress bar on stderr.
+    """Prints results to stdout, errors and a progress bar to stderr.
 
     Attributes:
-        total: sources, if that is known.
-        failures: name and sentence of each image that failed.
+        total: number of sources, if it is known.
+        failures: name of each image that failed, and why.
     """
 
     def __init__(self, options: argparse.Namespace, total: int | None) -> None:
@@ -28,29 +28,36 @@ class Report:
         self._quiet = options.quiet
         self.total = total
         self.failures: list[tuple[str, str]] = []
-        self._settled = 0
+        self._finished = 0
         terminal = sys.stderr.isatty()
         self._bar = tqdm(total=total, unit="image", file=sys.stderr) if terminal else None
 
-    def expect(self, more: int) -> None:
-        """A source turns out to be so many images more than one."""
+    def extend_total(self, more: int) -> None:
+        """Add further images of a source, such as a video's, to the progress bar's total."""
         if self._bar is not None and self._bar.total is not None and more > 0:
             self._bar.total += more
 
-    def resume(self, done: Done) -> None:
+    def resume(self, done: Progress) -> None:
+        """Start from the progress of an earlier run."""
         self.failures += done.refused
-        self._settled = done.lines
+        self._finished = done.lines
         if self._bar is not None:
-            self.expect(done.lines - done.images.total() - done.videos.total())
-            self._bar.n = self._bar.initial = done.lines  # so that they do not count for the rate
+            self.extend_total(done.lines - done.images.total() - done.videos.total())
+            self._bar.n = self._bar.initial = done.lines  # excluded from the rate shown
 
-    def settled(self) -> None:
-        self._settled += 1
+    def advance(self) -> None:
+        """Count one more image as finished."""
+        self._finished += 1
         if self._bar is not None:
             self._bar.update()
 
     def result(self, text: str | None, line: dict[str, Any]) -> None:
-        """One image has its answer, or none (no text)."""
+        """Print the result of one image.
+
+        Args:
+            text: for a person; None for an image that was refused.
+            line: as the journal has it.
+        """
         if self._json:
             self._print(json.dumps(line), sys.stdout)
         elif text and not self._quiet:
@@ -58,7 +65,7 @@ class Report:
 
     def failure(self, name: str, sentence: str) -> None:
         self.failures.append((name, sentence))
-        self.note(f"error: {shown(name)}: {sentence}")
+        self.note(f"error: {printable(name)}: {sentence}")
 
     def note(self, text: str) -> None:
         self._print(text, sys.stderr)
@@ -70,9 +77,9 @@ class Report:
             tqdm.write(text, file=file)
 
     def end(self, folder: Path | None, error: str) -> None:
-        """The list of what failed, here and in the folder, and where the results are."""
+        """Print what failed and where the results are, and write `failures.txt`."""
         self.close()
-        lines = [f"{shown(name)}: {sentence}" for name, sentence in self.failures]
+        lines = [f"{printable(name)}: {sentence}" for name, sentence in self.failures]
         if folder and lines:
             (folder / "failures.txt").write_text("".join(f"{line}\n" for line in lines), "utf-8")
         elif folder:
@@ -80,7 +87,7 @@ class Report:
         if folder and not self._quiet:
             self._print(f"Results saved to {folder}", sys.stderr if self._json else sys.stdout)
         if lines:
-            self.note(f"error: {len(lines)} of {self._settled} images failed.")
+            self.note(f"error: {len(lines)} of {self._finished} images failed.")
             for line in lines[:_FAILURES_SHOWN]:
                 self.note(f"  {line}")
             if len(lines) > _FAILURES_SHOWN:
@@ -95,6 +102,6 @@ class Report:
             self._bar = None
 
 
-def shown(name: str) -> str:
-    """For a person: a path on disk need not be text."""
+def printable(name: str) -> str:
+    """Escape what cannot be printed; a path on disk need not be valid UTF-8."""
     return name.encode("utf-8", "backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""One run of `detect`: sends the sources, in order, and writes what comes back."""
+"""One run of `detect`: sends the sources in order and writes the results."""
 
 from __future__ import annotations
 
@@ -26,41 +26,41 @@ from .._errors import (
     UnavailableError,
     YoloClientError,
 )
-from .._journal import Done, Journal, Record
-from .._outputs import Outputs, Stems, Wanted, frame_stem, write_coco, write_csv
+from .._journal import Journal, Progress, RunRecord
+from .._outputs import OutputOptions, ResultWriter, UniqueStems, frame_stem, write_coco, write_csv
 from .._sources import STDIN, Source
 from . import INTERRUPTED, NO_SERVER, OK, SOME_FAILED, USAGE, UsageError, result_folder
-from ._report import Report, shown
+from ._report import Report, printable
 
 if TYPE_CHECKING:
     from .._draw import Picture
-    from .._video import Live, Writer
+    from .._video import LiveStream, Writer
 
 Answer = Detections | YoloClientError | OSError
 
 NO_OPENCV = "a video or stream needs OpenCV: pip install 'yolov5-client[draw]'"
-_ASK_AGAIN_AFTER = (0.5, 1.0, 2.0)  # seconds, after a request that failed for no fault of the image
-_STREAMS_END_WITHIN = 2.0  # seconds, when the run ends before they do
-# Of a refusal of what all images are sent with, rather than of one image.
+_RETRY_AFTER = (0.5, 1.0, 2.0)  # seconds, for a request that failed without fault of the image
+_STREAMS_END_WITHIN = 2.0  # seconds, when the run ends before its streams
+# Matches the refusal of a parameter, which concerns all images, rather than of one image.
 _PARAMETER = re.compile(
     r"parameter\b|(conf_thres|iou_thres|max_det|classes|agnostic_nms|multi_label) "
 )
 
 
 class _Clip:
-    """A video or stream on its way through.
+    """A video or stream in progress.
 
     Attributes:
-        whole: all of its frames have been sent.
-        failed: one of them has no answer.
-        length: seconds of what has been read.
+        complete: all frames have been sent.
+        has_failures: a frame has no answer.
+        length: seconds that have been read.
     """
 
     def __init__(self, source: Source, rate: float) -> None:
         self.source = source
         self.rate = rate
         self.length = 0.0
-        self.whole = self.failed = False
+        self.complete = self.has_failures = False
         self.stem: str | None = None
         self.writer: Writer | None = None
 
@@ -70,8 +70,8 @@ class _Clip:
             self.writer = None
 
 
-class _Item:
-    """One image to send. The client calls it in one of its threads, for the bytes."""
+class _PendingImage:
+    """One image to send. The client calls it in a thread of its own to get the bytes."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class _Item:
         self._sent = time.perf_counter()
         return self._data
 
-    def pixels(self) -> Picture:
+    def load_picture(self) -> Picture:
         from .._draw import decode
 
         return decode(self()) if self.picture is None else self.picture
@@ -115,51 +115,56 @@ class _Item:
 
 
 class Run:
-    """Sends the sources, and writes what comes back.
+    """Sends the sources and writes the results.
 
     Args:
-        folder: of a run that is resumed.
+        folder: the folder of the run that is resumed; None for a new one.
     """
 
     def __init__(
         self,
         options: argparse.Namespace,
-        wanted: Wanted,
-        record: Record,
+        output_options: OutputOptions,
+        record: RunRecord,
         folder: Path | None,
         report: Report,
     ) -> None:
         self._options = options
         self._parameters = _parameters(options)
-        self._wanted = wanted
+        self._output_options = output_options
         self._record = record
         self._report = report
         self._folder = folder
         self._journal: Journal | None = None
-        self._done = Done()
+        self._done = Progress()
         if folder:
             self._journal = Journal(folder)
             try:
-                self._done = self._journal.take_up(record.videos)
+                self._done = self._journal.recover(record.videos)
             except ValueError as error:
                 self._journal.close()
                 raise UsageError(str(error)) from None
             report.resume(self._done)
-        self._stems = Stems(self._done)
+        self._stems = UniqueStems(self._done)
         self._clips: list[_Clip] = []
         self._streams: list[tuple[str, Source]] = []
 
-    def go(self, client: Client, sources: Iterator[tuple[int, Source]]) -> int:
+    def execute(self, client: Client, sources: Iterator[tuple[int, Source]]) -> int:
+        """Send all sources, write the results, and return the exit status.
+
+        Args:
+            sources: with their numbers, from 1.
+        """
         status, error = OK, ""
         try:
             self._send(client, sources)
-            self._follow(client)
+            self._follow_streams(client)
         except KeyboardInterrupt:
             status, error = INTERRUPTED, "interrupted."
         except BrokenPipeError:
-            # Whoever reads the lines has gone; Python must not try again when it ends.
+            # The reader of the output has closed it; Python must not flush it again at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            status, error = INTERRUPTED, "nobody reads standard output any more."
+            status, error = INTERRUPTED, "standard output was closed by its reader."
         except (UnavailableError, DeniedError) as failure:
             status, error = NO_SERVER, f"{self._options.server}: {failure}"
         except InvalidRequestError as failure:
@@ -185,10 +190,10 @@ class Run:
     # -- sending ------------------------------------------------------------------------------
 
     def _send(self, client: Client, sources: Iterator[tuple[int, Source]]) -> None:
-        """Images and videos, one after the other, many requests at a time."""
-        sent: deque[_Item] = deque()
+        """Send images and videos in order, with many requests in flight."""
+        sent: deque[_PendingImage] = deque()
 
-        def images() -> Iterator[_Item]:
+        def images() -> Iterator[_PendingImage]:
             for item in self._items(sources):
                 sent.append(item)
                 yield item
@@ -200,11 +205,11 @@ class Run:
             if clip and item.clip is not clip:
                 self._close_clip(clip)
             clip = item.clip
-            self._settle(client, item, answer)
+            self._handle_answer(client, item, answer)
         if clip:
             self._close_clip(clip)
 
-    def _items(self, sources: Iterator[tuple[int, Source]]) -> Iterator[_Item]:
+    def _items(self, sources: Iterator[tuple[int, Source]]) -> Iterator[_PendingImage]:
         for number, source in sources:
             done = self._done.videos if source.kind == "video" else self._done.images
             if done[source.name] > 0:
@@ -217,37 +222,37 @@ class Run:
             elif source.kind == "video":
                 yield from self._frames(place, source)
             else:
-                yield _Item(source, f"image {place}", source.read)
+                yield _PendingImage(source, f"image {place}", source.read)
 
-    def _frames(self, place: str, source: Source) -> Iterator[_Item]:
+    def _frames(self, place: str, source: Source) -> Iterator[_PendingImage]:
         try:
             from .._video import Video
 
             video = Video(source.name)
         except ImportError:
-            yield _Item(source, place, _failing(NO_OPENCV))
+            yield _PendingImage(source, place, _failing_loader(NO_OPENCV))
             return
         except OSError as error:
-            yield _Item(source, place, _failing(_sentence(error)))
+            yield _PendingImage(source, place, _failing_loader(_reason(error)))
             return
         clip = _Clip(source, video.rate)
         stride = self._options.vid_stride
         count = f"/{video.frames}" if video.frames else ""
-        self._report.expect((video.frames + stride - 1) // stride - 1)
+        self._report.extend_total((video.frames + stride - 1) // stride - 1)
         number = 0
         for number, picture in video.read(stride):
             at = f"video {place} ({number}{count})"
             yield self._frame(clip, at, number, picture, video.seconds)
-        clip.whole, clip.length = True, video.length
+        clip.complete, clip.length = True, video.length
         if not number:
-            yield _Item(source, place, _failing("has no frames"))
+            yield _PendingImage(source, place, _failing_loader("has no frames"))
 
     def _frame(
         self, clip: _Clip, place: str, number: int, picture: Picture, seconds: float
-    ) -> _Item:
+    ) -> _PendingImage:
         from .._video import encode
 
-        return _Item(
+        return _PendingImage(
             clip.source,
             place,
             lambda: encode(picture, self._options.jpeg_quality),
@@ -257,14 +262,16 @@ class Run:
             seconds=seconds,
         )
 
-    def _follow(self, client: Client) -> None:
-        """Live streams, all at the same time, each with one request at a time."""
+    def _follow_streams(self, client: Client) -> None:
+        """Follow all live streams concurrently, with one request in flight for each."""
         if not self._streams:
             return
-        answers: queue.Queue[tuple[_Item, Answer] | _Clip | None] = queue.Queue(2)
+        answers: queue.Queue[tuple[_PendingImage, Answer] | _Clip | None] = queue.Queue(2)
         stop = threading.Event()
         arguments = [(client, place, source, answers, stop) for place, source in self._streams]
-        threads = [threading.Thread(target=self._watch, args=one, daemon=True) for one in arguments]
+        threads = [
+            threading.Thread(target=self._follow_stream, args=one, daemon=True) for one in arguments
+        ]
         for thread in threads:
             thread.start()
         left = len(threads)
@@ -276,21 +283,21 @@ class Run:
                 elif isinstance(got, _Clip):
                     self._close_clip(got)
                 else:
-                    self._settle(client, *got)
+                    self._handle_answer(client, *got)
         finally:
             stop.set()
-            # One that waits for a server may do so for long; it ends with the process.
-            patience = time.monotonic() + _STREAMS_END_WITHIN
-            while any(thread.is_alive() for thread in threads) and time.monotonic() < patience:
+            # A thread that waits for a server may take long; it ends with the process.
+            deadline = time.monotonic() + _STREAMS_END_WITHIN
+            while any(thread.is_alive() for thread in threads) and time.monotonic() < deadline:
                 with suppress(queue.Empty):
                     answers.get(timeout=0.1)
 
-    def _watch(
+    def _follow_stream(
         self,
         client: Client,
         place: str,
         source: Source,
-        answers: queue.Queue[tuple[_Item, Answer] | _Clip | None],
+        answers: queue.Queue[tuple[_PendingImage, Answer] | _Clip | None],
         stop: threading.Event,
     ) -> None:
         try:
@@ -308,29 +315,31 @@ class Run:
                     answers.put((item, answer))
                 answers.put(clip)
             self._report.note(
-                f"{shown(source.name)}: the stream has ended after {live.read} frames."
+                f"{printable(source.name)}: the stream has ended after {live.read} frames."
             )
         except ImportError:
-            answers.put((_Item(source, place, _failing(NO_OPENCV)), OSError(NO_OPENCV)))
-        except Exception as error:  # OpenCV's own among them; nobody else looks at this thread
+            answers.put(
+                (_PendingImage(source, place, _failing_loader(NO_OPENCV)), OSError(NO_OPENCV))
+            )
+        except Exception as error:  # such as OpenCV's own; nothing else would report it
             failure = error if isinstance(error, OSError) else OSError(repr(error))
-            answers.put((_Item(source, place, _failing(str(failure))), failure))
+            answers.put((_PendingImage(source, place, _failing_loader(str(failure))), failure))
         finally:
             answers.put(None)
 
-    def _open_stream(self, source: Source) -> Live:
-        from .._video import Live
+    def _open_stream(self, source: Source) -> LiveStream:
+        from .._video import LiveStream
 
-        return Live(
+        return LiveStream(
             source.name,
             reopen=source.name.lower().startswith(("rtsp", "rtmp")),
             stride=self._options.vid_stride,
         )
 
-    # -- what came back -----------------------------------------------------------------------
+    # -- results --------------------------------------------------------------------------------
 
-    def _settle(self, client: Client, item: _Item, answer: Answer) -> None:
-        for pause in _ASK_AGAIN_AFTER:
+    def _handle_answer(self, client: Client, item: _PendingImage, answer: Answer) -> None:
+        for pause in _RETRY_AFTER:
             if not isinstance(answer, (TimedOutError, ServerError)):
                 break
             time.sleep(pause)
@@ -342,9 +351,9 @@ class Run:
             raise answer
         if isinstance(answer, InvalidRequestError) and _PARAMETER.match(str(answer)):
             raise answer
-        self._report.settled()
-        if self._wanted.folder and self._journal is None:
-            self._journal = self._opened()
+        self._report.advance()
+        if self._output_options.needs_folder and self._journal is None:
+            self._journal = self._create_folder()
         if isinstance(answer, Detections):
             self._save(item, answer)
         elif isinstance(answer, InvalidRequestError):
@@ -356,12 +365,12 @@ class Run:
             self._report.failure(item.name, sentence)
         else:
             if item.clip:
-                item.clip.failed = True
+                item.clip.has_failures = True
                 self._write_frame(item)
-            sentence = _sentence(answer) if isinstance(answer, OSError) else str(answer)
+            sentence = _reason(answer) if isinstance(answer, OSError) else str(answer)
             self._report.failure(item.name, sentence)
 
-    def _opened(self) -> Journal:
+    def _create_folder(self) -> Journal:
         while True:
             folder = result_folder(self._options)
             try:
@@ -371,59 +380,61 @@ class Run:
                 self._record.write(folder)
             except OSError as error:
                 if folder.exists() and not self._options.exist_ok:
-                    continue  # another run was quicker
+                    continue  # another run has just created it
                 raise UsageError(str(error)) from None
             self._folder = folder
             return journal
 
-    def _stem(self, item: _Item) -> str:
+    def _stem(self, item: _PendingImage) -> str:
         if item.clip is None:
-            return self._stems.take(item.source.stem)
+            return self._stems.allocate(item.source.stem)
         if item.clip.stem is None:
-            item.clip.stem = self._stems.take(item.source.stem, video=True)
+            item.clip.stem = self._stems.allocate(item.source.stem, video=True)
             self._clips.append(item.clip)
         return item.clip.stem
 
-    def _save(self, item: _Item, detections: Detections) -> None:
+    def _save(self, item: _PendingImage, detections: Detections) -> None:
         milliseconds = item.milliseconds
         stem = self._stem(item)
         undrawn = None
         if self._folder and self._journal:
-            outputs = Outputs(self._folder, self._wanted)
+            writer = ResultWriter(self._folder, self._output_options)
             try:
-                picture = outputs.write(frame_stem(stem, item.frame), detections, item.pixels)
-                if self._wanted.pictures and picture is not None:
+                picture = writer.write(frame_stem(stem, item.frame), detections, item.load_picture)
+                if self._output_options.pictures and picture is not None:
                     if item.clip:
                         self._write_frame(item)
                     else:
-                        outputs.write_picture(stem, item.source.suffix, picture)
+                        writer.write_picture(stem, item.source.suffix, picture)
             except ValueError as error:
                 undrawn = str(error)
         line = self._line(item, stem) | detections.to_dict()
         self._write_line(line)
         height, width = detections.image_size
         self._report.result(
-            f"{item.place} {shown(item.source.name)}: {height}x{width} {detections.summary()},"
+            f"{item.place} {printable(item.source.name)}: {height}x{width} {detections.summary()},"
             f" {milliseconds:.1f}ms",
             line,
         )
         if undrawn:
             self._report.failure(item.name, undrawn)
 
-    def _write_frame(self, item: _Item) -> None:
-        """Into the annotated video; a frame without an answer too, so that none is missing."""
+    def _write_frame(self, item: _PendingImage) -> None:
+        """Append a frame to the annotated video, even without an answer, to keep all frames."""
         clip = item.clip
-        if not (clip and item.picture is not None and self._folder and self._wanted.pictures):
+        if not (
+            clip and item.picture is not None and self._folder and self._output_options.pictures
+        ):
             return
         if clip.writer is None:
             from .._video import Writer
 
-            path = Outputs(self._folder, self._wanted).video_path(self._stem(item))
+            path = ResultWriter(self._folder, self._output_options).video_path(self._stem(item))
             stride = self._options.vid_stride
             clip.writer = Writer(path, clip.rate, item.picture, stride=stride)
         clip.writer.write(item.picture, item.seconds)
 
-    def _line(self, item: _Item, stem: str | None) -> dict[str, Any]:
+    def _line(self, item: _PendingImage, stem: str | None) -> dict[str, Any]:
         line: dict[str, Any] = {"image": item.source.name}
         if item.frame is not None:
             line["frame"] = item.frame
@@ -437,36 +448,36 @@ class Run:
 
     def _close_clip(self, clip: _Clip) -> None:
         clip.close()
-        complete = clip.whole and not clip.failed and clip.stem is not None
+        complete = clip.complete and not clip.has_failures and clip.stem is not None
         if complete and self._folder and self._journal:
             self._record.videos.append(str(clip.stem))
             self._record.write(self._folder)
 
     def _finish(self) -> None:
-        """What is made from the whole journal."""
+        """Write the files that are made from the whole journal."""
         for clip in self._clips:
             clip.close()
         if not (self._folder and self._journal):
             return
-        if self._wanted.save_csv:
+        if self._output_options.save_csv:
             write_csv(self._folder / "results.csv", self._journal.lines())
-        if self._wanted.save_json:
+        if self._output_options.save_json:
             write_coco(self._folder / "results.json", self._journal.lines())
 
 
-def _failing(sentence: str) -> Callable[[], bytes]:
+def _failing_loader(sentence: str) -> Callable[[], bytes]:
     def fail() -> bytes:
         raise OSError(sentence)
 
     return fail
 
 
-def _sentence(error: OSError) -> str:
+def _reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
 def class_list(words: list[str]) -> list[str]:
-    """`--classes`: each word is one class, whatever it holds, but `0,2` is two indices."""
+    """Split `--classes`: each word is one class, whatever it contains, but `0,2` is two indices."""
     numbers = re.compile(r"\d+(,\d+)+", re.ASCII)
     return [
         item for word in words for item in (word.split(",") if numbers.fullmatch(word) else [word])

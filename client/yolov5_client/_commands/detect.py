@@ -1,4 +1,4 @@
-"""`yolov5-client detect`: find objects, show and keep what was found."""
+"""`yolov5-client detect`: find objects in images and videos, print and write the results."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from .._errors import UnavailableError
-from .._journal import Record
-from .._outputs import Wanted
+from .._journal import RunRecord
+from .._outputs import OutputOptions
 from .._sources import STDIN, expand
 from . import UsageError, connect, result_flags, result_folder
 from ._report import Report
@@ -21,14 +21,28 @@ _NO_OPENCV_CROPS = "--save-crop needs OpenCV: pip install 'yolov5-client[draw]'"
 _NO_OPENCV_PICTURES = (
     "No pictures are drawn: OpenCV is missing (pip install 'yolov5-client[draw]')."
 )
-_NEW_ON_RESUME = {"json", "quiet", "retry_for", "resume"}
-_WHERE = {"project", "name", "exist_ok"}
+_NEW_ON_RESUME = {"json", "quiet", "retry_for", "resume"}  # options that a resumed run sets anew
+_FOLDER_OPTIONS = {"project", "name", "exist_ok"}
 
 
 def add_parser(commands: Any, connection: argparse.ArgumentParser) -> None:
     detect = commands.add_parser(
         "detect", parents=[connection], help="find objects in images and videos"
     )
+    _add_source_flags(detect)
+    _add_parameter_flags(detect.add_argument_group("detections (default: the server's settings)"))
+    _add_sending_flags(detect.add_argument_group("sending"))
+    _add_output_flags(detect.add_argument_group("output"))
+    defaults = vars(detect.parse_args([]))
+    kept = {
+        name: default
+        for name, default in defaults.items()
+        if name not in {*vars(connection.parse_args([])), *_NEW_ON_RESUME, "also"}
+    }
+    detect.set_defaults(run=lambda options: run(options, kept))
+
+
+def _add_source_flags(detect: argparse.ArgumentParser) -> None:
     detect.add_argument(
         "source",
         nargs="*",
@@ -42,93 +56,110 @@ def add_parser(commands: Any, connection: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="SOURCE",
-        help="the same, as YOLOv5 has it",
+        help="further sources; the flag of YOLOv5",
     )
     detect.add_argument(
         "--resume",
         nargs="?",
         const="",
         metavar="FOLDER",
-        help=f"go on with the run in this folder (the newest in {PROJECT})",
+        help=f"continue the run in this folder (default: the newest in {PROJECT})",
     )
-    chosen = detect.add_argument_group("which detections (default: as the server has it)")
-    chosen.add_argument("--conf-thres", type=float, metavar="0..1", help="least confidence")
-    chosen.add_argument("--iou-thres", type=float, metavar="0..1", help="overlap of two boxes")
-    chosen.add_argument("--max-det", type=int, metavar="N", help="most detections in an image")
-    chosen.add_argument("--classes", nargs="+", metavar="CLASS", help="indices or names")
-    chosen.add_argument("--agnostic-nms", action="store_true", default=None, help="across classes")
-    chosen.add_argument("--multi-label", action="store_true", default=None, help="classes per box")
-    sending = detect.add_argument_group("sending")
-    sending.add_argument(
+
+
+def _add_parameter_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--conf-thres", type=float, metavar="0..1", help="minimum confidence")
+    group.add_argument(
+        "--iou-thres",
+        type=float,
+        metavar="0..1",
+        help="IoU above which the weaker of two boxes is dropped",
+    )
+    group.add_argument("--max-det", type=int, metavar="N", help="maximum detections in an image")
+    group.add_argument("--classes", nargs="+", metavar="CLASS", help="only these indices or names")
+    group.add_argument(
+        "--agnostic-nms", action="store_true", default=None, help="compare boxes across classes"
+    )
+    group.add_argument(
+        "--multi-label", action="store_true", default=None, help="allow several classes per box"
+    )
+
+
+def _add_sending_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--in-flight",
         type=whole_number,
         default=16,
         metavar="N",
-        help="requests at a time (%(default)s)",
+        help="concurrent requests (%(default)s)",
     )
-    sending.add_argument(
+    group.add_argument(
         "--retry-for",
         type=seconds,
         default=300.0,
         metavar="SECONDS",
         help="how long to wait for a server that goes away during the run (%(default)g)",
     )
-    sending.add_argument(
-        "--vid-stride", type=whole_number, default=1, metavar="N", help="every Nth frame of a video"
+    group.add_argument(
+        "--vid-stride",
+        type=whole_number,
+        default=1,
+        metavar="N",
+        help="send every Nth frame of a video (%(default)s)",
     )
-    sending.add_argument(
+    group.add_argument(
         "--jpeg-quality",
         type=quality,
         default=95,
         metavar="1..100",
-        help="of the frames of a video (%(default)s)",
+        help="quality of the frames of a video (%(default)s)",
     )
-    output = detect.add_argument_group("output")
-    output.add_argument("--nosave", action="store_true", help="draw no pictures and videos")
-    output.add_argument("--save-txt", action="store_true", help="write YOLO text files")
-    output.add_argument("--save-conf", action="store_true", help="with confidences")
-    output.add_argument("--save-crop", action="store_true", help="cut out what was found")
-    output.add_argument("--save-csv", action="store_true", help="write results.csv")
-    output.add_argument("--save-json", action="store_true", help="write results.json, as COCO")
-    output.add_argument(
+
+
+def _add_output_flags(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--nosave", action="store_true", help="write no annotated pictures and videos"
+    )
+    group.add_argument("--save-txt", action="store_true", help="write YOLO text files")
+    group.add_argument("--save-conf", action="store_true", help="add confidences to these files")
+    group.add_argument("--save-crop", action="store_true", help="write a picture of each object")
+    group.add_argument("--save-csv", action="store_true", help="write results.csv")
+    group.add_argument("--save-json", action="store_true", help="write results.json, as COCO")
+    group.add_argument(
         "--save-jsonl", action="store_true", help="write results.jsonl even with --nosave"
     )
-    output.add_argument("--line-thickness", type=whole_number, metavar="N", help="pixels")
-    output.add_argument("--hide-labels", action="store_true", help="draw boxes alone")
-    output.add_argument("--hide-conf", action="store_true", help="draw no confidences")
-    show = output.add_mutually_exclusive_group()
+    group.add_argument(
+        "--line-thickness", type=whole_number, metavar="N", help="width of the boxes in pixels"
+    )
+    group.add_argument("--hide-labels", action="store_true", help="draw boxes without labels")
+    group.add_argument("--hide-conf", action="store_true", help="draw labels without confidences")
+    show = group.add_mutually_exclusive_group()
     show.add_argument("--json", action="store_true", help="print a line of JSON for each image")
-    show.add_argument("--quiet", action="store_true", help="print nothing but errors")
-    result_flags(output, PROJECT)
-    defaults = vars(detect.parse_args([]))
-    kept = {
-        name: default
-        for name, default in defaults.items()
-        if name not in {*vars(connection.parse_args([])), *_NEW_ON_RESUME, "also"}
-    }
-    detect.set_defaults(run=lambda options: run(options, kept))
+    show.add_argument("--quiet", action="store_true", help="print only errors")
+    result_flags(group, PROJECT)
 
 
 def run(options: argparse.Namespace, defaults: dict[str, Any]) -> int:
-    """
+    """Run the command and return its exit status.
+
     Args:
-        defaults: of the options that a run keeps when it is resumed.
+        defaults: the options that a resumed run takes from its record, with their defaults.
     """
     options.source = [*options.source, *options.also]
     record = None
     if options.resume is not None:
         folder, record = _record(options, defaults)
-        for name in defaults.keys() - _WHERE:
+        for name in defaults.keys() - _FOLDER_OPTIONS:
             setattr(options, name, record.options.get(name, defaults[name]))
     else:
         if not options.source:
             raise UsageError("no source was given; allowed: files, folders, URLs and others.")
         folder = result_folder(options)
     sources, total = expand(
-        # What a run has done already may be gone when it goes on.
+        # Sources of a resumed run that are finished may have been removed.
         options.source,
         stdin=sys.stdin.buffer,
-        without=folder,
+        exclude=folder,
         strict=record is None,
     )
     if total is not None:
@@ -136,26 +167,32 @@ def run(options: argparse.Namespace, defaults: dict[str, Any]) -> int:
         if record and any(source.kind == "stream" for source in sources):
             raise UsageError("a run on a live stream cannot be resumed; start another.")
     kinds = {source.kind for source in sources} if isinstance(sources, list) else set()
-    wanted = _wanted(options, video=bool(kinds - {"image"}))
+    output_options = _output_options(options, video=bool(kinds - {"image"}))
     with connect(options) as client:
         status = client.status()
         if not (status.ready and all(status.models.values())):
             raise UnavailableError("the server is not ready.")
     if record is None:
-        kept = {name: getattr(options, name) for name in defaults if name not in _WHERE}
-        record = Record(kept, str(Path.cwd()))
+        kept = {name: getattr(options, name) for name in defaults if name not in _FOLDER_OPTIONS}
+        record = RunRecord(kept, str(Path.cwd()))
     report = Report(options, total)
-    work = Run(options, wanted, record, folder if options.resume is not None else None, report)
+    work = Run(
+        options, output_options, record, folder if options.resume is not None else None, report
+    )
     with (
         closing(report),
         closing(work),
         connect(options, retry_for=options.retry_for, in_flight=options.in_flight) as client,
     ):
-        return work.go(client, enumerate(sources, 1))
+        return work.execute(client, enumerate(sources, 1))
 
 
-def _record(options: argparse.Namespace, defaults: dict[str, Any]) -> tuple[Path, Record]:
-    """The run that is to be resumed."""
+def _record(options: argparse.Namespace, defaults: dict[str, Any]) -> tuple[Path, RunRecord]:
+    """Return the folder and the record of the run to be resumed.
+
+    Raises:
+        UsageError: there is no such run, or it cannot be resumed as asked.
+    """
     given = sorted(
         "SOURCE" if name == "source" else f"--{name.replace('_', '-')}"
         for name, default in defaults.items()
@@ -171,7 +208,7 @@ def _record(options: argparse.Namespace, defaults: dict[str, Any]) -> tuple[Path
             raise UsageError(f"no run in {PROJECT} that could be resumed.")
         folder = max(runs, key=lambda run: (run / "run.json").stat().st_mtime)
     try:
-        record = Record.read(folder)
+        record = RunRecord.read(folder)
     except (OSError, ValueError) as error:
         raise UsageError(str(error)) from None
     if Path(record.directory) != Path.cwd():
@@ -181,7 +218,7 @@ def _record(options: argparse.Namespace, defaults: dict[str, Any]) -> tuple[Path
     return folder, record
 
 
-def _wanted(options: argparse.Namespace, *, video: bool) -> Wanted:
+def _output_options(options: argparse.Namespace, *, video: bool) -> OutputOptions:
     pictures = not options.nosave
     if pictures or options.save_crop or video:
         try:
@@ -191,7 +228,7 @@ def _wanted(options: argparse.Namespace, *, video: bool) -> Wanted:
                 raise UsageError(NO_OPENCV if video else _NO_OPENCV_CROPS) from None
             print(_NO_OPENCV_PICTURES, file=sys.stderr)
             pictures = False
-    return Wanted(
+    return OutputOptions(
         pictures=pictures,
         save_txt=options.save_txt,
         save_conf=options.save_conf,

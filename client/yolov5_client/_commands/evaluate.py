@@ -1,4 +1,4 @@
-"""`yolov5-client eval`: real files to the real endpoint, and what its answers are worth."""
+"""`yolov5-client eval`: mAP, precision and recall of the endpoint on a labelled data set."""
 
 from __future__ import annotations
 
@@ -17,54 +17,71 @@ from tqdm import tqdm
 from .._client import Client
 from .._detections import Detections
 from .._errors import DataError, InvalidRequestError
-from .._validation import CONF_THRES, IOU_THRES, MAX_DET
+from .._val_defaults import CONF_THRES, IOU_THRES, MAX_DET
 from . import OK, UsageError, connect, result_flags, result_folder
-from ._report import shown
+from ._report import printable
 from .detect import whole_number
 
 if TYPE_CHECKING:  # needs the extra `eval`, and the other commands do not
     from .._val_canvas import Placement
     from .._val_metrics import ValFigures
-    from ..evaluation import Evaluation, Found, Split
+    from ..evaluation import Evaluation, Predictions, Split
 
-_LEAST_SIDE = 10  # pixels of a photo that YOLOv5 takes
+_LEAST_SIDE = 10  # pixels; YOLOv5 refuses smaller photos
 _LEFT_OUT_SHOWN = 10
 
 
 def add_parser(commands: Any, connection: argparse.ArgumentParser) -> None:
     evaluate = commands.add_parser(
-        "eval", parents=[connection], help="mAP on a labelled data set, through the server"
+        "eval", parents=[connection], help="measure mAP on a labelled data set through the server"
     )
     evaluate.set_defaults(run=run)
-    evaluate.add_argument("data", type=Path, metavar="DATA.YAML", help="as YOLOv5 takes it")
     evaluate.add_argument(
-        "--split", nargs="+", default=["val", "test"], help="the first there is (%(default)s)"
+        "data", type=Path, metavar="DATA.YAML", help="the data set, described as for YOLOv5"
     )
-    evaluate.add_argument("--conf-thres", type=float, default=CONF_THRES, help="(%(default)s)")
-    evaluate.add_argument("--iou-thres", type=float, default=IOU_THRES, help="(%(default)s)")
-    evaluate.add_argument("--max-det", type=int, default=MAX_DET, help="(%(default)s)")
+    evaluate.add_argument(
+        "--split",
+        nargs="+",
+        default=["val", "test"],
+        help="splits, of which the first that exists is used (val test)",
+    )
+    evaluate.add_argument(
+        "--conf-thres", type=float, default=CONF_THRES, help="minimum confidence (%(default)s)"
+    )
+    evaluate.add_argument(
+        "--iou-thres",
+        type=float,
+        default=IOU_THRES,
+        help="IoU above which the weaker of two boxes is dropped (%(default)s)",
+    )
+    evaluate.add_argument(
+        "--max-det", type=int, default=MAX_DET, help="maximum detections in a photo (%(default)s)"
+    )
     evaluate.add_argument(
         "--as-val",
         nargs="?",
         choices=("square", "rect"),
         const="square",
-        help="prepare photos as YOLOv5's val.py does it, for exported networks (square) or PyTorch"
+        help="prepare photos as YOLOv5's val.py does for exported networks (square) or for PyTorch"
         " weights (rect)",
     )
     evaluate.add_argument(
-        "--imgsz", type=whole_number, default=640, help="of --as-val (%(default)s)"
+        "--imgsz",
+        type=whole_number,
+        default=640,
+        help="longest side in pixels, for --as-val (%(default)s)",
     )
-    evaluate.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
     result_flags(evaluate, "runs/eval")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Ask the server for every photo of the split; print and write down what that is worth.
+    """Send every photo of the split, measure the answers, and print and write the figures.
 
     Raises:
-        UsageError: what it needs is not installed.
-        DataError: the data set cannot be used, or is of other classes than the server's model.
-        YoloClientError: the server refuses a photo or fails.
+        UsageError: a package is not installed.
+        DataError: the data set cannot be used, or its classes are not those of the server's model.
+        YoloClientError: the server refuses a parameter or fails.
     """
     try:
         from .. import evaluation
@@ -75,13 +92,13 @@ def run(options: argparse.Namespace) -> int:
     names = evaluation.read_names(options.data)
     split = evaluation.read_split(options.data, *options.split)
     for note in split.notes:
-        print(f"warning: {shown(note)}", file=sys.stderr)
-    photos = _photos(split, options)
+        print(f"warning: {printable(note)}", file=sys.stderr)
+    photos = _pending_photos(split, options)
     with connect(options) as client:
-        answers, multi_label = _ask(client, photos, options)
+        answers, multi_label = _detect_all(client, photos, options)
     kept = [index for index, answer in enumerate(answers) if isinstance(answer, Detections)]
     detections = [answer for answer in answers if isinstance(answer, Detections)]
-    _say_left_out(split, answers)
+    _report_left_out(split, answers)
     _check_names(detections, names)
     split = evaluation.Split(
         photos=[split.photos[index] for index in kept],
@@ -99,14 +116,14 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(figures))
     else:
         _print_table(figures)
-    _draw(result, names, folder)
+    _plot(result, names, folder)
     print(f"Results saved to {folder}", file=sys.stderr)
     return OK
 
 
 @dataclass
 class _Photo:
-    """A photo to send: as it is, or prepared as `val.py` would."""
+    """A photo to send: unchanged, or prepared as `val.py` would."""
 
     path: Path
     prepare: Callable[[Path], tuple[bytes, Placement]] | None = None
@@ -118,16 +135,16 @@ class _Photo:
         data, self.placement = self.prepare(self.path)
         return data
 
-    def found(self, answer: Detections) -> Found:
-        from ..evaluation import Found
+    def found(self, answer: Detections) -> Predictions:
+        from ..evaluation import Predictions
 
         boxes, size = answer.boxes, answer.image_size
         if self.placement:
             boxes, size = self.placement.to_photo(boxes), self.placement.size
-        return Found(boxes=boxes, scores=answer.scores, classes=answer.classes, size=size)
+        return Predictions(boxes=boxes, scores=answer.scores, classes=answer.classes, size=size)
 
 
-def _photos(split: Split, options: argparse.Namespace) -> list[_Photo]:
+def _pending_photos(split: Split, options: argparse.Namespace) -> list[_Photo]:
     if options.as_val is None:
         return [_Photo(photo) for photo in split.photos]
     try:
@@ -141,7 +158,7 @@ def _photos(split: Split, options: argparse.Namespace) -> list[_Photo]:
             try:
                 height, width, _ = _draw.decode(photo.read_bytes()).shape
                 sizes.append((height, width))
-            except (OSError, ValueError):  # said when it is its turn
+            except (OSError, ValueError):  # reported when the photo is sent
                 sizes.append((1, 1))
         canvases = _val_canvas.rectangles(options.imgsz, sizes)
 
@@ -159,15 +176,15 @@ def _photos(split: Split, options: argparse.Namespace) -> list[_Photo]:
     return [_Photo(photo, prepare(canvas)) for photo, canvas in zip(split.photos, canvases)]
 
 
-def _ask(
+def _detect_all(
     client: Client, photos: Sequence[_Photo], options: argparse.Namespace
 ) -> tuple[list[Detections | str], bool]:
-    """The answer for each photo, or a sentence about why it has none."""
+    """Return for each photo its detections, or a sentence that says why there are none."""
     parameters: dict[str, Any] = {
         "conf_thres": options.conf_thres,
         "iou_thres": options.iou_thres,
         "max_det": options.max_det,
-        "multi_label": _takes_multi_label(client, photos, options),
+        "multi_label": _supports_multi_label(client, photos, options),
     }
     answers: list[Detections | str] = []
     # disable=None: silent unless standard error is a terminal.
@@ -177,7 +194,7 @@ def _ask(
                 answers.append(f"has a side of fewer than {_LEAST_SIDE} pixels")
             elif isinstance(answer, Detections):
                 answers.append(answer)
-            elif (reason := _fault_of_photo(answer)) is not None:
+            elif (reason := _photo_error(answer)) is not None:
                 answers.append(reason)
             else:
                 raise answer
@@ -185,10 +202,10 @@ def _ask(
     return answers, bool(parameters["multi_label"])
 
 
-def _takes_multi_label(
+def _supports_multi_label(
     client: Client, photos: Sequence[_Photo], options: argparse.Namespace
 ) -> bool:
-    """Whether the model has all scores of a row, as the first photo of use tells."""
+    """Ask with the first usable photo whether the model has a score for each class."""
     for photo in photos:
         try:
             client.detect(
@@ -204,15 +221,15 @@ def _takes_multi_label(
                     "The model has a reduced head: measured without multi_label.", file=sys.stderr
                 )
                 return False
-            if _fault_of_photo(error) is None:
+            if _photo_error(error) is None:
                 raise
         else:
             return True
     raise DataError("none of the data set's photos can be used.")
 
 
-def _fault_of_photo(error: Exception) -> str | None:
-    """The sentence about a photo that cannot be used; None where the fault is another's."""
+def _photo_error(error: Exception) -> str | None:
+    """Return why a photo cannot be used; None if the error has another cause."""
     if isinstance(error, InvalidRequestError) and str(error).startswith("image "):
         return str(error).partition(": ")[2].rstrip(".")
     if isinstance(error, (OSError, ValueError)):
@@ -220,19 +237,19 @@ def _fault_of_photo(error: Exception) -> str | None:
     return None
 
 
-def _say_left_out(split: Split, answers: Sequence[Detections | str]) -> None:
+def _report_left_out(split: Split, answers: Sequence[Detections | str]) -> None:
     lost = [(path, one) for path, one in zip(split.photos, answers) if isinstance(one, str)]
     for path, sentence in lost[:_LEFT_OUT_SHOWN]:
-        print(f"warning: {shown(str(path))}: {sentence}", file=sys.stderr)
+        print(f"warning: {printable(str(path))}: {sentence}", file=sys.stderr)
     if lost:
         count = f"{len(lost)} of {len(answers)}"
         print(f"warning: {count} photos left out; they cannot be used.", file=sys.stderr)
 
 
 def _check_names(detections: list[Detections], names: tuple[str, ...]) -> None:
-    """A model of other classes would be given figures that mean nothing.
+    """Refuse a model with other classes, for which the figures would be meaningless.
 
-    Names that are nothing but their own index say nothing of the classes.
+    Names that are only their own index (`names: [0, 1, 2]`) fit any model.
     """
     numbers = all(name == str(index) for index, name in enumerate(names))
     for one in detections:
@@ -285,7 +302,7 @@ def _print_table(figures: dict[str, Any]) -> None:
     print(f"{figures['photos']} photos; P and R at confidence {at}.")
 
 
-def _draw(result: Evaluation, names: tuple[str, ...], folder: Path) -> None:
+def _plot(result: Evaluation, names: tuple[str, ...], folder: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -298,7 +315,7 @@ def _draw(result: Evaluation, names: tuple[str, ...], folder: Path) -> None:
     recall = np.linspace(0, 1, 101)
     for index, name in enumerate(names):
         if result.labels[index]:
-            few = len(names) <= 20  # more names than that hide the picture
+            few = len(names) <= 20  # a longer legend would cover the plot
             label = f"{name} {result.ap50[index]:.3f}" if few else None
             axes.plot(recall, result.curve[index], linewidth=1, label=label)
     mean = np.nanmean(result.curve, axis=0)

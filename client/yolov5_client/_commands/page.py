@@ -1,4 +1,4 @@
-"""`yolov5-client page`: the *try it* page, for a browser."""
+"""`yolov5-client page`: serves the try-it page for a browser."""
 
 from __future__ import annotations
 
@@ -12,19 +12,24 @@ from . import OK, UsageError, read_headers, server_flags
 
 
 def add_parser(commands: Any, connection: argparse.ArgumentParser) -> None:
-    # Not the shared flags: they default to gRPC, and a browser's requests go on over HTTP.
+    # Not the shared flags, which default to gRPC: a browser's requests are passed on over HTTP.
     server = server_flags(
-        "http://127.0.0.1:8000", "the http:// or https:// address of Triton's HTTP side"
+        "http://127.0.0.1:8000", "the http:// or https:// address of Triton's HTTP port"
     )
     page = commands.add_parser(
         "page", parents=[server], help="serve a page to try images on, in a browser"
     )
     page.set_defaults(run=run)
     page.add_argument("--host", default="127.0.0.1", help="address to bind to (%(default)s)")
-    page.add_argument("--port", type=_port, default=8080, help="(%(default)s)")
+    page.add_argument("--port", type=_port, default=8080, help="port to bind to (%(default)s)")
 
 
 def run(options: argparse.Namespace) -> int:
+    """Serve the page until the process is ended.
+
+    Raises:
+        UsageError: a flag cannot be used, or the port is taken.
+    """
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(OK))
     try:
         upstream = Upstream(

@@ -1,4 +1,4 @@
-"""`yolov5-client status`: for a person, a script or a probe."""
+"""`yolov5-client status`: whether the server is ready, for a person, a script or a probe."""
 
 from __future__ import annotations
 
@@ -15,14 +15,19 @@ _PIXEL = base64.b64decode(
 
 
 def add_parser(commands: Any, connection: argparse.ArgumentParser) -> None:
-    parser = commands.add_parser("status", parents=[connection], help="is the server ready?")
+    parser = commands.add_parser(
+        "status", parents=[connection], help="show whether the server is ready"
+    )
     parser.set_defaults(run=run)
     parser.add_argument(
-        "--deep", action="store_true", help="send an image of one pixel; Triton alone may be wrong"
+        "--deep",
+        action="store_true",
+        help="also send an image of one pixel: Triton may report ready while no image is answered",
     )
 
 
 def run(options: argparse.Namespace) -> int:
+    """Print the status and return 0 if the server and its endpoint are ready."""
     with connect(options) as client:
         status = client.status()
         if options.deep:

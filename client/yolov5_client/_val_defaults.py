@@ -1,4 +1,4 @@
-"""The settings that YOLOv5 validates with."""
+"""The default settings of YOLOv5's `val.py`."""
 
 CONF_THRES = 0.001
 IOU_THRES = 0.6

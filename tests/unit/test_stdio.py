@@ -1,4 +1,4 @@
-"""Commands whose standard streams are closed, or cannot take all characters."""
+"""Commands whose standard streams are closed, or whose encoding lacks characters."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ENGINE = "from yolov5_build.engine import main; sys.exit(main({arguments}))"
         (ENGINE, ["--undo", "--repository=/nowhere"], "<&- >&-"),
     ],
 )
-def test_a_closed_stream_ends_no_command_in_a_traceback(
+def test_closed_standard_stream_causes_no_traceback(
     command: str, arguments: list[str], closed: str
 ) -> None:
     code = f"import sys; {command.format(arguments=arguments)}"
@@ -37,7 +37,7 @@ def test_a_closed_stream_ends_no_command_in_a_traceback(
     assert "Traceback" not in found.stderr
 
 
-def test_a_character_that_the_output_lacks_is_escaped() -> None:
+def test_character_missing_from_the_output_encoding_is_escaped() -> None:
     code = """
 import sys
 from yolov5_client._cli import main

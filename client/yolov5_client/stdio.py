@@ -1,4 +1,4 @@
-"""Standard streams as a command finds them: closed, or in an encoding that lacks characters."""
+"""Standard streams that are closed, or whose encoding lacks characters."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import os
 import sys
 
 
-def prepare_streams() -> None:
-    """Make the standard streams fit to be used; for the start of a command.
+def prepare_stdio() -> None:
+    """Make the standard streams usable, at the start of a command.
 
-    A closed one is the null device then: otherwise the next file would get its number, and what is
-    printed. A character that the output's encoding lacks is printed as `\\xe9`, not a fault.
+    A closed stream is replaced by the null device; otherwise the next file that is opened would get
+    its number and receive what is printed. A character that the output's encoding lacks is printed
+    as an escape such as `\\xe9` instead of raising an error.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:

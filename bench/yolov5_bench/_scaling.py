@@ -1,4 +1,4 @@
-"""What the endpoint costs as the work grows: one thing at a time, all else as it is."""
+"""Throughput and latency of the endpoint as the work grows, one dimension at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 from yolov5_build.photos import photos_in
 
 from ._contenders import CONTENDERS, started
-from ._measure import Generator
+from ._measure import LoadGenerator
 
 _DEFAULT = next(one for one in CONTENDERS if one.name == "default")
 _CALLERS = (1, 2, 4, 8, 16, 32, 64)
@@ -29,10 +29,13 @@ _MANY = 8  # callers that keep two cores busy
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """
+    """One measured point.
+
     Attributes:
-        rate: images a second.
-        p50, p99: milliseconds, of a request.
+        what, value: the dimension that varies, and its value.
+        callers: number of concurrent callers.
+        rate: images per second.
+        p50, p99: milliseconds for a request.
     """
 
     what: str
@@ -45,19 +48,21 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class _Case:
-    """One point to be measured: photos, way of asking, and images in a request."""
+    """One point to be measured: photos, sender, and images in a request."""
 
     what: str
     value: float
     callers: int
     photos: Sequence[Path]
-    way: tuple[str, ...] = ("http", "HTTP")
+    sender: tuple[str, ...] = ("http", "HTTP")
     images: int = 1
     cpus: int
 
 
-def grow(options: argparse.Namespace, network: Path, repository: Path, machine: str) -> int:
-    """Measure, print, and write `<name>-growth.md` and `.csv`. Returns an exit status."""
+def measure_scaling(
+    options: argparse.Namespace, network: Path, repository: Path, machine: str
+) -> int:
+    """Measure, print, write `<name>-scaling.md` and `.csv`, and return an exit status."""
     cpus = len(os.sched_getaffinity(0))
     photos = photos_in(options.photos)[:8] if options.photos.is_dir() else [options.photos]
     with ExitStack() as stack:
@@ -67,7 +72,7 @@ def grow(options: argparse.Namespace, network: Path, repository: Path, machine: 
             )
             for count in _core_counts(cpus)
         }
-        generator = Generator()
+        generator = LoadGenerator()
         stack.callback(generator.close)
         folder = options.output / "photos"
         folder.mkdir(parents=True, exist_ok=True)
@@ -75,10 +80,10 @@ def grow(options: argparse.Namespace, network: Path, repository: Path, machine: 
         points = []
         for number in range(options.rounds):
             for case in cases:
-                with ExitStack() as resting:
+                with ExitStack() as pausing:
                     for cores, server in servers.items():
                         if cores != case.cpus:
-                            resting.enter_context(server.at_rest())
+                            pausing.enter_context(server.paused())
                     points.append(_measure(case, servers[case.cpus].places, generator, options))
             print(f"round {number + 1} of {options.rounds}", flush=True)
     text = (
@@ -86,7 +91,7 @@ def grow(options: argparse.Namespace, network: Path, repository: Path, machine: 
         f" {machine}; medians of {options.rounds} rounds of {options.seconds:.0f} s\n\n"
         f"{table(points)}"
     )
-    stem = options.output / f"{options.name}-growth"
+    stem = options.output / f"{options.name}-scaling"
     stem.with_suffix(".md").write_text(text)
     with stem.with_suffix(".csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -97,12 +102,12 @@ def grow(options: argparse.Namespace, network: Path, repository: Path, machine: 
 
 
 def _core_counts(cpus: int) -> list[int]:
-    """1, 2, 4, 8 and so on, and all."""
+    """Return the powers of two up to the number of cores, and that number."""
     return sorted({*(1 << n for n in range(cpus.bit_length()) if 1 << n < cpus), cpus})
 
 
 def _enlarged(photo: Path, folder: Path) -> Mapping[float, Path]:
-    """The photo as JPEG of other sizes, in megapixels."""
+    """Write the photo as JPEG in other sizes, and return the files by megapixels."""
     picture = cv2.imread(str(photo))
     assert picture is not None
     found = {}
@@ -126,7 +131,7 @@ def _cases(photos: Sequence[Path], enlarged: Mapping[float, Path], cpus: int) ->
             value=size,
             callers=1,
             photos=photos,
-            way=("batch", "GRPC", str(size)),
+            sender=("batch", "GRPC", str(size)),
             images=size,
             cpus=cpus,
         )
@@ -137,7 +142,7 @@ def _cases(photos: Sequence[Path], enlarged: Mapping[float, Path], cpus: int) ->
             value=count,
             callers=_MANY,
             photos=photos,
-            way=("http", "HTTP", *asked),
+            sender=("http", "HTTP", *asked),
             cpus=cpus,
         )
     for count in _core_counts(cpus):
@@ -146,10 +151,10 @@ def _cases(photos: Sequence[Path], enlarged: Mapping[float, Path], cpus: int) ->
 
 
 def _measure(
-    case: _Case, places: Mapping[str, str], generator: Generator, options: argparse.Namespace
+    case: _Case, places: Mapping[str, str], generator: LoadGenerator, options: argparse.Namespace
 ) -> Point:
-    report = generator.order(
-        way=[places.get(part, part) for part in case.way],
+    report = generator.request(
+        sender=[places.get(part, part) for part in case.sender],
         photos=[*map(str, case.photos)],
         callers=case.callers,
         seconds=options.seconds,
@@ -170,7 +175,7 @@ def _measure(
 
 
 def table(points: Sequence[Point]) -> str:
-    """Medians of the rounds, as Markdown."""
+    """Return the medians of the rounds as a Markdown table."""
     lines = ["| | | callers | images/s | p50 ms | p99 ms |", "|---|---:|---:|---:|---:|---:|"]
     for key in dict.fromkeys((p.what, p.value, p.callers) for p in points):
         mine = [p for p in points if (p.what, p.value, p.callers) == key]
