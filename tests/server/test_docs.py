@@ -18,7 +18,7 @@ from support import PHOTOS, ROOT, RunningServer
 from tritonclient.grpc import model_config_pb2, service_pb2
 
 # Document -> the section whose code is run; None for all of it.
-DOCUMENTS = {"README.md": "Send it a photo", "docs/callers.md": None, "docs/client.md": None}
+DOCUMENTS = {"README.md": "Send it a photo", "docs/api.md": None, "docs/client.md": None}
 
 BLOCKS = {name: read_blocks(ROOT / name, section) for name, section in DOCUMENTS.items()}
 ALL = [(name, block) for name, blocks in BLOCKS.items() for block in blocks]

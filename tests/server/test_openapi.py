@@ -1,4 +1,4 @@
-"""What the server answers is what docs/openapi.yaml says; what callers.md advises then works."""
+"""What the server answers is what docs/openapi.yaml says; what api.md advises then works."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def test_a_saturated_server_says_so(saturated: RunningServer) -> None:
 
 
 def test_repeating_as_the_document_advises_gets_through(saturated: RunningServer) -> None:
-    http, rpc = read_blocks(ROOT / "docs" / "callers.md", "When to try again")
+    http, rpc = read_blocks(ROOT / "docs" / "api.md", "When to try again")
     given: dict[str, Any] = {}
     for block in (http, rpc):
         code = block.code.replace("http://127.0.0.1:8000", saturated.http)
