@@ -12,15 +12,12 @@ from pathlib import Path
 
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
-from markdown_blocks import Block, read_blocks, same_output
+from markdown_blocks import DOCUMENTS, Block, read_blocks, same_output
 from playwright.sync_api import sync_playwright
 from support import PHOTOS, ROOT, RunningServer
 from tritonclient.grpc import model_config_pb2, service_pb2
 
-# Document -> the section whose code is run; None for all of it.
-DOCUMENTS = {"README.md": "Send it a photo", "docs/api.md": None, "docs/client.md": None}
-
-BLOCKS = {name: read_blocks(ROOT / name, section) for name, section in DOCUMENTS.items()}
+BLOCKS = {name: read_blocks(ROOT / name) for name in DOCUMENTS}
 ALL = [(name, block) for name, blocks in BLOCKS.items() for block in blocks]
 GO_PACKAGES = Path("/usr/share/gocode")
 FUNCTION = re.compile(r"^// --- detect ---\n.*?^// --- end ---\n", re.MULTILINE | re.DOTALL)
