@@ -83,7 +83,7 @@ clean: ## Remove the environment, caches and results; the installed network stay
 	rm -rf $(VENV) .uv runs .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(INSTALLED): requirements.lock pyproject.toml client/pyproject.toml
+$(INSTALLED): requirements.lock pyproject.toml client/pyproject.toml client/yolov5_client/_version.py
 	@python="$$(sh build/python.sh $(call quote,PYTHON))" && \
 	  echo "Setting up $(VENV), once; most of it is torch with CUDA ..." && "$$python" -m venv $(VENV)
 	@# The lock is complete. pip itself would refuse it: OpenCV's metadata ask for NumPy 2 (pyproject.toml).

@@ -1,9 +1,9 @@
-"""The code blocks of a Markdown document, and whether an output is the one that it shows.
+"""The code blocks of a Markdown document, its links, and whether an output is the one it shows.
 
-A block is fenced, with a language, or indented, which is shell. One of the language `text` right
-after another is its output. `<!-- not run: REASON -->` before a block says why no test can run it.
-A block whose first line is a comment that begins with a file's name, `// detect.cpp: ...`, is that
-file.
+A block is fenced, with a language, or indented, which is shell. A block of the language `text`
+right after another block is its output. `<!-- not run: REASON -->` before a block says why no test
+can run it. A block whose first line is a comment that begins with a file's name,
+`// detect.cpp: ...`, is that file.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+# The documents whose code `tests/server/test_docs.py` runs.
+DOCUMENTS = ("README.md", "docs/quickstart.md", "docs/api.md", "docs/client.md")
 
 _FENCE = re.compile(r"```(\w*)\s*")
 _HEADING = re.compile(r"#+ (.+)")
@@ -26,8 +29,8 @@ class Block:
     """One block of code.
 
     Attributes:
-        line: of its first line of code, from 1.
-        section: the heading that it stands under.
+        line: number of its first line of code, from 1.
+        section: the heading above it.
         output: what it prints, if the document shows it.
         not_run: why no test can run it.
     """
@@ -65,7 +68,7 @@ def read_blocks(path: Path, section: str | None = None) -> list[Block]:
 
 
 def _parse(path: Path) -> Iterator[tuple[Block, bool]]:
-    """Every block, and whether nothing stands between it and the one before."""
+    """Every block, and whether it directly follows another one."""
     lines = path.read_text().splitlines()
     section, not_run, adjacent, at = "", None, False, 0
     while at < len(lines):
@@ -107,10 +110,11 @@ def _parse(path: Path) -> Iterator[tuple[Block, bool]]:
 
 
 def same_output(shown: str, printed: str) -> bool:
-    """Is what was printed what the document shows?
+    """Whether a program printed what the document shows.
 
-    There, `...` stands for anything, white space for any other, and a number with decimals for one
-    that differs by no more than one in its last place (of those after the second, by 0.01).
+    In the document `...` matches anything, and white space any other white space. A number with
+    decimals matches one that differs by at most one in its last place (by 0.01 if it has more than
+    two decimals).
     """
     pattern, numbers, end = "", [], 0
     shown = shown.strip()
@@ -125,3 +129,42 @@ def same_output(shown: str, printed: str) -> bool:
         abs(float(want) - float(got)) <= 1.01 * 10 ** -min(2, len(want.partition(".")[2]))
         for want, got in zip(numbers, match.groups())
     )
+
+
+_LINK = re.compile(r"\]\((<[^>]*>|[^)\s]+)(?: \"[^\"]*\")?\)")
+_CODE = re.compile(r"(`+).*?\1")
+_NOT_IN_ANCHOR = re.compile(r"[^\w\- ]")
+
+
+def read_links(path: Path) -> list[tuple[int, str]]:
+    """The target of every link and picture outside of code, with its line number from 1."""
+    return [
+        (number, target.strip("<>"))
+        for number, line in _prose(path)
+        for target in _LINK.findall(_CODE.sub("", line))
+    ]
+
+
+def read_anchors(path: Path) -> set[str]:
+    """The anchors that GitHub gives the document's headings: `## A `b`` becomes `a-b`."""
+    anchors: set[str] = set()
+    for _, line in _prose(path):
+        if heading := _HEADING.fullmatch(line):
+            text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading[1])
+            base = anchor = _NOT_IN_ANCHOR.sub("", text.strip().lower()).replace(" ", "-")
+            count = 0
+            while anchor in anchors:  # a second heading of the same text
+                count += 1
+                anchor = f"{base}-{count}"
+            anchors.add(anchor)
+    return anchors
+
+
+def _prose(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines outside of fenced blocks, numbered from 1."""
+    inside = False
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        if line.lstrip().startswith("```"):
+            inside = not inside
+        elif not inside:
+            yield number, line

@@ -25,6 +25,7 @@ from ._errors import (
     YoloClientError,
 )
 from ._status import ServerStatus
+from ._version import __version__
 from ._wire import Image
 
 __all__ = [
@@ -43,4 +44,5 @@ __all__ = [
     "TimedOutError",
     "UnavailableError",
     "YoloClientError",
+    "__version__",
 ]

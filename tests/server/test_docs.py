@@ -1,4 +1,4 @@
-"""Every block of code that the documents show is run as printed, against the real server."""
+"""Run every block of code in the documents as printed, against the real server."""
 
 from __future__ import annotations
 
@@ -12,15 +12,12 @@ from pathlib import Path
 
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
-from markdown_blocks import Block, read_blocks, same_output
+from markdown_blocks import DOCUMENTS, Block, read_blocks, same_output
 from playwright.sync_api import sync_playwright
 from support import PHOTOS, ROOT, RunningServer
 from tritonclient.grpc import model_config_pb2, service_pb2
 
-# Document -> the section whose code is run; None for all of it.
-DOCUMENTS = {"README.md": "Send it a photo", "docs/callers.md": None, "docs/client.md": None}
-
-BLOCKS = {name: read_blocks(ROOT / name, section) for name, section in DOCUMENTS.items()}
+BLOCKS = {name: read_blocks(ROOT / name) for name in DOCUMENTS}
 ALL = [(name, block) for name, blocks in BLOCKS.items() for block in blocks]
 GO_PACKAGES = Path("/usr/share/gocode")
 FUNCTION = re.compile(r"^// --- detect ---\n.*?^// --- end ---\n", re.MULTILINE | re.DOTALL)
@@ -51,7 +48,7 @@ def lacks_go() -> str | None:
     return "not here: gRPC for Go, as Debian packages it"
 
 
-# What stands in a block -> what it needs that not every machine has.
+# Text in a block -> the check for tools that not every machine has.
 NEEDS: dict[str, Callable[[], str | None]] = {
     "curl ": lambda: lacks("curl"),
     "node ": lambda: lacks("node"),
@@ -62,7 +59,7 @@ NEEDS: dict[str, Callable[[], str | None]] = {
 
 
 def names(block: Block, file: Block) -> bool:
-    """Does the block run this file?"""
+    """Whether the block runs this file."""
     return str(file.file) in block.code or (file.language == "go" and "go run ." in block.code)
 
 
@@ -89,8 +86,13 @@ def sandbox(tmp_path: Path) -> Path:
 def environment(tmp_path: Path, server: RunningServer) -> dict[str, str]:
     tools = tmp_path / "bin"
     tools.mkdir()
+    if real := shutil.which("make"):
+        # No set-up while a test runs. Make ignores this flag in MAKEFLAGS.
+        script = tools / "make"
+        script.write_text(f'#!/bin/sh\nexec {real} --old-file=.venv/.installed "$@"\n')
+        script.chmod(0o755)
     if real := shutil.which("protoc"):
-        # In place of the two files that a reader downloads.
+        # Instead of the two files that a reader downloads.
         protos = FileDescriptorSet()
         for module in (model_config_pb2, service_pb2):
             module.DESCRIPTOR.CopyToProto(protos.file.add())
@@ -104,19 +106,18 @@ def environment(tmp_path: Path, server: RunningServer) -> dict[str, str]:
         "no_proxy": "127.0.0.1",
         "GO111MODULE": "off",
         "GOPATH": f"{tmp_path}:{GO_PACKAGES}",
-        # For make: the server, and no setting up while a test runs.
-        "MAKEFLAGS": f"--old-file=.venv/.installed SERVER={server.grpc}",
+        "MAKEFLAGS": f"SERVER={server.grpc}",  # for make
     }
 
 
 def at_server(text: str, server: RunningServer) -> str:
-    """The text, with the addresses of the test's server in place of the usual ones."""
+    """Replace the default addresses in the text by those of the test's server."""
     text = text.replace("127.0.0.1:8000", server.http.removeprefix("http://"))
     return text.replace("127.0.0.1:8001", server.grpc)
 
 
 def run_html(block: Block, folder: Path, server: RunningServer) -> str:
-    """Choose photo.jpg on the page, delivered from the server's own origin; its answer."""
+    """Load the page from the server's own origin and choose photo.jpg; return what it shows."""
     script = next(found[0] for one in ALL if (found := FUNCTION.search(one[1].code)))
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
@@ -138,7 +139,7 @@ def run_html(block: Block, folder: Path, server: RunningServer) -> str:
     [(name, block) for name, block in ALL if not block.file],
     ids=[f"{name}:{b.line}" for name, b in ALL if not b.file],
 )
-def test_a_block_does_what_the_document_says(
+def test_block_prints_what_the_document_shows(
     server: RunningServer, tmp_path: Path, name: str, block: Block
 ) -> None:
     if block.not_run:
@@ -173,7 +174,7 @@ def test_a_block_does_what_the_document_says(
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_no_block_is_left_out(name: str) -> None:
+def test_every_block_is_run_or_marked_as_not_run(name: str) -> None:
     for block in BLOCKS[name]:
         where = f"{name}:{block.line} is neither run nor marked as not run"
         if block.file:
@@ -183,13 +184,13 @@ def test_no_block_is_left_out(name: str) -> None:
         assert "localhost" not in block.code, f"{name}:{block.line} would miss the test's server"
 
 
-def test_the_page_and_the_document_have_the_same_function() -> None:
+def test_page_and_document_have_the_same_function() -> None:
     page = (ROOT / "client" / "yolov5_client" / "page.html").read_text()
     quoted = [found[0] for _, block in ALL for found in FUNCTION.finditer(block.code)]
     assert quoted == FUNCTION.findall(page)
 
 
-def test_another_output_is_noticed() -> None:
+def test_different_output_is_noticed() -> None:
     shown = "WBC 0.82 [193.7, 94.5]\n...\n12 bytes"
     assert same_output(shown, "WBC 0.81 [193.8,   94.5]\nanything\nat all\n12 bytes\n")
     for other in ("RBC 0.82", "WBC 0.85", "WBC 0.82 [193.9, 94.5]\n...\n12 bytes"):

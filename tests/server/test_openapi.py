@@ -1,4 +1,4 @@
-"""The server answers as docs/openapi.yaml says, and the advice of callers.md works."""
+"""The server answers as docs/openapi.yaml says, and the advice of api.md works."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_saturated_server_answers_as_documented(saturated: RunningServer) -> Non
 
 
 def test_documented_retries_get_through(saturated: RunningServer) -> None:
-    http, rpc = read_blocks(ROOT / "docs" / "callers.md", "When to try again")
+    http, rpc = read_blocks(ROOT / "docs" / "api.md", "When to try again")
     given: dict[str, Any] = {}
     for block in (http, rpc):
         code = block.code.replace("http://127.0.0.1:8000", saturated.http)

@@ -1,12 +1,19 @@
-"""The client alone is a small thing to install and to import."""
+"""The client alone is small to install and to import, and all packages have one version."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib.metadata import requires
 
+import pytest
+from hatchling.metadata.core import ProjectMetadata
+from hatchling.plugin.manager import PluginManager
 from packaging.requirements import Requirement
+from support import ROOT
+
+import yolov5_client
 
 HEAVY = {
     "cv2",
@@ -61,3 +68,14 @@ def test_what_importing_the_client_brings() -> None:
     )
     answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (answer.stdout, answer.stderr) == ("[] True\n", "")
+
+
+@pytest.mark.parametrize("folder", [".", "client"])
+def test_every_package_has_the_version_of_the_client(folder: str) -> None:
+    project = ProjectMetadata(str(ROOT / folder), PluginManager())
+    assert project.version == yolov5_client.__version__
+
+
+def test_the_changelog_begins_with_the_version() -> None:
+    headings = re.findall(r"^## \[([^]]+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert headings[:2] == ["Unreleased", yolov5_client.__version__]

@@ -1,0 +1,3 @@
+"""The version of the client and of the project: stated here alone."""
+
+__version__ = "0.2.0"
