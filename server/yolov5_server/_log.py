@@ -22,6 +22,7 @@ _NOISE = re.compile(
     r"|libpng (warning|error):|Corrupt JPEG data|Premature end of JPEG|Invalid SOS parameters"
     r"|closed::|models::\w+\.\d+'"  # see _reload.py, which reports on those itself
     r"|extraneous bytes before marker|Unsupported marker type|Bogus |TIFF\w*:|imdecode_?\("
+    r"|Inconsistent progression sequence|Unknown Adobe color transform"
 )
 # Triton's line for a model that does not load, around the model's own sentence. For a Python model
 # the exception's class comes before that sentence and the (escaped) traceback after it.

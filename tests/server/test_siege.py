@@ -45,7 +45,8 @@ PHOTO_BYTES = PHOTO.read_bytes()
 def own(bundled_repository: Path) -> Iterator[RunningServer]:
     with running_server(f"--repository={bundled_repository}") as running:
         yield running
-        assert "again" not in running.log.read_text(), "something was restarted"
+        log = running.log.read_text()
+        assert "again" not in log, log[-10000:]
 
 
 def hostile() -> list[bytes]:
@@ -290,7 +291,7 @@ def test_memory_and_descriptors_do_not_grow_under_mixed_load_and_attacks(
                     found = client.detect(image)
                 except UnavailableError as error:
                     # Triton still works on requests of closed connections: its queues may be full.
-                    assert "saturated" in str(error)
+                    assert "saturated" in str(error), own.log.read_text()[-10000:]
                     counts["good, shed"] += 1
                     time.sleep(0.5)
                 else:
@@ -316,7 +317,8 @@ def test_memory_and_descriptors_do_not_grow_under_mixed_load_and_attacks(
             async with AsyncClient(own.grpc) as client:
                 while not stop.is_set():
                     call = asyncio.ensure_future(client.detect(order.choice(good)))
-                    await asyncio.sleep(order.uniform(0, 0.2))
+                    # A call cancelled within milliseconds ends Triton 2.51: docs/security.md.
+                    await asyncio.sleep(order.uniform(0.02, 0.2))
                     call.cancel()
                     with contextlib.suppress(asyncio.CancelledError, YoloClientError):
                         await call
