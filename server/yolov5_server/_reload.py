@@ -34,7 +34,6 @@ from ._repository import (
     read_network_config,
 )
 from ._settings import Settings
-from ._wiring import wired
 
 _POLL_SECONDS = 0.5  # between two checks of the repository
 
@@ -156,7 +155,7 @@ class Reloader:
             # In a container the network's backend may be in C++ and need no process.
             has_process = not (self._plans and step == NETWORK)
             load(self._control.load, name, server=self.server, has_process=has_process)
-        ensemble = wired(read_config(self._repository, ENSEMBLE), network)
+        ensemble = read_config(self._repository, ENSEMBLE, configs)
         for one in ensemble.ensemble_scheduling.step:
             one.model_name = steps[one.model_name]
         # Cut over, in one moment: the earlier processes may end from now on.

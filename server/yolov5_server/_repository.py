@@ -16,8 +16,9 @@ NETWORK = "yolov5"
 STEPS = ("preprocess", NETWORK, "postprocess")
 ENSEMBLE = "yolov5_ensemble"
 MODELS = (*STEPS, ENSEMBLE)
-# `make model` writes configurations of the network with these names. On a CPU they replace its
-# config.pbtxt: the second if the CPU has BF16 and the network keeps its mAP in BF16.
+# On a CPU, configurations with these names replace config.pbtxt: those of the network, written by
+# `make model`, and those of the ensemble. The second does so if the CPU has BF16 and the network
+# keeps its mAP in BF16.
 EMBEDDED_CONFIGS = "embedded"
 EMBEDDED_BF16_CONFIGS = "embedded-bf16"
 

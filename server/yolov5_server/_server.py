@@ -29,7 +29,6 @@ from ._log import LogPump
 from ._paths import make_folder, plain
 from ._reload import Reloader
 from ._repository import (
-    ENSEMBLE,
     MODELS,
     NETWORK,
     STEPS,
@@ -39,7 +38,6 @@ from ._repository import (
 )
 from ._settings import CLOSED_STEPS, FLAGS, Settings
 from ._watchdog import Fault, Watchdog
-from ._wiring import wired
 from .embedded import assemble_backends, server_environment, triton_folder
 
 STOP_SECONDS = 7.0  # until the process group is killed; Ctrl-C promises 10 s in all
@@ -215,7 +213,6 @@ class Server:
             if self._log.stub_failure:
                 raise StartError(f"Triton cannot start its models: {self._log.stub_failure}.")
             if self._is_ready():
-                self._wire()
                 if not self._control.hide_key(self._process.pid):
                     log("warning: the key of Triton's model control is in the process list.")
                 self._log.release()
@@ -227,19 +224,6 @@ class Server:
             if time.monotonic() - started > _START_SECONDS:
                 raise StartError(f"Triton was not ready after {_START_SECONDS:.0f} s.")
         return False
-
-    def _wire(self) -> None:
-        """Have the endpoint made with the smallest tensors that the network can do with."""
-        repository = self.settings.repository
-        own = read_config(repository, ENSEMBLE)
-        wiring = wired(own, read_config(repository, NETWORK, self._configs))
-        if wiring == own:
-            return
-        try:
-            with self._loading:
-                self._control.load(ENSEMBLE, wiring)
-        except ControlError as error:
-            log(f"warning: tensors between the steps are larger than need be: {error}")
 
     def _start_watching(self) -> None:
         assert self._process is not None and self._reloader is not None

@@ -62,7 +62,7 @@ def thresholds(count: int, conf_thres: float) -> NDArray[np.float32]:
     return np.array([[conf_thres, 0.45, 300, 0, 0]] * count, np.float32)
 
 
-def test_endpoint_is_wired_with_the_small_tensors(server: RunningServer) -> None:
+def test_ensemble_has_the_small_tensors(server: RunningServer) -> None:
     with urllib.request.urlopen(f"{server.http}/v2/models/yolov5_ensemble/config") as answer:
         steps = json.load(answer)["ensemble_scheduling"]["step"]
     assert steps[1]["input_map"] == {"pixels": "pixels", "nms": "nms"}

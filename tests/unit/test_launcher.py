@@ -21,7 +21,6 @@ from yolov5_server._checks import (
 from yolov5_server._control import ModelControl
 from yolov5_server._paths import is_plain, make_folder, plain
 from yolov5_server._repository import chosen_configs, read_config, read_network_config
-from yolov5_server._wiring import wired
 from yolov5_server.embedded import assemble_backends, python_library, triton_folder
 
 
@@ -116,21 +115,17 @@ def test_embedded_configuration_depends_on_cpu_gpu_and_precision(
     assert chosen() is None
 
 
-def test_endpoint_is_wired_with_the_inputs_of_the_network() -> None:
-    own = read_config(REPOSITORY, "yolov5_ensemble")
-    network = read_config(REPOSITORY, "yolov5")
-    assert wired(own, network) == own
-    for name in ("pixels", "nms"):
-        network.input.add(name=name)
-    preprocess, yolov5, postprocess = wired(own, network).ensemble_scheduling.step
-    assert postprocess == own.ensemble_scheduling.step[2]
+@pytest.mark.parametrize("configs", ["embedded", "embedded-bf16"])
+def test_embedded_ensemble_differs_only_in_the_tensors_of_the_network(configs: str) -> None:
+    portable = read_config(REPOSITORY, "yolov5_ensemble")
+    embedded = read_config(REPOSITORY, "yolov5_ensemble", configs)
+    preprocess, yolov5, _ = embedded.ensemble_scheduling.step
     assert dict(yolov5.input_map) == {"pixels": "pixels", "nms": "nms"}
-    assert "images" not in preprocess.output_map
-    assert preprocess.output_map["pixels"] == "pixels"
-    # The network takes only what preprocess makes.
-    made = set(preprocess.output_map.values())
-    assert set(yolov5.input_map.values()) <= made
-    assert preprocess.output_map["nms"] == "nms"
+    assert preprocess.output_map.pop("pixels") == "pixels"
+    preprocess.output_map["images"] = "images"
+    yolov5.input_map.clear()
+    yolov5.input_map["images"] = "images"
+    assert embedded == portable
 
 
 def test_precision_that_is_not_installed_is_refused() -> None:
