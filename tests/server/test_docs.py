@@ -101,7 +101,8 @@ def environment(tmp_path: Path, server: RunningServer) -> dict[str, str]:
         script.write_text(f'#!/bin/sh\nexec {real} --descriptor_set_in={tmp_path}/protos "$@"\n')
         script.chmod(0o755)
     return {
-        **os.environ,
+        # Below `make test`, make would say which folder it enters.
+        **{name: text for name, text in os.environ.items() if name not in {"MAKELEVEL", "MFLAGS"}},
         "PATH": os.pathsep.join([str(tools), str(Path(sys.executable).parent), os.environ["PATH"]]),
         "no_proxy": "127.0.0.1",
         "GO111MODULE": "off",
