@@ -151,7 +151,7 @@ class Health:
                     return self._cached_reason
             return self._refresh()
 
-    def hangs(self) -> str | None:
+    def unanswered_reason(self) -> str | None:
         """Why the server may have to be ended; None for a healthy or merely saturated server."""
         with self._checking:
             with self._lock:

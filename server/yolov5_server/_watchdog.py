@@ -119,7 +119,7 @@ class Watchdog:
         """Watch the endpoint until `should_exit` is set or a fault is found."""
         detector = HangDetector()
         while not should_exit.wait(_POLL_SECONDS if detector.is_failing else _CANARY_SECONDS):
-            reason = self._health.hangs()
+            reason = self._health.unanswered_reason()
             if reason is None or self._loading.locked():  # a network is being reloaded
                 detector.reset()
                 continue

@@ -49,7 +49,7 @@ class UnansweredCanaries(Health):
         super().__init__(Settings())
         self.failed = 0
 
-    def hangs(self) -> str | None:
+    def unanswered_reason(self) -> str | None:
         self.failed += 1
         return "Triton does not answer"
 
