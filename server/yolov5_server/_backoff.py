@@ -11,10 +11,10 @@ _STEADY_MINUTE = 60.0
 class Backoff:
     """Pauses that grow with every end and shrink with the time that the server was ready.
 
-    Each end goes one step up, towards the longest pause. Uptime goes down again, evenly: a minute
-    goes back to the start, eight seconds go back one step. A fault every ten seconds is therefore
-    always repaired at once, and a server that ends as soon as it is ready is restarted at most once
-    in half a minute.
+    Each end goes one step up, towards the longest pause. While the server is ready, the step falls
+    evenly: by one in 7.5 seconds, from the last to the first in a minute. A fault every ten seconds
+    is therefore always repaired at once. A server that ends as soon as it is ready is restarted
+    after growing pauses, in the end once in half a minute.
     """
 
     def __init__(self) -> None:

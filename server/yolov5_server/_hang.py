@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-BUSY_SECONDS = 60.0  # that a server may compute without finishing an image
+BUSY_SECONDS = 60.0  # for which a server may compute without finishing an image
 _BUSY_SHARE = 0.1  # of a core; a hung server uses none
-# That a server may compute nothing: `preprocess` waits for up to 3 s for what callers who have gone
-# leave unreported (in_flight.py).
+# Seconds for which a server may use no CPU before it counts as hung. `preprocess` waits for up to
+# 3 s for the completion of requests that their callers have cancelled (in_flight.py).
 _IDLE_SECONDS = 4.0
 
 

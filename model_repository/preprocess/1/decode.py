@@ -1,7 +1,8 @@
 """Decode encoded bytes into a picture, or refuse them with one sentence.
 
-To allow a further format, add its name to `FORMATS`, its first bytes to `_SIGNATURES`, and a reader
-of its size to `headers.py`.
+To allow a further format, add its name to `FORMATS`, its first bytes to `_SIGNATURES`, a reader of
+its size to `headers.py`, and to `strip.py` what a still picture does not need. If OpenCV does not
+decode it, `Decoder._imdecode` has to call what does.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Requests between their admission by the queue and their completion by the last step.
+"""Requests between their admission by the queue and their arrival at `postprocess`.
 
 Nothing tells the first step how many images the later steps still hold, which determines their
 memory. So each request carries an admission id along, and `postprocess` sends it back. Some never
 get there: when a caller cancels a request, Triton drops it between two steps, without notice.
 Therefore a completion also retires every request admitted before it; and if no completion comes for
-several times as long as usual, all requests in flight are presumed lost.
+several times as long as usual, all requests in flight are presumed lost. That is looked at only
+while another request waits for them.
 """
 
 from __future__ import annotations

@@ -143,7 +143,7 @@ class TritonPythonModel:
         )
 
     def refuse(self, call, reason, message, images=None):
-        """Answer with an error that is not the server's fault.
+        """Answer with an expected error: of the caller, or for want of room in the queue.
 
         Args:
             images: how many are counted as refused; all unless given.

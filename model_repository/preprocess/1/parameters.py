@@ -91,7 +91,7 @@ def parse_parameters(
 def read_defaults(
     given: Mapping[str, object], names: Sequence[str], *, best_class_only: bool = False
 ) -> Parameters:
-    """Read the defaults from the configuration, which must hold all but `classes`.
+    """Read the defaults from `config.pbtxt`, which must hold all but `classes`.
 
     Raises:
         ParameterError: as for `parse_parameters`, or a default is missing.

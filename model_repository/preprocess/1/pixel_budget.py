@@ -13,7 +13,8 @@ class PixelBudget:
     with small ones.
 
     Args:
-        pixels: of all pictures together; no thread may acquire more.
+        pixels: of all pictures together. Who acquires more waits for ever: `decode.py` refuses a
+            picture of more beforehand.
     """
 
     def __init__(self, pixels: int) -> None:
