@@ -296,14 +296,14 @@ def test_detect_works_without_opencv(
         command = [sys.executable, "-c", script, "detect", "--server", server.grpc, *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
-    notice = "No pictures are drawn: OpenCV is missing (pip install 'yolov5-client[draw]').\n"
+    notice = "No pictures are drawn: OpenCV is missing (pip install opencv-python-headless).\n"
     drawn = run(PHOTO, "--save-txt")
     assert (drawn.returncode, drawn.stderr) == (0, notice)
     assert len(journal()) == len(list(Path("runs/detect/exp/labels").iterdir())) == 1
     for arguments in (["clip.mp4"], [PHOTO, "--save-crop"]):
         refused = run(*arguments)
         assert refused.returncode == 2
-        assert "needs OpenCV: pip install 'yolov5-client[draw]'" in refused.stderr
+        assert "needs OpenCV: pip install opencv-python-headless" in refused.stderr
 
 
 # -- runs that are cut short -----------------------------------------------------------------

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 Answer = Detections | YoloClientError | OSError
 
-NO_OPENCV = "a video or stream needs OpenCV: pip install 'yolov5-client[draw]'"
+NO_OPENCV = "a video or stream needs OpenCV: pip install opencv-python-headless"
 _RETRY_AFTER = (0.5, 1.0, 2.0)  # seconds, for a request that failed without fault of the image
 _STREAMS_END_WITHIN = 2.0  # seconds, when the run ends before its streams
 # Matches the refusal of a parameter, which concerns all images, rather than of one image.

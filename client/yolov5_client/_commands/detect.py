@@ -17,9 +17,9 @@ from ._report import Report
 from ._run import NO_OPENCV, Run
 
 PROJECT = "runs/detect"
-_NO_OPENCV_CROPS = "--save-crop needs OpenCV: pip install 'yolov5-client[draw]'"
+_NO_OPENCV_CROPS = "--save-crop needs OpenCV: pip install opencv-python-headless"
 _NO_OPENCV_PICTURES = (
-    "No pictures are drawn: OpenCV is missing (pip install 'yolov5-client[draw]')."
+    "No pictures are drawn: OpenCV is missing (pip install opencv-python-headless)."
 )
 _NEW_ON_RESUME = {"json", "quiet", "retry_for", "resume"}  # options that a resumed run sets anew
 _FOLDER_OPTIONS = {"project", "name", "exist_ok"}

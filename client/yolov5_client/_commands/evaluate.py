@@ -150,7 +150,7 @@ def _pending_photos(split: Split, options: argparse.Namespace) -> list[_Photo]:
     try:
         from .. import _draw, _val_canvas
     except ImportError:
-        raise UsageError("--as-val needs OpenCV: pip install 'yolov5-client[draw]'") from None
+        raise UsageError("--as-val needs OpenCV: pip install opencv-python-headless") from None
     canvases = [(options.imgsz, options.imgsz)] * len(split.photos)
     if options.as_val == "rect":
         sizes: list[tuple[int, int]] = []
