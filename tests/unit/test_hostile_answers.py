@@ -235,7 +235,7 @@ def test_malformed_grpc_message_is_refused(asking: Asking) -> None:
 def test_timeout_ends_a_server_that_sends_byte_by_byte(asking: Asking) -> None:
     """One byte at a time in the headers, the body or gRPC's first frame, or none at all."""
     body = http(b"", {"Content-Length": 1000, LENGTH: 1000})
-    ready = http(json.dumps({"version": "2.0"}).encode())
+    ready = http(json.dumps({"version": "2.0"}).encode(), {"Connection": "close"})
     half = b"\0\0\x06\4\0\0\0\0\0\0\3\0\0\0\x64"
 
     def body_only(request: bytes, send: Send) -> None:
