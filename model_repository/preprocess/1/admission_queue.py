@@ -134,22 +134,16 @@ class AdmissionQueue:
             with self._changed:
                 if not self._queue:
                     return
-                if self._queue[0][-1].deadline < monotonic():
+                entry = self._queue[0]
+                *_, request = entry
+                if request.deadline < monotonic():
                     self._changed.notify()  # the thread expires it, and dispatches again
                     return
-                *_, request = self._queue[0]
-                admission_id = self._admit_first()
-            if admission_id is None:
-                return
+                if not self._may_admit():
+                    return
+                self._dequeue(entry)
+                admission_id = self._in_flight.admit(request.images)
             request.on_admit(admission_id)
-
-    def _admit_first(self) -> int | None:
-        """Take the first request out of the queue; None if it has to wait."""
-        if not self._queue or not self._may_admit():
-            return None
-        *_, request = self._queue[0]
-        self._dequeue(self._queue[0])
-        return self._in_flight.admit(request.images)
 
     def _may_admit(self) -> bool:
         return (
