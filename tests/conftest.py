@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+import fcntl
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The folder is the tier."""
     for item in items:
         item.add_marker(item.path.relative_to(HERE).parts[0])
+
+
+@contextmanager
+def turn(folder: Path, *, alone: bool) -> Iterator[None]:
+    """Wait until a test may run beside those of the other processes of pytest-xdist.
+
+    All tests share one lock; a test that must run alone holds it exclusively. Everybody passes a
+    gate on the way, which stays shut while such a test waits: else the others could keep it
+    waiting for ever.
+    """
+    with (folder / "gate").open("w") as gate, (folder / "lock").open("w") as lock:
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(gate, fcntl.LOCK_UN)
+        yield
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Outside of pytest-timeout: the waiting does not count as the test's time."""
+    assert item.config.cache is not None
+    folder = item.config.cache.mkdir("turn")
+    with turn(folder, alone=item.get_closest_marker("alone") is not None):
+        return (yield)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import os
+import random
 import re
 import shutil
 import signal
@@ -16,8 +19,9 @@ import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +49,22 @@ StartModel = Callable[[str], "subprocess.Popen[bytes]"]  # starts the process of
 
 
 def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+    """Ports that nobody listens on.
+
+    The kernel gives none of this range to outgoing connections, and the processes of pytest-xdist
+    share it: a port is still free when the server that gets it opens it.
+    """
+    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    drawn = random.SystemRandom().sample(range(15000 + process, 32000, processes), 50 * count)
+    found: list[int] = []
+    for port in drawn:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise AssertionError("no free ports")
 
 
 @dataclass
@@ -297,6 +309,15 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> float:
 
 def make_repository(folder: Path, weights: Path, *arguments: str) -> Path:
     """Copy the model repository and install `weights` in it, as `make model` does."""
+    installed = _installed(weights, weights.stat().st_mtime_ns, arguments)
+    return Path(shutil.copytree(installed, folder / "model_repository", symlinks=True))
+
+
+@cache
+def _installed(weights: Path, changed: int, arguments: tuple[str, ...]) -> Path:
+    """A repository with these weights, made once: several tests need the same one."""
+    folder = Path(tempfile.mkdtemp(prefix="model_repository-"))
+    atexit.register(shutil.rmtree, folder)
     repository = folder / "model_repository"
     shutil.copytree(REPOSITORY, repository, ignore=shutil.ignore_patterns("yolov5"))
     assert build([str(weights), *arguments, f"--repository={repository}"]) == 0

@@ -66,8 +66,16 @@ def test_blood_cell_test_split_matches_the_reference(server: RunningServer) -> N
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the COCO photos and weights are not at hand")
-@pytest.mark.parametrize("letterbox", ["square", "rect"])
-@pytest.mark.parametrize("weights", ["yolov5n_v7.0", "yolov5s_v5.0"])
+@pytest.mark.parametrize(
+    ("weights", "letterbox"),
+    [
+        ("yolov5n_v7.0", "square"),
+        ("yolov5s_v5.0", "rect"),
+        # Each weight and each letterbox is tried above.
+        pytest.param("yolov5n_v7.0", "rect", marks=pytest.mark.slow),
+        pytest.param("yolov5s_v5.0", "square", marks=pytest.mark.slow),
+    ],
+)
 def test_coco_photos_match_the_reference(tmp_path: Path, weights: str, letterbox: str) -> None:
     path = SHARED / "weights" / f"{weights}.pt"
     repository = make_repository(tmp_path, path, f"--letterbox={letterbox}")

@@ -47,7 +47,19 @@ def repository(tmp_path: Path) -> Path:
 
 
 def install(repository: Path, *arguments: str) -> None:
+    """Run `make model`, which measures the network and takes its time."""
     assert build([str(BUNDLED), *arguments, f"--repository={repository}"]) == 0
+
+
+def exchange(repository: Path, version: int, *arguments: str) -> None:
+    """Replace the served network as `make model` does in the end, with one prepared before."""
+    folder = repository.parent / f"new-{version}"
+    new = make_repository(folder, BUNDLED, *arguments) / "yolov5"
+    (new / "1").rename(new / str(version))
+    with _locked(repository):
+        (repository / "yolov5").rename(folder / "old")
+        new.rename(repository / "yolov5")
+    shutil.rmtree(folder)
 
 
 def wait_for(server: RunningServer, line: str) -> None:
@@ -104,10 +116,10 @@ def test_no_request_fails_or_uses_two_networks_during_a_reload(
         first = fingerprint(ask_grpc(server.grpc, [image], EVERYTHING))
         started = time.monotonic()
         with callers(server, count) as (answers, failures):
-            install(repository, *SMALL)
+            exchange(repository, 2, *SMALL)
             wait_for(server, "Now serving version 2")
             second = fingerprint(ask_grpc(server.grpc, [image], EVERYTHING))
-            install(repository, *SQUARE)
+            exchange(repository, 3, *SQUARE)
             wait_for(server, "Now serving version 3")
             if count > 8:
                 time.sleep(max(0, 60 - (time.monotonic() - started)))
@@ -147,18 +159,6 @@ def test_network_that_cannot_be_loaded_is_not_served(repository: Path) -> None:
         assert failures == []
         after = ask_grpc(server.grpc, [PHOTO.read_bytes()])
         assert fingerprint(after) != fingerprint(before)
-
-
-def install_version(repository: Path, network: Path, version: int) -> None:
-    """Replace the served network by a prepared one, as `make model` does."""
-    new = Path(shutil.copytree(network, repository.parent / f"new-{version}"))
-    (old_version,) = new.glob("[0-9]*")
-    old_version.rename(new / str(version))
-    old = repository.parent / f"old-{version}"
-    with _locked(repository):
-        (repository / "yolov5").rename(old)
-        new.rename(repository / "yolov5")
-    shutil.rmtree(old)
 
 
 def is_locked(folder: Path) -> bool:
@@ -208,7 +208,7 @@ def test_network_whose_process_is_killed_while_loading_is_not_served(
     with running_server(f"--repository={repository}") as server:
         before = ask_grpc(server.grpc, [PHOTO.read_bytes()])
         with callers(server, 2) as (_, failures):
-            install(repository, *FULL)
+            exchange(repository, 2, *FULL)
             kill_while_it_loads(server, model, library=library)
             wait_until(lambda: not is_locked(repository), 30)
             wait_for(server, "The new network was not loaded, the old one is still served:")
@@ -221,7 +221,7 @@ def test_network_whose_process_is_killed_while_loading_is_not_served(
 def test_process_killed_before_triton_knows_it_does_not_hold_the_lock(repository: Path) -> None:
     """Triton waits for that process for ever, and is restarted."""
     with running_server(f"--repository={repository}") as server:
-        install(repository, *FULL)
+        exchange(repository, 2, *FULL)
         kill_while_it_loads(server, "postprocess")
         wait_until(lambda: not is_locked(repository), 30)
         wait_until(lambda: "Triton is back after" in server.log.read_text(), SECONDS)
@@ -233,7 +233,7 @@ def test_process_killed_before_triton_knows_it_does_not_hold_the_lock(repository
 
 def test_launcher_killed_during_a_stuck_load_leaves_nothing(repository: Path) -> None:
     with running_server(f"--repository={repository}") as server:
-        install(repository, *FULL)
+        exchange(repository, 2, *FULL)
         kill_while_it_loads(server, "postprocess")
         time.sleep(1)
         server.stop(signal.SIGKILL)
@@ -242,18 +242,15 @@ def test_launcher_killed_during_a_stuck_load_leaves_nothing(repository: Path) ->
 
 @pytest.mark.slow
 @pytest.mark.timeout(4 * 3600)
-def test_many_reloads_under_load(repository: Path, tmp_path: Path) -> None:
+def test_many_reloads_under_load(repository: Path) -> None:
     """No reload ends the server, and no request fails. RELOADS sets their number."""
-    (tmp_path / "small").mkdir()
-    small = make_repository(tmp_path / "small", BUNDLED, *FULL) / "yolov5"
-    square = Path(shutil.copytree(repository / "yolov5", tmp_path / "square"))
     with (
         running_server(f"--repository={repository}") as server,
         callers(server, 8) as (answers, failures),
     ):
         for number in range(RELOADS):
             version = number + 2
-            install_version(repository, square if number % 2 else small, version)
+            exchange(repository, version, *(SQUARE if number % 2 else FULL))
             wait_for(server, f"Now serving version {version} of the network, FP32.")
             assert failures == [], server.log.read_text()
         time.sleep(15)  # for the processes of earlier networks to end
@@ -282,7 +279,7 @@ def test_only_the_launcher_can_load_a_model(repository: Path) -> None:
 
 def test_server_can_be_ended_during_a_reload(repository: Path) -> None:
     with running_server(f"--repository={repository}") as server:
-        install(repository, *SMALL)
+        exchange(repository, 2, *SMALL)
         deadline = time.monotonic() + SECONDS
         while not server.processes("postprocess.2"):
             assert time.monotonic() < deadline

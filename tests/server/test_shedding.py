@@ -27,6 +27,8 @@ from support import (
 )
 from tritonclient.utils import InferenceServerException
 
+pytestmark = pytest.mark.alone
+
 PHOTO_BYTES = PHOTO.read_bytes()
 
 
