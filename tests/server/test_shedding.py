@@ -114,14 +114,14 @@ def test_requests_beyond_the_queue_are_refused_at_once(server: RunningServer, cr
     assert too_many, "HTTP was never refused"
     for reply in too_many:
         assert reply.status == 503
-        assert "saturated: no more than 64 images may wait" in reply.json()["error"]
+        assert "saturated: the queue of 64 images has no room for 1 more" in reply.json()["error"]
     assert len(accepted) >= 64
     for call in accepted:
         assert_same(outputs(call), expected, exact=False)
     assert len(refused) > 100
     for call in refused:
         assert call.error.status() == "StatusCode.UNAVAILABLE"
-        assert "saturated: no more than 64 images may wait" in call.error.message()
+        assert "saturated: the queue of 64 images has no room for 1 more" in call.error.message()
     waited = median(call.seconds for call in refused)
     # This process, the sender, shares the server's cores; test_siege.py measures the time.
     assert waited < median(call.seconds for call in accepted)

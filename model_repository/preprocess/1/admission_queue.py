@@ -117,13 +117,11 @@ class AdmissionQueue:
         batches = self._queued_in_batches + images
         if not self._queued or (images > 1 and batches <= self._reserve):
             return
+        sentence = f"saturated: the queue of {self._capacity} images has no room for {images} more"
         if self._queued + images > self._capacity:
-            raise QueueFullError(f"saturated: no more than {self._capacity} images may wait")
-        for_batches = self._capacity - self._reserve
-        if images > 1 and batches > for_batches:
-            raise QueueFullError(
-                f"saturated: no more than {for_batches} images may wait in requests with several"
-            )
+            raise QueueFullError(sentence)
+        if images > 1 and batches > self._capacity - self._reserve:
+            raise QueueFullError(f"{sentence} in requests with several")
 
     def _dispatch(self) -> None:
         """Admit requests while it is their turn.
