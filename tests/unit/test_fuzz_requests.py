@@ -16,7 +16,7 @@ from decoding import LIMITS, decoding_process, prepare
 from fuzzing import fuzz, is_sentence, spoilt
 from hypothesis import example, given
 from hypothesis import strategies as st
-from parameters import NAMES, ParameterError, Parameters, parse_parameters, read_defaults
+from parameters import PARAMETER_NAMES, ParameterError, Parameters, parse_parameters, read_defaults
 
 LABELS = ("person", "bus", "fire hydrant", "a,b", "7", "自転車")
 DEFAULTS = Parameters(
@@ -35,9 +35,11 @@ def letter_case(draw: st.DrawFn, text: str) -> str:
     return "".join(c.upper() if up else c.lower() for c, up in zip(text, upper))
 
 
-HEADERS = st.sampled_from(NAMES).flatmap(lambda n: letter_case(f"x-yolo-{n.replace('_', '-')}"))
+HEADERS = st.sampled_from(PARAMETER_NAMES).flatmap(
+    lambda n: letter_case(f"x-yolo-{n.replace('_', '-')}")
+)
 KEYS = st.one_of(
-    st.sampled_from(NAMES),
+    st.sampled_from(PARAMETER_NAMES),
     HEADERS,
     HEADERS.map(lambda name: name.replace("-", "_")),
     st.sampled_from(("sequence_id", "triton_x", "priority", "id", "timeout", "X-Yolo-", "conf")),
@@ -78,7 +80,9 @@ def in_range(parameters: Parameters) -> bool:
 def names_one_of(message: str, given: dict[str, Any]) -> bool:
     """Whether the message names a parameter that was given, as it was spelt or by its own name."""
     written = (ascii(key)[:50] for key in given)
-    called = (name for name in NAMES for key in given if key.lower().endswith(spellings(name)))
+    called = (
+        name for name in PARAMETER_NAMES for key in given if key.lower().endswith(spellings(name))
+    )
     return any(name in message for name in (*written, *called))
 
 
@@ -103,7 +107,7 @@ def test_any_parameters_are_valid_or_refused(given: dict[str, Any], best: bool) 
 
 
 @fuzz(max_examples=150)
-@given(st.fixed_dictionaries({name: WORDS for name in NAMES if name != "classes"}))
+@given(st.fixed_dictionaries({name: WORDS for name in PARAMETER_NAMES if name != "classes"}))
 def test_any_defaults_are_valid_or_refused(given: dict[str, str]) -> None:
     try:
         parsed = read_defaults(given, LABELS)

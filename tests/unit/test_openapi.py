@@ -11,7 +11,7 @@ import settings
 import yaml
 from google.protobuf import text_format
 from jsonschema import Draft202012Validator
-from parameters import NAMES, ParameterError, parse_parameters
+from parameters import PARAMETER_NAMES, ParameterError, parse_parameters
 from support import REPOSITORY, ROOT
 from tritonclient.grpc import model_config_pb2
 
@@ -35,11 +35,11 @@ def test_it_is_valid() -> None:
 
 
 def test_every_parameter_is_in_each_form_of_the_request() -> None:
-    wanted = {name: {"$ref": f"#/components/schemas/{name}"} for name in NAMES}
+    wanted = {name: {"$ref": f"#/components/schemas/{name}"} for name in PARAMETER_NAMES}
     assert SCHEMAS["Parameters"]["properties"] == wanted
     flat = SCHEMAS["GenerateRequest"]["properties"]
-    assert {name: flat.get(name) for name in NAMES} == wanted
-    assert set(flat) - set(NAMES) == {"image", "parameters"}
+    assert {name: flat.get(name) for name in PARAMETER_NAMES} == wanted
+    assert set(flat) - set(PARAMETER_NAMES) == {"image", "parameters"}
     headers = {f"X-Yolo-{name.replace('_', '-').title()}": ref for name, ref in wanted.items()}
     assert {
         given["name"]: given["schema"]
@@ -55,7 +55,7 @@ def test_the_defaults_are_the_configurations() -> None:
     assert {name: SCHEMAS[name]["default"] for name in wanted} == wanted
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PARAMETER_NAMES)
 def test_a_value_is_allowed_where_the_code_allows_it(name: str) -> None:
     validator = Draft202012Validator(SCHEMAS[name])
     values = (-1, -0.01, 0, 0.5, 1, 1.01, 2, 1000, 1001, True, "a,2", "b")

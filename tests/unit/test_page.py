@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 from google.protobuf import text_format
-from parameters import NAMES
+from parameters import PARAMETER_NAMES
 from support import REPOSITORY, ROOT
 from tritonclient.grpc import model_config_pb2
 
@@ -27,7 +27,7 @@ def defaults() -> dict[str, str]:
 
 def test_page_has_a_control_for_every_parameter_at_its_default() -> None:
     controls = re.findall(r'<input type="(\w+)"[^>]* name="(\w+)"(?:[^>]* value="([^"]*)")?', PAGE)
-    assert {name for _, name, _ in controls} == set(NAMES)
+    assert {name for _, name, _ in controls} == set(PARAMETER_NAMES)
     for kind, name, value in controls:
         if kind == "checkbox":
             assert defaults()[name] == "false"

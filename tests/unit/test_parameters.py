@@ -7,7 +7,7 @@ from time import thread_time
 from typing import Any
 
 import pytest
-from parameters import NAMES, ParameterError, Parameters, parse_parameters, read_json
+from parameters import PARAMETER_NAMES, ParameterError, Parameters, parse_parameters, read_json
 
 LABELS = ("person", "bus", "fire hydrant")
 
@@ -172,7 +172,7 @@ def test_parameters_become_rows_of_the_tensors() -> None:
     assert parsed.as_row() == (0.25, 0.45, 7, False, True)
     assert parsed.class_filter(3) == [False, True, False]
     assert DEFAULTS.class_filter(2) == [True, True]
-    assert sorted(Parameters.__dataclass_fields__) == sorted(NAMES)
+    assert sorted(Parameters.__dataclass_fields__) == sorted(PARAMETER_NAMES)
 
 
 def test_multi_label_is_refused_if_the_model_reports_only_the_best_class() -> None:

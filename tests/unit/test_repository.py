@@ -11,7 +11,7 @@ import network_spec
 import pytest
 import settings
 from google.protobuf import text_format
-from parameters import NAMES
+from parameters import PARAMETER_NAMES
 from placement import Placement
 from support import REPOSITORY, ROOT
 from thresholds import Thresholds
@@ -148,7 +148,7 @@ def test_every_default_is_in_the_configuration() -> None:
     config = read_config("preprocess")
     given = {name: value.string_value for name, value in config.parameters.items()}
     # `classes` has no text for its default, which is all classes.
-    assert set(NAMES) - set(given) == {"classes"}
+    assert set(PARAMETER_NAMES) - set(given) == {"classes"}
     assert asdict(settings.read_settings(given, ("a",)).defaults) == {
         "conf_thres": 0.25,
         "iou_thres": 0.45,

@@ -68,7 +68,7 @@ def read_json(text: str) -> dict[str, object]:
 
 def parse_parameters(
     given: Mapping[str, object],
-    names: Sequence[str],
+    class_names: Sequence[str],
     defaults: Parameters,
     *,
     best_class_only: bool = False,
@@ -77,7 +77,7 @@ def parse_parameters(
 
     Args:
         given: as Triton passes them: name -> str, int, float or bool.
-        names: the model's class names, which `classes` may contain.
+        class_names: of the model; `classes` may contain them.
         defaults: values of the parameters that are not given.
         best_class_only: the model reports only the best class of a box, and multi_label is
             impossible.
@@ -85,19 +85,19 @@ def parse_parameters(
     Raises:
         ParameterError: an unknown name, a wrong kind, a value out of range, or a name given twice.
     """
-    return _check_multi_label(replace(defaults, **_read(given, names)), best_class_only)
+    return _check_multi_label(replace(defaults, **_read(given, class_names)), best_class_only)
 
 
 def read_defaults(
-    given: Mapping[str, object], names: Sequence[str], *, best_class_only: bool = False
+    given: Mapping[str, object], class_names: Sequence[str], *, best_class_only: bool = False
 ) -> Parameters:
     """Read the defaults from `config.pbtxt`, which must hold all but `classes`.
 
     Raises:
         ParameterError: as for `parse_parameters`, or a default is missing.
     """
-    values = {"classes": frozenset(), **_read(given, names)}
-    for name in NAMES:
+    values = {"classes": frozenset(), **_read(given, class_names)}
+    for name in PARAMETER_NAMES:
         if name not in values:
             raise ParameterError(f"{name} has no default; allowed: one for each parameter")
     return _check_multi_label(Parameters(**values), best_class_only)
@@ -112,7 +112,7 @@ def _check_multi_label(parameters: Parameters, best_class_only: bool) -> Paramet
     return parameters
 
 
-def _read(given: Mapping[str, object], names: Sequence[str]) -> dict[str, Any]:
+def _read(given: Mapping[str, object], class_names: Sequence[str]) -> dict[str, Any]:
     values: dict[str, object] = {}
     for key, value in given.items():
         if _RESERVED.fullmatch(key):
@@ -128,7 +128,7 @@ def _read(given: Mapping[str, object], names: Sequence[str]) -> dict[str, Any]:
             raise ParameterError(f"parameter '{name}' is given twice; allowed: once")
         if isinstance(value, str) and len(value.encode("utf-8", "replace")) > MAX_BYTES:
             raise ParameterError(f"{name} is too long; allowed: at most {MAX_BYTES} bytes")
-        values[name] = reader(name, value, names)
+        values[name] = reader(name, value, class_names)
     return values
 
 
@@ -138,7 +138,7 @@ def _quoted(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:56]}...'"
 
 
-def _read_unit_interval(name: str, value: object, names: Sequence[str]) -> float:
+def _read_unit_interval(name: str, value: object, class_names: Sequence[str]) -> float:
     number = math.nan
     if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
         number = float(value)
@@ -149,7 +149,7 @@ def _read_unit_interval(name: str, value: object, names: Sequence[str]) -> float
     return float(number)
 
 
-def _read_max_det(name: str, value: object, names: Sequence[str]) -> int:
+def _read_max_det(name: str, value: object, class_names: Sequence[str]) -> int:
     number = 0
     if isinstance(value, str) and _WHOLE_NUMBER.fullmatch(value.strip()) and len(value) < 20:
         number = int(value)
@@ -166,7 +166,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _read_flag(name: str, value: object, names: Sequence[str]) -> bool:
+def _read_flag(name: str, value: object, class_names: Sequence[str]) -> bool:
     if isinstance(value, bool):
         return value
     if isinstance(value, str):
@@ -176,7 +176,7 @@ def _read_flag(name: str, value: object, names: Sequence[str]) -> bool:
     raise ParameterError(f"{name} is {_quoted(value)}; allowed: true or false")
 
 
-def _read_classes(name: str, value: object, names: Sequence[str]) -> frozenset[int]:
+def _read_classes(name: str, value: object, class_names: Sequence[str]) -> frozenset[int]:
     if not isinstance(value, str):
         raise ParameterError(
             f"{name} is {_quoted(value)}; allowed: a string of indices or names, such as '0,2'"
@@ -186,15 +186,16 @@ def _read_classes(name: str, value: object, names: Sequence[str]) -> frozenset[i
     else:
         items, find = [item.strip() for item in value.split(",")], _classes_from_text
     named: dict[str, set[int]] = {}  # several classes may have the same name
-    for index, label in enumerate(names):
+    for index, label in enumerate(class_names):
         named.setdefault(label, set()).add(index)
     chosen: set[int] = set()
+    count = len(class_names)
     for item in items:
-        indices = find(item, named, len(names))
+        indices = find(item, named, count)
         if not indices:
             raise ParameterError(
-                f"{name} names {_quoted(item)}; allowed: indices from 0 to {len(names) - 1} or"
-                f" class names such as {_quoted(names[0])}, separated by commas or as a JSON list"
+                f"{name} names {_quoted(item)}; allowed: indices from 0 to {count - 1} or class"
+                f" names such as {_quoted(class_names[0])}, separated by commas or as a JSON list"
             )
         chosen |= indices
     return frozenset(chosen)
@@ -245,4 +246,4 @@ _READERS: dict[str, Callable[[str, object, Sequence[str]], object]] = {
     "agnostic_nms": _read_flag,
     "multi_label": _read_flag,
 }
-NAMES = tuple(_READERS)
+PARAMETER_NAMES = tuple(_READERS)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from cpu_count import available_cpus
 from decode import ImageLimits
-from parameters import NAMES, Parameters, read_defaults
+from parameters import PARAMETER_NAMES, Parameters, read_defaults
 
 _OWN = (
     "network",
@@ -50,25 +50,25 @@ class Settings:
 
 
 def read_settings(
-    config: Mapping[str, str], names: Sequence[str], *, best_class_only: bool = False
+    config: Mapping[str, str], class_names: Sequence[str], *, best_class_only: bool = False
 ) -> Settings:
     """Read the settings.
 
     Args:
         config: the `parameters` of the configuration, as text.
-        names: the model's class names.
+        class_names: of the model.
         best_class_only: the model reports only the best class of a box.
 
     Raises:
         SettingsError, ParameterError: one sentence that names the setting.
     """
-    unknown = set(config) - {*NAMES, *_OWN}
+    unknown = set(config) - {*PARAMETER_NAMES, *_OWN}
     if unknown:
         raise SettingsError(f"setting '{min(unknown)}' is unknown")
     cores = available_cpus()
-    given = {name: config[name] for name in NAMES if name in config}
+    given = {name: config[name] for name in PARAMETER_NAMES if name in config}
     return Settings(
-        defaults=read_defaults(given, names, best_class_only=best_class_only),
+        defaults=read_defaults(given, class_names, best_class_only=best_class_only),
         limits=_image_limits(config),
         scaled_decoding=_flag(config, "scaled_decoding"),
         threads=_whole_number(config, "threads", 0, 1024) or cores,
