@@ -17,7 +17,7 @@ from gather import Gather
 from image_pipeline import ImagePipeline
 from network_spec import network_folder, read_network_spec
 from parameters import ParameterError, parse_parameters, read_json
-from preprocess_metrics import Metrics
+from preprocess_metrics import PARAMETER, SATURATED, Metrics
 from settings import read_settings
 
 
@@ -66,9 +66,9 @@ class TritonPythonModel:
                 )
             )
         except ParameterError as error:
-            self.refuse(call, "parameter", str(error))
+            self.refuse(call, PARAMETER, str(error))
         except QueueFullError as error:
-            self.refuse(call, "saturated", str(error))
+            self.refuse(call, SATURATED, str(error))
 
     def read_parameters(self, request):
         """Read the JSON that Triton makes of the parameters; bytes of headers may not be UTF-8."""
@@ -84,7 +84,7 @@ class TritonPythonModel:
         )
 
     def expire(self, call, seconds):
-        self.refuse(call, "saturated", f"saturated: not begun within {seconds:g} s")
+        self.refuse(call, SATURATED, f"saturated: not begun within {seconds:g} s")
 
     def prepare(self, call, parameters, admission_id):
         """Prepare the images in parallel; the thread that prepares the last one answers."""
@@ -143,14 +143,15 @@ class TritonPythonModel:
         )
 
     def refuse(self, call, reason, message, images=None):
-        """Answer with an expected error: of the caller, or for want of room in the queue.
+        """Answer with an error that is no fault: the request is wrong, or there are too many.
 
         Args:
+            reason: one of `decode.REASONS`, PARAMETER or SATURATED.
             images: how many are counted as refused; all unless given.
         """
         self.metrics.count_rejected(reason, images or len(call.elements))
         codes = pb_utils.TritonError
-        call.fail(message, codes.UNAVAILABLE if reason == "saturated" else codes.INVALID_ARG)
+        call.fail(message, codes.UNAVAILABLE if reason == SATURATED else codes.INVALID_ARG)
 
     def finalize(self):
         self.queue.close()

@@ -7,6 +7,8 @@ from typing import Any
 from decode import REASONS
 from metrics_buffer import MetricsBuffer
 
+# Reasons of a refusal, beside those of `decode.REASONS` for an image.
+PARAMETER, SATURATED = "parameter", "saturated"
 # Seconds, from small photos to the largest allowed.
 _BUCKETS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5]
 
@@ -40,7 +42,7 @@ class Metrics:
         self._images = images.Metric(labels={})
         self._rejected = {
             reason: rejected.Metric(labels={"reason": reason})
-            for reason in (*REASONS, "parameter", "saturated")
+            for reason in (*REASONS, PARAMETER, SATURATED)
         }
         self._decode_seconds = histogram("yolov5_decode_seconds", "Time to decode one image")
         self._letterbox_seconds = histogram(
