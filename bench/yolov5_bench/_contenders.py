@@ -90,7 +90,7 @@ CONTENDERS = (
         build=("--int8", "--accept-loss"),
     ),
     Contender(
-        name="write-up",
+        name="client-side",
         about="letterbox and suppression in the client, a float tensor to a Triton of the network",
         sender=("work", "GRPC", "NETWORK"),
         service=("_triton", "GRPC_PORT", "REPOSITORY", "FOLDER"),

@@ -1,6 +1,7 @@
 """A contender: `python -m yolov5_bench._triton NETWORK HTTP_PORT GRPC_PORT REPOSITORY FOLDER`.
 
-A plain Triton whose clients call the network directly, as in the write-up. Ours refuses that.
+A plain Triton with the network alone: its clients do the letterbox and the suppression. Our server
+refuses such calls.
 """
 
 from __future__ import annotations

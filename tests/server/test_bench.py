@@ -14,7 +14,7 @@ from yolov5_bench._report import regressions
 
 KEPT = ROOT / "docs" / "performance" / "bundled.json"
 SLACK = 0.9  # of what it was: rounds on a small machine differ by a few percent
-CONTENDERS = ("fastapi", "fastapi-tuned", "write-up", "bare")
+CONTENDERS = ("fastapi", "fastapi-tuned", "client-side", "bare")
 
 
 @pytest.mark.slow
