@@ -23,6 +23,7 @@ NOT_RUN = {
     "docs/deployment.md",
     "docs/models.md",
     "docs/operations.md",
+    "docs/performance.md",
     "docs/security.md",
 }
 
