@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import psutil
 import torch
 import tritonclient.grpc as triton
 from numpy.typing import NDArray
@@ -108,29 +109,21 @@ class RunningServer:
 
     def descendants(self) -> list[int]:
         """Numbers of all processes below the launcher."""
-        children: dict[int, list[int]] = {}
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                fields = stat.read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
-        found, queue = [], [self.process.pid]
-        while queue:
-            for child in children.get(queue.pop(), []):
-                found.append(child)
-                queue.append(child)
-        return found
+        return [process.pid for process in self._descendants()]
+
+    def _descendants(self) -> list[psutil.Process]:
+        try:
+            return psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
 
     def processes(self, text: str) -> list[int]:
         """Numbers of the processes below the launcher with `text` in their command line."""
         found = []
-        for pid in self.descendants():
-            try:
-                if text in Path("/proc", str(pid), "cmdline").read_text().replace("\0", " "):
-                    found.append(pid)
-            except OSError:
-                continue
+        for process in self._descendants():
+            with suppress(psutil.NoSuchProcess):
+                if text in " ".join(process.cmdline()):
+                    found.append(process.pid)
         return found
 
     def stop(self, number: int = signal.SIGTERM, timeout: float = 20) -> float:
@@ -143,7 +136,7 @@ class RunningServer:
 
     def leftovers(self) -> list[str]:
         """What is left of an ended server: processes, ports in use, shared memory."""
-        left = [f"process {pid}" for pid in self.seen if Path("/proc", str(pid)).exists()]
+        left = [f"process {pid}" for pid in self.seen if psutil.pid_exists(pid)]
         for port in self.ports:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from ._pipeline import Answer, Pipeline
@@ -292,20 +293,13 @@ def _cpu_below(root: int) -> float:
     """Sum the CPU seconds of a process and its descendants, without those that have ended."""
     if not root:
         return 0.0
-    parents: dict[int, list[int]] = {}
-    used: dict[int, int] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            fields = stat.read_text().rpartition(")")[2].split()
-            pid = int(stat.parent.name)
-            parents.setdefault(int(fields[1]), []).append(pid)
-            used[pid] = int(fields[11]) + int(fields[12])
-    total, queue = 0, [root]
-    while queue:
-        pid = queue.pop()
-        total += used.get(pid, 0)
-        queue += parents.get(pid, [])
-    return total / os.sysconf("SC_CLK_TCK")
+    total = 0.0
+    process = psutil.Process(root)
+    for one in (process, *process.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            used = one.cpu_times()
+            total += used.user + used.system
+    return total
 
 
 def main() -> None:

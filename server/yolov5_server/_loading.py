@@ -7,15 +7,15 @@ itself notices a process that ends later, within two seconds.
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from contextlib import suppress
 
+import psutil
+
 from ._control import ControlError
-from ._processes import read_process, starting_processes
+from ._processes import is_stopped, starting_processes
 
 _POLL_SECONDS = 0.2  # between two checks of the processes
 _GONE_SECONDS = 5.0  # for Triton to notice the end of a process
@@ -46,10 +46,10 @@ class StartingProcesses:
         self._models = models
         self._clock = clock
         self._earlier = set(starting_processes(server))
-        self._seen: set[int] = set()
+        self._seen: set[psutil.Process] = set()
         self._gone_at: float | None = None
         self._missing_at: float | None = None
-        self._stopped_at: dict[int, float] = {}
+        self._stopped_at: dict[psutil.Process, float] = {}
         self._polled_at = float("-inf")
 
     def are_stuck(self) -> bool:
@@ -58,20 +58,19 @@ class StartingProcesses:
         To be called often until Triton has loaded the models, and not afterwards.
         """
         now = self._clock()
-        if now - self._polled_at < _POLL_SECONDS:  # reading all of /proc is slow
+        if now - self._polled_at < _POLL_SECONDS:  # looking at all processes is slow
             return False
         self._polled_at = now
         alive = starting_processes(self._server)
-        self._seen |= set(alive) - self._earlier
-        self._kill_stopped({pid: alive[pid] for pid in self._seen & set(alive)}, now)
-        processes = (read_process(pid, self._server) for pid in alive if pid not in self._earlier)
-        new = {process.model for process in processes if process}
-        if self._seen <= set(alive):
+        new = alive.keys() - self._earlier
+        self._seen |= new
+        self._kill_stopped(new, now)
+        if self._seen <= alive.keys():
             self._gone_at = None
         elif self._gone_at is None:
             self._gone_at = now
         # A process may have come and gone between two checks.
-        if set(self._models) <= new:
+        if set(self._models) <= {alive[process] for process in new}:
             self._missing_at = None
         elif self._missing_at is None:
             self._missing_at = now
@@ -79,13 +78,13 @@ class StartingProcesses:
             self._missing_at is not None and now - self._missing_at > _MISSING_SECONDS
         )
 
-    def _kill_stopped(self, stopped: Mapping[int, bool], now: float) -> None:
-        for pid, is_stopped in stopped.items():
-            if not is_stopped:
-                self._stopped_at.pop(pid, None)
-            elif now - self._stopped_at.setdefault(pid, now) > _STOPPED_SECONDS:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+    def _kill_stopped(self, processes: Collection[psutil.Process], now: float) -> None:
+        for process in processes:
+            if not is_stopped(process):
+                self._stopped_at.pop(process, None)
+            elif now - self._stopped_at.setdefault(process, now) > _STOPPED_SECONDS:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
 
 
 def load(

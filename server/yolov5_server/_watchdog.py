@@ -1,7 +1,7 @@
 """Notice that a running server no longer answers images, even if it calls itself ready.
 
 After a model's process has died, Triton fails every request for ever and calls itself ready. The
-watchdog finds a dead process in /proc, and any other fault by an image that is not answered. The
+watchdog looks at the processes, and finds any other fault by an image that is not answered. The
 launcher then restarts the whole server: reloading one model is slower under load, and Triton was
 seen to crash over a lock that the dead process held.
 """
@@ -16,16 +16,11 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 
+import psutil
+
 from ._hang import HangDetector
 from ._health import BUSY_REASONS, Health
-from ._processes import (
-    ModelProcess,
-    cpu_seconds,
-    is_alive,
-    is_stopped,
-    model_processes,
-    read_process,
-)
+from ._processes import ModelProcess, cpu_seconds, is_alive, is_stopped, model_processes
 
 _POLL_SECONDS = 0.2  # between two checks of the processes
 _STOPPED_SECONDS = 1.0  # that a process may be stopped, as by a debugger
@@ -65,16 +60,16 @@ class Watchdog:
         health: Health,
         on_fault: Callable[[Fault], None],
     ) -> None:
-        self._server = server
+        self._server = psutil.Process(server)
         self._loading = loading
         self._health = health
         self._on_fault = on_fault
         self._lock = threading.Lock()  # guards the attributes below
-        self._expected: dict[int, ModelProcess] = {}
-        self._previous: dict[int, ModelProcess] = {}  # expected before the models began to change
-        self._seen: set[tuple[int, int]] = set()  # keys of all processes at the last `expect`
+        self._expected: list[ModelProcess] = []
+        self._previous: list[ModelProcess] = []  # expected before the models began to change
+        self._seen: set[psutil.Process] = set()  # all processes at the last `expect`
         self._missing: str | None = None  # a model that should answer and has no process
-        self._stopped: dict[int, float] = {}  # since when, by process number
+        self._stopped: dict[psutil.Process, float] = {}  # since when
 
     def expect(self, models: Collection[str] | None) -> None:
         """Set the models that answer from now on; their latest processes must not end.
@@ -86,34 +81,34 @@ class Watchdog:
         """
         with self._lock:
             self._previous = self._expected or self._previous
-            self._expected = {}
+            self._expected = []
             if models is None:
                 return
-            running = model_processes(self._server)
-            last = {process.key for process in self._previous.values()}
-            had_process = {process.step for process in self._previous.values()}
+            running = model_processes(self._server.pid)
+            last = {one.process for one in self._previous}
+            had_process = {one.step for one in self._previous}
             for model in models:
-                own = [process for process in running.values() if process.model == model]
+                own = [one for one in running if one.model == model]
                 if not own and model.partition(".")[0] in had_process:
                     self._missing = model  # its process ended after the model was loaded
-                fresh = [process for process in own if process.key not in self._seen]
+                fresh = [one for one in own if one.process not in self._seen]
                 # Triton does not reload a model whose files are unchanged: its process stays.
-                kept = [process for process in own if process.key in last]
-                youngest = sorted(own, key=lambda process: process.started)[-1:]
-                self._expected |= {p.pid: p for p in fresh or kept or youngest}
-            self._seen = {process.key for process in running.values()}
+                kept = [one for one in own if one.process in last]
+                youngest = sorted(own, key=lambda one: one.started)[-1:]
+                self._expected += fresh or kept or youngest
+            self._seen = {one.process for one in running}
 
     def watch_processes(self, should_exit: threading.Event) -> None:
         """Watch the processes until `should_exit` is set or a fault is found."""
         while not should_exit.is_set() and is_alive(self._server):  # `Server.wait` reports its end
             with self._lock:
                 fault = self._find_fault()
-                expected = list(self._expected)
+                pids = [one.process.pid for one in self._expected]
             if fault:
                 if not should_exit.is_set():
                     self._on_fault(fault)
                 return
-            _wait_for_exit(expected, _POLL_SECONDS)
+            _wait_for_exit(pids, _POLL_SECONDS)
 
     def watch_endpoint(self, should_exit: threading.Event) -> None:
         """Watch the endpoint until `should_exit` is set or a fault is found."""
@@ -127,7 +122,7 @@ class Watchdog:
                 reason,
                 may_be_busy=reason in BUSY_REASONS,
                 now=time.monotonic(),
-                cpu=cpu_seconds(self._server),
+                cpu=cpu_seconds(self._server.pid),
                 progress=self._health.progress(),
             )
             if verdict and not should_exit.is_set():
@@ -136,30 +131,30 @@ class Watchdog:
                 return
 
     def _find_fault(self) -> Fault | None:
-        if self._is_stopped_too_long(self._server, is_stopped(self._server)):
-            sentence = f"tritonserver: its process {self._server} is stopped."
+        if self._is_stopped_too_long(self._server):
+            sentence = f"tritonserver: its process {self._server.pid} is stopped."
             return Fault(what="tritonserver", reason="stopped", sentence=sentence)
         if self._missing is not None and is_alive(self._server):
             step = self._missing.partition(".")[0]
             sentence = f"{self._missing}: its process has died."
             return Fault(what=step, reason="died", sentence=sentence)
-        for pid, expected in self._expected.items():
-            now = read_process(pid, self._server)
-            if now is None or now.key != expected.key:
+        for one in self._expected:
+            if not is_alive(one.process):
                 if not is_alive(self._server):
                     return None  # Triton itself has ended, and its model processes with it
-                sentence = f"{expected.model}: its process {pid} has died."
-                return Fault(what=expected.step, reason="died", sentence=sentence)
-            if self._is_stopped_too_long(pid, now.stopped):
-                sentence = f"{expected.model}: its process {pid} is stopped."
-                return Fault(what=expected.step, reason="stopped", sentence=sentence)
+                sentence = f"{one.model}: its process {one.process.pid} has died."
+                return Fault(what=one.step, reason="died", sentence=sentence)
+            if self._is_stopped_too_long(one.process):
+                sentence = f"{one.model}: its process {one.process.pid} is stopped."
+                return Fault(what=one.step, reason="stopped", sentence=sentence)
         return None
 
-    def _is_stopped_too_long(self, pid: int, stopped: bool) -> bool:
-        if not stopped:
-            self._stopped.pop(pid, None)
+    def _is_stopped_too_long(self, process: psutil.Process) -> bool:
+        if not is_stopped(process):
+            self._stopped.pop(process, None)
             return False
-        return time.monotonic() - self._stopped.setdefault(pid, time.monotonic()) > _STOPPED_SECONDS
+        stopped_at = self._stopped.setdefault(process, time.monotonic())
+        return time.monotonic() - stopped_at > _STOPPED_SECONDS
 
 
 def _wait_for_exit(pids: Collection[int], seconds: float) -> None:

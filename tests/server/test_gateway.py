@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import tritonclient.grpc as triton
 import tritonclient.http as triton_http
@@ -153,11 +154,9 @@ class Gateway:
     def _workers(self) -> dict[int, str]:
         master = int((self.folder / "nginx.pid").read_text())
         found = {}
-        for pid in Path(f"/proc/{master}/task/{master}/children").read_text().split():
-            try:
-                found[int(pid)] = Path("/proc", pid, "cmdline").read_text()
-            except OSError:
-                continue
+        for process in psutil.Process(master).children():
+            with suppress(psutil.NoSuchProcess):
+                found[process.pid] = " ".join(process.cmdline())
         return found
 
     @contextmanager
@@ -1016,7 +1015,7 @@ def test_no_process_outlives_a_killed_gateway_and_a_running_server_stays(
         nginx = int((tmp_path / "nginx.pid").read_text())
         gateway.process.kill()
         deadline = time.monotonic() + 10
-        while Path("/proc", str(nginx)).exists():
+        while psutil.pid_exists(nginx):
             assert time.monotonic() < deadline
             time.sleep(0.05)
     assert parse_binary(post_raw(server.http, IMAGE))["num_dets"].item() == 11

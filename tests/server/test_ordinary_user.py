@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from support import PHOTO, ROOT, SHARED_MEMORY, ask_grpc, running_server
 
@@ -81,7 +82,7 @@ def test_ordinary_user_can_serve_from_a_tree_without_write_access(
     with running_server(command=[*AS_USER, *environment, *serve]) as server:
         assert ask_grpc(server.grpc, [PHOTO.read_bytes()])["num_dets"].item() == 11
         assert server.processes("tritonserver")
-        users = {Path("/proc", str(pid)).stat().st_uid for pid in server.descendants()}
+        users = {psutil.Process(pid).uids().effective for pid in server.descendants()}
         assert users == {USER}
         written = owned() - before
         assert written

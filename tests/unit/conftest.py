@@ -24,7 +24,7 @@ def start_model(tmp_path: Path) -> Iterator[StartModel]:
         stub = "/backends/python/triton_python_backend_stub"
         process = subprocess.Popen([stub, str(script)], executable=sys.executable)
         processes.append(process)
-        while process.pid not in model_processes(os.getpid()):
+        while process.pid not in {one.process.pid for one in model_processes(os.getpid())}:
             assert process.poll() is None
         return process
 

@@ -6,7 +6,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
+
+import psutil
+
+from yolov5_server._processes import is_alive
 
 _LAUNCHER = """
 import subprocess, sys, time
@@ -21,8 +24,8 @@ time.sleep(60)
 
 def _is_alive(pid: int) -> bool:
     try:
-        return Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
+        return is_alive(psutil.Process(pid))
+    except psutil.NoSuchProcess:
         return False
 
 
