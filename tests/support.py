@@ -33,7 +33,7 @@ import tritonclient.grpc as triton
 from numpy.typing import NDArray
 
 from yolov5_build import load_checkpoint
-from yolov5_build.__main__ import main as build
+from yolov5_build.cli import main as build
 from yolov5_client import Detections
 from yolov5_server.embedded import assemble_backends, server_environment, triton_folder
 

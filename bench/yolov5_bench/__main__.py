@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from yolov5_build.__main__ import main as build
+from yolov5_build.cli import main as build
 from yolov5_build.paths import BUNDLED_PHOTOS
 from yolov5_build.photos import photos_in
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from support import PHOTOS, REPOSITORY, Outputs, RunningServer, ask_grpc, running_server
 
-from yolov5_build import __main__ as build
+from yolov5_build import cli as build
 from yolov5_server.hardware import cpu_has_bf16
 
 pytestmark = pytest.mark.skipif(not cpu_has_bf16(), reason="needs a CPU with BF16")

@@ -23,7 +23,7 @@ from support import (
     running_server,
 )
 
-from yolov5_build.__main__ import main as build
+from yolov5_build.cli import main as build
 
 IMAGES = [path.read_bytes() for path in sorted(PHOTOS.iterdir())]
 

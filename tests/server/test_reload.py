@@ -31,7 +31,7 @@ from support import (
     wait_until,
 )
 
-from yolov5_build.__main__ import main as build
+from yolov5_build.cli import main as build
 from yolov5_server._reload import _locked
 
 SECONDS = 60  # for one reload, on two busy cores

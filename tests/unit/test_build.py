@@ -31,7 +31,7 @@ from yolov5_build import (
     load_checkpoint,
     save_safetensors,
 )
-from yolov5_build import __main__ as command
+from yolov5_build import cli as command
 from yolov5_build._checkpoint import checkpoint_from
 from yolov5_build._labels import read_names_file
 from yolov5_build._unpickler import unpickle

@@ -10,9 +10,9 @@ import pytest
 from support import BUNDLED, PHOTOS, SHARED, labelled_photos
 
 from yolov5_build import BuildError, export_onnx, import_onnx, load_checkpoint
-from yolov5_build.__main__ import main as build
 from yolov5_build._evaluate import evaluate
 from yolov5_build._quantise import quantise
+from yolov5_build.cli import main as build
 from yolov5_build.metadata import read_metadata
 from yolov5_client import DataError
 from yolov5_client.evaluation import Split, read_names, read_split

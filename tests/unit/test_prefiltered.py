@@ -23,7 +23,7 @@ from yolov5_build import (
     export_prefiltered,
     load_checkpoint,
 )
-from yolov5_build import __main__ as command
+from yolov5_build import cli as command
 from yolov5_build.photos import example_images
 
 Array = NDArray[Any]

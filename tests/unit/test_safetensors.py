@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from support import BUNDLED
 
 from yolov5_build import BuildError, load_checkpoint, load_safetensors, save_safetensors
-from yolov5_build.__main__ import main as build
+from yolov5_build.cli import main as build
 
 
 @pytest.fixture

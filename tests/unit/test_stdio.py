@@ -9,7 +9,7 @@ import sys
 import pytest
 
 CLIENT = "from yolov5_client._cli import main; sys.exit(main({arguments}))"
-BUILD = "from yolov5_build.__main__ import main; sys.exit(main({arguments}))"
+BUILD = "from yolov5_build.cli import main; sys.exit(main({arguments}))"
 ENGINE = "from yolov5_build.engine import main; sys.exit(main({arguments}))"
 
 
