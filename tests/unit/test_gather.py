@@ -11,17 +11,18 @@ def test_gather_answers_once_with_the_result_or_error_of_each_image() -> None:
     answers: list[Any] = []
     done = threading.Event()
 
-    def prepare(index: int) -> int:
+    def work(index: int, factor: int) -> int:
         if index == 1:
             raise ValueError("one")
-        return index * 10
+        return index * factor
 
     def answer(results: Any) -> None:
         answers.append([*results])
         done.set()
 
     with ThreadPoolExecutor(2) as pool:
-        Gather(3, prepare=prepare, answer=answer).start(pool)
+        for task in Gather(3, work=work, answer=answer).tasks():
+            pool.submit(task, 10)
         assert done.wait(10)
     ((first, second, third),) = answers
     assert (first, third) == (0, 20)

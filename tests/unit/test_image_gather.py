@@ -1,17 +1,15 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from executor import Run
-from image_gather import ImageGather, Tensors
+from image_gather import Tensors, image_tasks
 
 
 def answered(inputs: Tensors, run: Run, *, batching: bool = True) -> Tensors | Exception:
     answers: list[Tensors | Exception] = []
-    gather = ImageGather(inputs, batching=batching, respond=answers.append)
-    parts: list[Callable[[Run], None]] = [*gather.tasks()]
+    parts = [*image_tasks(inputs, batching=batching, respond=answers.append)]
     for part in reversed(parts):
         assert not answers
         part(run)
@@ -57,8 +55,7 @@ def test_images_with_fewer_rows_are_padded_with_zeros() -> None:
         return {"output0": np.full((1, counts[number], 8), number + 1, np.float32)}
 
     answers: list[Any] = []
-    gather = ImageGather({"x": np.arange(3)}, batching=True, respond=answers.append)
-    for part in gather.tasks():
+    for part in image_tasks({"x": np.arange(3)}, batching=True, respond=answers.append):
         part(run)
     (found,) = answers
     assert found["output0"].shape == (3, 3, 8)

@@ -1,47 +1,50 @@
-"""Prepare the images of a request in parallel, and answer when the last one is done."""
+"""Work on the images of a request in parallel, and answer when the last one is done."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from threading import Lock
-from typing import Generic, TypeVar
+from typing import Concatenate, Generic, ParamSpec, TypeVar
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Gather(Generic[T]):
+class Gather(Generic[P, T]):
     """Collects the results of a request's images.
 
     Args:
         count: number of images.
-        prepare: called for each image with its index, on several threads.
-        answer: called once, on one of these threads, with the result or the exception of `prepare`
-            for each image. Must not raise.
+        work: called for each image with its index, on several threads.
+        answer: called once, on one of these threads, with the result or the exception of `work` for
+            each image. Must not raise.
     """
 
     def __init__(
         self,
         count: int,
         *,
-        prepare: Callable[[int], T],
+        work: Callable[Concatenate[int, P], T],
         answer: Callable[[Sequence[T | Exception]], None],
     ) -> None:
-        self._prepare = prepare
+        self._work = work
         self._answer = answer
-        self._results: list[T | Exception] = [Exception("not prepared")] * count
+        self._results: list[T | Exception] = [Exception("not begun")] * count
         self._left = count
         self._lock = Lock()
 
-    def start(self, pool: Executor) -> None:
-        """Submit all images to the pool."""
-        for index in range(len(self._results)):
-            pool.submit(partial(self._do, index))
+    def tasks(self) -> Iterator[Callable[P, None]]:
+        """One task for each image, to be called in any order and on any thread.
 
-    def _do(self, index: int) -> None:
+        What a task is called with goes on to `work`, after the index.
+        """
+        for index in range(len(self._results)):
+            yield partial(self._do, index)
+
+    def _do(self, index: int, *args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            self._results[index] = self._prepare(index)
+            self._results[index] = self._work(index, *args, **kwargs)
         except Exception as error:
             self._results[index] = error
         with self._lock:

@@ -89,11 +89,13 @@ class TritonPythonModel:
     def prepare(self, call, parameters, admission_id):
         """Prepare the images in parallel; the thread that prepares the last one answers."""
         batch = self.pipeline.new_batch(call.outputs, len(call.elements))
-        Gather(
+        gather = Gather(
             len(call.elements),
-            prepare=lambda index: self.pipeline.prepare(call.elements[index], batch, index),
+            work=lambda index: self.pipeline.prepare(call.elements[index], batch, index),
             answer=partial(self.answer, call, parameters, batch, admission_id),
-        ).start(self.pool)
+        )
+        for task in gather.tasks():
+            self.pool.submit(task)
 
     def answer(self, call, parameters, batch, admission_id, results):
         """Answer the call.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from executor import ImageExecutor, Run
-from image_gather import ImageGather, Tensors
+from image_gather import Tensors, image_tasks
 from numpy.typing import NDArray
 from prefilter import InputError, check_inputs, with_prefilter
 
@@ -68,7 +68,7 @@ class CpuModel:
         except InputError as error:
             respond(error)
             return ()
-        return ImageGather(inputs, batching=self.batching, respond=respond).tasks()
+        return image_tasks(inputs, batching=self.batching, respond=respond)
 
     def response(self, request: Any, outputs: Tensors | Exception) -> Any:
         if isinstance(outputs, InputError):
