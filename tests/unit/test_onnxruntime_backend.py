@@ -200,6 +200,19 @@ def test_failing_request_of_a_batch_fails_alone() -> None:
     assert other["y"].ravel().tolist() == [2, 2]
 
 
+def test_requests_with_different_optional_inputs_are_not_joined() -> None:
+    seen = []
+
+    def run(inputs: Any) -> Any:
+        seen.append(sorted(inputs))
+        return {"y": inputs["x"]}
+
+    (one,) = requests([1])
+    answers = run_batch(run, [one, {**one, "z": one["x"]}], join=np.concatenate)
+    assert seen == [["x"], ["x", "z"]]
+    assert not any(isinstance(answer, Exception) for answer in answers)
+
+
 def test_output_buffers_are_reused_for_each_thread(tmp_path: Path) -> None:
     doubled = helper.make_graph(
         [helper.make_node("Add", ["x", "x"], ["y"])],

@@ -55,6 +55,8 @@ def test_request_needs_exactly_one_of_images_and_pixels() -> None:
     for given in ({}, {"nms": 0}, {"images": 0, "pixels": 0}):
         with pytest.raises(InputError, match="one of the inputs 'images' and 'pixels' is needed"):
             check_inputs(names, given)
+    with pytest.raises(InputError, match="an input is needed"):
+        check_inputs(["x"], {})
 
 
 def test_pixels_are_scaled_as_preprocess_scales_images() -> None:

@@ -11,7 +11,7 @@ Tensors = Mapping[str, Any]  # NumPy or torch arrays by name; the first dimensio
 
 def run_batch(
     run: Callable[[Tensors], Tensors],
-    requests: Sequence[Tensors],
+    requests: Sequence[Tensors | Exception],
     *,
     join: Callable[[list[Any]], Any] | None,
 ) -> list[Tensors | Exception]:
@@ -19,13 +19,23 @@ def run_batch(
 
     Args:
         run: the model: inputs by name -> outputs by name.
-        requests: their inputs.
+        requests: their inputs; or why they cannot be run, which is their answer.
         join: concatenates arrays along the batch; None if the model does not batch.
 
     Returns:
         For each request its outputs, or the exception that its own run raised.
     """
-    if join is None or len(requests) == 1:
+    answers = iter(_run(run, [one for one in requests if not isinstance(one, Exception)], join))
+    return [one if isinstance(one, Exception) else next(answers) for one in requests]
+
+
+def _run(
+    run: Callable[[Tensors], Tensors],
+    requests: Sequence[Tensors],
+    join: Callable[[list[Any]], Any] | None,
+) -> list[Tensors | Exception]:
+    alike = all(inputs.keys() == requests[0].keys() for inputs in requests)  # optional ones differ
+    if join is None or len(requests) <= 1 or not alike:
         return [_attempt(run, inputs) for inputs in requests]
     rows = [len(next(iter(inputs.values()))) for inputs in requests]
     try:

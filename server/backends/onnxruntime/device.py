@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,11 +30,19 @@ class DeviceRunner:
         self.join = torch.cat
 
     @staticmethod
-    def supports(session: onnxruntime.InferenceSession) -> bool:
-        """Whether it runs on CUDA and its outputs can be allocated once the batch size is known."""
-        return "CUDAExecutionProvider" in session.get_providers() and all(
-            -1 not in dims(output.shape)[1:] and output.type in _TORCH_TYPES
-            for output in session.get_outputs()
+    def supports(session: onnxruntime.InferenceSession, names: Collection[str]) -> bool:
+        """Whether it runs on CUDA and its outputs can be allocated once the batch size is known.
+
+        Args:
+            names: the inputs that the configuration states. `prefilter` adds some, for the CPU.
+        """
+        return (
+            "CUDAExecutionProvider" in session.get_providers()
+            and {tensor.name for tensor in session.get_inputs()} == set(names)
+            and all(
+                -1 not in dims(output.shape)[1:] and output.type in _TORCH_TYPES
+                for output in session.get_outputs()
+            )
         )
 
     def take(self, tensor: Any) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import onnxruntime
 import triton_python_backend_utils as pb_utils
 from batch import Tensors, run_batch
 from device import DeviceRunner
+from request_io import error_response, read_inputs
 
 
 class GpuModel:
@@ -31,38 +31,30 @@ class GpuModel:
         cls, config: Mapping[str, Any], session: onnxruntime.InferenceSession, device: int
     ) -> GpuModel | None:
         """None if the session cannot run without copies to the host."""
-        if DeviceRunner.supports(session):
+        if DeviceRunner.supports(session, [tensor["name"] for tensor in config["input"]]):
             return cls(config, DeviceRunner(session, device))
         return None
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Run the requests as one batch; one response for each."""
-        answers = run_batch(
-            self.runner.run, [self.unpack(request) for request in requests], join=self.join
-        )
+        inputs = [read_inputs(request, self.inputs, self.runner.take) for request in requests]
+        answers = run_batch(self.runner.run, inputs, join=self.join)
         return [self.response(request, answer) for request, answer in zip(requests, answers)]
-
-    def unpack(self, request: Any) -> Tensors:
-        return {
-            name: self.runner.take(pb_utils.get_input_tensor_by_name(request, name))
-            for name in self.inputs
-        }
 
     def response(self, request: Any, answer: Tensors | Exception) -> Any:
         if isinstance(answer, Exception):
-            pb_utils.Logger.log_error("".join(traceback.format_exception(answer)))
-            message = f"error running model '{self.name}'"
+            return error_response(self.name, answer)
+        try:
+            wanted = request.requested_output_names()
             return pb_utils.InferenceResponse(
-                error=pb_utils.TritonError(message, pb_utils.TritonError.INTERNAL)
+                [
+                    pb_utils.Tensor.from_dlpack(name, answer[name])
+                    for name in wanted
+                    if name in answer
+                ]
             )
-        wanted = request.requested_output_names()
-        return pb_utils.InferenceResponse(
-            [
-                pb_utils.Tensor.from_dlpack(name, tensor)
-                for name, tensor in answer.items()
-                if name in wanted
-            ]
-        )
+        except Exception as error:
+            return error_response(self.name, error)
 
     def close(self) -> None:
         pass

@@ -12,7 +12,8 @@ import triton_python_backend_utils as pb_utils
 from executor import ImageExecutor, Run
 from image_gather import Tensors, image_tasks
 from numpy.typing import NDArray
-from prefilter import InputError, check_inputs, with_prefilter
+from prefilter import with_prefilter
+from request_io import error_response, read_inputs
 
 
 class CpuModel:
@@ -58,33 +59,22 @@ class CpuModel:
             except Exception:
                 pb_utils.Logger.log_error(traceback.format_exc())
 
-        inputs: dict[str, NDArray[Any]] = {}
-        for name in self.inputs:
-            tensor = pb_utils.get_input_tensor_by_name(request, name)
-            if tensor is not None:  # None: optional, and left out
-                inputs[name] = on_host(tensor)
-        try:
-            check_inputs(self.inputs, inputs)
-        except InputError as error:
-            respond(error)
+        inputs = read_inputs(request, self.inputs, on_host)
+        if isinstance(inputs, Exception):
+            respond(inputs)
             return ()
         return image_tasks(inputs, batching=self.batching, respond=respond)
 
     def response(self, request: Any, outputs: Tensors | Exception) -> Any:
-        if isinstance(outputs, InputError):
-            return pb_utils.InferenceResponse(
-                error=pb_utils.TritonError(str(outputs), pb_utils.TritonError.INVALID_ARG)
-            )
         if isinstance(outputs, Exception):
-            pb_utils.Logger.log_error("".join(traceback.format_exception(outputs)))
-            message = f"error running model '{self.name}'"
+            return error_response(self.name, outputs)
+        try:
+            wanted = request.requested_output_names()
             return pb_utils.InferenceResponse(
-                error=pb_utils.TritonError(message, pb_utils.TritonError.INTERNAL)
+                [pb_utils.Tensor(name, outputs[name]) for name in wanted if name in outputs]
             )
-        wanted = request.requested_output_names()
-        return pb_utils.InferenceResponse(
-            [pb_utils.Tensor(name, outputs[name]) for name in wanted if name in outputs]
-        )
+        except Exception as error:
+            return error_response(self.name, error)
 
     def close(self) -> None:
         self.executor.close()

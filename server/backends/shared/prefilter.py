@@ -56,17 +56,19 @@ def without_own_inputs(config: Mapping[str, Any], outputs: Sequence[Any]) -> Map
 
 
 def check_inputs(names: Sequence[str], given: Mapping[str, Any]) -> None:
-    """Check that a request has exactly one of `images` and `pixels`.
+    """Check that a request has an input, and exactly one of `images` and `pixels`.
 
     Args:
         names: the inputs that the configuration states.
         given: the inputs of the request, by name.
 
     Raises:
-        InputError: it has both or neither.
+        InputError: it has none, or both.
     """
     if PIXELS in names and (IMAGES in given) == (PIXELS in given):
         raise InputError(f"one of the inputs '{IMAGES}' and '{PIXELS}' is needed, and only one")
+    if not given:
+        raise InputError("an input is needed")
 
 
 def check_prefiltered(
