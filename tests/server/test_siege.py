@@ -80,9 +80,11 @@ class Sizes:
         self.names: dict[int, str] = {}
         for pid in server.descendants():
             command = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-            stub = command[0].endswith("_stub")
-            self.names[pid] = f"{Path(command[1]).parts[-3]} {pid}" if stub else "tritonserver"
+            name = Path(command[0]).name
+            stub = name.endswith("_stub")
+            self.names[pid] = f"{Path(command[1]).parts[-3] if stub else name} {pid}"
         self.names[server.process.pid] = "launcher"
+        assert any(name.startswith("tritonserver ") for name in self.names.values())
         self.rows: list[dict[str, float]] = []
         self._server = server
 
