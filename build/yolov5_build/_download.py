@@ -20,9 +20,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
+
+from tqdm import tqdm
 
 from ._errors import BuildError
 
@@ -198,7 +200,7 @@ class _AttemptError(Exception):
 
 
 class _Progress:
-    """Progress on stderr: an updated line on a terminal, otherwise a first and a last line.
+    """Progress on stderr: a bar for each attempt on a terminal, else a first and a last line.
 
     Attributes:
         received: bytes received by this process.
@@ -209,8 +211,6 @@ class _Progress:
         self._release = release
         self._target = target
         self._live = sys.stderr.isatty()
-        self._line = ""
-        self._began = self._shown = time.monotonic()
 
     def __enter__(self) -> _Progress:
         if not self._live:
@@ -218,26 +218,21 @@ class _Progress:
             print(f"Downloading {self._release.url} ({megabytes:.1f} MB) ...", file=sys.stderr)
         return self
 
-    def add(self, count: int, done: int) -> None:
-        """Count `count` more bytes; `done` bytes of the file are there in total."""
-        self.received += count
-        now, size = time.monotonic(), self._release.size
-        if not self._live or (now - self._shown < 0.2 and done < size):
-            return
-        self._shown = now
-        rate = self.received / max(now - self._began, 1e-3)
-        minutes, seconds = divmod(round((size - done) / rate), 60)
-        self._line = (
-            f"{self._release.name}: {done / 1e6:.1f} of {size / 1e6:.1f} MB, {done / size:.0%}, "
-            f"{rate / 1e6:.2f} MB/s, {minutes}:{seconds:02} left"
-        )
-        print(f"\r{self._line:<78}", end="", file=sys.stderr, flush=True)
-
     def __exit__(self, kind: object, *_: object) -> None:
-        if self._line:
-            print(file=sys.stderr)
         if kind is None and not self._live:
             print(f"Downloaded {self._target}.", file=sys.stderr)
+
+    def bar(self, done: int) -> tqdm[NoReturn]:
+        """The bar of an attempt that begins with `done` bytes."""
+        return tqdm(
+            desc=self._release.name,
+            initial=done,
+            total=self._release.size,
+            unit="B",
+            unit_scale=True,
+            disable=not self._live,
+            file=sys.stderr,
+        )
 
 
 def _download(
@@ -290,7 +285,7 @@ def _receive(
             done, offered = 0, response.length
         if offered not in (None, release.size):
             raise _other_file(release, f"{offered} bytes are offered")
-        with part.open("ab" if done else "wb") as file:
+        with part.open("ab" if done else "wb") as file, progress.bar(done) as bar:
             if not done:
                 etag.truncate(0)
                 etag.write(_strong_etag(response.headers["ETag"]))
@@ -301,7 +296,8 @@ def _receive(
                     raise _AttemptError("the connection ended early")
                 file.write(chunk)
                 done += len(chunk)
-                progress.add(len(chunk), done)
+                progress.received += len(chunk)
+                bar.update(len(chunk))
 
 
 def _strong_etag(etag: str | None) -> str:

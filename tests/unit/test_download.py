@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import random
 import re
 import shutil
 import ssl
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Iterator
@@ -475,10 +478,12 @@ def test_unwritable_folder_is_reported(origin: Origin, tmp_path: Path) -> None:
             fetch(origin.release(), folder)
 
 
-def test_terminal_shows_one_updated_line(
+def test_terminal_shows_one_bar_for_an_attempt(
     origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / f"{NAME}.part").write_bytes(BODY[:100_000])
     terminal, user = os.openpty()
+    fcntl.ioctl(user, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
     with open(user, "w", encoding="utf-8") as stderr:  # noqa: PTH123
         monkeypatch.setattr(sys, "stderr", stderr)
         fetch(origin.release(), tmp_path)
@@ -490,5 +495,6 @@ def test_terminal_shows_one_updated_line(
     licence, line, end = shown.split("\r\n")
     assert "AGPL-3.0" in licence
     assert end == ""
-    last = line.split("\r")[-1]
-    assert re.fullmatch(r"fake\.pt: 0\.2 of 0\.2 MB, 100%, \d+\.\d\d MB/s, 0:00 left *", last)
+    _, first, *_, last = line.split("\r")
+    assert re.match(r"fake\.pt:  50%\|.*\| 100k/200k \[", first)
+    assert re.fullmatch(r"fake\.pt: 100%\|.*\| 200k/200k \[00:00<00:00, [\d.]+[kM]?B/s\] *", last)
