@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,8 @@ def turn(folder: Path, *, alone: bool) -> Iterator[None]:
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Outside of pytest-timeout: the waiting does not count as the test's time."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return (yield)
     assert item.config.cache is not None
     folder = item.config.cache.mkdir("turn")
     with turn(folder, alone=item.get_closest_marker("alone") is not None):
