@@ -1,7 +1,7 @@
 """The progress of a run of `detect` on disk: `results.jsonl`, and `run.json` beside it.
 
 A line of the journal is written after all other results of its image. A run that is cut short at
-any point can therefore continue after the last line.
+any point can therefore go on with the sources that have no line.
 """
 
 from __future__ import annotations

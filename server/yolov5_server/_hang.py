@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 BUSY_SECONDS = 60.0  # for which a server may compute without finishing an image
-_BUSY_SHARE = 0.1  # of a core; a hung server uses none
-# Seconds for which a server may use no CPU before it counts as hung. `preprocess` waits for up to
-# 3 s for the completion of requests that their callers have cancelled (in_flight.py).
+_BUSY_SHARE = 0.1  # of a core; a hung server uses nearly none
+# Seconds for which a server may use less than that before it counts as hung. `preprocess` waits for
+# up to 3 s for the completion of requests that their callers have cancelled (in_flight.py).
 _IDLE_SECONDS = 4.0
 
 
@@ -20,7 +20,7 @@ class HangDetector:
     def __init__(self) -> None:
         self._failed_at: float | None = None  # the last judgement, if it was a failure
         self._cpu = 0.0
-        self._progress = 0.0
+        self._finished = 0.0
         self._progress_at = 0.0
         self._computed_at = 0.0
 
@@ -34,7 +34,7 @@ class HangDetector:
         self._failed_at = None
 
     def judge(
-        self, reason: str, *, may_be_busy: bool, now: float, cpu: float, progress: float
+        self, reason: str, *, may_be_busy: bool, now: float, cpu: float, finished: float
     ) -> str | None:
         """Judge a canary that was not answered.
 
@@ -43,15 +43,15 @@ class HangDetector:
             may_be_busy: whether an overloaded server could fail in this way.
             now: seconds.
             cpu: CPU time that the server has used so far, in seconds.
-            progress: images that it has decoded or answered so far.
+            finished: images that it has decoded or answered so far.
 
         Returns:
             Why the server should be ended; None if it should not.
         """
         last, used = self._failed_at, cpu - self._cpu
-        if last is None or progress != self._progress:
+        if last is None or finished != self._finished:
             self._progress_at = self._computed_at = now
-        self._failed_at, self._cpu, self._progress = now, cpu, progress
+        self._failed_at, self._cpu, self._finished = now, cpu, finished
         if last is None or used < 0:  # a process has ended, and its CPU time no longer counts
             return None
         if used >= _BUSY_SHARE * (now - last):

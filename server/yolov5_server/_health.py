@@ -89,7 +89,7 @@ class Health:
         self._unhealthy_since: float | None = self._clock()
         self._answered = 0
         self._decoded = 0.0
-        self._progress = self._clock()  # when an image was last seen to be answered
+        self._answered_at = self._clock()  # when an image was last seen to be answered
         self._canary_timeout = _CANARY_TIMEOUT
         self.restarts: Counter[tuple[str, str]] = Counter()
         self.canaries: Counter[str] = Counter()
@@ -111,7 +111,7 @@ class Health:
         with self._lock:
             self._down_reason = self._cached_reason = self._unhealthy_since = None
             self._checked_at = float("-inf")
-            self._answered, self._progress = 0, self._clock()
+            self._answered, self._answered_at = 0, self._clock()
 
     @property
     def is_live(self) -> bool:
@@ -159,11 +159,11 @@ class Health:
                 if self._down_reason is not None or (fresh and self._cached_reason is None):
                     return None
             reason = self._refresh()
-        if reason == SATURATED and self._clock() - self._progress < 2 * self._canary_timeout:
+        if reason == SATURATED and self._clock() - self._answered_at < 2 * self._canary_timeout:
             return None
         return reason
 
-    def progress(self) -> float:
+    def finished_images(self) -> float:
         """Number of images decoded or answered so far, as far as Triton tells."""
         with (
             contextlib.suppress(OSError, HTTPException),
@@ -179,7 +179,7 @@ class Health:
         with self._lock:
             self._cached_reason, self._checked_at = found, now
             if found is None:
-                self._progress = now
+                self._answered_at = now
                 self._unhealthy_since = None if self._down_reason is None else self._unhealthy_since
             else:
                 self._unhealthy_since = self._unhealthy_since or now

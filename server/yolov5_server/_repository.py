@@ -16,9 +16,9 @@ NETWORK = "yolov5"
 STEPS = ("preprocess", NETWORK, "postprocess")
 ENSEMBLE = "yolov5_ensemble"
 MODELS = (*STEPS, ENSEMBLE)
-# On a CPU, configurations with these names replace config.pbtxt: those of the network, written by
-# `make model`, and those of the ensemble. The second does so if the CPU has BF16 and the network
-# keeps its mAP in BF16.
+# On a CPU, configurations with these names replace config.pbtxt of the network, where `make model`
+# writes them, and of the ensemble. `embedded-bf16` does so if the CPU has BF16 and the network has
+# such a configuration, which it gets if it keeps its mAP in BF16.
 EMBEDDED_CONFIGS = "embedded"
 EMBEDDED_BF16_CONFIGS = "embedded-bf16"
 
@@ -79,15 +79,13 @@ def chosen_configs(settings: Settings) -> str | None:
     """Name of the configurations that replace config.pbtxt in models that have them, or None."""
     if settings.triton is not None or has_gpu():
         return None
-    fit = {EMBEDDED_CONFIGS}
-    if settings.precision == "auto" and cpu_has_bf16() and importlib.util.find_spec("openvino"):
-        fit.add(EMBEDDED_BF16_CONFIGS)
-    config = read_config(settings.repository, NETWORK)
-    if is_plan(config):
+    if is_plan(read_config(settings.repository, NETWORK)):
         return None
+    usable = [EMBEDDED_CONFIGS]
+    if settings.precision == "auto" and cpu_has_bf16() and importlib.util.find_spec("openvino"):
+        usable.insert(0, EMBEDDED_BF16_CONFIGS)  # preferred
     folder = settings.repository / NETWORK / "configs"
-    found = [name for name in sorted(fit) if (folder / f"{name}.pbtxt").is_file()]
-    return found[-1] if found else None
+    return next((name for name in usable if (folder / f"{name}.pbtxt").is_file()), None)
 
 
 def is_plan(config: model_config_pb2.ModelConfig) -> bool:

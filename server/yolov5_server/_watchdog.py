@@ -86,6 +86,7 @@ class Watchdog:
                 return
             running = model_processes(self._server.pid)
             last = {one.process for one in self._previous}
+            # After a reload a step's model has another name, such as yolov5.2.
             had_process = {one.step for one in self._previous}
             for model in models:
                 own = [one for one in running if one.model == model]
@@ -100,7 +101,9 @@ class Watchdog:
 
     def watch_processes(self, should_exit: threading.Event) -> None:
         """Watch the processes until `should_exit` is set or a fault is found."""
-        while not should_exit.is_set() and is_alive(self._server):  # `Server.wait` reports its end
+        while not should_exit.is_set() and is_alive(
+            self._server
+        ):  # `Server.wait` reports that Triton has ended
             with self._lock:
                 fault = self._find_fault()
                 pids = [one.process.pid for one in self._expected]
@@ -123,7 +126,7 @@ class Watchdog:
                 may_be_busy=reason in BUSY_REASONS,
                 now=time.monotonic(),
                 cpu=cpu_seconds(self._server.pid),
-                progress=self._health.progress(),
+                finished=self._health.finished_images(),
             )
             if verdict and not should_exit.is_set():
                 sentence = f"Triton hangs: {verdict}."

@@ -27,7 +27,7 @@ class Server:
             may_be_busy=self.may_be_busy,
             now=self.now,
             cpu=self.cpu,
-            progress=self.finished,
+            finished=self.finished,
         )
 
     def hung_after(self, most: float = 1000.0) -> float | None:
@@ -53,7 +53,7 @@ def test_server_that_computes_nothing_is_hung() -> None:
 def test_server_that_waits_for_cancelled_requests_is_not_hung() -> None:
     detector = HangDetector()
     verdicts = [
-        detector.judge("saturated", may_be_busy=True, now=now, cpu=cpu, progress=progress)
+        detector.judge("saturated", may_be_busy=True, now=now, cpu=cpu, finished=progress)
         for now, cpu, progress in ((0.0, 1.0, 5), (1.5, 1.0, 5), (3.0, 1.0, 5), (3.4, 2.0, 6))
     ]
     assert verdicts == [None] * 4
@@ -62,7 +62,7 @@ def test_server_that_waits_for_cancelled_requests_is_not_hung() -> None:
 def test_drop_in_cpu_time_after_a_process_ended_is_no_hang() -> None:
     detector = HangDetector()
     verdicts = [
-        detector.judge("late", may_be_busy=True, now=now, cpu=cpu, progress=now)
+        detector.judge("late", may_be_busy=True, now=now, cpu=cpu, finished=now)
         for now, cpu in ((0.0, 500.0), (2.0, 504.0), (4.0, 212.0), (6.0, 216.0))
     ]
     assert verdicts == [None] * 4

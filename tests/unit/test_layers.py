@@ -1,4 +1,4 @@
-"""Checkpoints as the releases of YOLOv5 write them, from layers that only have the same names."""
+"""Checkpoints as the releases of YOLOv5 write them, from layers made here under YOLOv5's names."""
 
 from __future__ import annotations
 
@@ -475,6 +475,7 @@ def old(layer: nn.Module, *missing: str) -> nn.Module:
     return layer
 
 
+# A new layer gets its line here.
 PAIRS: dict[str, Callable[[], Pair]] = {
     "Conv": plain_conv,
     "DWConv": lambda: plain_conv("models.common.DWConv", CHANNELS),

@@ -145,6 +145,7 @@ def test_both_steps_read_the_served_network() -> None:
 
 
 def test_every_default_is_in_the_configuration() -> None:
+    """With the values that the documents promise to callers."""
     config = read_config("preprocess")
     given = {name: value.string_value for name, value in config.parameters.items()}
     # `classes` has no text for its default, which is all classes.

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 Answer = Detections | YoloClientError | OSError
 
 NO_OPENCV = "a video or stream needs OpenCV: pip install opencv-python-headless"
-_RETRY_AFTER = (0.5, 1.0, 2.0)  # seconds, for a request that failed without fault of the image
+_RETRY_FAULTS_AFTER = (0.5, 1.0, 2.0)  # seconds; after a timeout or an error of the server
 _STREAMS_END_WITHIN = 2.0  # seconds, when the run ends before its streams
 # Matches the refusal of a parameter, which concerns all images, rather than of one image.
 _PARAMETER = re.compile(
@@ -339,7 +339,7 @@ class Run:
     # -- results --------------------------------------------------------------------------------
 
     def _handle_answer(self, client: Client, item: _PendingImage, answer: Answer) -> None:
-        for pause in _RETRY_AFTER:
+        for pause in _RETRY_FAULTS_AFTER:
             if not isinstance(answer, (TimedOutError, ServerError)):
                 break
             time.sleep(pause)

@@ -60,7 +60,7 @@ def read_json(text: str) -> dict[str, object]:
     """
     if len(text) > _MAX_TEXT:
         raise ParameterError(
-            f"the parameters are {len(text)} characters long; allowed: {MAX_BYTES} bytes for each"
+            f"the parameters are {len(text)} characters long; allowed: at most {_MAX_TEXT}"
         )
     given: dict[str, object] = json.loads(text)
     return given

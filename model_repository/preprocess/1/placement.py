@@ -1,6 +1,7 @@
 """Where a picture lies in the network's input: the tensor `placement`, written and read.
 
-`preprocess` writes it, `postprocess` reads it; both have this module.
+`preprocess` computes it in `letterbox.py`. `postprocess` uses it in `nms.py`, to bring boxes back
+to pixels of the image. Both have this module.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Model pixel = picture pixel * gain + pad.
+    """Model pixel = image pixel * gain + pad.
 
     Attributes:
-        height, width: of the picture as it is displayed, in pixels.
+        height, width: of the image as it is displayed, in pixels.
     """
 
     gain_x: float

@@ -24,20 +24,19 @@ class Metrics:
         family = pb_utils.MetricFamily
         self._families: list[Any] = []  # kept, as a metric ends with its family
 
-        def histogram(name: str, description: str) -> Any:
-            kind = family(name=name, description=description, kind=family.HISTOGRAM)
-            self._families.append(kind)
-            return kind.Metric(labels={}, buckets=_BUCKETS)
+        def new_family(name: str, description: str, kind: Any) -> Any:
+            self._families.append(family(name=name, description=description, kind=kind))
+            return self._families[-1]
 
-        images = family(
-            name="yolov5_images_total", description="Images received", kind=family.COUNTER
+        def histogram(name: str, description: str) -> Any:
+            return new_family(name, description, family.HISTOGRAM).Metric(
+                labels={}, buckets=_BUCKETS
+            )
+
+        images = new_family("yolov5_images_total", "Images received", family.COUNTER)
+        rejected = new_family(
+            "yolov5_rejected_images_total", "Images refused, by reason", family.COUNTER
         )
-        rejected = family(
-            name="yolov5_rejected_images_total",
-            description="Images refused, by reason",
-            kind=family.COUNTER,
-        )
-        self._families += [images, rejected]
         self._buffer = MetricsBuffer(pb_utils.Logger.log_error)
         self._images = images.Metric(labels={})
         self._rejected = {

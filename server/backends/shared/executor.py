@@ -27,7 +27,9 @@ def thread_counts(cpus: int) -> list[int]:
 
 
 class ImageExecutor:
-    """Runs each image on a thread of its own, with the cores that the others leave.
+    """Runs each image on a worker of its own, with an equal share of the cores.
+
+    The share is rounded down to one of `thread_counts`.
 
     Args:
         runs: the network by number of threads; each may be called from several threads.
