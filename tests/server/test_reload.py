@@ -62,8 +62,8 @@ def exchange(repository: Path, version: int, *arguments: str) -> None:
     shutil.rmtree(folder)
 
 
-def wait_for(server: RunningServer, line: str) -> None:
-    deadline = time.monotonic() + SECONDS
+def wait_for(server: RunningServer, line: str, seconds: float = SECONDS) -> None:
+    deadline = time.monotonic() + seconds
     while line not in server.log.read_text():
         assert time.monotonic() < deadline, server.log.read_text()
         time.sleep(0.1)
@@ -74,8 +74,14 @@ def fingerprint(outputs: Outputs) -> tuple[int, float]:
 
 
 @contextmanager
-def callers(server: RunningServer, count: int) -> Iterator[tuple[Counter[object], list[str]]]:
-    """Callers that send requests without a pause while the block runs, each with a connection."""
+def callers(
+    server: RunningServer, count: int, pause: float = 0.0
+) -> Iterator[tuple[Counter[object], list[str]]]:
+    """Callers that send requests while the block runs, each with a connection.
+
+    Args:
+        pause: seconds from an answer to the caller's next request.
+    """
     done, answers, failures = threading.Event(), Counter[object](), list[str]()
     image = PHOTO.read_bytes()
 
@@ -86,6 +92,7 @@ def callers(server: RunningServer, count: int) -> Iterator[tuple[Counter[object]
                     answers[fingerprint(infer(client, [image], EVERYTHING))] += 1
                 except grpc.InferenceServerException as error:
                     failures.append(str(error))
+                time.sleep(pause)
 
     def probe() -> None:
         while not done.wait(0.05):
@@ -246,12 +253,12 @@ def test_many_reloads_under_load(repository: Path) -> None:
     """No reload ends the server, and no request fails. RELOADS sets their number."""
     with (
         running_server(f"--repository={repository}") as server,
-        callers(server, 8) as (answers, failures),
+        callers(server, 8, pause=0.2) as (answers, failures),
     ):
         for number in range(RELOADS):
             version = number + 2
             exchange(repository, version, *(SQUARE if number % 2 else FULL))
-            wait_for(server, f"Now serving version {version} of the network, FP32.")
+            wait_for(server, f"Now serving version {version} of the network, FP32.", 4 * SECONDS)
             assert failures == [], server.log.read_text()
         time.sleep(15)  # for the processes of earlier networks to end
         log = server.log.read_text()
