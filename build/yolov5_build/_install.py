@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -62,7 +65,10 @@ def install_onnx(
     network = _network_config(onnx.load(weights), letterbox, imgsz)
     configs = config_texts(network, bf16=bf16, prefiltered=prefiltered is not None)
     labels = network.metadata.names
-    with new_version(repository) as (folder, version):
+    with new_version(repository, partial(_batch_limit, repository, network.max_batch_size)) as (
+        folder,
+        version,
+    ):
         shutil.copyfile(weights, version / contract.WEIGHTS_FILE)
         if prefiltered:
             shutil.copyfile(prefiltered, version / contract.PREFILTERED_FILE)
@@ -71,7 +77,6 @@ def install_onnx(
         for name, text in configs.items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(text, "utf-8")
-        _limit_batches(repository, network.max_batch_size)
     return Installed(
         version=int(version.name), height=network.height, width=network.width, names=labels
     )
@@ -115,22 +120,38 @@ def _network_config(
     )
 
 
-def _limit_batches(repository: Path, new: int) -> None:
-    """Set the batch limit of the endpoint to that of the network; Triton refuses a larger one.
+@contextmanager
+def _batch_limit(repository: Path, new: int) -> Iterator[None]:
+    """Set the batch limit of the endpoint to that of the network, which is exchanged in the block.
 
-    All configurations of the ensemble are changed, whichever the server will choose. A smaller
-    limit that an operator has set stays as it is.
+    Triton refuses an endpoint with a larger limit than its network's. Until the network is
+    exchanged, the limit is therefore the smaller one of the old and the new network's. All
+    configurations of the ensemble are changed, whichever the server will choose. A smaller limit
+    that an operator has set stays as it is.
     """
     ensemble = repository / contract.ENSEMBLE
-    served = repository / contract.MODEL / contract.CONFIG_FILE
-    before = _BATCH_LINE.search(served.read_text("utf-8")) if served.is_file() else None
-    for config in (ensemble / contract.CONFIG_FILE, *ensemble.glob("configs/*.pbtxt")):
-        text = config.read_text("utf-8") if config.is_file() else ""
-        now = _BATCH_LINE.search(text)
-        if now and (int(now[1]) > new or (before and now[1] == before[1])):
-            changed = _BATCH_LINE.sub(f"max_batch_size: {new}", text)
-            if changed != text:
-                config.write_text(changed, "utf-8")
+    configs = (ensemble / contract.CONFIG_FILE, *ensemble.glob("configs/*.pbtxt"))
+    limits = {config: limit for config in configs if (limit := _read_limit(config))}
+    before = _read_limit(repository / contract.MODEL / contract.CONFIG_FILE)
+    following = [config for config, now in limits.items() if now > new or now == before]
+    _write_limit(following, min(new, before or new))
+    yield
+    _write_limit(following, new)
+
+
+def _read_limit(config: Path) -> int | None:
+    found = _BATCH_LINE.search(config.read_text("utf-8")) if config.is_file() else None
+    return int(found[1]) if found else None
+
+
+def _write_limit(configs: Iterable[Path], limit: int) -> None:
+    for config in configs:
+        text = config.read_text("utf-8")
+        changed = _BATCH_LINE.sub(f"max_batch_size: {limit}", text)
+        if changed != text:
+            new = config.with_name(f".{config.name}.new")
+            new.write_text(changed, "utf-8")
+            new.replace(config)
 
 
 def _shape(tensors: object, name: str) -> list[int]:

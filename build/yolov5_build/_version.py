@@ -7,8 +7,8 @@ import fcntl
 import os
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from ._contract import MODEL
@@ -28,11 +28,16 @@ def version_folder(model: Path) -> Path | None:
 
 
 @contextmanager
-def new_version(repository: Path) -> Iterator[tuple[Path, Path]]:
+def new_version(
+    repository: Path, exchanging: Callable[[], AbstractContextManager[None]] = nullcontext
+) -> Iterator[tuple[Path, Path]]:
     """Provide an empty `yolov5/` to fill in, which replaces the served one at the end of the block.
 
-    Other processes see either the old folder or the new one, complete. If the block raises an
-    exception, the old one stays.
+    Other processes see either the old folder or the new one, complete; on a file system without
+    an atomic exchange, for a moment neither. If the block raises an exception, the old one stays.
+
+    Args:
+        exchanging: entered around the exchange, while no server loads the network.
 
     Yields:
         The folder of the new model, and in it that of its version, one more than the served one.
@@ -51,7 +56,7 @@ def new_version(repository: Path) -> Iterator[tuple[Path, Path]]:
             version = new / str(number)
             version.mkdir(parents=True)
             yield new, version
-            with _locked(repository):
+            with _locked(repository), exchanging():
                 if served.exists():
                     _exchange(new, served)
                 else:
