@@ -216,8 +216,10 @@ def make_batch_dynamic(model: ModelProto, batch: int) -> None:
     prune(model.graph, [OUTPUT])
 
 
-def declare_batch_dynamic(model: ModelProto) -> None:
+def declare_open_batch(model: ModelProto) -> None:
     """Leave the output's first dimension open, in a graph from `set_interface` for one image.
+
+    The network still takes one image only.
 
     ONNX Runtime infers a 1 there. Triton's backend would then treat the network as one without a
     batch dimension, and refuse it as a step of an ensemble with batches.

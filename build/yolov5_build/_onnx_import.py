@@ -17,7 +17,7 @@ from ._errors import BuildError
 from ._onnx_file import quoted, read_onnx, short_reason
 from ._onnx_graph import (
     Port,
-    declare_batch_dynamic,
+    declare_open_batch,
     make_batch_dynamic,
     precision_from,
     set_interface,
@@ -237,7 +237,7 @@ def _open_batch(
         return freed, False
     if batch != 1:
         raise _fixed_batch(name, batch)
-    declare_batch_dynamic(model)
+    declare_open_batch(model)
     error = _largest_error(model, trials, (1,))
     if error > tolerance:
         raise BuildError(f"{name} returns rows that differ by {error:.2g} when it is run again.")

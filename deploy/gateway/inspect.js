@@ -25,7 +25,7 @@ const BACKSLASH = 0x5c;
 const EXAMINED = ['x-api-key', 'content-type', 'content-encoding', 'grpc-encoding',
     'inference-header-content-length'];
 
-// The keys of $sentence in nginx.conf.
+// A key of $sentence in nginx.conf.template, without the status before it. The limits stand there too.
 function Refusal(fault) {
     this.fault = fault;
 }
@@ -54,18 +54,19 @@ function fail(r) {
 /** Handle POST .../infer and .../generate, unless the body is one raw image. */
 function json(r) {
     const length = r.variables.json_length;
-    answer(r, '/inspected', (body) => {
+    inspectAndForward(r, '/inspected', (body) => {
         return inspectJson(body, length === 'all' ? body.size : Math.min(Number(length), body.size));
     });
 }
 
 /** Handle ModelInfer. */
 function grpc(r) {
-    answer(r, '/inference.GRPCInferenceService/inspected', inspectMessage);
+    inspectAndForward(r, '/inference.GRPCInferenceService/inspected', inspectMessage);
 }
 
-/** Pass the body to `inspect`, which throws a Refusal or returns the number of images. */
-function answer(r, next, inspect) {
+/** Pass the request on after `inspect` has read the body and returned its number of images; answer
+ * if it throws a Refusal. */
+function inspectAndForward(r, next, inspect) {
     const file = r.variables.request_body_file; // empty without a body
     const body = new Body(file);
     try {

@@ -45,7 +45,7 @@ class TritonPythonModel:
     def execute(self, requests):
         for request in requests:
             rows = pb_utils.get_input_tensor_by_name(request, "admission_id").as_numpy()
-            self.completions.send(rows[0].tolist())
+            self.completions.send(rows[0].tolist())  # the rows of a request are equal
         # A low conf_thres admits thousands of candidates: other callers do not wait for these.
         if len(requests) > 1:
             requests = sorted(requests, key=self.lowest_conf_thres, reverse=True)

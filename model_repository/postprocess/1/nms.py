@@ -2,7 +2,8 @@
 
 The rules are those of YOLOv5 (v7.0), with which answers are compared: a row counts if its
 objectness is over conf_thres; its score is objectness times class score, for the best class or,
-with multi_label, for each class over conf_thres; non-maximum suppression runs per class.
+with multi_label, for each class over conf_thres; non-maximum suppression runs per class, or
+over all classes with agnostic_nms.
 Tensors may be on any device; the result is on the same one.
 """
 

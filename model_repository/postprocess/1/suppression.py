@@ -16,9 +16,10 @@ from torchvision_ops import load_operators
 
 load_operators()
 
-# Up to this number of candidates torchvision moves the classes apart and suppresses once; beyond
-# it, it suppresses class by class. As moving rounds the coordinates, the same is done here.
-_MOVED_ON_CPU, _MOVED_ON_GPU = 1000, 25_000
+# Up to this number of candidates torchvision adds an offset to the coordinates of each class, which
+# keeps classes from overlapping, and suppresses once; beyond it, it suppresses class by class. As
+# the sum rounds the coordinates, the same is done here.
+_OFFSETS_ON_CPU, _OFFSETS_ON_GPU = 1000, 25_000
 
 _CHUNK = 512  # candidates examined at a time
 _BLOCK = 256  # kept boxes compared with them at a time: 0.5 MB, which fits into a core's cache
@@ -37,8 +38,8 @@ def suppress(
     Returns:
         Indices [K] int64, best first, K <= max_det.
     """
-    if len(boxes) <= (_MOVED_ON_GPU if boxes.is_cuda else _MOVED_ON_CPU):
-        return _suppress_moved(boxes, scores, groups, iou_thres)[:max_det]
+    if len(boxes) <= (_OFFSETS_ON_GPU if boxes.is_cuda else _OFFSETS_ON_CPU):
+        return _suppress_with_offsets(boxes, scores, groups, iou_thres)[:max_det]
     if boxes.is_cuda:
         return _suppress_by_group(boxes, scores, groups, iou_thres)[:max_det]
     order = scores.sort(descending=True, stable=True).indices
@@ -46,7 +47,7 @@ def suppress(
     return order[search.first(max_det)]
 
 
-def _suppress_moved(
+def _suppress_with_offsets(
     boxes: Tensor, scores: Tensor, groups: Tensor | None, iou_thres: float
 ) -> Tensor:
     if groups is not None and len(boxes):

@@ -7,9 +7,9 @@ while the model is busy with another, until the next one comes or half a second 
 Triton does not tell one caller from another, so the queue is fair by the size of requests. They are
 admitted in order of arrival, except that a request of n images lets others pass until (n - 1)
 eighths of the queue's capacity have been admitted after its arrival. Callers with batches therefore
-do not keep callers with single images waiting, nor the other way round. For the same reason neither
-kind can fill the queue: a quarter of it is kept for single images, and requests with several images
-may exceed it by a quarter.
+do not keep callers with single images waiting, nor the other way round. For the same reason
+requests with several images fill at most three quarters of the queue; and when single images fill
+all of it, a quarter of its capacity is accepted beyond it for requests with several.
 
 Admitted requests are counted in `in_flight.py`.
 """
@@ -94,7 +94,10 @@ class AdmissionQueue:
                 self._changed.notify()  # the thread has to watch the deadline from now on
 
     def complete(self, admission_id: int) -> None:
-        """Retire this request and every one admitted before it: the network is done with them."""
+        """Retire this request and every one admitted before it: the network is done with them.
+
+        If a later request overtakes an earlier one, the earlier is retired a moment too soon.
+        """
         with self._changed:
             changed = self._in_flight.complete(admission_id)
         if changed:
@@ -114,13 +117,15 @@ class AdmissionQueue:
         self._thread.join()
 
     def _check_capacity(self, images: int) -> None:
-        batches = self._queued_in_batches + images
-        if not self._queued or (images > 1 and batches <= self._reserve):
+        if not self._queued:
+            return
+        batch_images = self._queued_in_batches + images
+        if images > 1 and batch_images <= self._reserve:
             return
         sentence = f"saturated: the queue of {self._capacity} images has no room for {images} more"
         if self._queued + images > self._capacity:
             raise QueueFullError(sentence)
-        if images > 1 and batches > self._capacity - self._reserve:
+        if images > 1 and batch_images > self._capacity - self._reserve:
             raise QueueFullError(f"{sentence} in requests with several")
 
     def _dispatch(self) -> None:
@@ -144,6 +149,7 @@ class AdmissionQueue:
             request.on_admit(admission_id)
 
     def _may_admit(self) -> bool:
+        """Whether there is room in flight, perhaps because requests are presumed lost."""
         return (
             self._closed
             or self._in_flight.images < self._max_in_flight

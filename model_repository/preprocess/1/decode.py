@@ -2,7 +2,8 @@
 
 To allow a further format, add its name to `FORMATS`, its first bytes to `_SIGNATURES`, a reader of
 its size to `headers.py`, and to `strip.py` what a still picture does not need. If OpenCV does not
-decode it, `Decoder._imdecode` has to call what does.
+decode it, `Decoder._imdecode` has to call what does. The client looks for the endings in
+`IMAGE_SUFFIXES` of `client/yolov5_client/_sources.py`.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from __future__ import annotations
 from time import monotonic
 
 # How long to wait for a completion: before the first one, at least, and at most. A batch of 8 takes
-# seconds on a slow machine; to presume it lost too early would admit others out of turn. But after
-# callers have cancelled requests, nothing is done for that long.
+# seconds on a slow machine; to presume it lost too early would admit others out of turn. But if
+# cancelled requests hold all places, no other is admitted for that long.
 _FIRST_TIMEOUT, _MIN_TIMEOUT, _MAX_TIMEOUT = 1.0, 0.05, 3.0  # seconds
 _MIN_TIMEOUT_WHEN_DOWN = 1.0  # seconds; the least while the network is down
 _TIMEOUT_FACTOR = 4  # times the usual interval
@@ -45,7 +45,7 @@ class InFlight:
         self._last_completion = 0.0  # time
 
     def admit(self, images: int) -> int:
-        """Count a request, and give it an admission id: the images admitted so far."""
+        """Count a request; return its admission id, the images admitted so far with its own."""
         self.admitted_images += images
         self._admitted[self.admitted_images] = (images, monotonic())
         self.images += images
