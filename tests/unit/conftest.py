@@ -7,9 +7,32 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support import StartModel, kill_process
+import torch
+from support import BUNDLED, StartModel, kill_process
 
+from yolov5_build import Checkpoint, load_checkpoint
 from yolov5_server._processes import model_processes
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """PyTorch computes with one thread, in these processes and in those that they start.
+
+    The networks here are small, and threads that wait for each other take several times as long,
+    above all beside other tests.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def checkpoint() -> Checkpoint:
+    """The bundled network, which no test may change."""
+    return load_checkpoint(BUNDLED)
 
 
 @pytest.fixture
