@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +32,31 @@ from yolov5_build.photos import example_images
 Array = NDArray[Any]
 
 
+Exported = Callable[..., tuple[Path, Path]]
+
+
 @pytest.fixture(scope="module")
-def checkpoint() -> Checkpoint:
-    return load_checkpoint(BUNDLED)
+def exported_once(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    @functools.cache
+    def once(**form: Any) -> tuple[Path, Path]:
+        folder = tmp_path_factory.mktemp("exported")
+        full, prefiltered = folder / "model.onnx", folder / "prefiltered.onnx"
+        export_onnx(checkpoint, full, **form)
+        export_prefiltered(checkpoint, prefiltered, full, **form)
+        return full, prefiltered
+
+    return once
 
 
-def exported(checkpoint: Checkpoint, folder: Path, **form: Any) -> tuple[Path, Path]:
-    full, prefiltered = folder / "model.onnx", folder / "prefiltered.onnx"
-    export_onnx(checkpoint, full, **form)
-    export_prefiltered(checkpoint, prefiltered, full, **form)
-    return full, prefiltered
+@pytest.fixture
+def exported(exported_once: Exported, tmp_path: Path) -> Exported:
+    """A function that gives the full and the prefiltered network, which a test may change."""
+
+    def now(**form: Any) -> tuple[Path, Path]:
+        full, prefiltered = exported_once(**form)
+        return Path(shutil.copy(full, tmp_path)), Path(shutil.copy(prefiltered, tmp_path))
+
+    return now
 
 
 def rows(path: Path, **inputs: Array) -> Array:
@@ -52,9 +70,9 @@ def nms(conf_thres: float) -> Array:
 
 @pytest.mark.parametrize("conf_thres", [0.25, 0.001, 0.0, 1.0])
 def test_prefiltered_rows_are_the_rows_over_the_confidence(
-    checkpoint: Checkpoint, tmp_path: Path, conf_thres: float
+    exported: Exported, conf_thres: float
 ) -> None:
-    full, prefiltered = exported(checkpoint, tmp_path, imgsz=(256, 320))
+    full, prefiltered = exported(imgsz=(256, 320))
     images = example_images(256, 320)[:1]
     whole = rows(full, images=images)[0]
     wanted = whole[whole[:, 4] > np.float32(conf_thres)]
@@ -64,8 +82,8 @@ def test_prefiltered_rows_are_the_rows_over_the_confidence(
     np.testing.assert_array_equal(found, wanted[None])
 
 
-def test_dynamic_variant_takes_images_of_any_shape(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    full, prefiltered = exported(checkpoint, tmp_path, imgsz=128, dynamic=True)
+def test_dynamic_variant_takes_images_of_any_shape(exported: Exported) -> None:
+    full, prefiltered = exported(imgsz=128, dynamic=True)
     images = example_images(96, 160)[:1]
     whole = rows(full, images=images)[0]
     pixels = np.rint(images * 255).astype(np.uint8)
@@ -74,10 +92,8 @@ def test_dynamic_variant_takes_images_of_any_shape(checkpoint: Checkpoint, tmp_p
     assert found.shape[1] > 3
 
 
-def test_reduced_head_keeps_every_row_over_the_confidence(
-    checkpoint: Checkpoint, tmp_path: Path
-) -> None:
-    full, prefiltered = exported(checkpoint, tmp_path, imgsz=128, reduced_head=True)
+def test_reduced_head_keeps_every_row_over_the_confidence(exported: Exported) -> None:
+    full, prefiltered = exported(imgsz=128, reduced_head=True)
     images = example_images(128, 128)[:1]
     whole = rows(full, images=images)[0]
     found = rows(prefiltered, pixels=np.rint(images * 255).astype(np.uint8), nms=nms(0.1))[0]
@@ -86,9 +102,9 @@ def test_reduced_head_keeps_every_row_over_the_confidence(
 
 
 def test_variant_that_answers_differently_is_refused(
-    checkpoint: Checkpoint, tmp_path: Path
+    checkpoint: Checkpoint, exported: Exported
 ) -> None:
-    full, prefiltered = exported(checkpoint, tmp_path, imgsz=64)
+    full, prefiltered = exported(imgsz=64)
     with pytest.raises(BuildError, match="prefiltered variant returns rows of another shape"):
         export_prefiltered(checkpoint, prefiltered, full, imgsz=64, reduced_head=True)
     other = load_checkpoint(BUNDLED)
@@ -164,9 +180,9 @@ def test_only_requests_with_pixels_and_nms_use_the_prefiltered_variant() -> None
 
 
 def test_both_variants_are_opened_for_each_number_of_threads(
-    checkpoint: Checkpoint, tmp_path: Path
+    exported: Exported, tmp_path: Path
 ) -> None:
-    exported(checkpoint, tmp_path, imgsz=64)
+    exported(imgsz=64)
     warnings: list[str] = []
     variants = open_variants(config(), tmp_path, 4, warn=warnings.append)
     assert list(variants.full) == list(variants.prefiltered) == [1, 4]
@@ -181,9 +197,9 @@ def test_both_variants_are_opened_for_each_number_of_threads(
     assert warnings == []
 
 
-def test_variant_of_another_network_is_not_used(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_variant_of_another_network_is_not_used(exported: Exported, tmp_path: Path) -> None:
     """Another model.onnx was copied into the folder by hand."""
-    full, prefiltered = exported(checkpoint, tmp_path, imgsz=64)
+    full, prefiltered = exported(imgsz=64)
     noted = onnxruntime.InferenceSession(prefiltered).get_modelmeta().custom_metadata_map
     assert noted == {"full_sha256": hashlib.sha256(full.read_bytes()).hexdigest()}
     model = onnx.load(full)
@@ -202,10 +218,8 @@ def test_variant_of_another_network_is_not_used(checkpoint: Checkpoint, tmp_path
         open_variants(config(), tmp_path, 2, warn=warnings.append)
 
 
-def test_reduced_head_without_rows_keeps_its_columns(
-    checkpoint: Checkpoint, tmp_path: Path
-) -> None:
-    exported(checkpoint, tmp_path, imgsz=64, reduced_head=True)
+def test_reduced_head_without_rows_keeps_its_columns(exported: Exported, tmp_path: Path) -> None:
+    exported(imgsz=64, reduced_head=True)
     variants = open_variants(config(columns=6), tmp_path, 1, warn=pytest.fail)
     pixels = np.zeros((1, 3, 64, 64), np.uint8)
     found = variants.prefiltered[1]({"pixels": pixels, "nms": nms(1.0)})["output0"]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,25 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from support import BUNDLED
 
-from yolov5_build import BuildError, load_checkpoint, load_safetensors, save_safetensors
+from yolov5_build import BuildError, Checkpoint, load_safetensors, save_safetensors
 from yolov5_build.cli import main as build
 
 
-@pytest.fixture
-def saved(tmp_path: Path) -> Path:
-    path = tmp_path / "best.safetensors"
-    save_safetensors(load_checkpoint(BUNDLED), path)
+@pytest.fixture(scope="module")
+def saved_once(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("saved") / "best.safetensors"
+    save_safetensors(checkpoint, path)
     return path
 
 
-def test_saved_network_computes_the_same(saved: Path) -> None:
-    original, read = load_checkpoint(BUNDLED), load_safetensors(saved)
+@pytest.fixture
+def saved(saved_once: Path, tmp_path: Path) -> Path:
+    """The bundled network, in a file that a test may change."""
+    return Path(shutil.copy(saved_once, tmp_path))
+
+
+def test_saved_network_computes_the_same(checkpoint: Checkpoint, saved: Path) -> None:
+    original, read = checkpoint, load_safetensors(saved)
     assert (read.names, read.stride) == (original.names, original.stride)
     images = torch.rand((2, 3, 64, 96), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
