@@ -9,7 +9,7 @@ import onnx
 import pytest
 from support import BUNDLED, PHOTOS, SHARED, labelled_photos
 
-from yolov5_build import BuildError, export_onnx, import_onnx, load_checkpoint
+from yolov5_build import BuildError, Checkpoint, export_onnx, import_onnx
 from yolov5_build._evaluate import evaluate
 from yolov5_build._quantise import quantise
 from yolov5_build.cli import main as build
@@ -17,17 +17,23 @@ from yolov5_build.metadata import read_metadata
 from yolov5_client import DataError
 from yolov5_client.evaluation import Split, read_names, read_split
 
+FEW = 3  # photos that suffice to see whether figures rise or fall
+
 
 @pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def network(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("network") / "model.onnx"
-    export_onnx(load_checkpoint(BUNDLED), path)
+    export_onnx(checkpoint, path)
     return path
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return labelled_photos(tmp_path_factory.mktemp("data"))
+
+
+def few(split: Split) -> Split:
+    return Split(photos=split.photos[:FEW], labels=split.labels[:FEW])
 
 
 def test_split_names_photos_and_labels(data: Path) -> None:
@@ -99,14 +105,16 @@ def test_network_finds_all_labels_made_from_its_own_detections(network: Path, da
     assert figures.bytes == network.stat().st_size
     # Boxes of about half the width still overlap by half, but do not count at a higher IoU.
     narrow = [labels * [1, 1, 1, 0.55, 1] for labels in split.labels]
-    figures = evaluate(network, Split(photos=split.photos, labels=narrow))
+    figures = evaluate(network, few(Split(photos=split.photos, labels=narrow)))
     assert figures.map50 > 0.9
     assert figures.map50_95 < 0.3
 
 
-def test_measurement_uses_the_served_letterbox(data: Path, tmp_path: Path) -> None:
+def test_measurement_uses_the_served_letterbox(
+    checkpoint: Checkpoint, data: Path, tmp_path: Path
+) -> None:
     network = tmp_path / "model.onnx"
-    export_onnx(load_checkpoint(BUNDLED), network, dynamic=True)
+    export_onnx(checkpoint, network, imgsz=320, dynamic=True)
     split = read_split(data, "val")
     same = evaluate(network, split)
     rect = evaluate(network, split, letterbox="rect")
@@ -119,7 +127,7 @@ def test_measurement_uses_the_served_letterbox(data: Path, tmp_path: Path) -> No
 
 
 def test_labels_of_other_classes_are_refused(network: Path, data: Path) -> None:
-    split = read_split(data, "val")
+    split = few(read_split(data, "val"))
     none = Split(photos=split.photos, labels=[np.zeros((0, 5))] * len(split.photos))
     with pytest.raises(DataError, match="no labels to measure with"):
         evaluate(network, none)
@@ -128,6 +136,7 @@ def test_labels_of_other_classes_are_refused(network: Path, data: Path) -> None:
         evaluate(network, Split(photos=split.photos, labels=other))
 
 
+@pytest.mark.slow  # `tests/server/test_eval.py` compares the same figures through the server
 @pytest.mark.skipif(not SHARED.exists(), reason="the labelled test split is not available")
 def test_measurement_matches_the_reference(network: Path, tmp_path: Path) -> None:
     yaml = tmp_path / "data.yaml"
@@ -141,12 +150,12 @@ def test_measurement_matches_the_reference(network: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("device", ["cpu", "tensorrt"])
 def test_int8_finds_nearly_the_same(network: Path, data: Path, tmp_path: Path, device: str) -> None:
     target = tmp_path / "int8.onnx"
-    quantise(network, target, read_split(data, "train").photos, device=device)
+    quantise(network, target, read_split(data, "train").photos[:FEW], device=device)
     assert target.stat().st_size < 0.4 * network.stat().st_size
     metadata = read_metadata(target)
     assert metadata.precision == {"cpu": "int8", "tensorrt": "int8-symmetric"}[device]
     assert metadata.names == ("Platelets", "RBC", "WBC")
-    assert evaluate(target, read_split(data, "val")).map50 > 0.9
+    assert evaluate(target, few(read_split(data, "val"))).map50 > 0.9
 
     # The graph itself shows the precision too, if it comes without metadata.
     import_onnx(target, tmp_path / "again.onnx", names=metadata.names)
