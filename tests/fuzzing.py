@@ -1,22 +1,32 @@
-"""Inputs that are nearly valid, made by Hypothesis; the same ones in every run."""
+"""Inputs that are nearly valid, made by Hypothesis; the same ones in every run.
+
+FUZZ_TIMES says how many times as many (1 unless set).
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from functools import partial
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-# Nothing is kept between runs and no wall-clock time counts: all runs are alike, on a busy machine
-# too.
-fuzz = partial(
-    settings,
-    derandomize=True,
-    database=None,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
+TIMES = int(os.environ.get("FUZZ_TIMES", "1"))
+
+
+def fuzz(max_examples: int) -> settings:
+    """A decorator for a test with so many examples, times `TIMES`.
+
+    Nothing is kept between runs and no wall-clock time counts: all runs are alike, on a busy
+    machine too.
+    """
+    return settings(
+        max_examples=max_examples * TIMES,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    )
 
 
 @st.composite

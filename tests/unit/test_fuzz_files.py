@@ -36,7 +36,7 @@ HOSTS = st.one_of(
 )
 
 
-@fuzz(max_examples=200)
+@fuzz(max_examples=40)
 @given(
     host=HOSTS,
     http_port=PORTS,
@@ -107,7 +107,7 @@ def test_a_slip_in_a_configuration_is_read_or_refused(
     read_or_refuse(repository)
 
 
-@fuzz(max_examples=200)
+@fuzz(max_examples=40)
 @given(model=st.sampled_from(MODELS), data=st.data())
 def test_any_configuration_is_read_or_refused(
     repository: Path, model: str, data: st.DataObject
@@ -188,7 +188,7 @@ def test_an_answer_with_one_odd_part_is_read_or_refused() -> None:
         read_answer(data)
 
 
-@fuzz(max_examples=300)
+@fuzz(max_examples=60)
 @given(spoilt(ANSWERS[:-1]))
 def test_any_answer_is_read_or_refused(data: bytes) -> None:
     read_answer(data)
@@ -209,7 +209,7 @@ ARRAYS = st.builds(
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # NumPy's, of an array as a number
-@fuzz(max_examples=200)
+@fuzz(max_examples=40)
 @given(st.fixed_dictionaries(dict.fromkeys(OUTPUTS, ARRAYS)))
 def test_any_outputs_are_detections_or_refused(outputs: dict[str, Any]) -> None:
     try:
@@ -241,7 +241,7 @@ YAMLS = [
 ]
 
 
-@fuzz(max_examples=100)
+@fuzz(max_examples=20)
 @given(text=spoilt_text(YAMLS[:-1]), suffix=st.sampled_from((".yaml", ".txt")))
 def test_any_names_are_read_or_refused(tmp_path: Path, text: bytes, suffix: str) -> None:
     path = tmp_path / f"data{suffix}"
@@ -272,7 +272,7 @@ LABEL_LINES = ["0 0.5 0.5 0.1 0.1\n", "1 .1 .1 .2 .2\n2 0 0 1 1\n", "0 .1 .1 .2 
 LISTED = st.sampled_from(("images/a.jpg", "/", ".", "..", "images", "a\0b", "x" * 300, "", " "))
 
 
-@fuzz(max_examples=100)
+@fuzz(max_examples=20)
 @given(
     root=st.sampled_from((".", "", None, 5, ["a"], "nowhere")),
     place=PLACES,
@@ -312,7 +312,7 @@ LINES = [
 ]
 
 
-@fuzz(max_examples=120)
+@fuzz(max_examples=24)
 @given(text=spoilt_text(LINES), videos=st.lists(st.sampled_from(("v", "a")), max_size=2))
 @example(text=b"[" * 100_000 + b"\n", videos=[])
 def test_any_journal_is_taken_up_or_refused(tmp_path: Path, text: bytes, videos: list[str]) -> None:
@@ -337,7 +337,7 @@ RECORDS = [
 ]
 
 
-@fuzz(max_examples=100)
+@fuzz(max_examples=20)
 @given(text=spoilt_text(RECORDS))
 @example(text=b"[" * 100_000)
 def test_any_record_of_a_run_is_read_or_refused(tmp_path: Path, text: bytes) -> None:

@@ -90,7 +90,7 @@ def spellings(name: str) -> tuple[str, ...]:
     return name, name.replace("_", "-")
 
 
-@fuzz(max_examples=400)
+@fuzz(max_examples=80)
 @given(st.dictionaries(KEYS, VALUES, max_size=4), st.booleans())
 @example({"conf_thres": 10**400}, False)
 @example({"max_det": -(10**400)}, False)
@@ -106,7 +106,7 @@ def test_any_parameters_are_valid_or_refused(given: dict[str, Any], best: bool) 
         assert in_range(parsed)
 
 
-@fuzz(max_examples=150)
+@fuzz(max_examples=30)
 @given(st.fixed_dictionaries({name: WORDS for name in PARAMETER_NAMES if name != "classes"}))
 def test_any_defaults_are_valid_or_refused(given: dict[str, str]) -> None:
     try:
@@ -178,7 +178,7 @@ def test_chunk_that_claims_gigabytes_takes_no_memory(process: ProcessPoolExecuto
     assert outcome.memory < 200 << 20
 
 
-@fuzz(max_examples=1500)
+@fuzz(max_examples=300)
 @given(element=ELEMENTS)
 def test_any_bytes_are_decoded_or_refused(process: ProcessPoolExecutor, element: bytes) -> None:
     # A crash of the process fails here, and so does any exception but a refusal.
