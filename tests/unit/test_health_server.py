@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from support import free_ports
 
-from yolov5_server import Settings
+from yolov5_server import Settings, _health_server
 from yolov5_server._health import Health
 from yolov5_server._health_server import HealthServer
 
@@ -48,23 +48,27 @@ def test_probes_are_answered_beside_silent_connections(port: int) -> None:
             one.close()
 
 
-def test_silent_connection_is_closed_soon(port: int) -> None:
+def test_silent_connection_is_closed_soon(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _health_server._Handler.timeout == 2
+    monkeypatch.setattr(_health_server._Handler, "timeout", 0.5)
     with socket.create_connection(("127.0.0.1", port), 5) as silent:
         silent.settimeout(6)
         started = time.monotonic()
         assert silent.recv(1) == b""
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 3
 
 
-def test_slow_request_head_is_bounded_in_time(port: int) -> None:
+def test_slow_request_head_is_bounded_in_time(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _health_server._HEAD_SECONDS == 5
+    monkeypatch.setattr(_health_server, "_HEAD_SECONDS", 1.0)
     with socket.create_connection(("127.0.0.1", port), 5) as slow:
         slow.sendall(b"GET /ready HTTP/1.1\r\n")
         started = time.monotonic()
         with pytest.raises(OSError):
-            while time.monotonic() - started < 8:
+            while time.monotonic() - started < 5:
                 slow.sendall(b"X-A: b\r\n")
-                time.sleep(0.3)
-        assert time.monotonic() - started < 7
+                time.sleep(0.1)
+        assert time.monotonic() - started < 4
 
 
 def test_request_head_is_bounded_in_size(port: int) -> None:

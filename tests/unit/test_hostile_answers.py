@@ -244,7 +244,7 @@ def test_timeout_ends_a_server_that_sends_byte_by_byte(asking: Asking) -> None:
 
     def ready_but_slow(request: bytes, send: Send) -> None:
         """Each request of `status` stays within the timeout, but all together exceed it."""
-        time.sleep(0.2)
+        time.sleep(0.12)
         send(ready)
 
     servers: list[tuple[str, Callable[[bytes, Send], None]]] = [
@@ -261,7 +261,7 @@ def test_timeout_ends_a_server_that_sends_byte_by_byte(asking: Asking) -> None:
             started = time.monotonic()
             # gRPC may first close the connection, because the bytes are not HTTP/2.
             with pytest.raises((TimedOutError, UnavailableError)) as caught:
-                asking(scheme + address, timeout=0.5)
+                asking(scheme + address, timeout=0.3)
             assert time.monotonic() - started < 2
             assert_sentence(caught.value)
             assert not scheme or isinstance(caught.value, TimedOutError)

@@ -11,9 +11,19 @@ from collections.abc import Iterator
 import pytest
 from support import StartModel, kill_process
 
-from yolov5_server import Settings
+from yolov5_server import Settings, _watchdog
 from yolov5_server._health import Health
 from yolov5_server._watchdog import Fault, Watchdog
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the watchdog look more often, so that the tests need not wait long for it."""
+    monkeypatch.setattr(_watchdog, "_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(_watchdog, "_CANARY_SECONDS", 0.25)
+
+
+SEVERAL_LOOKS = 0.2  # seconds
 
 
 @pytest.fixture
@@ -100,7 +110,7 @@ def test_end_of_an_expected_process_is_a_fault(
     one, found = watchdog
     process = start_model("postprocess")
     one.expect(["postprocess"])
-    time.sleep(0.3)
+    time.sleep(SEVERAL_LOOKS)
     kill_process(process)
     fault = wait_for(found)
     assert (fault.what, fault.reason) == ("postprocess", "died")
@@ -134,7 +144,7 @@ def test_end_of_an_earlier_networks_process_is_no_fault(
     one.expect(["yolov5"])
     for process in (incoming, first):
         kill_process(process)
-        time.sleep(0.5)
+        time.sleep(SEVERAL_LOOKS)
         assert not found
     kill_process(second)
     assert wait_for(found).sentence == f"yolov5: its process {second.pid} has died."
@@ -164,7 +174,7 @@ def test_old_network_is_still_watched_after_a_failed_reload(
     one.expect(None)
     one.expect(["yolov5"])
     kill_process(failed)
-    time.sleep(0.3)
+    time.sleep(SEVERAL_LOOKS)
     assert not found
     kill_process(old)
     assert wait_for(found).sentence == f"yolov5: its process {old.pid} has died."
@@ -178,5 +188,5 @@ def test_no_end_is_a_fault_while_the_models_are_changing(
     one.expect(["yolov5"])
     one.expect(None)
     kill_process(process)
-    time.sleep(0.5)
+    time.sleep(SEVERAL_LOOKS)
     assert not found
