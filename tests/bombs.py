@@ -367,10 +367,11 @@ def _safetensors(header: bytes, stated: int | None = None) -> bytes:
 
 
 def _described(network: object, tensors: int = 0) -> bytes:
-    entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
-    header = {f"{i}": entry for i in range(tensors)}
+    entry = '"%d": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}'
     text = network if isinstance(network, str) else json.dumps({"names": [], "network": network})
-    return _safetensors(json.dumps({"__metadata__": {"yolov5": text}} | header).encode())
+    metadata = f'"__metadata__": {json.dumps({"yolov5": text})}'
+    entries = ", ".join([metadata, *(entry % i for i in range(tensors))])
+    return _safetensors(f"{{{entries}}}".encode())
 
 
 def _repeated() -> bytes:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import subprocess
 import sys
 from collections.abc import Sequence
 from enum import Enum
@@ -16,7 +15,7 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from support import REPOSITORY, ROOT
+from support import REPOSITORY
 
 from yolov5_build import BuildError, _plan, _tensorrt, engine
 from yolov5_build._plan import BuildPrecision, Profile, choose_precision, to_onnx, to_plan
@@ -680,14 +679,15 @@ def test_missing_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.skipif(
     importlib.util.find_spec("tensorrt") is not None, reason="the package tensorrt is installed"
 )
-def test_missing_tensorrt_is_reported_in_one_sentence(tmp_path: Path) -> None:
+def test_missing_tensorrt_is_reported_in_one_sentence(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     repository = make_repository(tmp_path)
     before = contents(repository)
-    command = [sys.executable, "-m", "yolov5_build.engine", f"--repository={repository}"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 1
-    assert result.stdout == ""
-    assert result.stderr == (
+    assert engine.main([f"--repository={repository}"]) == 1
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err == (
         "error: The Python package tensorrt, which builds plans, is not installed; install the"
         " version of the Triton server that will serve the plan.\n"
     )

@@ -11,7 +11,9 @@ import pytest
 from support import REPOSITORY, free_ports
 from tritonclient.grpc import model_config_pb2
 
+from yolov5_build._config import NetworkConfig, config_texts
 from yolov5_build._plan import to_plan
+from yolov5_build.metadata import Metadata
 from yolov5_server import Settings, StartError, _paths, _repository
 from yolov5_server._checks import (
     check_ports,
@@ -175,8 +177,29 @@ def test_key_is_hidden_from_the_process_list() -> None:
     assert not control.hide_key(process.pid)
 
 
-def test_shared_memory_must_hold_a_full_batch(bundled_repository: Path) -> None:
-    config = read_network_config(bundled_repository)
+def test_shared_memory_must_hold_a_full_batch(tmp_path: Path) -> None:
+    metadata = Metadata(
+        names=("Platelets", "RBC", "WBC"),
+        stride=32,
+        head="full",
+        precision="fp32",
+        provenance="",
+        max_batch_size=None,
+    )
+    network = NetworkConfig(
+        metadata=metadata,
+        letterbox="square",
+        height=640,
+        width=640,
+        rows=25200,
+        columns=8,
+        max_batch_size=8,
+    )
+    (tmp_path / "yolov5" / "1").mkdir(parents=True)
+    (tmp_path / "yolov5" / "1" / "model.onnx").touch()
+    text = config_texts(network, bf16=False, prefiltered=True)["config.pbtxt"]
+    (tmp_path / "yolov5" / "config.pbtxt").write_text(text)
+    config = read_network_config(tmp_path)
     # Into and out of the network: 8 * (3*640*640 + 25200*8) * 4 bytes, twice.
     needed = 2 * 8 * (3 * 640 * 640 + 25200 * 8) * 4
     check_shared_memory(config, needed)

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import csv
 import json
-import multiprocessing
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -261,23 +262,28 @@ def test_malformed_journal_line_is_named_by_its_number(tmp_path: Path) -> None:
     journal.close()
 
 
-def _hold(folder: str, held: Any, leave: Any) -> None:
-    journal = Journal(Path(folder))
-    held.set()
-    leave.wait(30)
-    journal.close()
+HOLD = """
+import sys
+from pathlib import Path
+from yolov5_client._journal import Journal
+
+journal = Journal(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+journal.close()
+"""
 
 
 def test_journal_is_locked_against_another_process(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    held, leave = context.Event(), context.Event()
-    process = context.Process(target=_hold, args=(str(tmp_path), held, leave))
-    process.start()
-    assert held.wait(30)
-    with pytest.raises(BlockingIOError, match="another process writes to"):
-        Journal(tmp_path)
-    leave.set()
-    process.join()
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(BlockingIOError, match="another process writes to"):
+            Journal(tmp_path)
+        process.communicate(timeout=30)
     Journal(tmp_path).close()
 
 

@@ -203,11 +203,11 @@ def test_label_becomes_a_safe_file_name(label: str, name: str) -> None:
 def test_ten_thousands_of_files_are_found_quickly(tmp_path: Path) -> None:
     for number in range(50):
         (tmp_path / f"{number:03}").mkdir()
-    for number in range(20_000):
+    for number in range(10_000):
         os.close(os.open(tmp_path / f"{number % 50:03}" / f"{number}.jpg", os.O_CREAT))
-    started = time.perf_counter()
-    assert expand([str(tmp_path)], stdin=stdin())[1] == 20_000
-    assert time.perf_counter() - started < 10
+    started = time.process_time()
+    assert expand([str(tmp_path)], stdin=stdin())[1] == 10_000
+    assert time.process_time() - started < 5
 
 
 def test_list_file_may_hold_anything(tmp_path: Path) -> None:
