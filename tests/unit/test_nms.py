@@ -106,8 +106,55 @@ def test_boxes_are_mapped_back_and_clipped_to_the_picture() -> None:
     rows = torch.stack([row(100, 206.5, 40, 20, 1, 1, 0, 0), row(0, 106.5, 40, 20, 0.9, 1, 0, 0)])
     boxes = detect(rows, thresholds(), ALL, placement)[0].tolist()
     assert boxes == [[160, 180, 240, 220], [0, 0, 40, 20]]
+    moved = Placement.from_row([0.5, 0.5, 80, 8, 400, 160])
+    rows[1, :2] = torch.tensor([180.0, 300.0])
+    assert detect(rows, thresholds(), ALL, moved)[0].tolist() == [
+        [0, 377, 80, 400],
+        [160, 400, 160, 400],
+    ]
+    rows[1, :2] = torch.tensor([0.0, 106.5])
     stretched = Placement.from_row([0.5, 2, 0, 0, 320, 1280])
     assert detect(rows[:1], thresholds(), ALL, stretched)[0].tolist() == [[160, 98.25, 240, 108.25]]
+
+
+def test_best_class_only_accepts_exactly_the_classes_that_there_are() -> None:
+    rows = torch.tensor([[10.0, 10.0, 5.0, 5.0, 0.9, 0.0], [99.0, 99.0, 5.0, 5.0, 0.8, 2.0]])
+    assert detect(rows, thresholds(), ALL, IDENTITY, best_class_only=True)[2].tolist() == [0, 2]
+    for wrong in (-1, 3):
+        rows[1, 5] = wrong
+        with pytest.raises(InputError, match="a row's class is none of the 3"):
+            detect(rows, thresholds(), ALL, IDENTITY, best_class_only=True)
+    rows[:, 4] = 0  # nothing is asked of rows that do not count
+    assert not len(detect(rows, thresholds(), ALL, IDENTITY, best_class_only=True)[0])
+
+
+def test_thresholds_of_a_reduced_head_are_exclusive() -> None:
+    rows = torch.tensor([[10.0, 10.0, 5.0, 5.0, 0.5, 0.0]])
+    for conf_thres, count in ((0.5, 0), (0.49, 1)):
+        found = detect(rows, thresholds(conf_thres=conf_thres), ALL, IDENTITY, best_class_only=True)
+        assert len(found[0]) == count
+
+
+def test_thresholds_of_several_labels_are_exclusive() -> None:
+    rows = row(100, 100, 80, 80, 1.0, 0.9, 0.5, 0.25)[None]
+    for conf_thres, classes in ((0.5, [0]), (0.49, [0, 1]), (0.25, [0, 1]), (0.24, [0, 1, 2])):
+        given = thresholds(conf_thres=conf_thres, multi_label=1)
+        assert detect(rows, given, ALL, IDENTITY)[2].tolist() == classes
+
+
+@pytest.mark.parametrize("surplus", [-1, 0, 1, 2, 500])
+def test_candidates_beyond_the_most_allowed_are_dropped_worst_and_last_first(surplus: int) -> None:
+    count = MAX_CANDIDATES + surplus
+    scores = torch.full((count,), 0.5)
+    scores[::100] = 0.75  # as many as can be kept: some of the equal ones are dropped
+    wanted = torch.ones(count, dtype=torch.bool)
+    wanted[:3] = False
+    kept = nms._keep_best(wanted.clone(), scores)
+    expected = wanted.clone()
+    dropped = max(0, surplus - 3)
+    worst = (wanted & (scores == 0.5)).nonzero().squeeze(1)
+    expected[worst[len(worst) - dropped :]] = False
+    assert torch.equal(kept, expected)
 
 
 def test_no_detections_are_empty_tensors() -> None:

@@ -10,6 +10,7 @@ from time import thread_time
 
 import numpy as np
 import pytest
+import suppression
 import torch
 import torchvision_ops
 from hypothesis import given, settings
@@ -145,6 +146,40 @@ def test_most_expensive_parameters_take_less_than_a_third_of_a_second(
     finally:
         torch.set_num_threads(threads)
     assert min(times) < 0.3
+
+
+@pytest.mark.parametrize("group_count", [0, 1, 3, 80])
+def test_suppression_group_by_group_is_that_of_torchvision(group_count: int) -> None:
+    """As on a GPU, but here on the CPU: with none there, nothing else runs it."""
+    generator = torch.Generator().manual_seed(0)
+    boxes, scores = scattered(2000, generator), torch.rand(2000, generator=generator)
+    groups = torch.randint(0, group_count or 1, (2000,), generator=generator)
+    given = groups if group_count else None
+    for iou in (0.2, 0.6):
+        wanted = reference(boxes, scores, groups, iou, 2000)
+        assert torch.equal(suppression._suppress_by_group(boxes, scores, given, iou), wanted)
+
+
+def test_number_of_boxes_from_which_torchvision_no_longer_moves_classes_apart() -> None:
+    """A box far away makes the coordinates coarse that are moved beyond it."""
+    generator = torch.Generator().manual_seed(2)
+    for count in (999, 1000, 1001):
+        boxes, scores = scattered(count, generator), torch.rand(count, generator=generator)
+        boxes[0] = torch.tensor([3e8, 0.0, 3e8 + 64, 1.0])
+        groups = torch.ones(count, dtype=torch.int64)
+        wanted = reference(boxes, scores, groups, 0.3, count)
+        assert torch.equal(suppress(boxes, scores, groups, 0.3, count), wanted)
+        unmoved = suppress(boxes, scores, None, 0.3, count)
+        assert torch.equal(unmoved, wanted) == (count > 1000)
+
+
+@pytest.mark.parametrize("max_det", [1, 2, 255, 256, 257, 511, 512, 513])
+def test_best_boxes_are_kept_up_to_the_number_asked_for(max_det: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    boxes, scores = scattered(1500, generator) * 5, torch.rand(1500, generator=generator)
+    wanted = reference(boxes, scores, torch.zeros(1500, dtype=torch.int64), 0.45, max_det)
+    assert len(wanted) == max_det
+    assert torch.equal(suppress(boxes, scores, None, 0.45, max_det), wanted)
 
 
 def test_operators_load_without_importing_torchvision() -> None:

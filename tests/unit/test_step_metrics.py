@@ -1,0 +1,93 @@
+"""What the steps count and measure reaches the right metric."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import postprocess_metrics
+import preprocess_metrics
+import pytest
+from decode import REASONS
+
+Values = dict[tuple[str, str], list[float]]  # by family and label
+
+
+class Metric:
+    def __init__(self, kind: str, values: list[float]) -> None:
+        setattr(self, "observe" if kind == "histogram" else "increment", values.append)
+
+
+class Recorder:
+    """Takes the place of the module that Triton gives to a step, and records what it is told."""
+
+    def __init__(self) -> None:
+        values = self.values = Values()
+        buckets = self.buckets = dict[str, list[float]]()
+
+        class Family:
+            COUNTER, HISTOGRAM = "counter", "histogram"
+
+            def __init__(self, *, name: str, description: str, kind: str) -> None:
+                assert description
+                self.name, self.kind = name, kind
+
+            def Metric(self, labels: dict[str, str], **more: Any) -> Any:  # noqa: N802
+                assert (self.kind == "histogram") == ("buckets" in more)
+                buckets[self.name] = more.get("buckets", [])
+                found = values.setdefault((self.name, " ".join(labels.values())), [])
+                return Metric(self.kind, found)
+
+        self.MetricFamily = Family
+        self.Logger = SimpleNamespace(log_error=pytest.fail)
+
+    def told(self) -> Values:
+        return {key: values for key, values in self.values.items() if values}
+
+
+def test_images_received_and_refused_are_counted() -> None:
+    triton = Recorder()
+    metrics = preprocess_metrics.Metrics(triton)
+    metrics.count_received(8)
+    metrics.count_received(1)
+    for reason in (*REASONS, "parameter", "saturated"):
+        metrics.count_rejected(reason, 2)
+    metrics.close()
+    received = triton.values.pop(("yolov5_images_total", ""))
+    assert sum(received) == 9
+    assert triton.told() == {
+        ("yolov5_rejected_images_total", reason): [2]
+        for reason in (*REASONS, "parameter", "saturated")
+    }
+
+
+def test_times_of_decoding_and_letterboxing_are_told_apart() -> None:
+    triton = Recorder()
+    metrics = preprocess_metrics.Metrics(triton)
+    metrics.observe(0.25, 0.5)
+    metrics.close()
+    assert triton.told() == {
+        ("yolov5_decode_seconds", ""): [0.25],
+        ("yolov5_letterbox_seconds", ""): [0.5],
+    }
+    assert triton.buckets["yolov5_decode_seconds"] == [
+        *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+    ]
+
+
+def test_detections_are_counted_by_the_name_of_their_class() -> None:
+    triton = Recorder()
+    metrics = postprocess_metrics.Metrics(triton, ("car", "bus", "car", "van"))
+    metrics.count_detections(np.array([2, 0, 1, 2]))
+    metrics.count_detections(np.array([], np.int64))
+    metrics.observe(0.125)
+    metrics.close()
+    assert triton.told() == {
+        ("yolov5_detections_total", "car"): [3],
+        ("yolov5_detections_total", "bus"): [1],
+        ("yolov5_nms_seconds", ""): [0.125],
+    }
+    assert triton.buckets["yolov5_nms_seconds"] == [
+        *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5)
+    ]
