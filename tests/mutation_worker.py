@@ -7,6 +7,7 @@ asks for one run, in JSON; each line on the standard output says how it ended.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -20,8 +21,9 @@ import hypothesis
 
 # Importing these takes seconds. None of them starts a thread before it is used.
 PRELOADED = (
-    *("cv2", "httpx", "hypothesis.strategies", "numpy", "onnx", "onnxruntime", "pytest"),
-    *("safetensors.torch", "torch", "torchvision", "tritonclient.grpc", "unittest.mock"),
+    *("_pytest.unittest", "anyio.pytest_plugin", "cv2", "httpx", "hypothesis.strategies", "numpy"),
+    *("onnx", "onnxruntime.quantization", "pycocotools.cocoeval", "pytest", "pytest_timeout"),
+    *("safetensors.torch", "torch", "torchvision", "tritonclient.grpc", "unittest.mock", "yaml"),
 )
 MEMORY = 6 << 30  # bytes on top of what is mapped already; a mutant may fill them without end
 
@@ -63,6 +65,7 @@ def main() -> None:
     phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
     hypothesis.settings.register_profile("mutation", phases=phases)
     hypothesis.settings.load_profile("mutation")
+    gc.freeze()  # pytest collects garbage twice; all that is loaded here is none
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
