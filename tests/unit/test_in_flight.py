@@ -160,6 +160,42 @@ def test_while_the_network_is_down_requests_are_given_up_slowly(
     assert flight.timeout() == 0.05
 
 
+def test_completion_ends_the_count_of_images_lost_in_a_row(flight: InFlight, clock: Clock) -> None:
+    for _ in range(2):
+        flight.admit(9)
+        clock.now += 4.0
+        assert flight.give_up_overdue()
+        flight.admit(1)
+        flight.complete(flight.admitted_images)
+        flight.usual_interval = 0.001
+    flight.admit(9)
+    clock.now += 0.06
+    assert flight.give_up_overdue()
+    assert flight.timeout() == 0.05  # 27 images lost, but 9 in a row
+
+
+def test_requests_are_presumed_lost_at_the_timeout(flight: InFlight, clock: Clock) -> None:
+    flight.admit(1)
+    clock.now += 1.0
+    assert flight.give_up_overdue()
+
+
+def test_late_completion_forgets_earlier_requests_presumed_lost(
+    flight: InFlight, clock: Clock
+) -> None:
+    for _ in range(3):
+        flight.admit(1)
+    clock.now += 1.0
+    assert flight.give_up_overdue()
+    flight.admit(1)
+    assert flight.complete(2)
+    assert flight.images == 1
+    assert not flight.complete(1)
+    assert flight.complete(3)
+    assert flight.complete(4)
+    assert flight.images == 0
+
+
 def test_only_the_last_thousand_lost_requests_are_remembered(
     flight: InFlight, clock: Clock
 ) -> None:

@@ -3,9 +3,11 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+import torch
 from batch_builder import BatchBuilder
 from letterbox import PAD_VALUE, enlarge, letterbox, reduction
-from normalise import HostNormaliser, PlaneSplitter
+from normalise import HostNormaliser, PlaneSplitter, make_normaliser
+from placement import Placement
 
 # Height and width of the picture; its place in 640x640: top, left, height, width; the exact padding
 # of its placement, which is not rounded. Worked out by hand from the formula.
@@ -92,6 +94,21 @@ def test_canvases_of_two_sizes_are_padded_to_one_batch() -> None:
     assert (moved[1].pad_x, moved[1].pad_y) == (48, 0)
 
 
+def test_canvas_is_padded_evenly_with_the_odd_pixel_at_the_end() -> None:
+    canvas = np.full((2, 3, 3), 7, np.uint8)
+    placement = Placement(gain_x=1, gain_y=1, pad_x=0.25, pad_y=0.5, height=2, width=3)
+    larger, moved = enlarge(canvas, placement, 5, 8)
+    assert (larger[1:3, 2:5] == 7).all()
+    assert (larger == 7).sum() == canvas.size
+    assert (larger == PAD_VALUE).sum() == larger.size - canvas.size
+    assert (moved.pad_x, moved.pad_y) == (2.25, 1.5)
+    assert (moved.gain_x, moved.height, moved.width) == (1, 2, 3)
+    for height, width in ((2, 8), (5, 3)):  # one side alone
+        larger, moved = enlarge(canvas, placement, height, width)
+        assert larger.shape == (height, width, 3)
+        assert (moved.pad_x > 1, moved.pad_y > 1) == (width == 8, height == 5)
+
+
 def test_canvas_that_is_large_enough_is_not_copied() -> None:
     canvas, placement = letterbox(np.zeros((64, 64, 3), np.uint8), 64, 64, "rect")
     assert enlarge(canvas, placement, 64, 64)[0] is canvas
@@ -104,6 +121,15 @@ def test_normaliser_swaps_the_channels_and_divides_exactly() -> None:
     normaliser.put(picture, batch, 1)
     expected = picture[..., ::-1].transpose(2, 0, 1).astype(np.float32) / np.float32(255)
     np.testing.assert_array_equal(batch[1], expected)
+
+
+def test_without_a_gpu_the_host_normalises() -> None:
+    assert isinstance(make_normaliser(None), HostNormaliser)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="an NVIDIA GPU is here")
+def test_host_normalises_if_torch_cannot_use_the_gpu() -> None:
+    assert isinstance(make_normaliser(0), HostNormaliser)
 
 
 def test_pixels_are_the_values_before_the_division() -> None:
@@ -141,6 +167,34 @@ def test_reduction_allows_for_a_picture_that_is_turned() -> None:
     assert reduction(960, 1280, height=480, width=640) == 2
     assert reduction(1280, 960, height=480, width=640) == 2
     assert reduction(959, 1000, height=480, width=640) == 1  # if turned, it could be reduced by 2
+
+
+@pytest.mark.parametrize("size", [(960, 1280), (1280, 960)])
+@pytest.mark.parametrize("input_size", [(480, 640), (640, 480)])
+@pytest.mark.parametrize("factor", [2, 4, 8])
+@pytest.mark.parametrize("mode", ["square", "rect", "stretch"])
+def test_reduction_is_exactly_what_fits_both_ways(
+    size: tuple[int, int], input_size: tuple[int, int], factor: int, mode: str
+) -> None:
+    scale = factor // 2
+    # With stretch, a side would be enlarged if the picture were turned.
+    h, w = (side * scale * 4 // 3 if mode == "stretch" else side * scale for side in size)
+    height, width = input_size
+    assert reduction(h, w, height=height, width=width, mode=mode) == factor
+    if mode == "stretch":
+        shorter = (h - scale * 2, w) if h < w else (h, w - scale * 2)
+        assert reduction(*shorter, height=height, width=width, mode=mode) == factor // 2
+    else:
+        assert reduction(h - 2, w - 2, height=height, width=width, mode=mode) == factor // 2
+
+
+@pytest.mark.parametrize("size", [(10, 9000), (9000, 10)])
+def test_long_picture_is_not_reduced_if_that_depends_on_how_it_is_turned(
+    size: tuple[int, int],
+) -> None:
+    assert reduction(*size, height=640, width=640) == 8
+    assert reduction(*size, height=640, width=640, mode="stretch") == 1
+    assert reduction(*size, height=640, width=4600) == 1
 
 
 @pytest.mark.parametrize("mode", ["square", "rect", "stretch"])
