@@ -52,7 +52,7 @@ def test_jpeg_among_other_data_is_walked_from_its_start() -> None:
 @pytest.mark.parametrize("length", [0, 1])
 def test_jpeg_segment_holds_at_least_its_own_length(length: int) -> None:
     data = SOI + b"\xff\xe0" + struct.pack(">H", length) + segment(0xE1, b"") + SCAN
-    assert [one[:2] for one in jpeg_segments(data)] == [(0xE0, 2), (0xE1, 6)]
+    assert [*jpeg_segments(data)] == [(0xE0, 2, 6, 6), (0xE1, 6, 10, 10)]
 
 
 @pytest.mark.parametrize("data", [b"", SOI, SOI + segment(0xE0, b"a"), SOI + b"\xff\xe0\0"])
@@ -105,10 +105,12 @@ def riff_chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def test_riff_chunks_of_odd_length_are_padded() -> None:
-    data = bytes(RIFF_HEADER) + riff_chunk(b"VP8X", b"abc") + riff_chunk(b"VP8 ", b"abcd")
+    chunks = (b"VP8X", b"abc"), (b"VP8 ", b"abcd"), (b"EXIF", b"")
+    data = bytes(RIFF_HEADER) + b"".join(riff_chunk(*one) for one in chunks)
     assert [*riff_chunks(data, RIFF_HEADER, len(data))] == [
         (b"VP8X", 12, 20, 24),
         (b"VP8 ", 24, 32, 36),
+        (b"EXIF", 36, 44, 44),
     ]
 
 

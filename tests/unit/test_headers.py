@@ -179,6 +179,13 @@ def test_tiff_field_has_at_least_one_value_and_may_have_one_for_each_channel(nam
         assert header == (Header(100) if several else None)
 
 
+@pytest.mark.parametrize("kind", "BHI")
+def test_tiff_field_of_any_unsigned_kind_is_read(kind: str) -> None:
+    sides: list[Entry] = [("width", kind, 200), ("height", kind, 100), ("bits", kind, [8] * 3)]
+    assert read_header(tiff("<", sides)) == Header(20_000)
+    assert read_header(tiff(">", sides)) == Header(20_000)
+
+
 def test_tiff_without_a_side_is_damaged() -> None:
     assert read_header(tiff("<", SIDES[:1])) is None
     assert read_header(tiff("<", SIDES[1:])) is None
@@ -269,11 +276,11 @@ def test_strip_beyond_the_end_of_the_file_is_damaged() -> None:
     assert read_header(data.replace(place, struct.pack("<I", len(data) - 7))) is None
 
 
-@pytest.mark.parametrize("kind", range(0xC0, 0xD0))
+@pytest.mark.parametrize("kind", range(0xBF, 0xD0))
 def test_every_kind_of_jpeg_frame_is_read(kind: int) -> None:
     frame = struct.pack(">HBHH", 17, 8, 300, 200) + bytes(10)
     data = b"\xff\xd8\xff" + bytes([kind]) + frame + b"\xff\xda"
-    is_frame = kind not in (0xC4, 0xC8, 0xCC)  # tables, reserved, arithmetic coding
+    is_frame = kind not in (0xBF, 0xC4, 0xC8, 0xCC)  # tables, reserved, arithmetic coding
     assert read_header(data) == (Header(60_000, 1, (300, 200)) if is_frame else None)
 
 

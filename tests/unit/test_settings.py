@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from cpu_count import available_cpus
 from decode import ImageLimits
 from parameters import ParameterError
 from settings import SettingsError, read_settings
@@ -67,3 +68,41 @@ def test_setting_out_of_range_is_refused(change: dict[str, str], sentence: str) 
     with pytest.raises((SettingsError, ParameterError)) as caught:
         read_settings({**SETTINGS, **change}, ("car",))
     assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name, least, most",
+    [
+        ("threads", 0, 1024),
+        ("max_queued_images", 1, 1 << 20),
+        ("max_queue_seconds", 1, 3600),
+        ("max_in_flight_images", 0, 1 << 20),
+        ("max_image_bytes", 1, 1 << 30),
+        ("max_image_pixels", 1, 1 << 30),
+    ],
+)
+def test_bounds_of_a_setting(name: str, least: int, most: int) -> None:
+    for value in (least, most):
+        read_settings({**SETTINGS, name: str(value)}, ("car",))
+    allowed = f"allowed: a whole number from {least} to {most}"
+    for value in (least - 1, most + 1):
+        with pytest.raises(SettingsError, match=allowed):
+            read_settings({**SETTINGS, name: str(value)}, ("car",))
+
+
+def test_least_settings_are_taken_as_they_are() -> None:
+    settings = read_settings({**SETTINGS, "threads": "1", "max_in_flight_images": "1"}, ("car",))
+    assert (settings.threads, settings.max_in_flight_images) == (1, 1)
+    assert not read_settings({**SETTINGS, "scaled_decoding": "false"}, ("car",)).scaled_decoding
+
+
+def test_threads_follow_the_processors_unless_set() -> None:
+    settings = read_settings({**SETTINGS, "threads": "0"}, ("car",))
+    assert settings.threads == available_cpus()
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_missing_setting_is_refused(name: str) -> None:
+    given = {key: value for key, value in SETTINGS.items() if key != name}
+    with pytest.raises((SettingsError, ParameterError), match=name):
+        read_settings(given, ("car",))

@@ -119,6 +119,28 @@ def test_only_three_application_segments_of_a_jpeg_stay(decoder: Decoder) -> Non
     np.testing.assert_array_equal(decoder.decode(data), expected)
 
 
+SOI, SCAN = b"\xff\xd8", b"\xff\xda"
+
+
+@pytest.mark.parametrize("kind", [*range(0xE0, 0xF0), 0xFE, 0xDB, 0xC0, 0xC4, 0xDD, 0xDF, 0xF0])
+def test_segment_of_a_jpeg_stays_if_it_changes_the_picture(kind: int) -> None:
+    kept = {0xE0: b"JFIF\0", 0xE1: b"Exif\0\0", 0xEE: b"Adobe"}
+    for name in (*kept.values(), b"JFIFX", b"Exif\0x", b"adobe", b""):
+        one = segment(kind, name + b"...")
+        stays = not (0xE0 <= kind <= 0xEF or kind == 0xFE) or kept.get(kind) == name
+        data = SOI + one + SCAN
+        assert strip_to_still(data) == (data if stays else SOI + SCAN)
+
+
+def test_what_follows_a_stripped_segment_of_a_jpeg_is_stripped_up_to_the_next() -> None:
+    first, second = segment(0xDB, b"1"), segment(0xC0, b"2")
+    comment = segment(0xFE, b"x")
+    data = SOI + first + b"noise" + comment + b"noise" + second + b"noise" + SCAN + comment
+    assert strip_to_still(data) == SOI + first + b"noise" + second + b"noise" + SCAN + comment
+    data = SOI + comment + b"a" + comment + b"b" + first + comment + b"c" + SCAN
+    assert strip_to_still(data) == SOI + first + b"c" + SCAN
+
+
 def riff(*chunks: tuple[bytes, bytes]) -> bytes:
     body = b"WEBP" + b"".join(
         kind + struct.pack("<I", len(data)) + data + bytes(len(data) % 2) for kind, data in chunks
@@ -163,6 +185,99 @@ def test_first_frame_that_is_smaller_keeps_its_place(decoder: Decoder) -> None:
     expected = np.zeros_like(PICTURE)
     expected[2:10, 4:14] = PICTURE[:8, :10]
     np.testing.assert_array_equal(decoder.decode(data), np.rot90(expected, -1))
+
+
+def test_chunks_of_a_webp_after_its_end_do_not_count() -> None:
+    data = riff(extended(0x2C), (b"ICCP", b"profile!"), LOSSLESS)
+    following = riff((b"EXIF", EXIF))[12:]
+    assert strip_to_still(data + following) == riff(extended(0x08), LOSSLESS)
+
+
+@pytest.mark.parametrize("length", [10, 12])
+def test_header_of_an_extended_webp_may_be_longer(length: int) -> None:
+    kind, content = extended(0x2C)
+    more = b".." * (length > 10)
+    data = riff((kind, content + more), (b"ICCP", b"profile!"), LOSSLESS)
+    assert strip_to_still(data) == riff((kind, extended(0x08)[1] + more), LOSSLESS)
+
+
+def without_padding(data: bytes) -> bytes:
+    """The file, whose last chunk is of odd length, ends with it."""
+    return data[:4] + struct.pack("<I", len(data) - 9) + data[8:-1]
+
+
+def test_extended_webp_that_ends_in_its_header_is_damaged() -> None:
+    data = riff(extended(0))
+    assert strip_to_still(data) is data
+    with pytest.raises(struct.error):
+        strip_to_still(without_padding(riff((b"VP8X", extended(0)[1][:9]))))
+
+
+def test_extended_webp_without_chunks_is_damaged() -> None:
+    empty = riff(extended(0))
+    with pytest.raises(struct.error):
+        strip_to_still(empty[:4] + struct.pack("<I", 4) + empty[8:])
+
+
+@pytest.mark.parametrize("kind", [b"ALPH", b"VP8 ", b"VP8L", b"EXIF"])
+def test_parts_of_the_picture_of_a_webp_stay(kind: bytes) -> None:
+    data = riff(extended(0x18), (b"XMP ", b"<x/>"), (kind, b"abc"), (b"ZZZZ", b"?"))
+    assert strip_to_still(data) == riff(extended(0x18), (kind, b"abc"))
+    data = riff(extended(0x18), (kind, b"abc"))
+    assert strip_to_still(data) is data
+
+
+def anmf(place: bytes, sides: bytes, *chunks: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
+    return b"ANMF", place + sides + b"\x28\0\0\x03" + riff(*chunks)[12:]
+
+
+ORIGIN, WHOLE = bytes(6), extended(0)[1][4:]
+ALPHA = (b"ALPH", b"abcd")
+
+
+def test_first_frame_as_large_as_the_canvas_becomes_a_still_picture() -> None:
+    first = anmf(ORIGIN, WHOLE, ALPHA, (b"XMP ", b"<x/>"), LOSSLESS)
+    second = anmf(ORIGIN, WHOLE, LOSSLESS)
+    data = riff(extended(0x3E), (b"ANIM", b"123456"), first, second, (b"EXIF", EXIF))
+    assert strip_to_still(data) == riff(extended(0x18), ALPHA, LOSSLESS, (b"EXIF", EXIF))
+
+
+@pytest.mark.parametrize("at", range(12))
+def test_first_frame_elsewhere_on_the_canvas_stays_an_animation(at: int) -> None:
+    place = bytearray(ORIGIN + WHOLE)
+    place[at] ^= 1
+    first = anmf(bytes(place[:6]), bytes(place[6:]), ALPHA, (b"XMP ", b"<x/>"), LOSSLESS)
+    control, other = (b"ANIM", b"123456"), (b"ANIM", b"654321")
+    data = riff(extended(0x2E), control, other, first, anmf(ORIGIN, WHOLE, LOSSLESS))
+    left = anmf(bytes(place[:6]), bytes(place[6:]), ALPHA, LOSSLESS)
+    assert strip_to_still(data) == riff(extended(0x0A), control, left)
+
+
+def test_animation_that_ends_in_the_header_of_its_frame_is_damaged() -> None:
+    kind, header = anmf(ORIGIN, WHOLE)
+    assert strip_to_still(riff(extended(0x02), (kind, header))) == riff(extended(0))
+    with pytest.raises(struct.error):
+        strip_to_still(without_padding(riff(extended(0x02), (kind, header[:15]))))
+
+
+def test_animation_without_a_frame_is_damaged() -> None:
+    with pytest.raises(ValueError):
+        strip_to_still(riff(extended(0x02), (b"ANIM", b"123456"), LOSSLESS))
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("cut", [0, 1, 3])
+def test_link_to_the_next_page_of_a_tiff_is_zeroed(big: bool, cut: int) -> None:
+    if big:
+        data = b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 1) + bytes(20)
+    else:
+        data = b"II*\0" + struct.pack("<IH", 8, 1) + bytes(12)
+    link = b"\x09" * (8 if big else 4)
+    zeroed = bytes(len(link))
+    assert strip_to_still(data + link + b"rest") == data + zeroed + b"rest"
+    assert strip_to_still(data + link[cut:]) == data + zeroed[cut:]
+    still = data + zeroed + b"rest"
+    assert strip_to_still(still) is still
 
 
 def test_tiff_of_many_pages_is_stripped_to_the_first(decoder: Decoder) -> None:
