@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from bisect import insort
 from collections.abc import Iterator
 from queue import Empty, Queue
 from time import monotonic
@@ -201,6 +202,71 @@ def test_batch_is_passed_by_at_most_a_queue_of_single_images(busy: Crowd) -> Non
         busy.submit("single")
     assert 50 <= len(names) <= 64 + 20
     admitted(busy, 20 + 1)
+
+
+@pytest.mark.parametrize("images, eighths", [(1, 0), (2, 1), (3, 2), (8, 7)])
+def test_request_lets_an_eighth_of_the_queue_pass_for_each_further_image(
+    busy: Crowd, images: int, eighths: int
+) -> None:
+    busy.submit("large", images)
+    for _ in range(2):
+        busy.submit("single")
+    busy.queue.complete(1)
+    passed_by = 0
+    while (event := busy.next())[0] != "large":
+        passed_by += 1
+        busy.submit("single")  # another one has waited since before the last was admitted
+        busy.queue.complete(event[1])
+    assert passed_by == (eighths * 64 // 8 + 1 if eighths else 0)
+    busy.queue.complete(event[1])
+    admitted(busy, 2)
+
+
+def test_requests_of_two_images_count_as_those_with_several(busy: Crowd) -> None:
+    assert fill(busy, 2) == 24
+    with pytest.raises(QueueFullError, match=r"no more than 48 images may wait in requests with"):
+        busy.submit("x", 2)
+    assert fill(busy, 1) == 16
+    busy.queue.complete(1)
+    names = admitted(busy, 40)
+    assert (names.count("1"), names.count("2")) == (16, 24)
+    busy.submit("first again")
+    (admission_id,) = {busy.next()[1]}
+    assert fill(busy, 2) == 24  # all have been counted back
+    assert fill(busy, 1) == 16
+    busy.queue.complete(admission_id)
+
+
+def test_thread_looks_again_when_the_next_request_expires_but_not_too_often(busy: Crowd) -> None:
+    busy.submit("x", seconds=0.5)
+    assert 0.01 < busy.queue._pause() <= 0.5
+    assert busy.next(timeout=2) == ("x", "expired")
+    busy.submit("y", seconds=60)
+    assert busy.queue._pause() == 3.0  # when requests in flight may be presumed lost
+    with busy.queue._changed:
+        insort(
+            busy.queue._queue,
+            (
+                0,
+                0,
+                QueuedRequest(
+                    images=1, deadline=monotonic() - 9, on_admit=print, on_expire=lambda: None
+                ),
+            ),
+        )
+        assert busy.queue._pause() == 0.01
+
+
+def test_network_counts_as_down_when_four_times_the_capacity_is_lost() -> None:
+    queue = AdmissionQueue(capacity=4, max_in_flight=1)
+    in_flight = queue._in_flight
+    for images, timeout in ((15, 0.05), (1, 1.0)):
+        in_flight.usual_interval = 0.001
+        in_flight.admit(images)
+        time.sleep(0.06)
+        assert in_flight.give_up_overdue()
+        assert in_flight.timeout() == timeout
+    queue.close()
 
 
 def test_requests_of_one_size_are_admitted_in_order_of_arrival(busy: Crowd) -> None:

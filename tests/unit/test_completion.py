@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import threading
 from collections.abc import Iterator
 from queue import Queue
 
@@ -53,6 +54,21 @@ def test_message_without_the_key_is_ignored(ends: Ends, forged: bytes) -> None:
     CompletionSender().send(listener.as_row(9))
     assert completed.get(timeout=10) == 9
     assert completed.empty()
+
+
+def test_sender_does_not_wait_for_a_listener_that_is_busy() -> None:
+    go = threading.Event()
+    listener = CompletionListener(lambda admission_id: go.wait(60) and None)
+    sender = CompletionSender()
+    work = threading.Thread(
+        target=lambda: [sender.send(listener.as_row(number)) for number in range(20_000)],
+        daemon=True,
+    )
+    work.start()
+    work.join(30)
+    assert not work.is_alive()
+    go.set()
+    listener.close()
 
 
 def test_sender_can_address_only_sockets_of_listeners() -> None:

@@ -24,7 +24,7 @@ class Machine:
         point = self.folder / name
         point.mkdir()
         escaped = str(point).replace(" ", "\\040")
-        ending = "cgroup2 cgroup2 rw" if version == 2 else "cgroup cgroup rw,cpu,cpuacct"
+        ending = "cgroup2 none rw" if version == 2 else "cgroup none rw,cpu,cpuacct"
         with (self.proc / "mountinfo").open("a") as file:
             file.write(f"30 24 0:26 {root} {escaped} rw,nosuid shared:9 - {ending}\n")
         return point
@@ -118,6 +118,43 @@ def test_quota_is_read_if_both_versions_are_mounted(machine: Machine) -> None:
     for line in ("4:cpu,cpuacct:/", "3:memory:/x", "1:name=systemd:/", "0::/"):
         machine.join(line)
     assert machine.cpus() == 7
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "30 24 0:26 / - cgroup2 none rw",
+        "30 24 0:26 / /sys rw - cgroup2 none",
+        "30 24 0:26 / /sys rw - cgroup none",
+        "30 24 0:26 / /sys rw - cgroup",
+        "30 24 0:26 / /sys rw - ",
+        "30 24 0:26 / /sys rw - cgroup none rw,memory",
+    ],
+)
+def test_mount_that_says_nothing_about_processors_is_passed_over(
+    machine: Machine, line: str
+) -> None:
+    with (machine.proc / "mountinfo").open("a") as file:
+        file.write(f"{line}\n")
+    limit(machine.mount(2), 2, "600000")
+    machine.join("0::/")
+    assert machine.cpus() == 6
+
+
+def test_mount_without_options_counts(machine: Machine, tmp_path: Path) -> None:
+    with (machine.proc / "mountinfo").open("a") as file:
+        file.write(f"30 24 0:26 / {tmp_path} - cgroup2 none rw\n")
+    limit(tmp_path, 2, "600000")
+    machine.join("0::/")
+    assert machine.cpus() == 6
+
+
+@pytest.mark.parametrize("quota, period", [("1", "0"), ("-1", "-1"), ("1", "1"), ("2", "1")])
+def test_quota_and_period_are_positive(machine: Machine, quota: str, period: str) -> None:
+    limit(machine.mount(2), 2, quota, period)
+    machine.join("0::/")
+    assert machine.cpus() == {"0": AFFINITY, "-1": AFFINITY}.get(period, int(quota))
 
 
 def test_without_control_groups_the_affinity_counts(machine: Machine, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -239,3 +240,66 @@ def test_other_formats_are_decoded_in_full_size() -> None:
     small = encode(".png", LARGE[:60, :90])
     picture, size = Decoder(LIMITS).decode_scaled(small, lambda *_: 8)
     assert picture.shape[:2] == size == (60, 90)
+
+
+def test_file_may_be_exactly_as_large_as_allowed() -> None:
+    data = encode(".png")
+    for element in (data, base64.b64encode(data)):
+        np.testing.assert_array_equal(
+            Decoder(ImageLimits(bytes=len(data), pixels=77)).decode(element), PICTURE
+        )
+        with pytest.raises(ImageError, match=f"over the limit of {len(data) - 1} bytes"):
+            Decoder(ImageLimits(bytes=len(data) - 1, pixels=77)).decode(element)
+    with pytest.raises(ImageError, match="over the limit of 76 pixels"):
+        Decoder(ImageLimits(bytes=len(data), pixels=76)).decode(data)
+
+
+def test_base64_may_be_half_as_long_again_as_the_file_allowed() -> None:
+    data = encode(".png")
+    text = base64.b64encode(data)
+    decoder = Decoder(ImageLimits(bytes=len(data), pixels=77))
+    longest = text + b"\n" * (len(data) * 3 // 2 - len(text))
+    np.testing.assert_array_equal(decoder.decode(longest), PICTURE)
+    with pytest.raises(ImageError) as caught:
+        decoder.decode(longest + b"\n")
+    assert caught.value.reason == "bytes"
+
+
+@pytest.mark.parametrize("length", [4096, 4097])
+def test_data_before_those_of_a_data_uri_are_limited(decode: Decode, length: int) -> None:
+    start, end = b"data:image/png;name=", b";base64,"
+    uri = start + b"x" * (length - len(start) - len(end)) + end + base64.b64encode(encode(".png"))
+    if length <= 4096:
+        np.testing.assert_array_equal(decode(uri), PICTURE)
+    else:
+        with pytest.raises(ImageError, match="a data URI without base64"):
+            decode(uri)
+
+
+def test_pixels_of_every_file_are_given_back() -> None:
+    decoder = Decoder(ImageLimits(bytes=200_000, pixels=100))
+    damaged = encode(".png")[:-20] + bytes(20)
+    for _ in range(2):
+        np.testing.assert_array_equal(decoder.decode(encode(".png")), PICTURE)
+        with pytest.raises(ImageError):
+            decoder.decode(damaged)
+        with pytest.raises(ImageError, match="data go on after its picture"):
+            rows = zlib.compress(bytes(7 * 34 + (1 << 16) + 1))
+            header = chunk(b"IHDR", struct.pack(">IIBBBBB", 11, 7, 8, 2, 0, 0, 0))
+            decoder.decode(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", rows))
+    decoder._budget.acquire(100)  # all of them, and no more
+    assert decoder._budget._free == 0
+
+
+def test_decoder_tells_opencv_the_pixel_limit_and_to_use_one_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OPENCV_IO_MAX_IMAGE_PIXELS", "1")
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(2)
+    try:
+        Decoder(ImageLimits(bytes=1, pixels=123))
+        assert os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] == "123"
+        assert cv2.getNumThreads() == 1
+    finally:
+        cv2.setNumThreads(before)

@@ -81,6 +81,14 @@ def test_spec_of_an_open_size_with_a_reduced_head(tmp_path: Path) -> None:
         ("3, 480, 640 ] }\n]", "3, -1, -1 ] }\n]", "input 'images' has dims [3, -1, -1]"),
         ("TYPE_FP32 dims: [ 3", "TYPE_FP16 dims: [ 3", "input 'images' must be TYPE_FP32"),
         ("TYPE_FP32 dims: [ 18", "TYPE_FP16 dims: [ 18", "output 'output0' must be TYPE_FP32"),
+        ("3, 480, 640 ] }\n]", "1, 480, 640 ] }\n]", "input 'images' has dims [1, 480, 640]"),
+        ("3, 480, 640 ] }\n]", "3, 480, 0 ] }\n]", "input 'images' has dims [3, 480, 0]"),
+        ("3, 480, 640 ] }\n]", "3, 480 ] }\n]", "input 'images' has dims [3, 480]"),
+        ("3, 480, 640 ] }\n]", "3, 480, 640, 1 ] }\n]", "dims [3, 480, 640, 1]"),
+        ("[ 18900, 8 ]", "[ 8 ]", "output 'output0' has dims [8]"),
+        ("[ 18900, 8 ]", "[ 1, 8, 8 ]", "output 'output0' has dims [1, 8, 8]"),
+        ("input [", "input [ { name: 'x' data_type: TYPE_FP32 },", "one input and one output"),
+        ("output [", "output [ { name: 'x' data_type: TYPE_FP32 },", "one input and one output"),
         ('"square"', '"rect"', "allowed with letterbox rect: [3, -1, -1]"),
         ('"square"', '"round"', "letterbox is 'round'; allowed: square, rect, stretch"),
         ('"full"', '"half"', "head is 'half'; allowed: full, reduced"),
@@ -96,6 +104,13 @@ def test_contradictory_files_are_refused(folder: Path, old: str, new: str, sente
     [
         ('"480 640"', '"480"', "imgsz is '480'; allowed with letterbox rect: 2 whole numbers"),
         ('"480 640"', '"470 640"', "imgsz is '470 640'; allowed: multiples of the stride, 32"),
+        ('"480 640"', '"480 630"', "imgsz is '480 630'; allowed: multiples of the stride, 32"),
+        ('"480 640"', '"480 8224"', "imgsz is '480 8224'; allowed with letterbox rect: 2 whole"),
+        ('"480 640"', '"480 0"', "imgsz is '480 0'; allowed with letterbox rect: 2 whole"),
+        ('"480 640"', '"480 640 640"', "imgsz is '480 640 640'; allowed with letterbox rect: 2"),
+        ('"480 640"', '"480 64.0"', "imgsz is '480 64.0'; allowed with letterbox rect: 2 whole"),
+        ('"32"', '"32 32"', "stride is '32 32'; allowed with letterbox rect: 1 whole number from"),
+        ('"32"', '""', "stride is ''; allowed with letterbox rect: 1 whole number from 1"),
         ('"32"', '"0"', "stride is '0'; allowed with letterbox rect: 1 whole number from 1"),
     ],
 )
@@ -103,6 +118,37 @@ def test_contradictory_files_of_an_open_size_are_refused(
     tmp_path: Path, old: str, new: str, sentence: str
 ) -> None:
     assert sentence in spoilt(write(tmp_path, letterbox="rect"), old, new)
+
+
+def changed(folder: Path, old: str, new: str) -> NetworkSpec:
+    config = folder / "config.pbtxt"
+    assert old in config.read_text()
+    config.write_text(config.read_text().replace(old, new))
+    return read_network_spec(folder)
+
+
+def test_smallest_and_largest_sizes_are_accepted(folder: Path, tmp_path: Path) -> None:
+    spec = changed(folder, "3, 480, 640 ] }\n]", "3, 1, 1 ] }\n]")
+    assert (spec.height, spec.width) == (1, 1)
+    (tmp_path / "open").mkdir()
+    other = write(tmp_path / "open", letterbox="rect")
+    spec = changed(other, '"480 640"', '"32 8192"')
+    assert (spec.height, spec.width, spec.stride) == (32, 8192, 32)
+    assert changed(other, '"32"', '"1"').stride == 1
+
+
+def test_letterbox_and_head_have_defaults(folder: Path) -> None:
+    changed(folder, '"square"', '""')
+    spec = changed(folder, '"full"', '""')
+    assert (spec.letterbox, spec.best_class_only) == ("square", False)
+    assert (
+        changed(
+            folder,
+            'key: "letterbox" value: { string_value: ""',
+            'key: "letterbox" value: { string_value: "stretch"',
+        ).letterbox
+        == "stretch"
+    )
 
 
 def spoilt(folder: Path, old: str, new: str) -> str:

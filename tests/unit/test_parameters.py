@@ -7,7 +7,14 @@ from time import thread_time
 from typing import Any
 
 import pytest
-from parameters import PARAMETER_NAMES, ParameterError, Parameters, parse_parameters, read_json
+from parameters import (
+    PARAMETER_NAMES,
+    ParameterError,
+    Parameters,
+    parse_parameters,
+    read_defaults,
+    read_json,
+)
 
 LABELS = ("person", "bus", "fire hydrant")
 
@@ -38,6 +45,17 @@ def test_defaults_apply_if_nothing_is_given() -> None:
         ({"conf_thres": "0.4"}, {"conf_thres": 0.4}),
         ({"conf_thres": 1}, {"conf_thres": 1.0}),
         ({"iou_thres": " 1e-1 "}, {"iou_thres": 0.1}),
+        ({"iou_thres": 0, "conf_thres": "1"}, {"iou_thres": 0.0, "conf_thres": 1.0}),
+        ({"iou_thres": "0", "conf_thres": "+.5E0"}, {"iou_thres": 0.0, "conf_thres": 0.5}),
+        ({"max_det": 1000}, {"max_det": 1000}),
+        ({"max_det": "1"}, {"max_det": 1}),
+        ({"max_det": " 7 "}, {"max_det": 7}),
+        ({"max_det": "7".zfill(19)}, {"max_det": 7}),
+        ({"classes": "1".zfill(9)}, {"classes": {1}}),
+        ({"classes": "0"}, {"classes": {0}}),
+        ({"classes": "[0]"}, {"classes": {0}}),
+        ({"classes": ",".join(["0"] * 2048) + "0"}, {"classes": {0}}),  # 4096 bytes
+        ({"agnostic_nms": " 1 ", "multi_label": "False"}, {"agnostic_nms": True}),
         ({"max_det": 1}, {"max_det": 1}),
         ({"max_det": "1000"}, {"max_det": 1000}),
         ({"classes": "0,2"}, {"classes": {0, 2}}),
@@ -71,6 +89,17 @@ def test_valid_parameter_is_read(given: dict[str, Any], expected: dict[str, Any]
         ({"conf_thres": None}, "conf_thres is None;"),
         ({"max_det": 1.0}, "max_det is 1.0; allowed: a whole number from 1 to 1000"),
         ({"max_det": "1e2"}, "max_det is '1e2';"),
+        ({"max_det": 0}, "max_det is 0;"),
+        ({"max_det": 1001}, "max_det is 1001;"),
+        ({"max_det": True}, "max_det is True;"),
+        ({"max_det": "7".zfill(20)}, "max_det is '00000000000000000007';"),
+        ({"max_det": "x" * 58}, f"max_det is '{'x' * 58}';"),
+        ({"max_det": "x" * 59}, f"max_det is '{'x' * 55}...';"),
+        ({"classes": "1".zfill(10)}, "classes names '0000000001';"),
+        ({"classes": '["0000000001"]'}, "classes names '0000000001';"),
+        ({"classes": "[1"}, "classes is '[1'; allowed where it begins with '[': a JSON list"),
+        ({"classes": "{}"}, "classes names '{}';"),
+        ({"agnostic_nms": "2"}, "agnostic_nms is '2';"),
         ({"max_det": "9" * 4000}, "max_det is '99999"),
         ({"max_det": "9" * 4097}, "max_det is too long; allowed: at most 4096 bytes"),
         ({"classes": "0," * 2048 + "0"}, "classes is too long; allowed: at most 4096 bytes"),
@@ -154,6 +183,26 @@ def test_parameters_that_are_too_long_are_refused_at_once() -> None:
         with pytest.raises(ParameterError, match="characters long; allowed: at most 262144"):
             read_json(text)
         assert thread_time() - started < 0.1
+
+
+def test_parameters_may_be_256_kibibytes_long() -> None:
+    text = json.dumps({"triton_x": ""})
+    longest = text.replace('""', f'"{"x" * (256 * 1024 - len(text))}"')
+    assert len(longest) == 256 * 1024
+    assert [*read_json(longest)] == ["triton_x"]
+    with pytest.raises(ParameterError, match="262145 characters long"):
+        read_json(longest + " ")
+
+
+def test_defaults_must_hold_every_parameter_but_the_classes() -> None:
+    given = {name: getattr(DEFAULTS, name) for name in PARAMETER_NAMES if name != "classes"}
+    assert read_defaults(given, LABELS) == DEFAULTS
+    assert read_defaults({**given, "classes": "bus"}, LABELS).classes == {1}
+    for name in given:
+        with pytest.raises(ParameterError, match=f"^{name} has no default"):
+            read_defaults({key: value for key, value in given.items() if key != name}, LABELS)
+    for best_class_only in (False, True):
+        assert read_defaults(given, LABELS, best_class_only=best_class_only) == DEFAULTS
 
 
 def test_the_longest_parameters_are_read_quickly() -> None:
