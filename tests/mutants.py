@@ -194,11 +194,18 @@ def places(root: Path, module: str) -> list[list[Change]]:
     nodes = list(ast_nodes(get_ast(source)))
     found: dict[Position, list[Change]] = {}
     for name, operator in OPERATORS.items():
-        positions = [one for node in nodes for one in operator().mutation_positions(node)]
-        for occurrence, (start, end) in enumerate(positions):
+        positions = [(node, *one) for node in nodes for one in operator().mutation_positions(node)]
+        for occurrence, (node, start, end) in enumerate(positions):
+            if _is_marker(node):
+                continue
             if not any(span.start <= start and end <= span.end for span in skipped):
                 found.setdefault(start, []).append(Change(module, start[0], name, occurrence))
     return [found[start] for start in sorted(found)]
+
+
+def _is_marker(node: Any) -> bool:
+    """Whether it is the star between the parameters of a function, no multiplication."""
+    return bool(node.type == "operator" and node.parent.type == "parameters")
 
 
 def make(root: Path, change: Change) -> dict[str, Any] | None:

@@ -58,12 +58,18 @@ def test_message_without_the_key_is_ignored(ends: Ends, forged: bytes) -> None:
 
 def test_sender_does_not_wait_for_a_listener_that_is_busy() -> None:
     go = threading.Event()
-    listener = CompletionListener(lambda admission_id: go.wait(60) and None)
-    sender = CompletionSender()
-    work = threading.Thread(
-        target=lambda: [sender.send(listener.as_row(number)) for number in range(20_000)],
-        daemon=True,
-    )
+
+    def busy(admission_id: int) -> None:
+        assert go.wait(60)
+
+    listener = CompletionListener(busy)
+
+    def send() -> None:
+        sender = CompletionSender()
+        for number in range(20_000):
+            sender.send(listener.as_row(number))
+
+    work = threading.Thread(target=send, daemon=True)
     work.start()
     work.join(30)
     assert not work.is_alive()

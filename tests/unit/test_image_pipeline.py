@@ -100,4 +100,4 @@ def test_times_of_both_stages_are_observed_once_for_each_image() -> None:
     with pytest.raises(ImageError):
         images.prepare(b"no image", batch, 0)
     ((decode, rest),) = seconds
-    assert decode > 0 and rest > 0
+    assert 0 < decode < 60 and 0 < rest < 60
