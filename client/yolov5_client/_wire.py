@@ -401,7 +401,7 @@ def _strings(name: str, data: bytes) -> Iterator[bytes]:
     start = 0
     while start < len(data):
         end = start + 4 + int.from_bytes(data[start : start + 4], "little")
-        if start + 4 > len(data) or end > len(data):
+        if end > len(data):
             raise ValueError(f"{name} has a string that is longer than its bytes")
         yield data[start + 4 : end]
         start = end
