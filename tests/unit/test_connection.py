@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import ssl
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import trustme
 
 from yolov5_client import (
     TLS,
@@ -18,7 +20,7 @@ from yolov5_client import (
     TimedOutError,
     UnavailableError,
 )
-from yolov5_client._connection import Backoff
+from yolov5_client._connection import LARGEST_ANSWER, Backoff, Connection
 from yolov5_client._wire import (
     detections,
     error_from_grpc,
@@ -27,6 +29,8 @@ from yolov5_client._wire import (
     outputs_from_http,
     parameters_for_grpc,
 )
+
+YEAR = 366 * 24 * 3600.0  # seconds
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
@@ -43,6 +47,12 @@ from yolov5_client._wire import (
         ({"address": "http://"}, "'http://' is no address"),
         ({"keepalive": 0}, "keepalive is 0; allowed: more than 0 seconds, or None"),
         ({"address": "http://there", "tls": True}, "tls needs an https:// address"),
+        ({"address": "http://there", "tls": TLS()}, "tls needs an https:// address"),
+        ({"address": "http://there:0"}, "'http://there:0' is no address"),
+        ({"address": "http://the re"}, "'http://the re' is no address"),
+        ({"timeout": YEAR + 1}, "timeout is 31622401.0; allowed: more than 0 seconds, at most"),
+        ({"retry_for": YEAR + 1}, "retry_for is 31622401.0; allowed: 0 seconds or more, at most"),
+        ({"keepalive": 86401}, "keepalive is 86401; allowed: .* at most a day"),
     ],
 )
 def test_unusable_arguments_of_a_client_are_refused(
@@ -59,6 +69,101 @@ def test_tls_files_are_checked_when_they_are_given(tmp_path: Path) -> None:
         TLS(certificate=pem)
     with pytest.raises(FileNotFoundError):
         TLS(ca=tmp_path / "none.pem")
+
+
+def test_every_file_of_tls_is_read(tmp_path: Path) -> None:
+    pem = tmp_path / "one.pem"
+    pem.touch()
+    with pytest.raises(ValueError, match="certificate and its key belong together"):
+        TLS(key=pem)
+    for files in ({"certificate": pem, "key": "none"}, {"certificate": "none", "key": pem}):
+        with pytest.raises(FileNotFoundError, match="'none'"):
+            TLS(**files)
+
+
+def test_certificate_of_a_client_is_loaded(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    own = authority.issue_cert("127.0.0.1")
+    ca, certificate, key = (tmp_path / name for name in ("ca", "certificate", "key"))
+    authority.cert_pem.write_to_path(ca)
+    own.cert_chain_pems[0].write_to_path(certificate)
+    own.private_key_pem.write_to_path(key)
+    context = TLS(ca=ca, certificate=certificate, key=key).context()
+    assert len(context.get_ca_certs()) == 1
+    with pytest.raises(ssl.SSLError):
+        TLS(certificate=certificate, key=ca).context()
+
+
+def connection(address: str = "127.0.0.1:8001", **changes: Any) -> Connection:
+    """The arguments of a client, unless changed."""
+    arguments: dict[str, Any] = {
+        "address": address,
+        "timeout": 1.0,
+        "retry_for": 0.0,
+        "in_flight": 1,
+        "tls": None,
+        "keepalive": None,
+    }
+    return Connection(**{**arguments, **changes})
+
+
+def test_answer_of_16_mib_is_the_largest() -> None:
+    assert LARGEST_ANSWER == 16 * 1024 * 1024
+
+
+def test_extreme_values_are_accepted() -> None:
+    extreme = connection(timeout=YEAR, retry_for=YEAR, in_flight=1, keepalive=86400)
+    assert (extreme.timeout, extreme.retry_for, extreme.keepalive) == (YEAR, YEAR, 86400)
+    smallest = connection("http://there:1", timeout=1e-9, retry_for=0, keepalive=1e-9, tls=False)
+    assert smallest.retry_for == 0
+    assert connection(headers={"X-Key": "a b\tc~"}).headers == {"X-Key": "a b\tc~"}
+
+
+def test_kind_of_connection_follows_from_the_address_and_tls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert connection().encryption is None
+    assert connection(tls=False).encryption is None
+    assert connection(tls=True).encryption == TLS()
+    tls = TLS()
+    assert connection("https://there", tls=tls).encryption is tls
+    assert [connection(a).http for a in ("there:1", "http://there", "https://there")] == [
+        *(False, True, True)
+    ]
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    assert connection("http://there").via == ""
+    monkeypatch.setenv("http_proxy", "http://user:word@between:3128")
+    through = " (through the proxy http://between:3128 that http_proxy names)"
+    assert connection("http://there").via == through
+    assert connection("http://127.0.0.1").via == ""
+
+
+def test_pauses_double_up_to_two_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends: list[tuple[float, float]] = []
+
+    def longest(low: float, high: float) -> float:
+        ends.append((low, high))
+        return high
+
+    monkeypatch.setattr("random.uniform", longest)
+    backoff = iter(Backoff(1000))
+    highs = [0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0]
+    assert [next(backoff) for _ in highs] == highs
+    assert ends == [(high / 2, high) for high in highs]
+
+
+def test_pauses_end_with_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [50.0]
+    monkeypatch.setattr("yolov5_client._connection.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("random.uniform", lambda low, high: high)
+    backoff = iter(Backoff(0.25))
+    assert next(backoff) == 0.1
+    now[0] += 0.125
+    assert next(backoff) == 0.125, "no longer than the budget"
+    now[0] += 0.125
+    assert next(backoff, None) is None
+    assert [*Backoff(0)] == []
 
 
 def test_backoff_grows_and_ends() -> None:
