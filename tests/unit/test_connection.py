@@ -76,9 +76,9 @@ def test_every_file_of_tls_is_read(tmp_path: Path) -> None:
     pem.touch()
     with pytest.raises(ValueError, match="certificate and its key belong together"):
         TLS(key=pem)
-    for files in ({"certificate": pem, "key": "none"}, {"certificate": "none", "key": pem}):
+    for certificate, key in ((pem, "none"), ("none", pem)):
         with pytest.raises(FileNotFoundError, match="'none'"):
-            TLS(**files)
+            TLS(certificate=certificate, key=key)
 
 
 def test_certificate_of_a_client_is_loaded(tmp_path: Path) -> None:
