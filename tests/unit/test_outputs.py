@@ -159,6 +159,102 @@ def test_crop_names_of_different_images_differ() -> None:
     assert [crop_name("a", n) for n in (1, 2)] == ["a", "a.2"]
 
 
+# -- the results of one image -----------------------------------------------------------------
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def no_picture() -> Picture:
+    raise AssertionError("the picture is not needed")
+
+
+def test_text_file_has_a_line_for_each_detection(tmp_path: Path) -> None:
+    plain = OutputOptions(pictures=False, save_txt=True)
+    for _ in range(2):
+        assert ResultWriter(tmp_path, plain).write("a", some_detections(), no_picture) is None
+    with_scores = OutputOptions(pictures=False, save_txt=True, save_conf=True)
+    ResultWriter(tmp_path, with_scores).write("b", some_detections(), no_picture)
+    ResultWriter(tmp_path, plain).write("none", no_detections(), no_picture)
+    assert files_in(tmp_path) == {
+        "labels/a.txt": b"2 0.15 0.15 0.1 0.1\n0 0.5 0.5 1 1\n",
+        "labels/b.txt": b"2 0.15 0.15 0.1 0.1 0.9\n0 0.5 0.5 1 1 0.5\n",
+        "labels/none.txt": b"",
+    }
+
+
+def test_nothing_is_written_that_was_not_asked_for(tmp_path: Path) -> None:
+    nothing = OutputOptions(pictures=False)
+    assert not nothing.needs_folder
+    assert not nothing.needs_picture
+    assert ResultWriter(tmp_path, nothing).write("a", some_detections(), no_picture) is None
+    assert files_in(tmp_path) == {}
+    for name in ("save_txt", "save_crop", "save_csv", "save_json", "save_jsonl"):
+        one = OutputOptions(pictures=False, **{name: True})
+        assert one.needs_folder
+        assert one.needs_picture == (name == "save_crop")
+    pictures = OutputOptions(pictures=True)
+    assert pictures.needs_folder
+    assert pictures.needs_picture
+    drawn = ResultWriter(tmp_path, pictures).write("a", some_detections(), photo)
+    assert drawn is not None
+    assert files_in(tmp_path) == {}, "the caller writes the picture"
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments"),
+    [
+        ({}, {}),
+        ({"line_thickness": 5}, {"line": 5}),
+        ({"hide_labels": True}, {"labels": False}),
+        ({"hide_conf": True}, {"confidences": False}),
+    ],
+)
+def test_picture_is_drawn_as_the_options_say(
+    tmp_path: Path, options: dict[str, Any], arguments: dict[str, Any]
+) -> None:
+    writer = ResultWriter(tmp_path, OutputOptions(pictures=True, **options))
+    wanted = photo()
+    draw(wanted, some_detections(), **arguments)
+    drawn = writer.write("a", some_detections(), photo)
+    assert drawn is not None
+    assert np.array_equal(drawn, wanted)
+
+
+def test_crops_are_numbered_by_label_and_not_drawn_into(tmp_path: Path) -> None:
+    found = some_detections(
+        boxes=np.array([[64, 48, 128, 96], [0, 0, 64, 48], [9, 9, 9, 9], [99, 9, 120, 40]], "<f4"),
+        scores=np.array([0.9, 0.8, 0.7, 0.6], np.float32),
+        classes=np.array([2, 2, 0, 2], np.int32),
+        labels=("WBC", "WBC", "RBC", "WBC"),
+    )
+    writer = ResultWriter(tmp_path, OutputOptions(pictures=True, save_crop=True))
+    writer.write("a", found, photo)
+    assert files_in(tmp_path).keys() == {
+        f"crops/{name}.jpg" for name in ("RBC/a", "WBC/a", "WBC/a.2", "WBC/a.3")
+    }
+    write(crop(photo(), found.boxes[1]), tmp_path / "wanted.jpg")
+    files = files_in(tmp_path)
+    assert files["crops/WBC/a.2.jpg"] == files["wanted.jpg"]
+
+
+def test_crop_outside_the_picture_is_left_out(tmp_path: Path) -> None:
+    found = some_detections(boxes=np.array([[900, 900, 910, 910], [0, 0, 9, 9]], np.float32))
+    writer = ResultWriter(tmp_path, OutputOptions(pictures=False, save_crop=True))
+    writer.write("a", found, photo)
+    assert [*files_in(tmp_path)] == ["crops/Platelets/a.jpg"]
+
+
+def test_videos_are_mp4(tmp_path: Path) -> None:
+    writer = ResultWriter(tmp_path, OutputOptions(pictures=True))
+    assert writer.video_path("clip") == tmp_path / "clip.mp4"
+
+
 def test_label_cannot_escape_the_crops_folder(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "exp"
     folder.mkdir(parents=True)
@@ -207,6 +303,30 @@ def test_coco_file_has_an_entry_for_each_detection(tmp_path: Path) -> None:
     assert [result["image_id"] for result in results] == [7, 7, "clip_3", "clip_3"]
     write_coco(tmp_path / "empty.json", LINES[1:2])
     assert json.loads((tmp_path / "empty.json").read_text()) == []
+
+
+def test_sizes_in_a_coco_file_have_four_decimals(tmp_path: Path) -> None:
+    found = some_detections(boxes=np.array([[0.1, 0.2, 0.3, 0.7], [0, 0, 1 / 3, 2 / 3]], "<f4"))
+    write_coco(tmp_path / "one.json", [{"image": "7.5.jpg", **found.to_dict()}])
+    text = (tmp_path / "one.json").read_text()
+    assert text == (
+        '[\n{"image_id": "7.5", "category_id": 2, "bbox": [0.1, 0.2, 0.2, 0.5], "score": 0.9},\n'
+        '{"image_id": "7.5", "category_id": 0, "bbox": [0.0, 0.0, 0.3333, 0.6667], "score": 0.5}\n'
+        "]\n"
+    )
+    write_coco(tmp_path / "one.json", [])
+    assert files_in(tmp_path) == {"one.json": b"[]\n"}
+
+
+def test_table_of_no_images_has_its_head(tmp_path: Path) -> None:
+    write_csv(tmp_path / "one.csv", [])
+    assert files_in(tmp_path) == {"one.csv": b"image,frame,label,class,score,x1,y1,x2,y2\r\n"}
+    write_csv(tmp_path / "one.csv", [{"image": "\udcff.jpg", **some_detections().to_dict()}] * 2)
+    rows = (tmp_path / "one.csv").read_bytes().split(b"\r\n")
+    assert rows[1:] == [
+        b"\xff.jpg,,WBC,2,0.9,64.0,48.0,128.0,96.0",
+        b"\xff.jpg,,Platelets,0,0.5,0.0,0.0,640.0,480.0",
+    ] * 2 + [b""]
 
 
 # -- the journal -----------------------------------------------------------------------------
