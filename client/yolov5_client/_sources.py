@@ -246,6 +246,7 @@ def _download(url: str) -> bytes:
         request = urllib.request.Request(url, headers={"User-Agent": "yolov5-client"})
         with opener_for(url).open(request, timeout=_DOWNLOAD_TIMEOUT) as answer:
             data: bytes = answer.read(_DOWNLOAD_LIMIT + 1)
+            missing = answer.length  # of the bytes that were announced
     except urllib.error.HTTPError as error:
         raise OSError(f"cannot be downloaded: HTTP {error.code} {error.reason}") from None
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -254,4 +255,6 @@ def _download(url: str) -> bytes:
         raise OSError(f"cannot be downloaded: {reason}") from None
     if len(data) > _DOWNLOAD_LIMIT:
         raise OSError(f"cannot be downloaded: larger than {_DOWNLOAD_LIMIT >> 20} MiB")
+    if missing:
+        raise OSError(f"cannot be downloaded: the connection ended {missing} bytes early")
     return data

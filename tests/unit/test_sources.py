@@ -7,8 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from hostile import http, http_server, tcp_server
 from support import PHOTO
 
+from yolov5_client import _sources
 from yolov5_client._sources import Source, expand, head_is_image, safe_name
 
 
@@ -150,6 +152,17 @@ def test_standard_input_is_an_image_or_a_lazily_read_list(tree: Path) -> None:
         (b"RIFF\0\0\0\0WEBP", True),
         (b"BM\x36\x10\x0e\0\0\0\0\0\x36\0\0\0", True),
         (b"MM\0*", True),
+        (b"II*\0", True),
+        (b"BM" + b"1" * 15 + b"\0\0", False),
+        (b"BM" + b"1" * 14 + b"\0\0", True),
+        (b"BM\0\0", True),
+        (b"bm\0\0", False),
+        (b"B\0\0", False),
+        (b"RIFF1234WEBP\n", True),
+        (b"RIFF1234WAVE\n", False),
+        (b"riff1234WEBP\n", False),
+        (b"RIFF123WEBP4\n", False),
+        (b"in/\xff\xd8\xff", False),
         (b"BMW.jpg\nBMX.jpg\nothers.jpg\n", False),
         (b"RIFF.jpg\n", False),
         (b"", False),
@@ -178,6 +191,115 @@ def test_urls_and_devices_become_sources(tree: Path, argument: str, kind: str, s
     assert (found.kind, found.stem) == (kind, stem)
 
 
+@pytest.mark.parametrize(
+    ("name", "suffix"),
+    [
+        ("-", ""),
+        ("in/photo.JPG", ".jpg"),
+        ("http://host/a/photo.JPG/?x=.png", ".jpg"),
+        ("http://host/a.b/c", ""),
+    ],
+)
+def test_suffix_is_of_the_file(name: str, suffix: str) -> None:
+    assert Source(name).suffix == suffix
+
+
+def test_url_becomes_a_safe_name_but_a_path_keeps_its_own() -> None:
+    assert Source("http://host/a:b*c.jpg").stem == "a_b_c"
+    assert Source("in/a:b*c.jpg").stem == "a:b*c"
+    assert Source("h://host/a:b.jpg").stem == "a:b", "one letter is a drive, not a scheme"
+
+
+def test_kinds_of_files(tree: Path) -> None:
+    assert [one.kind for one in expand(["in/a.png", "in/sub/clip.MP4"], stdin=stdin())[0]] == [
+        *("image", "video")
+    ]
+    lines = b"in/a.png\nin/sub/clip.MP4\nrtsp://host/x\nhttp://host/x.mp4\nhttp://host/x.m3u8\n"
+    assert [one.kind for one in expand(["-"], stdin=stdin(lines))[0]] == [
+        *("image", "video", "stream", "video", "stream")
+    ]
+
+
+def test_sources_are_counted(tree: Path) -> None:
+    photo = PHOTO.read_bytes()
+    assert expand([], stdin=stdin())[1] == 0
+    assert expand(["in/a.png", "-", "in"], stdin=stdin(photo))[1] == 6
+    assert expand(["-", "in/a.png"], stdin=stdin(b"in/a.png\n"))[1] is None
+    found, total = expand(["-", "-", "in/a.png"], stdin=stdin(photo))
+    assert total is None, "the second time, standard input is an empty list"
+    assert [one.name for one in found] == ["-", "in/a.png"]
+
+
+def test_result_of_this_run_is_skipped_and_the_list_goes_on(tree: Path) -> None:
+    lines = b"in/sub/c.webp\nin/a.png\nin/sub/clip.MP4\nin/subway.png\n"
+    assert names(["-"], lines, exclude=Path("in/sub")) == ["in/a.png", "in/subway.png"]
+    assert names(["-"], lines) == lines.decode().split()
+
+
+def test_folder_of_a_lists_entry_is_searched(tree: Path) -> None:
+    (tree / "in" / "folder.bin").mkdir()
+    (tree / "in" / "folder.bin" / "e.bmp").touch()
+    lines = b"in/folder.bin\nin/*.png\nin/none*\n"
+    assert names(["-"], lines) == ["in/folder.bin/e.bmp", "in/a.png", "in/none*"]
+
+
+def test_list_that_is_not_there_is_an_error_unless_it_may_come_later(tree: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such file or folder"):
+        names(["none.txt"])
+    found, total = expand(["none.txt"], stdin=stdin(), strict=False)
+    assert ([one.name for one in found], total) == (["none.txt"], 1)
+
+
+# -- downloads -------------------------------------------------------------------------------
+
+
+def test_image_is_downloaded_up_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _sources._DOWNLOAD_LIMIT == 32 * 1024 * 1024
+    monkeypatch.setattr(_sources, "_DOWNLOAD_LIMIT", 3 << 20)
+    largest = bytes(3 << 20)
+    with http_server(http(largest)) as address:
+        assert Source(f"{address}/photo.jpg").read() == largest
+    with (
+        http_server(http(largest + b"x")) as address,
+        pytest.raises(OSError, match=r"^cannot be downloaded: larger than 3 MiB$"),
+    ):
+        Source(f"{address}/photo.jpg").read()
+
+
+@pytest.mark.parametrize(
+    ("answer", "sentence"),
+    [
+        (http(b"", status="404 Not There"), "HTTP 404 Not There"),
+        (b"\0\1\2\r\n\r\n", ".*\\S"),
+        (http(b"short", {"Content-Length": 99}), "the connection ended 94 bytes early"),
+        (b"", "Remote end closed connection without response"),
+    ],
+)
+def test_failed_download_has_a_reason(answer: bytes, sentence: str) -> None:
+    with (
+        http_server(answer) as address,
+        pytest.raises(OSError, match=f"^cannot be downloaded: {sentence}"),
+    ):
+        Source(f"{address}/photo.jpg").read()
+
+
+def test_refused_connection_is_named_in_words() -> None:
+    with pytest.raises(OSError, match=r"^cannot be downloaded: Connection refused$"):
+        Source("http://127.0.0.1:1/photo.jpg").read()
+    with pytest.raises(OSError, match=r"^cannot be downloaded: .*nonnumeric port"):
+        Source("http://127.0.0.1:port/photo.jpg").read()
+
+
+def test_server_that_stays_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _sources._DOWNLOAD_TIMEOUT == 30
+    monkeypatch.setattr(_sources, "_DOWNLOAD_TIMEOUT", 0.05)
+    with (
+        tcp_server(lambda request, send: time.sleep(5)) as address,
+        pytest.raises(OSError, match="^cannot be downloaded: timed out"),
+    ):
+        Source(f"http://{address}/photo.jpg").read()
+
+
 def test_digit_may_be_a_file(tree: Path) -> None:
     (tree / "0").touch()
     assert [*expand(["0"], stdin=stdin())[0]] == [Source("0")]
@@ -198,6 +320,12 @@ def test_digit_may_be_a_file(tree: Path) -> None:
 def test_label_becomes_a_safe_file_name(label: str, name: str) -> None:
     assert safe_name(label) == name
     assert len(safe_name(label * 999).encode()) < 250
+
+
+def test_file_name_has_at_most_sixty_letters() -> None:
+    assert safe_name("x" * 60) == "x" * 60
+    assert safe_name("x" * 61) == "x" * 60
+    assert safe_name(" .a-b+(c). ") == "a-b+(c)"
 
 
 def test_ten_thousands_of_files_are_found_quickly(tmp_path: Path) -> None:
