@@ -80,9 +80,163 @@ def test_padding_is_removed() -> None:
     assert second.image_size == (30, 40)
 
 
+def answer(**changes: Any) -> dict[str, Any]:
+    """The outputs for one image, with values at the ends of what is allowed."""
+    return {
+        "num_dets": np.array([[3]], np.int32),
+        "det_boxes": np.array([[[0, 0, 640, 480], [5, 6, 5, 6], [1, 2, 3, 4]]], np.float32),
+        "det_scores": np.array([[1, 0, 0]], np.float32),
+        "det_classes": np.array([[0, 0, 2**31 - 1]], np.int32),
+        "det_labels": np.array([[b"a", b"", b"c"]], np.object_),
+        "image_size": np.array([[480, 640]], np.int32),
+        **changes,
+    }
+
+
+def test_extreme_values_are_accepted() -> None:
+    found = Detections.from_outputs(answer())
+    assert found.boxes.tolist() == [[0, 0, 640, 480], [5, 6, 5, 6], [1, 2, 3, 4]]
+    assert found.scores.tolist() == [1, 0, 0]
+    assert found.labels == ("a", "", "c")
+    none = Detections.from_outputs(answer(num_dets=np.array([[0]], np.int32)))
+    assert (len(none), none.boxes.shape) == (0, (0, 4))
+    smallest = Detections.from_outputs(
+        answer(
+            num_dets=np.array([[0]], np.int32),
+            image_size=np.array([[1, 1]], np.int32),
+        )
+    )
+    assert smallest.image_size == (1, 1)
+
+
+BEYOND = {
+    "no_detections_of_three": ({"num_dets": np.array([[-1]], np.int32)}, "num_dets is -1, of at"),
+    "four_of_three": ({"num_dets": np.array([[4]], np.int32)}, "num_dets is 4, of at most 3"),
+    "scores_are_a_vector": (
+        {"det_scores": np.zeros(3, np.float32)},
+        r"num_dets has shape \(1, 1\), expected \(0, 1\)",
+    ),
+    "double_scores": ({"det_scores": np.zeros((1, 3))}, "det_scores is of the type float64, exp"),
+    "label_is_text": ({"det_labels": np.array([["a", "b", "c"]], np.object_)}, "string of bytes"),
+    "no_image": ({"image_size": np.array([[480, 0]], np.int32)}, r"image_size is \(480, 0\)"),
+    **{
+        f"box_{box}": (
+            {"det_boxes": np.array([[[0, 0, 1, 1], box, [1, 1, 2, 2]]], np.float32)},
+            sentence,
+        )
+        for box, sentence in {
+            (-0.5, 0, 1, 1): "not in the image",
+            (0, -0.5, 1, 1): "not in the image",
+            (0, 0, 640.5, 1): "not in the image",
+            (0, 0, 1, 480.5): "not in the image",
+            (0, 0, 481, 481): "not in the image",
+            (2, 0, 1, 1): "ends before it begins",
+            (0, 2, 1, 1): "ends before it begins",
+        }.items()
+    },
+    **{
+        f"scores_{scores}": ({"det_scores": np.array([scores], np.float32)}, sentence)
+        for scores, sentence in {
+            (1.001, 0.5, 0.5): "not from 0 to 1",
+            (0.5, 0.5, -0.001): "not from 0 to 1",
+            (0.5, 0.4, 0.41): "not in descending order",
+        }.items()
+    },
+}
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_answer_beyond_what_is_allowed_is_refused(name: str) -> None:
+    changes, sentence = BEYOND[name]
+    with pytest.raises(ValueError, match=sentence):
+        Detections.from_outputs(answer(**changes))
+
+
+def test_image_that_is_not_in_the_answer_is_refused() -> None:
+    with pytest.raises(ValueError, match="there is no image 2, of 1"):
+        Detections.from_outputs(answer(), row=1)
+
+
+def test_boxes_are_divided_by_the_sides_of_the_image() -> None:
+    found = some_detections(boxes=np.array([[10, 30, 50, 130], [0, 0, 640, 240]], np.float32))
+    wanted = [[30 / 640, 80 / 480, 40 / 640, 100 / 480], [0.5, 0.25, 1, 0.5]]
+    np.testing.assert_allclose(found.boxes_normalised, wanted, rtol=1e-6)
+    assert found.yolo_lines()[0] == "2 0.046875 0.166667 0.0625 0.208333"
+
+
+def test_detections_of_equal_score_keep_their_order() -> None:
+    found = Detections.from_unsorted(
+        boxes=[[0, 0, 1, 1]] * 3,
+        scores=[0.5, 0.9, 0.5],
+        classes=[0, 1, 2],
+        labels=["a", "b", "c"],
+        image_size=(1, 1),
+    )
+    assert (found.labels, found.classes.tolist()) == (("b", "a", "c"), [1, 0, 2])
+    assert found.scores.tolist() == pytest.approx([0.9, 0.5, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("image_size", [True, 640]),
+        ("image_size", [480, 640, 3]),
+        ("image_size", (480, 640)),
+        ("classes", [0, -(2**31) - 1]),
+        ("classes", [0, 2**31]),
+        ("scores", [0.5, True]),
+        ("scores", [float("inf"), 0.5]),
+        ("boxes", [[0, 0, 1, 1], [0, 0, 1, 1, 1]]),
+        ("boxes", [[0, 0, 1, 1], [0, 0, 1, False]]),
+        ("boxes", [[0, 0, 1, 1], {}]),
+        ("labels", ["a", b"b"]),
+        ("labels", "ab"),
+    ],
+)
+def test_json_of_another_form_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{name} is"):
+        Detections.from_dict({**some_detections().to_dict(), name: value})
+
+
+def test_json_with_extreme_classes_is_read() -> None:
+    data = {**some_detections().to_dict(), "classes": [-(2**31), 2**31 - 1]}
+    assert Detections.from_dict(data).classes.tolist() == [-(2**31), 2**31 - 1]
+    assert Detections.from_dict({**data, "image_size": [1, 1]}).image_size == (1, 1)
+
+
+@pytest.mark.parametrize("missing", ["confidence", "class_id", "class_name"])
+def test_supervision_without_a_part_is_refused(missing: str) -> None:
+    parts: dict[str, Any] = {"confidence": np.array([0.5]), "class_id": np.array([1])}
+    parts.pop(missing, None)
+    data = {} if missing == "class_name" else {"class_name": np.array(["a"])}
+    other = sv.Detections(xyxy=np.zeros((1, 4)), data=data, **parts)
+    with pytest.raises(ValueError, match="lack confidence, class_id or"):
+        Detections.from_supervision(other, image_size=(1, 1))
+
+
+def test_other_forms_hold_each_value_in_its_place() -> None:
+    found = some_detections(boxes=np.array([[10, 30, 50, 130], [1, 2, 4, 8]], np.float32))
+    supervised = found.to_supervision()
+    assert supervised.xyxy.tolist() == found.boxes.tolist()
+    assert supervised.data["class_name"].tolist() == ["WBC", "Platelets"]
+    assert found.to_pandas().iloc[1].tolist() == [1, 2, 4, 8, 0.5, 0, "Platelets"]
+    coco = found.to_coco("a")
+    assert [one["bbox"] for one in coco] == [[10, 30, 40, 100], [1, 2, 3, 6]]
+    assert [one["category_id"] for one in coco] == [2, 0]
+    names = {2: "WBC", 0: "Platelets"}
+    again = Detections.from_coco(coco, names=names, image_size=(480, 640))
+    assert_equal(again, found)
+    with pytest.raises(KeyError):
+        found.to_coco("a", categories={2: 3})
+
+
 @pytest.mark.parametrize(
     "changes",
     [
+        {"image_size": (480, -1)},
+        {"image_size": (480,)},
+        {"image_size": (480, 640, 3)},
+        {"classes": np.zeros(3, np.int32)},
         {"labels": ("one",)},
         {"boxes": np.zeros((2, 5), np.float32)},
         {"scores": np.zeros((2, 1), np.float32)},
