@@ -216,6 +216,28 @@ def test_request_goes_through_a_proxy() -> None:
         assert answer.content == b"GET http://there.example:81/a?b=c HTTP/1.1"
 
 
+@pytest.mark.parametrize(
+    ("url", "kind"),
+    [
+        ("socks5://user:word@between:1080", "SOCKSProxy"),
+        ("socks5h://user:word@between:1080", "SOCKSProxy"),
+        ("http://user:word@between:1080", "HTTPProxy"),
+    ],
+)
+def test_kind_of_proxy_follows_its_scheme(
+    monkeypatch: pytest.MonkeyPatch, url: str, kind: str
+) -> None:
+    made: dict[str, dict[str, Any]] = {}
+    for name in ("SOCKSProxy", "HTTPProxy"):
+        monkeypatch.setattr(httpcore, name, lambda name=name, **given: made.update({name: given}))
+    Transport(Deadline(), connections=7, context=None, proxy=httpx.Proxy(url))
+    assert made.keys() == {kind}
+    given = made[kind]
+    assert (given["proxy_url"].host, given["proxy_url"].port) == (b"between", 1080)
+    assert given["proxy_auth"] == (b"user", b"word")
+    assert (given["max_connections"], given["max_keepalive_connections"]) == (7, 7)
+
+
 def test_connection_of_an_answer_that_is_not_read_is_given_back() -> None:
     deadline = Deadline()
     with tcp_server(echo) as address, client(deadline) as one:
