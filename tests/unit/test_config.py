@@ -1,0 +1,133 @@
+"""The configurations of a network, as Triton reads them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from yolov5_build._config import NetworkConfig, config_texts
+from yolov5_build.metadata import Metadata
+
+EMBEDDED, BF16 = "configs/embedded.pbtxt", "configs/embedded-bf16.pbtxt"
+
+
+def network(**changes: Any) -> NetworkConfig:
+    metadata = {
+        "names": ("car", "bus"),
+        "stride": 64,
+        "head": "full",
+        "precision": "fp16",
+        "provenance": "From a test.",
+        "source": "onnx",
+        "max_batch_size": None,
+    }
+    values = {
+        "letterbox": "square",
+        "height": 448,
+        "width": 640,
+        "rows": 1234,
+        "columns": 7,
+        "max_batch_size": 5,
+    }
+    metadata |= {name: changes.pop(name) for name in list(changes) if name in metadata}
+    return NetworkConfig(metadata=Metadata(**metadata), **values | changes)  # type: ignore[arg-type]
+
+
+def configs(
+    made: NetworkConfig, *, bf16: bool = False, prefiltered: bool = False
+) -> dict[str, Any]:
+    texts = config_texts(made, bf16=bf16, prefiltered=prefiltered)
+    return {
+        name: text_format.Parse(text, model_config_pb2.ModelConfig())
+        for name, text in texts.items()
+    }
+
+
+def ends(config: Any) -> list[tuple[str, list[int], bool]]:
+    return [(one.name, list(one.dims), one.optional) for one in config.input] + [
+        (one.name, list(one.dims), False) for one in config.output
+    ]
+
+
+def parameters(config: Any) -> dict[str, str]:
+    return {key: value.string_value for key, value in config.parameters.items()}
+
+
+ALWAYS = {
+    "letterbox": "square",
+    "head": "full",
+    "precision": "fp16",
+    "source": "onnx",
+    "FORCE_CPU_ONLY_INPUT_TENSORS": "no",
+}
+
+
+def test_portable_configuration_takes_floats_and_answers_all_rows() -> None:
+    made = configs(network())
+    assert list(made) == ["config.pbtxt", EMBEDDED]
+    config = made["config.pbtxt"]
+    assert (config.name, config.backend, config.max_batch_size) == ("yolov5", "onnxruntime", 5)
+    assert config.default_model_filename == "model.onnx"
+    assert ends(config) == [("images", [3, 448, 640], False), ("output0", [1234, 7], False)]
+    assert parameters(config) == {**ALWAYS, "intra_op_thread_count": "0"}
+    assert [one.batch_size for one in config.model_warmup] == [1, 5]
+    for warmup in config.model_warmup:
+        assert list(warmup.inputs) == ["images"]
+        assert list(warmup.inputs["images"].dims) == [3, 448, 640]
+
+
+def test_embedded_configuration_takes_bytes_too_and_answers_some_rows() -> None:
+    config = configs(network())[EMBEDDED]
+    assert ends(config) == [
+        ("images", [3, 448, 640], True),
+        ("pixels", [3, 448, 640], True),
+        ("nms", [5], True),
+        ("output0", [-1, 7], False),
+    ]
+    assert config.backend == "onnxruntime"
+    assert parameters(config) == {**ALWAYS, "intra_op_thread_count": "0"}
+    for warmup in config.model_warmup:
+        assert sorted(warmup.inputs) == ["nms", "pixels"]
+
+
+def test_prefiltered_variant_is_named_for_the_embedded_server_alone() -> None:
+    made = configs(network(), prefiltered=True)
+    named = {**ALWAYS, "intra_op_thread_count": "0", "prefiltered": "prefiltered.onnx"}
+    assert parameters(made[EMBEDDED]) == named
+    assert "prefiltered" not in parameters(made["config.pbtxt"])
+
+
+def test_bf16_has_a_configuration_of_its_own() -> None:
+    made = configs(network(precision="fp32"), bf16=True)
+    assert list(made) == ["config.pbtxt", EMBEDDED, BF16]
+    assert made[BF16].backend == "openvino"
+    assert parameters(made[BF16]) == {**ALWAYS, "precision": "bf16", "HINT_BF16": "YES"}
+    assert parameters(made[EMBEDDED])["precision"] == "fp32"
+    assert ends(made[BF16])[1:] == [
+        ("pixels", [3, 448, 640], True),
+        ("nms", [5], True),
+        ("output0", [-1, 7], False),
+    ]
+
+
+def test_open_size_is_stated_with_rect() -> None:
+    for config in configs(network(letterbox="rect", rows=None)).values():
+        assert ends(config)[0][:2] == ("images", [3, -1, -1])
+        assert ends(config)[-1][1] == [-1, 7]
+        said = parameters(config)
+        assert (said["letterbox"], said["imgsz"], said["stride"]) == ("rect", "448 640", "64")
+
+
+def test_comments_say_what_the_network_is() -> None:
+    text = config_texts(network(), bf16=False, prefiltered=False)["config.pbtxt"]
+    assert "\n# From a test.\n" in text and "one score for each line of labels.txt." in text
+    text = config_texts(network(head="reduced"), bf16=False, prefiltered=False)["config.pbtxt"]
+    assert "the best class's score, its line in labels.txt." in text
+
+
+def test_text_that_triton_could_not_read_is_not_written() -> None:
+    with pytest.raises(text_format.ParseError):
+        config_texts(network(source='a"b'), bf16=False, prefiltered=False)
