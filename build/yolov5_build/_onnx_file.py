@@ -114,7 +114,7 @@ def short_reason(error: Exception) -> str:
     ):
         text = re.sub(boilerplate, "", text)
     text = text.replace(". ", "; ")
-    return (text if len(text) <= 160 else f"{text[:160]}...").rstrip(".") or type(error).__name__
+    return text[:160].rstrip(".") or type(error).__name__
 
 
 def _read(path: Path) -> bytes:
