@@ -266,7 +266,8 @@ def test_tensors_have_as_many_bytes_as_their_shape_needs(tmp_path: Path) -> None
 def test_tensors_have_as_many_numbers_as_their_shape_needs(
     field: str, kind: int, tmp_path: Path
 ) -> None:
-    tensor = TensorProto(name="k", data_type=kind, dims=[2, 3], **{field: [1] * 6})
+    tensor = TensorProto(name="k", data_type=kind, dims=[2, 3])
+    getattr(tensor, field).extend([1] * 6)
     read(model(constants=[tensor]), tmp_path)
     getattr(tensor, field).pop()
     assert refusal(model(constants=[tensor]), tmp_path) == DAMAGED
@@ -278,7 +279,7 @@ def test_odd_shapes_and_types_are_refused(tmp_path: Path) -> None:
     read(model(constants=[raw(TensorProto.INT8, 1, *[1] * 16)]), tmp_path)
     for tensor in (raw(TensorProto.INT8, 1, *[1] * 17), raw(TensorProto.INT8, 1, -1)):
         assert refusal(model(constants=[tensor]), tmp_path) == DAMAGED
-    text = helper.make_tensor("k", TensorProto.STRING, [1], [b"a"])
+    text = TensorProto(name="k", data_type=TensorProto.STRING, dims=[1], string_data=[b"a"])
     assert refusal(model(constants=[text]), tmp_path) == (
         "holds data of a type that no YOLOv5 network has."
     )

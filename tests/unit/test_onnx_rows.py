@@ -62,6 +62,12 @@ def test_size_must_fit_the_strides(size: tuple[int, int]) -> None:
     assert layout_for(25200, *size) is None
 
 
+@pytest.mark.parametrize("size", [(640, 656), (656, 640)])
+def test_size_must_fit_the_largest_stride(size: tuple[int, int]) -> None:
+    assert Layout(anchors=3, strides=(8, 16, 32)).rows(*size) is None
+    assert Layout(anchors=3, strides=(8, 16)).rows(*size) == 3 * (80 * 82 + 40 * 41)
+
+
 def rows(height: int = 64, width: int = 64, **columns: float) -> Array:
     """Rows with centres all over the picture; the given values are in the last one."""
     count = 3 * sum((height // s) * (width // s) for s in (8, 16, 32))
