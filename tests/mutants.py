@@ -118,12 +118,6 @@ OPERATORS: dict[str, Any] = {
 }
 
 
-def _is_marker(node: Any) -> bool:
-    """Whether it is the `*` or `/` between parameters, which documented calls do not notice."""
-    parameters = ("parameters", "lambdef")
-    return node.type == "operator" and node.parent is not None and node.parent.type in parameters
-
-
 def _is_call(node: Any) -> bool:
     return bool(node.type == "trailer" and node.children[0].value == "(")
 
@@ -198,7 +192,6 @@ def places(root: Path, module: str) -> list[list[Change]]:
     source = (root / module).read_text()
     skipped = ignored(source)
     nodes = list(ast_nodes(get_ast(source)))
-    skipped += [Span(node.start_pos, node.end_pos) for node in nodes if _is_marker(node)]
     found: dict[Position, list[Change]] = {}
     for name, operator in OPERATORS.items():
         positions = [(node, *one) for node in nodes for one in operator().mutation_positions(node)]

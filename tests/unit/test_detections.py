@@ -109,7 +109,7 @@ def test_extreme_values_are_accepted() -> None:
     assert smallest.image_size == (1, 1)
 
 
-BEYOND = {
+BEYOND: dict[str, tuple[dict[str, Any], str]] = {
     "no_detections_of_three": ({"num_dets": np.array([[-1]], np.int32)}, "num_dets is -1, of at"),
     "four_of_three": ({"num_dets": np.array([[4]], np.int32)}, "num_dets is 4, of at most 3"),
     "scores_are_a_vector": (
@@ -208,7 +208,7 @@ def test_json_with_extreme_classes_is_read() -> None:
 def test_supervision_without_a_part_is_refused(missing: str) -> None:
     parts: dict[str, Any] = {"confidence": np.array([0.5]), "class_id": np.array([1])}
     parts.pop(missing, None)
-    data = {} if missing == "class_name" else {"class_name": np.array(["a"])}
+    data: dict[str, Any] = {} if missing == "class_name" else {"class_name": np.array(["a"])}
     other = sv.Detections(xyxy=np.zeros((1, 4)), data=data, **parts)
     with pytest.raises(ValueError, match="lack confidence, class_id or"):
         Detections.from_supervision(other, image_size=(1, 1))
@@ -218,7 +218,7 @@ def test_other_forms_hold_each_value_in_its_place() -> None:
     found = some_detections(boxes=np.array([[10, 30, 50, 130], [1, 2, 4, 8]], np.float32))
     supervised = found.to_supervision()
     assert supervised.xyxy.tolist() == found.boxes.tolist()
-    assert supervised.data["class_name"].tolist() == ["WBC", "Platelets"]
+    assert list(supervised.data["class_name"]) == ["WBC", "Platelets"]
     assert found.to_pandas().iloc[1].tolist() == [1, 2, 4, 8, 0.5, 0, "Platelets"]
     coco = found.to_coco("a")
     assert [one["bbox"] for one in coco] == [[10, 30, 40, 100], [1, 2, 3, 6]]

@@ -18,7 +18,7 @@ from yolov5_build._onnx_graph import (
     _integer_constants,
     _shapes,
     all_nodes,
-    declare_batch_dynamic,
+    declare_open_batch,
     make_batch_dynamic,
     precision_from,
     prune,
@@ -534,7 +534,7 @@ def test_declared_batch_is_that_of_the_input() -> None:
         image=("batch", 3, 5, 4),
         constants=[constant("s", [1, 12, 5]), constant("first", [7]), constant("rest", [7])],
     )
-    declare_batch_dynamic(made)
+    declare_open_batch(made)
     assert declared(made)[1][0] == "output0"
     images = photos(1, 5, 4)
     assert np.array_equal(run(made, images), images.reshape(1, 12, 5))
@@ -542,7 +542,7 @@ def test_declared_batch_is_that_of_the_input() -> None:
 
 def test_declared_batch_is_open_to_onnx() -> None:
     made = model(node("Reshape", "images s", "output0"), constants=[constant("s", [1, 12, 4])])
-    declare_batch_dynamic(made)
+    declare_open_batch(made)
     made.graph.output[0].CopyFrom(value("output0"))
     made.graph.output[0].type.tensor_type.ClearField("shape")
     inferred = onnx.shape_inference.infer_shapes(made, data_prop=True).graph.output[0]
