@@ -31,6 +31,8 @@ import psutil
 import torch
 import tritonclient.grpc as triton
 from numpy.typing import NDArray
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from yolov5_build import load_checkpoint
 from yolov5_build.cli import main as build
@@ -597,8 +599,23 @@ def inferences(server: RunningServer, model: str) -> int:
 
 
 def _step_count(server: RunningServer, model: str, name: str) -> int:
-    with urllib.request.urlopen(server.metrics) as answer:
-        text = answer.read().decode()
-    start = f'{name}{{model="{model}",namespace="models"'
-    (line,) = (line for line in text.splitlines() if line.startswith(start))
-    return int(line.split()[-1])
+    (sample,) = samples(server.metrics, name, model=model, namespace="models")
+    return int(sample.value)
+
+
+def samples(address: str, name: str, **labels: str) -> list[Sample]:
+    """Read the samples of a metric that have these labels, as Prometheus would."""
+    names = (name, f"{name}_total")  # which the parser appends to the counters of Triton
+    with urllib.request.urlopen(address, timeout=10) as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+        return [
+            sample
+            for family in families
+            for sample in family.samples
+            if sample.name in names and labels.items() <= sample.labels.items()
+        ]
+
+
+def metric(address: str, name: str, **labels: str) -> int:
+    """The sum of a metric's samples that have these labels; 0 if there are none."""
+    return int(sum(sample.value for sample in samples(address, name, **labels)))

@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import re
-import urllib.request
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from support import PHOTO, PHOTOS, RunningServer, reference, wait_until
+from support import PHOTO, PHOTOS, RunningServer, metric, reference, wait_until
 
 from yolov5_client import AsyncClient, AsyncImage, InvalidRequestError
 
 REFERENCE = reference(Path(__file__).parents[1] / "data" / "bccd_reference.json")
-
-
-def metric(server: RunningServer, name: str, *labels: str) -> int:
-    """Sum the lines of a counter that have all these labels."""
-    with urllib.request.urlopen(server.metrics) as answer:
-        lines = answer.read().decode().splitlines()
-    return sum(
-        int(float(line.rpartition(" ")[2]))
-        for line in lines
-        if re.match(rf"{name}[{{ ]", line) and all(label in line for label in labels)
-    )
 
 
 def test_two_hundred_concurrent_calls_are_all_answered(server: RunningServer) -> None:
@@ -61,10 +48,10 @@ def test_two_hundred_concurrent_calls_are_all_answered(server: RunningServer) ->
 
 
 def test_cancelled_call_is_cancelled_on_the_server(server: RunningServer) -> None:
-    received = metric(server, "yolov5_images_total")
+    received = metric(server.metrics, "yolov5_images_total")
 
     def have_all_arrived() -> bool:
-        return metric(server, "yolov5_images_total") >= received + 40
+        return metric(server.metrics, "yolov5_images_total") >= received + 40
 
     async def ask() -> None:
         async with AsyncClient(server.grpc, in_flight=40) as client:
@@ -77,16 +64,17 @@ def test_cancelled_call_is_cancelled_on_the_server(server: RunningServer) -> Non
             assert isinstance(results[-1], asyncio.CancelledError)
             assert [len(found) for found in results[:-1]] == [11] * 39  # type: ignore[arg-type]
 
-    before = [
-        metric(server, "nv_inference_request_success", 'model="postprocess"'),
-        metric(server, "nv_inference_request_failure", 'reason="CANCELED"'),
-    ]
+    def answered() -> int:
+        return metric(server.metrics, "nv_inference_request_success", model="postprocess")
+
+    def cancelled() -> int:
+        return metric(server.metrics, "nv_inference_request_failure", reason="CANCELED")
+
+    before = answered(), cancelled()
     asyncio.run(ask())
     # Triton notices and counts the cancellation only when the request's turn comes.
-    wait_until(
-        lambda: metric(server, "nv_inference_request_failure", 'reason="CANCELED"') > before[1], 10
-    )
-    assert metric(server, "nv_inference_request_success", 'model="postprocess"') == before[0] + 39
+    wait_until(lambda: cancelled() > before[1], 10)
+    assert answered() == before[0] + 39
 
 
 def test_stream_keeps_order_and_bounds_what_it_holds(

@@ -24,6 +24,7 @@ from support import (
     parse_json,
     post,
     post_raw,
+    samples,
 )
 
 CONTRACT = {
@@ -180,27 +181,27 @@ def test_scores_descend_and_boxes_lie_within_the_image(server: RunningServer) ->
 
 
 def test_metrics_count_images_and_detections(server: RunningServer) -> None:
-    def value(line: str) -> float:
-        with urllib.request.urlopen(server.metrics) as answer:
-            for text in answer.read().decode().splitlines():
-                if text.startswith(f"{line} "):
-                    return float(text.rpartition(" ")[2])
-        raise AssertionError(f"no metric {line}")
+    def values() -> list[float]:
+        found = []
+        for name, labels in (
+            ("yolov5_images_total", {}),
+            ("yolov5_detections_total", {"label": "WBC"}),
+            ("yolov5_rejected_images_total", {"reason": "format"}),
+            ("yolov5_decode_seconds_count", {}),
+            ("yolov5_letterbox_seconds_count", {}),
+            ("yolov5_nms_seconds_count", {}),
+        ):
+            (sample,) = samples(server.metrics, name, **labels)
+            assert sample.labels == labels
+            found.append(sample.value)
+        return found
 
-    counted = (
-        "yolov5_images_total",
-        'yolov5_detections_total{label="WBC"}',
-        'yolov5_rejected_images_total{reason="format"}',
-        "yolov5_decode_seconds_count",
-        "yolov5_letterbox_seconds_count",
-        "yolov5_nms_seconds_count",
-    )
     time.sleep(0.5)  # for the updates of earlier requests, which are buffered
-    before = [value(line) for line in counted]
+    before = values()
     ask_grpc(server.grpc, [PHOTO.read_bytes()] * 2)
     assert post_raw(server.http, b"no image").status == 400
     time.sleep(0.5)
-    assert [value(line) - b for line, b in zip(counted, before)] == [3, 2, 1, 2, 2, 2]
+    assert [after - b for after, b in zip(values(), before)] == [3, 2, 1, 2, 2, 2]
 
 
 def test_management_apis_are_closed(server: RunningServer) -> None:

@@ -28,6 +28,7 @@ from support import (
     post_raw,
     ready,
     running_server,
+    samples,
     wait_until,
 )
 
@@ -194,11 +195,13 @@ def kill_while_it_loads(server: RunningServer, model: str, *, library: str = "")
 def served_version(server: RunningServer) -> str:
     """Version of the network whose image count grows with one more request."""
 
-    def images() -> dict[str, str]:
-        with urllib.request.urlopen(server.metrics, timeout=5) as answer:
-            text = answer.read().decode()
-        line = r'nv_inference_count{model="yolov5[.0-9]*",namespace="models",version="(.*)"} (.*)'
-        return dict(re.findall(line, text))
+    def images() -> dict[str, float]:
+        found = samples(server.metrics, "nv_inference_count", namespace="models")
+        return {
+            sample.labels["version"]: sample.value
+            for sample in found
+            if re.fullmatch(r"yolov5[.0-9]*", sample.labels["model"])
+        }
 
     before = images()
     ask_grpc(server.grpc, [PHOTO.read_bytes()])

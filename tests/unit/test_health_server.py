@@ -5,9 +5,11 @@ from __future__ import annotations
 import socket
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from support import free_ports
 
 from yolov5_server import Settings, _health_server
@@ -16,13 +18,18 @@ from yolov5_server._health_server import HealthServer
 
 
 @pytest.fixture
-def port() -> Iterator[int]:
+def server() -> Iterator[HealthServer]:
     ports = free_ports(2)
     settings = Settings(http_port=ports[0], health_port=ports[1])
     server = HealthServer(settings, Health(settings))
-    yield ports[1]
+    yield server
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture
+def port(server: HealthServer) -> int:
+    return server.server_port
 
 
 def probe(port: int, path: str = "/ready", head: str = "") -> str:
@@ -34,6 +41,36 @@ def probe(port: int, path: str = "/ready", head: str = "") -> str:
         while data := connection.recv(4096):
             answer += data
     return answer.partition(b"\r\n")[0].decode()
+
+
+def test_metrics_are_read_by_prometheus(server: HealthServer) -> None:
+    server.health.restarts.update({("yolov5", "died"): 2, ("tritonserver", "hung"): 1})
+    server.health.canaries.update(sent=7, failed=3)
+    server.health.down("it is starting", pause=60)
+    address = f"http://127.0.0.1:{server.server_port}/metrics"
+    with urllib.request.urlopen(address, timeout=5) as answer:
+        assert answer.headers["Content-Type"] == "text/plain; version=0.0.4"
+        families = {f.name: f for f in text_string_to_metric_families(answer.read().decode())}
+    assert {name: family.type for name, family in families.items()} == {
+        "yolov5_ready": "gauge",
+        "yolov5_restarts": "counter",
+        "yolov5_restart_pause_seconds": "gauge",
+        "yolov5_canaries": "counter",
+    }
+    assert all(family.documentation.endswith(".") for family in families.values())
+    found = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in families.values()
+        for sample in family.samples
+    }
+    assert 59 <= found.pop(("yolov5_restart_pause_seconds",)) <= 60
+    assert found == {
+        ("yolov5_ready",): 0,
+        ("yolov5_restarts_total", "tritonserver", "hung"): 1,
+        ("yolov5_restarts_total", "yolov5", "died"): 2,
+        ("yolov5_canaries_total", "sent"): 7,
+        ("yolov5_canaries_total", "failed"): 3,
+    }
 
 
 def test_probes_are_answered_beside_silent_connections(port: int) -> None:
