@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from bisect import insort
 from collections.abc import Iterator
+from pathlib import Path
 from queue import Empty, Queue
 from time import monotonic
 from typing import Any
 
+import admission_queue
 import pytest
 from admission_queue import AdmissionQueue, QueuedRequest, QueueFullError
 
@@ -360,3 +364,9 @@ def test_closing_admits_all_requests_that_wait() -> None:
         crowd.submit(name)
     crowd.queue.close()
     assert [crowd.next(0) for _ in range(3)] == [("a", 1), ("b", 2), ("c", 3)]
+
+
+def test_process_ends_though_the_queue_is_not_closed() -> None:
+    script = "import admission_queue; admission_queue.AdmissionQueue(capacity=1, max_in_flight=1)"
+    folder = Path(admission_queue.__file__).parent
+    subprocess.run([sys.executable, "-c", script], cwd=folder, check=True, timeout=60)

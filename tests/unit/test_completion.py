@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import socket
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from queue import Queue
 
+import completion
 import pytest
 from completion import CompletionListener, CompletionSender, _name
 
@@ -87,3 +91,9 @@ def test_sender_can_address_only_sockets_of_listeners() -> None:
             CompletionSender().send((key, 7))
         with pytest.raises(BlockingIOError):
             stranger.recv(32)
+
+
+def test_process_ends_though_the_listener_is_not_closed() -> None:
+    script = "import completion; completion.CompletionListener(print)"
+    folder = Path(completion.__file__).parent
+    subprocess.run([sys.executable, "-c", script], cwd=folder, check=True, timeout=60)

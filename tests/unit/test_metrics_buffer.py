@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+import metrics_buffer
 from metrics_buffer import MetricsBuffer
 
 
@@ -82,3 +86,29 @@ def test_close_delivers_the_rest() -> None:
 
 def test_empty_buffer_closes() -> None:
     MetricsBuffer(print).close()
+
+
+def test_updates_are_delivered_together_but_soon() -> None:
+    go = threading.Event()
+    go.set()
+    counter = Metric(go)
+    buffer = MetricsBuffer(print)
+    started = time.monotonic()
+    for _ in range(100):
+        buffer.increment(counter)
+        time.sleep(0.002)
+    wait_until(lambda: sum(counter.calls) == 100)
+    # 20 in a second, if the machine has time for them.
+    assert len(counter.calls) < (time.monotonic() - started) * 20 + 3
+    started = time.monotonic()
+    for count in range(101, 105):
+        buffer.increment(counter)
+        wait_until(lambda: sum(counter.calls) == count)  # noqa: B023
+    assert time.monotonic() - started < 3
+    buffer.close()
+
+
+def test_process_ends_though_the_buffer_is_not_closed() -> None:
+    script = "import metrics_buffer; metrics_buffer.MetricsBuffer(print)"
+    folder = Path(metrics_buffer.__file__).parent
+    subprocess.run([sys.executable, "-c", script], cwd=folder, check=True, timeout=60)
