@@ -142,6 +142,10 @@ def test_thresholds_of_several_labels_are_exclusive() -> None:
         assert detect(rows, given, ALL, IDENTITY)[2].tolist() == classes
 
 
+def test_as_many_candidates_are_allowed_as_in_the_reference() -> None:
+    assert MAX_CANDIDATES == 30_000
+
+
 @pytest.mark.parametrize("surplus", [-1, 0, 1, 2, 500])
 def test_candidates_beyond_the_most_allowed_are_dropped_worst_and_last_first(surplus: int) -> None:
     count = MAX_CANDIDATES + surplus

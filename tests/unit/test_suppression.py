@@ -173,6 +173,14 @@ def test_number_of_boxes_from_which_torchvision_no_longer_moves_classes_apart() 
         assert torch.equal(unmoved, wanted) == (count > 1000)
 
 
+def test_classes_are_moved_apart_by_the_largest_coordinate_and_one_as_in_torchvision() -> None:
+    """A box with negative coordinates comes to lie on one of the class before."""
+    boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0], [-5.0, -5.0, -1.0, -1.0]])
+    scores, groups = torch.tensor([0.9, 0.8]), torch.tensor([0, 1])
+    assert reference(boxes, scores, groups, 0.45, 9).tolist() == [0]
+    assert suppress(boxes, scores, groups, 0.45, 9).tolist() == [0]
+
+
 @pytest.mark.parametrize("max_det", [1, 2, 255, 256, 257, 511, 512, 513])
 def test_best_boxes_are_kept_up_to_the_number_asked_for(max_det: int) -> None:
     generator = torch.Generator().manual_seed(1)
@@ -196,6 +204,24 @@ def test_operators_load_without_importing_torchvision() -> None:
         timeout=120,
     )
     assert found.stdout.strip() == "['torchvision_ops']"
+
+
+def test_library_that_cannot_be_loaded_is_passed_over() -> None:
+    code = (
+        "import pathlib, sys, torch, torchvision_ops as ops; real = ops._libraries();"
+        "ops._libraries = lambda: [pathlib.Path('/nowhere/_C.so'), *real];"
+        "ops.load_operators();"
+        "print('torchvision' in sys.modules, hasattr(torch.ops.torchvision, 'nms'))"
+    )
+    found = run(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": str(POSTPROCESS)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert found.stdout.strip() == "False True"
 
 
 @pytest.mark.parametrize(
