@@ -7,6 +7,7 @@ asks for one run, in JSON; each line on the standard output says how it ended.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import importlib
 import json
@@ -25,14 +26,16 @@ PRELOADED = (
     *("onnx", "onnxruntime.quantization", "pycocotools.cocoeval", "pytest", "pytest_timeout"),
     *("safetensors.torch", "torch", "torchvision", "tritonclient.grpc", "unittest.mock", "yaml"),
 )
+_PR_SET_PDEATHSIG = 1  # prctl(2): a run ends with this program
 MEMORY = 6 << 30  # bytes on top of what is mapped already; a mutant may fill them without end
 
 
 def run(arguments: list[str], output: Path) -> int:
     """Run pytest in this process, a fork."""
+    os.setsid()  # for what the tests leave behind, which is ended with the group
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     import pytest
 
-    os.setsid()
     with output.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -53,6 +56,7 @@ def wait(pid: int, seconds: float) -> int | None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
     if status is None:
+        os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
     return status
 
