@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from bisect import insort
 from collections.abc import Iterator
@@ -271,6 +272,38 @@ def test_network_counts_as_down_when_four_times_the_capacity_is_lost() -> None:
         assert in_flight.give_up_overdue()
         assert in_flight.timeout() == timeout
     queue.close()
+
+
+def test_request_is_admitted_on_the_thread_that_submits_or_completes(crowd: Crowd) -> None:
+    threads = []
+
+    def submit() -> None:
+        crowd.queue.submit(
+            QueuedRequest(
+                images=2,
+                deadline=monotonic() + 60,
+                on_admit=lambda admission_id: threads.append(threading.current_thread()),
+                on_expire=lambda: None,
+            )
+        )
+
+    crowd.queue._in_flight.usual_interval = 60  # nothing is presumed lost for 3 s
+    submit()
+    submit()
+    submit()
+    assert len(threads) == 1
+    crowd.queue.complete(2)
+    assert len(threads) == 2
+    crowd.queue.release(4)
+    assert threads == [threading.current_thread()] * 3
+
+
+def test_queue_costs_nothing_while_nothing_happens(busy: Crowd) -> None:
+    for _ in range(2):
+        started = time.process_time()
+        time.sleep(0.4)
+        assert time.process_time() - started < 0.2
+        busy.submit("waits")
 
 
 def test_requests_of_one_size_are_admitted_in_order_of_arrival(busy: Crowd) -> None:

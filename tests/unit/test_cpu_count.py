@@ -48,7 +48,7 @@ def limit(group: Path, version: int, quota: str, period: str = "100000") -> None
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {*range(AFFINITY)})
+    monkeypatch.setattr(os, "sched_getaffinity", {0: {*range(AFFINITY)}}.__getitem__)
     return Machine(tmp_path)
 
 

@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import cv2
+import normalise
 import numpy as np
 import pytest
 import torch
@@ -94,6 +99,15 @@ def test_canvases_of_two_sizes_are_padded_to_one_batch() -> None:
     assert (moved[1].pad_x, moved[1].pad_y) == (48, 0)
 
 
+def test_batch_is_as_high_and_as_wide_as_the_largest_canvases() -> None:
+    batch = BatchBuilder({"pixels": PlaneSplitter()}, 2, None)
+    for index, size in enumerate(((64, 32), (32, 96))):
+        batch.add(index, np.full((*size, 3), 7, np.uint8))
+    placement = Placement(gain_x=1, gain_y=1, pad_x=0, pad_y=0, height=9, width=9)
+    tensors, _ = batch.build([placement] * 2)
+    assert tensors["pixels"].shape == (2, 3, 64, 96)
+
+
 def test_canvas_is_padded_evenly_with_the_odd_pixel_at_the_end() -> None:
     canvas = np.full((2, 3, 3), 7, np.uint8)
     placement = Placement(gain_x=1, gain_y=1, pad_x=0.25, pad_y=0.5, height=2, width=3)
@@ -123,8 +137,13 @@ def test_normaliser_swaps_the_channels_and_divides_exactly() -> None:
     np.testing.assert_array_equal(batch[1], expected)
 
 
-def test_without_a_gpu_the_host_normalises() -> None:
+def test_without_a_gpu_the_host_normalises_and_torch_is_not_imported() -> None:
     assert isinstance(make_normaliser(None), HostNormaliser)
+    script = (
+        "import sys, normalise; normalise.make_normaliser(None); sys.exit('torch' in sys.modules)"
+    )
+    folder = Path(normalise.__file__).parent
+    subprocess.run([sys.executable, "-c", script], cwd=folder, check=True, timeout=60)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="an NVIDIA GPU is here")

@@ -84,8 +84,14 @@ def test_close_delivers_the_rest() -> None:
     assert counter.calls == [3]
 
 
-def test_empty_buffer_closes() -> None:
+def test_empty_buffer_closes_at_once_and_later() -> None:
     MetricsBuffer(print).close()
+    buffer = MetricsBuffer(print)
+    time.sleep(0.2)  # the thread waits for the first update
+    closing = threading.Thread(target=buffer.close, daemon=True)
+    closing.start()
+    closing.join(10)
+    assert not closing.is_alive()
 
 
 def test_updates_are_delivered_together_but_soon() -> None:

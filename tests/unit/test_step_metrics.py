@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,12 +28,15 @@ class Recorder:
         values = self.values = Values()
         buckets = self.buckets = dict[str, list[float]]()
 
+        families = self.families = weakref.WeakSet[Any]()
+
         class Family:
             COUNTER, HISTOGRAM = "counter", "histogram"
 
             def __init__(self, *, name: str, description: str, kind: str) -> None:
                 assert description
                 self.name, self.kind = name, kind
+                families.add(self)
 
             def Metric(self, labels: dict[str, str], **more: Any) -> Any:  # noqa: N802
                 assert (self.kind == "histogram") == ("buckets" in more)
@@ -60,6 +65,15 @@ def test_images_received_and_refused_are_counted() -> None:
         ("yolov5_rejected_images_total", reason): [2]
         for reason in (*REASONS, "parameter", "saturated")
     }
+
+
+def test_families_are_kept_as_a_metric_ends_with_its_family() -> None:
+    before, after = Recorder(), Recorder()
+    metrics = preprocess_metrics.Metrics(before), postprocess_metrics.Metrics(after, ("car",))
+    gc.collect()
+    assert (len(before.families), len(after.families)) == (4, 2)
+    for one in metrics:
+        one.close()
 
 
 def test_times_of_decoding_and_letterboxing_are_told_apart() -> None:

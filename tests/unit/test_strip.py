@@ -172,6 +172,11 @@ def test_picture_and_exif_data_of_an_extended_webp_stay(decoder: Decoder) -> Non
     np.testing.assert_array_equal(decoder.decode(data), np.rot90(PICTURE, -1))
 
 
+def test_flags_of_a_webp_are_those_of_what_stays() -> None:
+    data = riff(extended(0xFD), (b"ICCP", b"profile!"), LOSSLESS)
+    assert strip_to_still(data) == riff(extended(0x18), LOSSLESS)
+
+
 def test_animated_webp_is_stripped_to_its_first_frame(decoder: Decoder) -> None:
     data = animated(0, 0, 30, 20, LOSSLESS)
     assert strip_to_still(data) == riff(extended(0x18), LOSSLESS, (b"EXIF", EXIF))
