@@ -36,3 +36,16 @@ def test_pause_after_forty_quick_ends_is_under_a_minute() -> None:
         now += backoff.next_pause(uptime=0)
         now += 2 - now % 2  # until the next kill
     assert now - 80 < 45
+
+
+def test_step_falls_by_one_in_seven_and_a_half_seconds() -> None:
+    for uptime, pause in ((7.4, 16), (7.5, 16), (7.6, 8), (52.5, 0), (45.0, 0.5), (44.9, 0.5)):
+        backoff = Backoff()
+        for _ in range(9):
+            backoff.next_pause(0)
+        assert backoff.next_pause(uptime) == pause
+
+
+def test_long_uptime_leaves_no_credit() -> None:
+    backoff = Backoff()
+    assert [backoff.next_pause(uptime) for uptime in (1000, 0, 0)] == [0, 0, 0.5]

@@ -218,7 +218,7 @@ def test_other_forms_hold_each_value_in_its_place() -> None:
     found = some_detections(boxes=np.array([[10, 30, 50, 130], [1, 2, 4, 8]], np.float32))
     supervised = found.to_supervision()
     assert supervised.xyxy.tolist() == found.boxes.tolist()
-    assert list(supervised.data["class_name"]) == ["WBC", "Platelets"]
+    assert [*supervised.data["class_name"]] == ["WBC", "Platelets"]
     assert found.to_pandas().iloc[1].tolist() == [1, 2, 4, 8, 0.5, 0, "Platelets"]
     coco = found.to_coco("a")
     assert [one["bbox"] for one in coco] == [[10, 30, 40, 100], [1, 2, 3, 6]]

@@ -89,3 +89,47 @@ def test_busy_server_that_stops_computing_is_hung() -> None:
     server.share = 0.0
     assert server.check() is None
     assert server.check() == LATE
+
+
+def judged(*canaries: tuple[float, float, float], may_be_busy: bool = True) -> list[str | None]:
+    """Verdicts on canaries at these seconds, with CPU time and progress at that moment."""
+    detector = HangDetector()
+    return [
+        detector.judge("late", may_be_busy=may_be_busy, now=now, cpu=cpu, progress=progress)
+        for now, cpu, progress in canaries
+    ]
+
+
+def test_a_tenth_of_a_core_is_busy_and_less_is_not() -> None:
+    assert judged((0, 50, 0), (10, 51, 0)) == [None, None]
+    assert judged((0, 50, 0), (10, 50.5, 0)) == [None, "late"]
+    assert judged((100, 50, 0), (110, 51, 0)) == [None, None]
+    assert judged((100, 50, 0), (110, 50.5, 0)) == [None, "late"]
+
+
+def test_four_idle_seconds_are_a_hang() -> None:
+    assert judged((0, 50, 0), (3.9, 50, 0), (4.0, 50, 0)) == [None, None, "late"]
+    assert judged((0, 50, 0), (3, 50, 1), (6.9, 50, 1), (7, 50, 1)) == [None, None, None, "late"]
+    assert judged((0, 50, 0), (4, 51, 0), (7.9, 51, 0), (8, 51, 0)) == [None, None, None, "late"]
+
+
+def test_minute_of_work_without_progress_is_a_hang() -> None:
+    work = [(float(now), 50.0 + now, 7.0) for now in (0, 30, 60, 60.5)]
+    sentence = "late, and nothing was finished for 60 s"
+    assert judged(*work) == [None, None, None, sentence]
+    progress = [(now, cpu, 7.0 + (now >= 30)) for now, cpu, _ in work]
+    assert judged(*progress, (90.0, 140.0, 8.0), (90.5, 141.0, 8.0)) == [None] * 5 + [sentence]
+
+
+def test_cpu_time_that_drops_a_little_is_not_judged() -> None:
+    assert judged((0, 50, 0), (3, 50, 0), (6, 49.5, 0), (9, 49.5, 0)) == [None, None, None, "late"]
+
+
+def test_answered_canary_begins_anew() -> None:
+    detector = HangDetector()
+    assert not detector.is_failing
+    for _ in range(2):
+        verdict = detector.judge("dead", may_be_busy=False, now=0, cpu=0, progress=0)
+        assert (verdict, detector.is_failing) == (None, True)
+        detector.reset()
+        assert not detector.is_failing

@@ -1,10 +1,19 @@
+"""The health that probes are told. Where it takes a Triton, the test takes its place."""
+
 from __future__ import annotations
 
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
 import pytest
+from support import free_ports
 
 from yolov5_client._commands import status
 from yolov5_server import Settings, _health
-from yolov5_server._health import Health
+from yolov5_server._health import LATE, SATURATED, Health, Statistics
 from yolov5_server._health_server import _metrics
 
 
@@ -51,3 +60,269 @@ def test_launcher_that_pauses_between_starts_is_live(health: Health, clock: Cloc
 
 def test_client_sends_the_same_canary_as_the_launcher() -> None:
     assert status._PIXEL == _health._PIXEL
+
+
+# -- the launcher's own reports ----------------------------------------------------------------
+
+
+def test_service_is_live_for_a_minute_without_health(health: Health, clock: Clock) -> None:
+    health.up()
+    health.down("it has ended.")
+    clock.now += 60
+    assert health.is_live, "exactly a minute"
+    clock.now += 0.5
+    assert not health.is_live
+    health.down("it has ended.", pause=10)
+    clock.now += 70
+    assert health.is_live, "a minute after the pause"
+    clock.now += 0.5
+    assert not health.is_live
+
+
+def test_pause_ends_at_zero(health: Health, clock: Clock) -> None:
+    health.down("it has ended.", pause=3)
+    assert health.pause == 3
+    clock.now += 5
+    assert (health.pause, health.check()) == (0, "it has ended.")
+    health.down("it has ended.", pause=3)
+    health.up()
+    assert health.pause == 0
+
+
+# -- what Triton answers -----------------------------------------------------------------------
+
+
+class Endpoint(ThreadingHTTPServer):
+    """Answers for Triton.
+
+    Attributes:
+        answered: images with detections; grows with each canary.
+        status: of the answer to a canary.
+        body: of an answer that is an error.
+        metrics: what is told of them.
+        during: called while a canary is being answered.
+        asked: number of canaries.
+    """
+
+    def __init__(self, port: int) -> None:
+        super().__init__(("127.0.0.1", port), Handler)
+        self.answered, self.asked, self.status = 0, 0, 200
+        self.body, self.metrics = b"", ""
+        self.compute = {"ns": 0, "count": 0}
+        self.during: Callable[[], object] = lambda: None
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Endpoint
+
+    def do_GET(self) -> None:
+        if self.path == "/metrics":
+            return self._send(200, self.server.metrics.encode())
+        assert self.path == "/v2/models/yolov5_ensemble/stats"
+        counts = {"success": {"count": self.server.answered}, "compute_infer": self.server.compute}
+        other = {"success": {"count": 77}, "compute_infer": {"ns": 77_000_000_000, "count": 1}}
+        stats = [{"inference_stats": counts}, {"inference_stats": other}]
+        return self._send(200, json.dumps({"model_stats": stats}).encode())
+
+    def do_POST(self) -> None:
+        assert self.path == "/v2/models/yolov5_ensemble/infer"
+        assert self.rfile.read(int(self.headers["Content-Length"])) == _health._PIXEL
+        self.server.asked += 1
+        self.server.during()
+        self.server.answered += self.server.status == 200
+        self._send(self.server.status, self.server.body)
+
+    def _send(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Not."""
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    (port,) = free_ports(1)
+    with Endpoint(port) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def running(endpoint: Endpoint, clock: Clock) -> Health:
+    """The health of a server that has just become ready."""
+    one = Health(Settings(http_port=endpoint.server_address[1]), clock)
+    one.up()
+    return one
+
+
+def test_answer_to_any_caller_is_health_and_spares_a_canary(
+    running: Health, endpoint: Endpoint, clock: Clock
+) -> None:
+    assert running.check() is None
+    assert (endpoint.asked, running.canaries) == (1, {"sent": 1})
+    clock.now += 0.9
+    assert running.check() is None
+    assert endpoint.asked == 1, "the result is a second old at most"
+    clock.now += 0.1
+    assert running.check() is None
+    assert endpoint.asked == 2, "the only answer was the canary's"
+    clock.now += 1
+    endpoint.answered += 1
+    assert running.check() is None
+    assert endpoint.asked == 2, "a caller had an answer"
+    clock.now += 1
+    assert running.check() is None
+    assert (endpoint.asked, running.canaries) == (3, {"sent": 3})
+
+
+def test_images_of_before_a_restart_do_not_count(
+    running: Health, endpoint: Endpoint, clock: Clock
+) -> None:
+    endpoint.answered = 5
+    assert running.check() is None
+    assert endpoint.asked == 0
+    running.up()
+    endpoint.answered = 1
+    assert running.check() is None
+    assert endpoint.asked == 0, "of the new server, which has answered a caller at once"
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "reason"),
+    [
+        (503, b"{}", SATURATED),
+        (400, b'{"error": "no"}', "the endpoint answers an image with HTTP 400 (no)"),
+        (500, b"<html>", "the endpoint answers an image with HTTP 500"),
+        (504, b"[]", "the endpoint answers an image with HTTP 504"),
+        (
+            500,
+            b'{"error": "%s"}' % (b"x" * 987),
+            f"the endpoint answers an image with HTTP 500 ({'x' * 987})",
+        ),
+        (500, b'{"error": "%s"}' % (b"x" * 988), "the endpoint answers an image with HTTP 500"),
+    ],
+)
+def test_refused_canary_gives_the_reason(
+    running: Health, endpoint: Endpoint, status: int, body: bytes, reason: str
+) -> None:
+    endpoint.status, endpoint.body = status, body
+    assert running.check() == reason
+    assert running.canaries == {"sent": 1, "failed": 1}
+    assert running.check() == reason
+    assert endpoint.asked == 1
+
+
+def test_answer_to_a_caller_during_a_failed_canary_is_health(
+    running: Health, endpoint: Endpoint
+) -> None:
+    endpoint.status = 503
+    endpoint.during = lambda: setattr(endpoint, "answered", 4)
+    assert running.check() is None
+    assert running.canaries == {"sent": 1, "failed": 1}
+
+
+def test_canary_that_is_not_answered_in_time_is_late(
+    running: Health, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_health, "_FIRST_CANARY_TIMEOUT", 0.05)
+    endpoint.during = lambda: time.sleep(0.3)
+    assert running.check() == LATE
+
+
+def test_unhealthy_endpoint_is_live_for_a_minute(
+    running: Health, endpoint: Endpoint, clock: Clock
+) -> None:
+    endpoint.status = 500
+    for seconds in (0, 30, 30):
+        clock.now += seconds
+        assert running.check() is not None
+        assert running.is_live
+    clock.now += 0.5
+    assert not running.is_live
+    clock.now += 0.5
+    endpoint.status = 200
+    assert running.check() is None
+    assert running.is_live
+
+
+def test_health_of_a_server_that_is_being_ended_does_not_count(
+    running: Health, endpoint: Endpoint, clock: Clock
+) -> None:
+    endpoint.during = lambda: running.down("it is ended.")
+    assert running.check() is None
+    clock.now += 61
+    assert not running.is_live
+
+
+def test_silent_triton_does_not_answer(clock: Clock) -> None:
+    one = Health(Settings(http_port=free_ports(1)[0]), clock)
+    assert one.unanswered_reason() is None, "it is starting"
+    assert one.progress() == 0
+    one.up()
+    assert one.check() == "Triton does not answer"
+    assert one.unanswered_reason() == "Triton does not answer"
+
+
+def test_saturated_server_is_ended_only_without_progress(
+    running: Health, endpoint: Endpoint, clock: Clock
+) -> None:
+    endpoint.answered = 1
+    assert running.unanswered_reason() is None
+    endpoint.status = 503
+    for seconds in (0.5, 0.5, 2.9):
+        clock.now += seconds
+        assert running.unanswered_reason() is None
+    assert endpoint.asked == 2, "not while an answer is fresh"
+    clock.now += 0.1
+    assert running.unanswered_reason() == SATURATED, "four seconds without an answer"
+    endpoint.status = 400
+    assert running.unanswered_reason() == "the endpoint answers an image with HTTP 400"
+
+
+def test_progress_counts_answered_and_decoded_images(
+    running: Health, endpoint: Endpoint, clock: Clock
+) -> None:
+    ports = free_ports(1)
+    with Endpoint(ports[0]) as metrics:
+        thread = threading.Thread(target=metrics.serve_forever, args=(0.01,))
+        thread.start()
+        one = Health(Settings(http_port=endpoint.server_address[1], metrics_port=ports[0]), clock)
+        one.up()
+        endpoint.answered = 5
+        assert one.check() is None
+        metrics.metrics = (
+            'yolov5_decode_seconds_count{format="jpeg"} 3\nyolov5_decode_seconds_sum 99\n'
+            "yolov5_decode_seconds_count 4e+0\nother_yolov5_decode_seconds_count 50\n"
+        )
+        assert one.progress() == 12
+        metrics.shutdown()
+        thread.join()
+    assert one.progress() == 12, "as it was last told"
+
+
+@pytest.mark.parametrize(
+    ("answered", "ns", "count", "batch", "seconds"),
+    [
+        (0, 0, 0, 8, 20),
+        (1, 0, 0, 8, 2),
+        (1, 3_000_000_000, 1, 1, 6),
+        (9, 24_000_000_000, 8, 8, 48),
+        (0, 24_000_000_000, 8, 8, 48),
+        (9, 1_000_000, 1, 8, 2),
+    ],
+)
+def test_slow_network_has_more_time_for_a_canary(
+    endpoint: Endpoint, answered: int, ns: int, count: int, batch: int, seconds: float
+) -> None:
+    endpoint.answered, endpoint.compute = answered, {"ns": ns, "count": count}
+    base = f"http://127.0.0.1:{endpoint.server_address[1]}/v2"
+    for before in (answered - 1, answered):
+        found = Statistics(base, before=before, batch=batch)
+        assert (found.answered, found.has_grown) == (answered, before < answered)
+        assert found.canary_timeout == seconds

@@ -137,6 +137,7 @@ def test_text_that_no_header_can_hold_is_refused_over_http_only(
 
 def test_foreign_text_becomes_one_line_of_limited_length() -> None:
     assert wire.one_line(" a\n b\t") == "a b"
+    assert wire.one_line("\x1b[31mü\x07") == "\\x1b[31mü\\x07"
     assert wire.one_line("x" * 2000) == "x" * 2000
     assert wire.one_line("x" * 2001) == "x" * 1997 + "..."
     assert wire.one_line(" " * 3999 + "x") == "x"
