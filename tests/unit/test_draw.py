@@ -183,3 +183,17 @@ def test_opencv_keeps_silent(capfd: pytest.CaptureFixture[str], tmp_path: Path) 
     with pytest.raises(ValueError, match="1x70000 is too large for a .jpg file"):
         write(np.zeros((70_000, 1, 3), np.uint8), tmp_path / "a.jpg")
     assert capfd.readouterr() == ("", "")
+
+
+def test_picture_that_opencv_fails_to_write_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some versions of OpenCV return that a picture is too large, others raise it."""
+
+    def fail(*_: object) -> None:
+        raise cv2.error("Maximum supported image dimension is 65500 pixels")
+
+    monkeypatch.setattr(cv2, "imencode", fail)
+    with pytest.raises(ValueError, match=r"^6x4 is too large for a \.jpg file$"):
+        write(blank(4, 6), tmp_path / "a.jpg")
+    assert [*tmp_path.iterdir()] == []
