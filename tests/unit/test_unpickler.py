@@ -406,9 +406,10 @@ def test_number_of_instructions_is_limited() -> None:
 
 
 @pytest.mark.parametrize("program", [b"I1\n.", b"(i__main__\nx\n.", b"\x8b\1\0\0\0\1.", b"V1\n."])
-def test_unusual_instructions_are_refused(program: bytes) -> None:
+def test_unusual_instructions_are_refused(program: bytes, tmp_path: Path) -> None:
     with pytest.raises(DamagedError, match="an unusual instruction"):
         _check_opcodes(program)
+    assert is_refused(tmp_path, program[:-1])
 
 
 def test_memo_is_no_larger_than_the_program() -> None:
