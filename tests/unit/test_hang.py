@@ -95,7 +95,7 @@ def judged(*canaries: tuple[float, float, float], may_be_busy: bool = True) -> l
     """Verdicts on canaries at these seconds, with CPU time and progress at that moment."""
     detector = HangDetector()
     return [
-        detector.judge("late", may_be_busy=may_be_busy, now=now, cpu=cpu, progress=progress)
+        detector.judge("late", may_be_busy=may_be_busy, now=now, cpu=cpu, finished=progress)
         for now, cpu, progress in canaries
     ]
 
@@ -129,7 +129,7 @@ def test_answered_canary_begins_anew() -> None:
     detector = HangDetector()
     assert not detector.is_failing
     for _ in range(2):
-        verdict = detector.judge("dead", may_be_busy=False, now=0, cpu=0, progress=0)
+        verdict = detector.judge("dead", may_be_busy=False, now=0, cpu=0, finished=0)
         assert (verdict, detector.is_failing) == (None, True)
         detector.reset()
         assert not detector.is_failing
