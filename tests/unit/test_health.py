@@ -1,4 +1,4 @@
-"""The health that probes are told. Where it takes a Triton, the test takes its place."""
+"""The health that probes are told. The test chooses the answers of the endpoint that is judged."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_pause_ends_at_zero(health: Health, clock: Clock) -> None:
 
 
 class Endpoint(ThreadingHTTPServer):
-    """Answers for Triton.
+    """An endpoint with answers that the test chooses; a real one is in test_supervision.py.
 
     Attributes:
         answered: images with detections; grows with each canary.
@@ -263,7 +263,7 @@ def test_health_of_a_server_that_is_being_ended_does_not_count(
 def test_silent_triton_does_not_answer(clock: Clock) -> None:
     one = Health(Settings(http_port=free_ports(1)[0]), clock)
     assert one.unanswered_reason() is None, "it is starting"
-    assert one.progress() == 0
+    assert one.finished_images() == 0
     one.up()
     assert one.check() == "Triton does not answer"
     assert one.unanswered_reason() == "Triton does not answer"
@@ -300,10 +300,10 @@ def test_progress_counts_answered_and_decoded_images(
             'yolov5_decode_seconds_count{format="jpeg"} 3\nyolov5_decode_seconds_sum 99\n'
             "yolov5_decode_seconds_count 4e+0\nother_yolov5_decode_seconds_count 50\n"
         )
-        assert one.progress() == 12
+        assert one.finished_images() == 12
         metrics.shutdown()
         thread.join()
-    assert one.progress() == 12, "as it was last told"
+    assert one.finished_images() == 12, "as it was last told"
 
 
 @pytest.mark.parametrize(

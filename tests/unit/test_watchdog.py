@@ -63,7 +63,7 @@ class UnansweredCanaries(Health):
         self.failed += 1
         return "Triton does not answer"
 
-    def progress(self) -> float:
+    def finished_images(self) -> float:
         return 0.0
 
 

@@ -54,7 +54,7 @@ class Machine:
         self._patch = monkeypatch
         self.loading = threading.Lock()
         self.health = Health(Settings())
-        self.health.progress = lambda: 0.0  # type: ignore[method-assign]
+        self.health.finished_images = lambda: 0.0  # type: ignore[method-assign]
         self.watchdog = Watchdog(
             server=1, loading=self.loading, health=self.health, on_fault=self.found.append
         )
