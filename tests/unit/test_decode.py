@@ -159,6 +159,7 @@ def test_element_that_is_no_image_is_refused_with_a_reason(
         decode(element)
     assert caught.value.reason == reason
     assert reason in REASONS
+    assert caught.value.args == (str(caught.value),)  # the sentence alone
 
 
 @pytest.mark.parametrize("size", [(60_000, 60_000), (1001, 1000), (1, 1_000_001)])

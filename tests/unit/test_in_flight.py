@@ -172,6 +172,10 @@ def test_completion_ends_the_count_of_images_lost_in_a_row(flight: InFlight, clo
     clock.now += 0.06
     assert flight.give_up_overdue()
     assert flight.timeout() == 0.05  # 27 images lost, but 9 in a row
+    flight.admit(1)
+    clock.now += 0.06
+    assert flight.give_up_overdue()
+    assert flight.timeout() == 1.0
 
 
 def test_requests_are_presumed_lost_at_the_timeout(flight: InFlight, clock: Clock) -> None:

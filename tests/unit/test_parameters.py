@@ -201,6 +201,7 @@ def test_defaults_must_hold_every_parameter_but_the_classes() -> None:
     for name in given:
         with pytest.raises(ParameterError, match=f"^{name} has no default"):
             read_defaults({key: value for key, value in given.items() if key != name}, LABELS)
+    assert read_defaults({**given, "multi_label": True}, LABELS).multi_label
     for best_class_only in (False, True):
         assert read_defaults(given, LABELS, best_class_only=best_class_only) == DEFAULTS
 

@@ -181,6 +181,17 @@ def test_classes_are_moved_apart_by_the_largest_coordinate_and_one_as_in_torchvi
     assert suppress(boxes, scores, groups, 0.45, 9).tolist() == [0]
 
 
+@pytest.mark.parametrize("tenths", range(1, 10))
+def test_overlap_of_exactly_the_threshold_is_judged_as_by_torchvision(tenths: int) -> None:
+    """Its kernel compares a float32 with a float64, and no tenth but five is the same in both."""
+    boxes = torch.arange(1001).float()[:, None] * 20 + torch.tensor([0.0, 0.0, 10.0, 1.0])
+    boxes[1] = torch.tensor([0.0, 0.0, tenths, 1.0])
+    scores = torch.linspace(1, 0.5, 1001)
+    groups = torch.zeros(1001, dtype=torch.int64)
+    wanted = reference(boxes, scores, groups, tenths / 10, 1001)
+    assert torch.equal(suppress(boxes, scores, None, tenths / 10, 1001), wanted)
+
+
 @pytest.mark.parametrize("max_det", [1, 2, 255, 256, 257, 511, 512, 513])
 def test_best_boxes_are_kept_up_to_the_number_asked_for(max_det: int) -> None:
     generator = torch.Generator().manual_seed(1)
