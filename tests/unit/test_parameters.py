@@ -147,6 +147,7 @@ def test_parameters_of_triton_are_ignored() -> None:
         "triton_final_response",
     ):
         assert parse({name: 1}) == DEFAULTS
+        assert parse({name: 1, "max_det": 7}) == replace(DEFAULTS, max_det=7)
 
 
 ODD = ("a,b", " blank ", "1", '"q" \\ {x}:', "Katze 猫", "dog", "dog", "[x]", "")
