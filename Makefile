@@ -39,8 +39,9 @@ serve: $(INSTALLED) $(NETWORK) ## Start Triton in the foreground (HOST, HTTP_POR
 gateway: $(INSTALLED) $(NETWORK) ## Triton behind nginx with TLS and API keys, on one port (HOST, GATEWAY_PORT, ...)
 	@$(PY) deploy/gateway/run.py --host $(call quote,HOST) --port $(call quote,GATEWAY_PORT) --http-port $(call quote,HTTP_PORT) --grpc-port $(call quote,GRPC_PORT) --metrics-port $(call quote,METRICS_PORT) $(if $(HEALTH_PORT),--health-port $(call quote,HEALTH_PORT)) --precision $(call quote,PRECISION) $(ARGS)
 
+# In processes side by side. Each starts servers of its own, hence not one for every core.
 test: lint $(NETWORK) ## Lint, types, unit tests, and tests against a real server (ARGS for pytest)
-	$(PY) -m pytest -m 'not slow' $(ARGS)
+	$(PY) -m pytest -m 'not slow' -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 detect: $(INSTALLED) ## Find objects in SOURCE, a file, folder, 'glob*', video or URL (SERVER; ARGS: flags, further ones)
 	@$(VENV)/bin/yolov5-client detect $(call quote,SOURCE) --server $(call quote,SERVER) $(ARGS)
