@@ -20,7 +20,7 @@ from yolov5_server.hardware import cpu_has_bf16
 from . import _contract as contract
 from ._checkpoint import Checkpoint, load_checkpoint
 from ._download import fetch_release, is_release_name
-from ._errors import BuildError, os_error_reason
+from ._errors import BuildError, report_failure
 from ._evaluate import Measurement, evaluate
 from ._export import export_onnx
 from ._install import Installed, install_onnx
@@ -43,10 +43,7 @@ def run(arguments: list[str] | None = None) -> int:
     try:
         return run_in_child(lambda: main(arguments), Path(options.weights))
     except OSError as error:
-        print(
-            f"error: {os_error_reason(error)}; the installed model is unchanged.", file=sys.stderr
-        )
-        return 1
+        return report_failure(error)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -69,14 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"Wrote {options.save}.")
         else:
             _report(options, _install(options))
-    except (BuildError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(
-            f"error: {os_error_reason(error)}; the installed model is unchanged.", file=sys.stderr
-        )
-        return 1
+    except (BuildError, DataError, OSError) as error:
+        return report_failure(error)
     except KeyboardInterrupt:
         print("error: interrupted; the installed model is unchanged.", file=sys.stderr)
         return 130

@@ -32,7 +32,7 @@ from ._contract import (
     REDUCED,
     WEIGHTS_FILE,
 )
-from ._errors import os_error_reason
+from ._errors import report_failure
 from ._version import copy_weights, new_version, version_folder
 from .paths import DOCKERFILE, REPOSITORY
 from .photos import example_images
@@ -84,14 +84,8 @@ def main(arguments: list[str] | None = None) -> int:
             undo(options.repository)
         else:
             make_plan(options)
-    except BuildError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(
-            f"error: {os_error_reason(error)}; the installed model is unchanged.", file=sys.stderr
-        )
-        return 1
+    except (BuildError, OSError) as error:
+        return report_failure(error)
     return 0
 
 
