@@ -33,7 +33,6 @@ from yolov5_build import (
 )
 from yolov5_build import cli as command
 from yolov5_build._checkpoint import checkpoint_from
-from yolov5_build._install import _batch_limit
 from yolov5_build._labels import read_names_file
 from yolov5_build._unpickler import unpickle
 from yolov5_build._version import new_version
@@ -232,22 +231,6 @@ def test_endpoint_batch_limit_follows_the_network(small: Path, tmp_path: Path, n
     assert install(None) == "# comment\nmax_batch_size: 8\n"
     ensemble.write_text("max_batch_size: 4\n")  # an operator's own limit
     assert install(None) == "max_batch_size: 4\n"
-
-
-@pytest.mark.parametrize(("old", "new"), [(8, 1), (1, 8)])
-def test_installation_that_ends_early_leaves_a_batch_limit_that_fits_the_served_network(
-    tmp_path: Path, old: int, new: int
-) -> None:
-    ensemble = tmp_path / "yolov5_ensemble" / "config.pbtxt"
-    ensemble.parent.mkdir()
-    ensemble.write_text(f"max_batch_size: {old}\n")
-    served = tmp_path / "yolov5" / "config.pbtxt"
-    served.parent.mkdir()
-    served.write_text(f"max_batch_size: {old}\n")
-    with pytest.raises(RuntimeError), _batch_limit(tmp_path, new):
-        raise RuntimeError
-    assert ensemble.read_text() == "max_batch_size: 1\n"
-    assert [*ensemble.parent.iterdir()] == [ensemble]
 
 
 class Payload:

@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from yolov5_build import BuildError, Installed, install_onnx
+from yolov5_build._install import _batch_limit
 
 OPEN: tuple[str, str] = ("height", "width")
 
@@ -155,3 +156,19 @@ def test_batch_limit_of_the_endpoint_follows_the_network(
     assert limit("max_batch_size: 4", "6") == "max_batch_size: 4"
     assert limit("max_batch_size: 10", "7") == "max_batch_size: 7"
     assert limit("no limit") == "no limit"
+
+
+@pytest.mark.parametrize(("old", "new"), [(8, 1), (1, 8)])
+def test_installation_that_ends_early_leaves_a_batch_limit_that_fits_the_served_network(
+    tmp_path: Path, old: int, new: int
+) -> None:
+    ensemble = tmp_path / "yolov5_ensemble" / "config.pbtxt"
+    ensemble.parent.mkdir()
+    ensemble.write_text(f"max_batch_size: {old}\n")
+    served = tmp_path / "yolov5" / "config.pbtxt"
+    served.parent.mkdir()
+    served.write_text(f"max_batch_size: {old}\n")
+    with pytest.raises(RuntimeError), _batch_limit(tmp_path, new):
+        raise RuntimeError
+    assert ensemble.read_text() == "max_batch_size: 1\n"
+    assert [*ensemble.parent.iterdir()] == [ensemble]
