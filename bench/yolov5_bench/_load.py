@@ -293,9 +293,12 @@ def _cpu_below(root: int) -> float:
     """Sum the CPU seconds of a process and its descendants, without those that have ended."""
     if not root:
         return 0.0
+    below: list[psutil.Process] = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(root)
+        below = [process, *process.children(recursive=True)]
     total = 0.0
-    process = psutil.Process(root)
-    for one in (process, *process.children(recursive=True)):
+    for one in below:
         with contextlib.suppress(psutil.NoSuchProcess):
             used = one.cpu_times()
             total += used.user + used.system
