@@ -310,7 +310,11 @@ def make_repository(folder: Path, weights: Path, *arguments: str) -> Path:
 
 @cache
 def _installed(weights: Path, changed: int, arguments: tuple[str, ...]) -> Path:
-    """A repository with these weights, made once: several tests need the same one."""
+    """A repository with these weights, made once: several tests need the same one.
+
+    Args:
+        changed: when the weights were; others under the same name are installed anew.
+    """
     folder = Path(tempfile.mkdtemp(prefix="model_repository-"))
     atexit.register(shutil.rmtree, folder)
     repository = folder / "model_repository"

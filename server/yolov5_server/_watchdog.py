@@ -101,9 +101,8 @@ class Watchdog:
 
     def watch_processes(self, should_exit: threading.Event) -> None:
         """Watch the processes until `should_exit` is set or a fault is found."""
-        while not should_exit.is_set() and is_alive(
-            self._server
-        ):  # `Server.wait` reports that Triton has ended
+        # That Triton itself has ended is reported by `Server.wait`.
+        while not should_exit.is_set() and is_alive(self._server):
             with self._lock:
                 fault = self._find_fault()
                 pids = [one.process.pid for one in self._expected]

@@ -13,8 +13,8 @@ class PixelBudget:
     with small ones.
 
     Args:
-        pixels: of all pictures together. Who acquires more waits for ever: `decode.py` refuses a
-            picture of more beforehand.
+        pixels: of all pictures together. A thread that acquires more waits for ever; `decode.py`
+            refuses such a picture beforehand.
     """
 
     def __init__(self, pixels: int) -> None:
