@@ -10,8 +10,9 @@ import pytest
 from support import BUNDLED, PHOTOS, SHARED, labelled_photos
 
 from yolov5_build import BuildError, Checkpoint, export_onnx, import_onnx
-from yolov5_build._evaluate import evaluate
+from yolov5_build._evaluate import Measurement, evaluate
 from yolov5_build._quantise import quantise
+from yolov5_build.cli import _replaces
 from yolov5_build.cli import main as build
 from yolov5_build.metadata import read_metadata
 from yolov5_client import DataError
@@ -206,3 +207,15 @@ def test_incompatible_flags_are_refused(
     assert build([str(BUNDLED), *arguments, f"--repository={tmp_path}"]) == 1
     assert capsys.readouterr().err.startswith(f"error: {sentence}")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "map50_95, milliseconds, replaces",
+    [(0.4951, 9, True), (0.4949, 9, False), (0.6, 10, False), (0.6, 11, False)],
+)
+def test_bf16_is_served_if_it_keeps_the_map_and_is_faster(
+    map50_95: float, milliseconds: float, replaces: bool
+) -> None:
+    before = Measurement(map50=0.8, map50_95=0.5, milliseconds=10, bytes=1)
+    after = Measurement(map50=0.8, map50_95=map50_95, milliseconds=milliseconds, bytes=1)
+    assert _replaces(after, before) is replaces
