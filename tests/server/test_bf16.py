@@ -73,7 +73,7 @@ def test_bf16_that_loses_too_much_accuracy_is_not_served(
     monkeypatch.setattr(build, "ALLOWED_MAP_LOSS", -1.0)  # which no network keeps
     repository = tmp_path / "model_repository"
     shutil.copytree(REPOSITORY, repository, ignore=shutil.ignore_patterns("yolov5"))
-    assert build.main([f"--repository={repository}"]) == 0
+    assert build.main([f"--repository={repository}", "--imgsz=320"]) == 0
     assert "BF16 is not served." in capsys.readouterr().out
     configs = (repository / "yolov5" / "configs").iterdir()
     assert [path.name for path in configs] == ["embedded.pbtxt"]

@@ -7,24 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support import (
-    BUNDLED,
-    PHOTOS,
-    SHARED,
-    RunningServer,
-    labelled_photos,
-    make_repository,
-    running_server,
-)
+from figures import all_of, figures
+from support import BUNDLED, PHOTOS, RunningServer, labelled_photos
 
 from yolov5_client._cli import main
-
-
-def figures(server: RunningServer, data: Path, folder: Path, *arguments: str) -> dict[str, object]:
-    place = [f"--project={folder}", "--name=run", "--exist-ok"]
-    assert main(["eval", str(data), f"--server={server.grpc}", *place, *arguments]) == 0
-    answer: dict[str, object] = json.loads((folder / "run" / "results.json").read_text())
-    return answer
 
 
 def test_own_answers_as_labels_score_one(
@@ -64,13 +50,6 @@ def bundled_set(folder: Path) -> Path:
         shutil.copytree(BUNDLED.parent / name, folder / name)
     (folder / "data.yaml").write_text("val: images\nnames: [Platelets, RBC, WBC]\n")
     return folder / "data.yaml"
-
-
-def all_of(figures: object) -> dict[str, float]:
-    assert isinstance(figures, dict)
-    total = figures["all"]
-    assert isinstance(total, dict)
-    return total
 
 
 def test_coco_and_yolov5_figures_are_both_printed(server: RunningServer, tmp_path: Path) -> None:
@@ -141,35 +120,3 @@ def test_unusable_parameters_and_data_are_refused(
     assert main(["eval", str(tmp_path / "none.yaml"), f"--server={server.grpc}"]) == 2
     assert "none.yaml cannot be read: No such file" in capsys.readouterr().err
     assert main(["eval", str(data), "--server=127.0.0.1:1"]) == 3
-
-
-def test_reduced_head_is_measured_without_multi_label(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    repository = make_repository(tmp_path, BUNDLED, "--reduced-head")
-    (tmp_path / "data").mkdir()
-    with running_server(f"--repository={repository}") as reduced:
-        found = figures(reduced, labelled_photos(tmp_path / "data"), tmp_path)
-    assert found["multi_label"] is False
-    assert "measured without multi_label" in capsys.readouterr().err
-
-
-@pytest.mark.skipif(not SHARED.exists(), reason="the labelled sets are not at hand")
-@pytest.mark.parametrize(
-    "weights, data, map50, map50_95",
-    [
-        (BUNDLED, "bccd", 0.8609, 0.5422),
-        (SHARED / "weights" / "yolov5n_v7.0.pt", "coco", 0.6255, 0.4083),
-    ],
-    ids=["blood cells", "COCO"],
-)
-def test_figures_equal_the_references(
-    tmp_path: Path, weights: Path, data: str, map50: float, map50_95: float
-) -> None:
-    repository = make_repository(tmp_path, weights)
-    with running_server(f"--repository={repository}") as served:
-        found = figures(served, SHARED / data / "data.yaml", tmp_path, "--split", "test")
-    print(found["all"])
-    total = all_of(found["yolov5"])
-    assert total["map50"] == pytest.approx(map50, abs=0.0005)
-    assert total["map50_95"] == pytest.approx(map50_95, abs=0.0005)

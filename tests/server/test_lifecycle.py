@@ -145,13 +145,19 @@ def listening() -> set[tuple[str, int]]:
     }
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_server_listens_only_on_the_given_address(own: str, host: str) -> None:
-    if host == "::1" and not Path("/proc/net/if_inet6").exists():
-        pytest.skip("this machine has no IPv6")
-    with running_server(own, f"--host={host}") as server:
-        ports = set(server.ports)
-        assert {(a, p) for a, p in listening() if p in ports} == {(host, p) for p in ports}
+def assert_listens_only_on(host: str, server: RunningServer) -> None:
+    ports = set(server.ports)
+    assert {(a, p) for a, p in listening() if p in ports} == {(host, p) for p in ports}
+
+
+def test_server_listens_only_on_this_machine_by_default(server: RunningServer) -> None:
+    assert_listens_only_on("127.0.0.1", server)
+
+
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this machine has no IPv6")
+def test_server_listens_only_on_the_given_address(own: str) -> None:
+    with running_server(own, "--host=::1") as server:
+        assert_listens_only_on("::1", server)
 
 
 def failure(*arguments: str) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import tritonclient.grpc as grpc
+from figures import figures
 from support import (
     BUNDLED,
     PHOTO,
@@ -18,6 +19,7 @@ from support import (
     ask_grpc,
     assert_same,
     export_as_others_do,
+    labelled_photos,
     make_repository,
     row,
     running_server,
@@ -56,44 +58,34 @@ def test_half_precision_finds_the_same_objects(tmp_path: Path, expected: list[Ou
             assert np.abs(same - box).max(1).min() < 2
 
 
+@pytest.fixture(scope="module")
+def reduced_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    repository = make_repository(tmp_path_factory.mktemp("reduced"), BUNDLED, "--reduced-head")
+    with running_server(f"--repository={repository}") as running:
+        yield running
+
+
 def test_reduced_head_answers_alike_and_refuses_multi_label(
-    tmp_path: Path, expected: list[Outputs]
+    reduced_server: RunningServer, expected: list[Outputs]
 ) -> None:
-    repository = make_repository(tmp_path, BUNDLED, "--reduced-head")
-    with running_server(f"--repository={repository}") as server:
-        for image, other in zip(IMAGES, expected):
-            assert_same(ask_grpc(server.grpc, [image]), other, exact=False)
-        only = ask_grpc(server.grpc, [IMAGES[0]], {"classes": "WBC"})
-        assert set(only["det_labels"].ravel()) == {b"WBC"}
-        with pytest.raises(grpc.InferenceServerException) as caught:
-            ask_grpc(server.grpc, [IMAGES[0]], {"multi_label": True})
-        assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
-        assert "this model tells only the best class of each box" in str(caught.value)
+    address = reduced_server.grpc
+    for image, other in zip(IMAGES, expected):
+        assert_same(ask_grpc(address, [image]), other, exact=False)
+    only = ask_grpc(address, [IMAGES[0]], {"classes": "WBC"})
+    assert set(only["det_labels"].ravel()) == {b"WBC"}
+    with pytest.raises(grpc.InferenceServerException) as caught:
+        ask_grpc(address, [IMAGES[0]], {"multi_label": True})
+    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+    assert "this model tells only the best class of each box" in str(caught.value)
 
 
-def test_rect_answers_requests_of_several_shapes(tmp_path: Path) -> None:
-    picture = cv2.imread(str(PHOTO))
-    assert picture is not None
-    wide, tall = picture[100:340], picture[:, 200:440]
-    encoded = [cv2.imencode(".png", part)[1].tobytes() for part in (wide, tall, picture)]
-    repository = make_repository(tmp_path, BUNDLED, "--letterbox=rect")
-    with running_server(f"--repository={repository}") as server:
-        alone = [ask_grpc(server.grpc, [image]) for image in encoded]
-        assert min(answer["num_dets"].item() for answer in alone) > 2
-        # Images of one shape get the same answers as alone.
-        twice = ask_grpc(server.grpc, [encoded[0]] * 2)
-        assert_same(row(twice, 1), alone[0], exact=False)
-        # Images of several shapes share a padding, which changes the answers a little.
-        together = ask_grpc(server.grpc, encoded)
-        assert together["image_size"].tolist() == [[240, 640], [480, 240], [480, 640]]
-        for index, answer in enumerate(alone):
-            mixed = row(together, index)
-            for box, score, name in zip(
-                answer["det_boxes"][0], answer["det_scores"][0], answer["det_labels"][0]
-            ):
-                if score > 0.5:
-                    same = mixed["det_boxes"][0][mixed["det_labels"][0] == name]
-                    assert np.abs(same - box).max(1).min() < 12
+def test_reduced_head_is_measured_without_multi_label(
+    reduced_server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data").mkdir()
+    found = figures(reduced_server, labelled_photos(tmp_path / "data"), tmp_path)
+    assert found["multi_label"] is False
+    assert "measured without multi_label" in capsys.readouterr().err
 
 
 def test_export_with_batch_size_one_takes_batches(tmp_path: Path, expected: list[Outputs]) -> None:

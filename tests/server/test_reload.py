@@ -12,7 +12,8 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,7 @@ RELOADS = int(os.environ.get("RELOADS", "20"))
 SQUARE, SMALL = ["--imgsz=640"], ["--imgsz=320", "--reduced-head"]
 FULL = ["--imgsz=320"]
 EVERYTHING = {"conf_thres": 0.01}
+Fingerprint = tuple[int, float]  # of an answer: detections, sum of their scores
 
 
 @pytest.fixture
@@ -47,30 +49,92 @@ def repository(tmp_path: Path) -> Path:
     return make_repository(tmp_path, BUNDLED, *SQUARE)
 
 
-def install(repository: Path, *arguments: str) -> None:
-    """Run `make model`, which measures the network and takes its time."""
-    assert build([str(BUNDLED), *arguments, f"--repository={repository}"]) == 0
+@dataclass
+class Site:
+    """A server, and the repository whose network is replaced.
+
+    Attributes:
+        version: of the network that was installed last; each has a number of its own.
+    """
+
+    server: RunningServer
+    repository: Path
+    version: int = 1
+    _said: int = 0
+
+    def exchange(self, *arguments: str, broken: bool = False) -> None:
+        """Replace the network as `make model` does in the end, with one prepared before."""
+        self.version += 1
+        self._said = len(self.server.log.read_text())
+        exchange(self.repository, self.version, *arguments, broken=broken)
+
+    def exchange_and_kill(self, model: str, *, library: str = "") -> None:
+        """Replace the network, and kill the new process of this model while it loads.
+
+        Args:
+            library: wait until the process has opened this one.
+        """
+        before = self.server.processes(f"/{model}")
+        self.exchange(*FULL)
+        deadline = time.monotonic() + SECONDS
+        while not (found := {*self.server.processes(f"/{model}.")}.difference(before)) or not all(
+            library in Path(f"/proc/{pid}/maps").read_text() for pid in found
+        ):
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        for pid in found:
+            os.kill(pid, signal.SIGKILL)
+
+    def log(self) -> str:
+        """What the launcher has written since the last replacement."""
+        return self.server.log.read_text()[self._said :]
+
+    def wait_for(self, line: str, seconds: float = SECONDS) -> None:
+        deadline = time.monotonic() + seconds
+        while line not in self.log():
+            assert time.monotonic() < deadline, self.log()
+            time.sleep(0.1)
+
+    def wait_for_new_network(self, seconds: float = SECONDS) -> None:
+        self.wait_for(f"Now serving version {self.version} of the network", seconds)
+
+    def answer(self) -> Fingerprint:
+        return fingerprint(ask_grpc(self.server.grpc, [PHOTO.read_bytes()], EVERYTHING))
 
 
-def exchange(repository: Path, version: int, *arguments: str) -> None:
-    """Replace the served network as `make model` does in the end, with one prepared before."""
+@contextmanager
+def running_site(repository: Path) -> Iterator[Site]:
+    with running_server(f"--repository={repository}") as server:
+        yield Site(server, repository)
+
+
+@pytest.fixture
+def site(repository: Path) -> Iterator[Site]:
+    """For one test, which may end the server."""
+    with running_site(repository) as site:
+        yield site
+
+
+@pytest.fixture(scope="module")
+def shared_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """For tests that leave a healthy server with one network."""
+    with running_site(make_repository(tmp_path_factory.mktemp("site"), BUNDLED, *SQUARE)) as site:
+        yield site
+
+
+def exchange(repository: Path, version: int, *arguments: str, broken: bool = False) -> None:
     folder = repository.parent / f"new-{version}"
     new = make_repository(folder, BUNDLED, *arguments) / "yolov5"
     (new / "1").rename(new / str(version))
+    if broken:
+        (new / str(version) / "model.onnx").write_bytes(b"nonsense")
     with _locked(repository):
         (repository / "yolov5").rename(folder / "old")
         new.rename(repository / "yolov5")
     shutil.rmtree(folder)
 
 
-def wait_for(server: RunningServer, line: str, seconds: float = SECONDS) -> None:
-    deadline = time.monotonic() + seconds
-    while line not in server.log.read_text():
-        assert time.monotonic() < deadline, server.log.read_text()
-        time.sleep(0.1)
-
-
-def fingerprint(outputs: Outputs) -> tuple[int, float]:
+def fingerprint(outputs: Outputs) -> Fingerprint:
     return outputs["num_dets"].item(), round(float(outputs["det_scores"].sum()), 2)
 
 
@@ -117,56 +181,53 @@ def callers(
 
 @pytest.mark.parametrize("count", [8, pytest.param(32, marks=pytest.mark.slow)])
 def test_no_request_fails_or_uses_two_networks_during_a_reload(
-    repository: Path, count: int
+    shared_site: Site, count: int
 ) -> None:
-    with running_server(f"--repository={repository}") as server:
-        image = PHOTO.read_bytes()
-        first = fingerprint(ask_grpc(server.grpc, [image], EVERYTHING))
-        started = time.monotonic()
-        with callers(server, count) as (answers, failures):
-            exchange(repository, 2, *SMALL)
-            wait_for(server, "Now serving version 2")
-            second = fingerprint(ask_grpc(server.grpc, [image], EVERYTHING))
-            exchange(repository, 3, *SQUARE)
-            wait_for(server, "Now serving version 3")
-            if count > 8:
-                time.sleep(max(0, 60 - (time.monotonic() - started)))
-            last = fingerprint(ask_grpc(server.grpc, [image], EVERYTHING))
-        print(f"{time.monotonic() - started:.0f} s, {count} callers: {answers}")
-        assert failures == []
-        assert first != second
-        assert last == first
-        assert set(answers) == {first, second}
-        assert min(answers.values()) > count
-        # One network and its steps are left, closed to callers as the first ones were.
-        deadline = time.monotonic() + SECONDS
-        while len(server.processes("triton_python_backend_stub")) > 3:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        with grpc.InferenceServerClient(server.grpc) as client:
-            with pytest.raises(grpc.InferenceServerException, match="2 identifiers"):
-                infer(client, [image], model="preprocess.3")
-            with pytest.raises(grpc.InferenceServerException, match="not found"):
-                infer(client, [image], model="preprocess.2")
+    server = shared_site.server
+    first = shared_site.answer()
+    started = time.monotonic()
+    with callers(server, count) as (answers, failures):
+        shared_site.exchange(*SMALL)
+        shared_site.wait_for_new_network()
+        second = shared_site.answer()
+        shared_site.exchange(*SQUARE)
+        shared_site.wait_for_new_network()
+        if count > 8:
+            time.sleep(max(0, 60 - (time.monotonic() - started)))
+        last = shared_site.answer()
+    print(f"{time.monotonic() - started:.0f} s, {count} callers: {answers}")
+    assert failures == []
+    assert first != second
+    assert last == first
+    assert set(answers) == {first, second}
+    assert min(answers.values()) > count
+    # One network and its steps are left, closed to callers as the first ones were.
+    wait_until(lambda: len(server.processes("triton_python_backend_stub")) == 3, SECONDS)
+    (process,) = server.processes("/preprocess.")
+    (served,) = re.findall(r"/(preprocess\.\d+)/", Path(f"/proc/{process}/cmdline").read_text())
+    with grpc.InferenceServerClient(server.grpc) as client:
+        with pytest.raises(grpc.InferenceServerException, match="2 identifiers"):
+            infer(client, [PHOTO.read_bytes()], model=served)
+        with pytest.raises(grpc.InferenceServerException, match="not found"):
+            earlier = f"preprocess.{int(served.partition('.')[2]) - 1}"
+            infer(client, [PHOTO.read_bytes()], model=earlier)
 
 
-def test_network_that_cannot_be_loaded_is_not_served(repository: Path) -> None:
-    with running_server(f"--repository={repository}") as server:
-        before = ask_grpc(server.grpc, [PHOTO.read_bytes()])
-        with callers(server, 2) as (_, failures):
-            broken = repository / "broken"
-            shutil.copytree(repository / "yolov5", broken)
-            (broken / "1").rename(broken / "2")
-            (broken / "2" / "model.onnx").write_bytes(b"nonsense")
-            shutil.rmtree(repository / "yolov5")
-            broken.rename(repository / "yolov5")
-            wait_for(server, "The new network was not loaded, the old one is still served:")
-            # The next network is served.
-            install(repository, *SMALL)
-            wait_for(server, "Now serving version 3")
-        assert failures == []
-        after = ask_grpc(server.grpc, [PHOTO.read_bytes()])
-        assert fingerprint(after) != fingerprint(before)
+def test_network_that_cannot_be_loaded_is_not_served(shared_site: Site) -> None:
+    before = shared_site.answer()
+    with callers(shared_site.server, 2) as (_, failures):
+        shared_site.exchange(*SQUARE, broken=True)
+        shared_site.wait_for("The new network was not loaded, the old one is still served:")
+        assert shared_site.answer() == before
+        # The next network is served, installed by `make model` itself, which measures it first.
+        repository = f"--repository={shared_site.repository}"
+        assert build([str(BUNDLED), *SMALL, repository]) == 0
+        shared_site.version += 1
+        shared_site.wait_for_new_network()
+    assert failures == []
+    assert shared_site.answer() != before
+    shared_site.exchange(*SQUARE)
+    shared_site.wait_for_new_network()
 
 
 def is_locked(folder: Path) -> bool:
@@ -178,18 +239,6 @@ def is_locked(folder: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
-
-
-def kill_while_it_loads(server: RunningServer, model: str, *, library: str = "") -> None:
-    """Kill the model's process as soon as it has started, or has opened this library."""
-    deadline = time.monotonic() + SECONDS
-    while not (found := server.processes(f"/{model}.2/")) or not all(
-        library in Path(f"/proc/{pid}/maps").read_text() for pid in found
-    ):
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    for pid in found:
-        os.kill(pid, signal.SIGKILL)
 
 
 def served_version(server: RunningServer) -> str:
@@ -213,58 +262,50 @@ def served_version(server: RunningServer) -> str:
     "model, library", [("yolov5", "onnxruntime"), ("postprocess", "libtorch_cpu")]
 )
 def test_network_whose_process_is_killed_while_loading_is_not_served(
-    repository: Path, model: str, library: str
+    shared_site: Site, model: str, library: str
 ) -> None:
-    with running_server(f"--repository={repository}") as server:
-        before = ask_grpc(server.grpc, [PHOTO.read_bytes()])
-        with callers(server, 2) as (_, failures):
-            exchange(repository, 2, *FULL)
-            kill_while_it_loads(server, model, library=library)
-            wait_until(lambda: not is_locked(repository), 30)
-            wait_for(server, "The new network was not loaded, the old one is still served:")
-        assert failures == []
-        assert fingerprint(ask_grpc(server.grpc, [PHOTO.read_bytes()])) == fingerprint(before)
-        assert served_version(server) == "1"
-        assert ready(server) == (True, "")
+    server = shared_site.server
+    before, version = shared_site.answer(), served_version(server)
+    with callers(server, 2) as (_, failures):
+        shared_site.exchange_and_kill(model, library=library)
+        wait_until(lambda: not is_locked(shared_site.repository), 30)
+        shared_site.wait_for("The new network was not loaded, the old one is still served:")
+    assert failures == []
+    assert shared_site.answer() == before
+    assert served_version(server) == version
+    assert ready(server) == (True, "")
 
 
-def test_process_killed_before_triton_knows_it_does_not_hold_the_lock(repository: Path) -> None:
+def test_process_killed_before_triton_knows_it_does_not_hold_the_lock(site: Site) -> None:
     """Triton waits for that process for ever, and is restarted."""
-    with running_server(f"--repository={repository}") as server:
-        exchange(repository, 2, *FULL)
-        kill_while_it_loads(server, "postprocess")
-        wait_until(lambda: not is_locked(repository), 30)
-        wait_until(lambda: "Triton is back after" in server.log.read_text(), SECONDS)
-        log = server.log.read_text()
-        assert "The new network was not loaded: a process of postprocess.2 " in log
-        assert f"It serves version {served_version(server)} of the network." in log
-        assert ready(server) == (True, "")
+    site.exchange_and_kill("postprocess")
+    wait_until(lambda: not is_locked(site.repository), 30)
+    site.wait_for("Triton is back after")
+    log = site.log()
+    assert "The new network was not loaded: a process of postprocess.2 " in log
+    assert f"It serves version {served_version(site.server)} of the network." in log
+    assert ready(site.server) == (True, "")
 
 
-def test_launcher_killed_during_a_stuck_load_leaves_nothing(repository: Path) -> None:
-    with running_server(f"--repository={repository}") as server:
-        exchange(repository, 2, *FULL)
-        kill_while_it_loads(server, "postprocess")
-        time.sleep(1)
-        server.stop(signal.SIGKILL)
-        wait_until(lambda: not [left for left in server.leftovers() if "/dev/" not in left], 10)
+def test_launcher_killed_during_a_stuck_load_leaves_nothing(site: Site) -> None:
+    server = site.server
+    site.exchange_and_kill("postprocess")
+    time.sleep(1)
+    server.stop(signal.SIGKILL)
+    wait_until(lambda: not [left for left in server.leftovers() if "/dev/" not in left], 10)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(4 * 3600)
-def test_many_reloads_under_load(repository: Path) -> None:
+def test_many_reloads_under_load(site: Site) -> None:
     """No reload ends the server, and no request fails. RELOADS sets their number."""
-    with (
-        running_server(f"--repository={repository}") as server,
-        callers(server, 8, pause=0.2) as (answers, failures),
-    ):
+    with callers(site.server, 8, pause=0.2) as (answers, failures):
         for number in range(RELOADS):
-            version = number + 2
-            exchange(repository, version, *(SQUARE if number % 2 else FULL))
-            wait_for(server, f"Now serving version {version} of the network, FP32.", 4 * SECONDS)
-            assert failures == [], server.log.read_text()
+            site.exchange(*(SQUARE if number % 2 else FULL))
+            site.wait_for_new_network(4 * SECONDS)
+            assert failures == [], site.server.log.read_text()
         time.sleep(15)  # for the processes of earlier networks to end
-        log = server.log.read_text()
+        log = site.server.log.read_text()
     print(
         f"\n{RELOADS} changes of networks, {sum(answers.values())} answers, {len(failures)} failed"
     )
@@ -273,31 +314,27 @@ def test_many_reloads_under_load(repository: Path) -> None:
     assert len(answers) == 2
 
 
-def test_only_the_launcher_can_load_a_model(repository: Path) -> None:
-    with running_server(f"--repository={repository}") as server:
-        for action in ("load", "unload"):
-            with (
-                grpc.InferenceServerClient(server.grpc) as client,
-                pytest.raises(grpc.InferenceServerException, match="restricted"),
-            ):
-                getattr(client, f"{action}_model")("yolov5")
-        (process,) = server.processes("bin/tritonserver")
-        arguments = Path("/proc", str(process), "cmdline").read_text()
-        assert "x-yolov5-launcher=xxxxxxxx" in arguments
-        assert post_raw(server.http, PHOTO.read_bytes()).status == 200
+def test_only_the_launcher_can_load_a_model(shared_site: Site) -> None:
+    server = shared_site.server
+    for action in ("load", "unload"):
+        with (
+            grpc.InferenceServerClient(server.grpc) as client,
+            pytest.raises(grpc.InferenceServerException, match="restricted"),
+        ):
+            getattr(client, f"{action}_model")("yolov5")
+    (process,) = server.processes("bin/tritonserver")
+    arguments = Path("/proc", str(process), "cmdline").read_text()
+    assert "x-yolov5-launcher=xxxxxxxx" in arguments
+    assert post_raw(server.http, PHOTO.read_bytes()).status == 200
 
 
-def test_server_can_be_ended_during_a_reload(repository: Path) -> None:
-    with running_server(f"--repository={repository}") as server:
-        exchange(repository, 2, *SMALL)
-        deadline = time.monotonic() + SECONDS
-        while not server.processes("postprocess.2"):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        assert server.stop() < 10
-        assert server.process.returncode == 0
-        deadline = time.monotonic() + 2  # ended processes stay listed for a moment
-        while (left := server.leftovers()) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert left == []
-        assert "network" not in server.log.read_text()
+def test_server_can_be_ended_during_a_reload(site: Site) -> None:
+    server = site.server
+    site.exchange(*SMALL)
+    wait_until(lambda: bool(server.processes("postprocess.2")), SECONDS)
+    assert server.stop() < 10
+    assert server.process.returncode == 0
+    with suppress(AssertionError):  # ended processes stay listed for a moment
+        wait_until(lambda: not server.leftovers(), 2)
+    assert server.leftovers() == []
+    assert "network" not in server.log.read_text()
