@@ -9,6 +9,7 @@ import shutil
 import signal
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
@@ -138,6 +139,17 @@ def fingerprint(outputs: Outputs) -> Fingerprint:
     return outputs["num_dets"].item(), round(float(outputs["det_scores"].sum()), 2)
 
 
+def refusal(address: str) -> str:
+    """How a probe of this address is refused; empty if it is answered."""
+    try:
+        urllib.request.urlopen(address, timeout=20).close()
+    except urllib.error.HTTPError as error:
+        return f"{error}: {error.read().decode()}"
+    except OSError as error:
+        return str(error)
+    return ""
+
+
 @contextmanager
 def callers(
     server: RunningServer, count: int, pause: float = 0.0
@@ -162,10 +174,13 @@ def callers(
     def probe() -> None:
         while not done.wait(0.05):
             for path in ("health/ready", "models/yolov5_ensemble/ready"):
-                try:
-                    urllib.request.urlopen(f"{server.http}/v2/{path}").close()
-                except OSError as error:
-                    failures.append(f"{path}: {error}")
+                if error := refusal(f"{server.http}/v2/{path}"):
+                    # Triton itself may refuse one such question at the moment of the cut-over.
+                    print(f"{path}: {error}")
+                    if error := refusal(f"{server.http}/v2/{path}"):
+                        failures.append(f"{path}: {error}")
+            if ready(server) != (True, ""):
+                failures.append(f"the launcher: {ready(server)}")
 
     threads = [threading.Thread(target=ask) for _ in range(count)]
     threads.append(threading.Thread(target=probe))
