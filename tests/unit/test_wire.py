@@ -254,6 +254,7 @@ def test_first_missing_output_is_named() -> None:
 # -- errors ----------------------------------------------------------------------------------
 
 VIA = " (through the proxy)"
+NO_MODEL = "Request for unknown model: 'yolov5_ensemble' is not found"
 
 
 @pytest.mark.parametrize(
@@ -262,6 +263,7 @@ VIA = " (through the proxy)"
         ("INVALID_ARGUMENT", "image 1: no", InvalidRequestError, "image 1: no"),
         ("UNAVAILABLE", "gone", UnavailableError, "gone" + VIA),
         ("NOT_FOUND", "no model", UnavailableError, "no model" + VIA),
+        ("INVALID_ARGUMENT", NO_MODEL, UnavailableError, NO_MODEL + VIA),
         ("CANCELLED", "ends", UnavailableError, "ends" + VIA),
         ("DEADLINE_EXCEEDED", "late", TimedOutError, "late" + VIA),
         ("UNAUTHENTICATED", "who", DeniedError, "who"),
@@ -305,6 +307,12 @@ def test_http_status_becomes_an_error(status: int, kind: type[Exception]) -> Non
     error = wire.error_from_http(status, "Why", b'{"error": "because"}', via=VIA)
     assert (type(error), str(error)) == (kind, "because"), "the server's own words: no proxy's"
     assert str(wire.error_from_http(status, "Why", b'{"error": ""}')) == f"HTTP {status}"
+
+
+def test_server_that_does_not_have_the_model_is_unavailable() -> None:
+    body = json.dumps({"error": NO_MODEL}).encode()
+    error = wire.error_from_http(400, "Bad Request", body, via=VIA)
+    assert (type(error), str(error)) == (UnavailableError, NO_MODEL)
 
 
 def test_image_of_a_list_is_named_by_its_position() -> None:
