@@ -179,8 +179,10 @@ def callers(
         while not done.wait(0.05):
             for path in ("health/ready", "models/yolov5_ensemble/ready"):
                 if error := refusal(f"{server.http}/v2/{path}"):
-                    # Triton itself may refuse one such question at the moment of the cut-over.
+                    # Triton itself may refuse a question in the moment of a change, which lasts as
+                    # long as a busy machine lets its thread wait.
                     print(f"{path}: {error}")
+                    time.sleep(0.5)
                     if error := refusal(f"{server.http}/v2/{path}"):
                         failures.append(f"{path}: {error}")
             if ready(server) != (True, ""):
