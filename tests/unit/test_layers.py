@@ -1,4 +1,4 @@
-"""Checkpoints as the releases of YOLOv5 write them, from layers made here under YOLOv5's names."""
+"""Checkpoints of any release of YOLOv5: their layers, what is around them, and other files."""
 
 from __future__ import annotations
 
@@ -9,20 +9,30 @@ import datetime
 import functools
 import os
 import pathlib
-import sys
 import tempfile
 import types
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import onnx
 import pytest
 import torch
 import torch.nn.functional as F
+from checkpoints import (
+    CHANNELS,
+    ORIGINALS,
+    chain,
+    changed,
+    conv,
+    detect,
+    model,
+    norm,
+    original,
+    saved,
+)
 from torch import Tensor, nn
 
 from yolov5_build import (
@@ -34,81 +44,6 @@ from yolov5_build import (
     load_safetensors,
     save_safetensors,
 )
-
-Source = int | list[int]
-ORIGINALS: dict[str, Any] = {}  # by their names in the file
-CHANNELS = 8
-
-
-def original(name: str, base: nn.Module | type[nn.Module] = nn.Module, **attributes: Any) -> Any:
-    """A layer that is pickled as `name`: a new one with these attributes, or `base` itself."""
-    kind = base if isinstance(base, type) else type(base)
-    module, _, plain = name.rpartition(".")
-    if name not in ORIGINALS:
-        ORIGINALS[name] = type(plain, (kind,), {"__module__": module})
-    if isinstance(base, nn.Module):
-        base.__class__ = ORIGINALS[name]
-        return base
-    layer = ORIGINALS[name]()
-    for key, value in attributes.items():
-        setattr(layer, key, value)
-    return layer
-
-
-def saved(path: Path, content: object) -> Path:
-    """`torch.save`, with temporary modules that define the layers under their claimed names."""
-    modules: dict[str, Any] = {}
-    for name, cls in ORIGINALS.items():
-        module, _, plain = name.rpartition(".")
-        parts = module.split(".")
-        for end in range(1, len(parts) + 1):
-            parent = ".".join(parts[:end])
-            modules.setdefault(parent, types.ModuleType(parent))
-        setattr(modules[module], plain, cls)
-    with patch.dict(sys.modules, modules):
-        torch.save(content, path)
-    return path
-
-
-def changed(path: Path, old: bytes, new: bytes) -> None:
-    """Replace a text in the pickle."""
-    with zipfile.ZipFile(path) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in members.items():
-            if name.endswith("/data.pkl"):
-                assert old in data
-                data = data.replace(old, new)
-            archive.writestr(name, data)
-
-
-def norm(channels: int) -> nn.BatchNorm2d:
-    """A batch norm with random statistics."""
-    layer = nn.BatchNorm2d(channels, eps=1e-3)
-    for tensor in (layer.weight, layer.bias, layer.running_mean, layer.running_var):
-        nn.init.uniform_(tensor, 0.5, 1.5)  # type: ignore[arg-type]
-    return layer
-
-
-def conv(
-    inputs: int,
-    outputs: int,
-    kernel: int | tuple[int, int] = 1,
-    stride: int = 1,
-    *,
-    groups: int = 1,
-    act: nn.Module | None = None,
-    name: str = "models.common.Conv",
-) -> Any:
-    high, wide = kernel if isinstance(kernel, tuple) else (kernel, kernel)
-    return original(
-        name,
-        conv=nn.Conv2d(
-            inputs, outputs, kernel, stride, (high // 2, wide // 2), groups=groups, bias=False
-        ),
-        bn=norm(outputs),
-        act=nn.SiLU() if act is None else act,
-    )
 
 
 def normed(bn: Any, x: Tensor) -> Tensor:
@@ -122,53 +57,6 @@ def ran(layer: Any, x: Tensor) -> Tensor:
     inner = layer.conv
     x = F.conv2d(x, inner.weight, None, inner.stride, inner.padding, 1, inner.groups)
     return layer.act(normed(layer.bn, x))  # type: ignore[no-any-return]
-
-
-def detect(channels: Sequence[int], strides: Sequence[int], classes: int) -> Any:
-    """A head with the attributes of the releases up to v5.0; later ones have them too."""
-    levels = len(channels)
-    head = original(
-        "models.yolo.Detect",
-        nc=classes,
-        no=classes + 5,
-        nl=levels,
-        na=3,
-        grid=[torch.zeros(1)] * levels,
-        m=nn.ModuleList(nn.Conv2d(c, 3 * (classes + 5), 1) for c in channels),
-        stride=torch.tensor(strides, dtype=torch.float32),
-        export=False,
-    )
-    head.register_buffer("anchors", torch.rand(levels, 3, 2) + 1)
-    head.register_buffer("anchor_grid", head.anchors.clone().view(levels, 1, 3, 1, 1, 2))
-    return head
-
-
-def model(*steps: tuple[Source, Any], name: str = "models.yolo.Model") -> Any:
-    """A network of layers, each with its sources; the last one is a head for 2 classes."""
-    save = set()
-    for index, (source, layer) in enumerate(steps):
-        layer.i, layer.f, layer.type = index, source, "layer"
-        sources = [source] if isinstance(source, int) else source
-        save |= {j % index for j in sources if j != -1}
-    return original(
-        name,
-        yaml={"nc": 2},
-        model=nn.Sequential(*(layer for _, layer in steps)),
-        save=sorted(save),
-        names=["a", "b"],
-        hyp={"lr0": np.float64(0.01)},
-    )
-
-
-def chain(*layers: Any, **named: Any) -> Any:
-    """A model of one level: a stem that divides the image's sides by 16, these layers (which may
-    halve them in between), and a head."""
-    return model(
-        (-1, conv(3, CHANNELS, 3, 16)),
-        *((-1, layer) for layer in layers),
-        ([-1], detect([CHANNELS], [32], 2)),
-        **named,
-    )
 
 
 def load(path: Path, network: Any) -> Checkpoint:
@@ -554,13 +442,34 @@ def test_layer_computes_the_expected_values(name: str) -> None:
         torch.testing.assert_close(found, expected(x), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", PAIRS)
-def test_layer_is_exported(tmp_path: Path, name: str) -> None:
+def side_by_side(names: Sequence[str], folder: Path) -> Checkpoint:
+    """A checkpoint of a network in which all these layers read the same map, and the head reads all
+    of them. Each counts for the result as much as it would alone."""
+    torch.manual_seed(0)
+    count = len(names)
+    head = detect([count * CHANNELS], [32], 2)
+    head.m[0].weight.data *= count**0.5
+    network = model(
+        (-1, conv(3, CHANNELS, 3, 16)),
+        *((0, PAIRS[name]()[0]) for name in names),
+        ([*range(1, count + 1)], original("models.common.Concat", d=1)),
+        ([-1], head),
+    )
+    return load(folder / "best.pt", network)
+
+
+# To export one network of many layers takes much less time than one for each layer.
+GROUPS = [[*PAIRS][start : start + 12] for start in range(0, len(PAIRS), 12)]
+
+
+@pytest.mark.parametrize("names", GROUPS, ids=lambda names: f"{names[0]} to {names[-1]}")
+def test_layers_are_exported(tmp_path: Path, names: list[str]) -> None:
     """The export compares its answer for two images with PyTorch's, and the answer of the
     prefiltered variant with its own."""
-    checkpoint, _ = loaded(name)
-    export_onnx(checkpoint, tmp_path / "model.onnx", imgsz=64)
-    export_prefiltered(checkpoint, tmp_path / "prefiltered.onnx", tmp_path / "model.onnx", imgsz=64)
+    checkpoint = side_by_side(names, tmp_path)
+    full = tmp_path / "model.onnx"
+    export_onnx(checkpoint, full, imgsz=64)
+    export_prefiltered(checkpoint, tmp_path / "prefiltered.onnx", full, imgsz=64)
 
 
 def test_unusual_focus_is_exported_unchanged(tmp_path: Path) -> None:
@@ -618,11 +527,10 @@ def test_layer_survives_safetensors(tmp_path: Path, name: str) -> None:
         assert torch.equal(again.network(images), checkpoint.network(images))
 
 
-@pytest.mark.parametrize(
-    "name", ["Focus", "Contract", "Expand", "C3TR", "DWConvTranspose2d", "ZeroPad2d", "MetaAconC"]
-)
-def test_layer_is_exported_for_any_image_size(tmp_path: Path, name: str) -> None:
-    export_onnx(loaded(name)[0], tmp_path / "model.onnx", imgsz=96, dynamic=True)
+def test_layers_are_exported_for_any_image_size(tmp_path: Path) -> None:
+    names = ["Focus", "Contract", "Expand", "C3TR", "DWConvTranspose2d", "ZeroPad2d", "MetaAconC"]
+    checkpoint = side_by_side(names, tmp_path)
+    export_onnx(checkpoint, tmp_path / "model.onnx", imgsz=96, dynamic=True)
 
 
 def pyramid(strides: Sequence[int], *, later: bool) -> Any:

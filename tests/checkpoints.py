@@ -1,0 +1,164 @@
+"""Checkpoints as the releases of YOLOv5 write them, from layers made here under YOLOv5's names."""
+
+from __future__ import annotations
+
+import sys
+import types
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch import nn
+
+Source = int | list[int]
+ORIGINALS: dict[str, Any] = {}  # by their names in the file
+CHANNELS = 8
+
+
+def original(name: str, base: nn.Module | type[nn.Module] = nn.Module, **attributes: Any) -> Any:
+    """A layer that is pickled as `name`: a new one with these attributes, or `base` itself."""
+    kind = base if isinstance(base, type) else type(base)
+    module, _, plain = name.rpartition(".")
+    if name not in ORIGINALS:
+        ORIGINALS[name] = type(plain, (kind,), {"__module__": module})
+    if isinstance(base, nn.Module):
+        base.__class__ = ORIGINALS[name]
+        return base
+    layer = ORIGINALS[name]()
+    for key, value in attributes.items():
+        setattr(layer, key, value)
+    return layer
+
+
+def saved(path: Path, content: object) -> Path:
+    """`torch.save`, with temporary modules that define the layers under their claimed names."""
+    modules: dict[str, Any] = {}
+    for name, cls in ORIGINALS.items():
+        module, _, plain = name.rpartition(".")
+        parts = module.split(".")
+        for end in range(1, len(parts) + 1):
+            parent = ".".join(parts[:end])
+            modules.setdefault(parent, types.ModuleType(parent))
+        setattr(modules[module], plain, cls)
+    with patch.dict(sys.modules, modules):
+        torch.save(content, path)
+    return path
+
+
+def changed(path: Path, old: bytes, new: bytes) -> None:
+    """Replace a text in the pickle."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            if name.endswith("/data.pkl"):
+                assert old in data
+                data = data.replace(old, new)
+            archive.writestr(name, data)
+
+
+def norm(channels: int) -> nn.BatchNorm2d:
+    """A batch norm with random statistics."""
+    layer = nn.BatchNorm2d(channels, eps=1e-3)
+    for tensor in (layer.weight, layer.bias, layer.running_mean, layer.running_var):
+        nn.init.uniform_(tensor, 0.5, 1.5)  # type: ignore[arg-type]
+    return layer
+
+
+def conv(
+    inputs: int,
+    outputs: int,
+    kernel: int | tuple[int, int] = 1,
+    stride: int = 1,
+    *,
+    groups: int = 1,
+    act: nn.Module | None = None,
+    name: str = "models.common.Conv",
+) -> Any:
+    high, wide = kernel if isinstance(kernel, tuple) else (kernel, kernel)
+    return original(
+        name,
+        conv=nn.Conv2d(
+            inputs, outputs, kernel, stride, (high // 2, wide // 2), groups=groups, bias=False
+        ),
+        bn=norm(outputs),
+        act=nn.SiLU() if act is None else act,
+    )
+
+
+def detect(channels: Sequence[int], strides: Sequence[int], classes: int) -> Any:
+    """A head with the attributes of the releases up to v5.0; later ones have them too."""
+    levels = len(channels)
+    head = original(
+        "models.yolo.Detect",
+        nc=classes,
+        no=classes + 5,
+        nl=levels,
+        na=3,
+        grid=[torch.zeros(1)] * levels,
+        m=nn.ModuleList(nn.Conv2d(c, 3 * (classes + 5), 1) for c in channels),
+        stride=torch.tensor(strides, dtype=torch.float32),
+        export=False,
+    )
+    head.register_buffer("anchors", torch.rand(levels, 3, 2) + 1)
+    head.register_buffer("anchor_grid", head.anchors.clone().view(levels, 1, 3, 1, 1, 2))
+    return head
+
+
+def model(*steps: tuple[Source, Any], name: str = "models.yolo.Model") -> Any:
+    """A network of layers, each with its sources; the last one is a head for 2 classes."""
+    save = set()
+    for index, (source, layer) in enumerate(steps):
+        layer.i, layer.f, layer.type = index, source, "layer"
+        sources = [source] if isinstance(source, int) else source
+        save |= {j % index for j in sources if j != -1}
+    return original(
+        name,
+        yaml={"nc": 2},
+        model=nn.Sequential(*(layer for _, layer in steps)),
+        save=sorted(save),
+        names=["a", "b"],
+        hyp={"lr0": np.float64(0.01)},
+    )
+
+
+def chain(*layers: Any, **named: Any) -> Any:
+    """A model of one level: a stem that divides the image's sides by 16, these layers (which may
+    halve them in between), and a head."""
+    return model(
+        (-1, conv(3, CHANNELS, 3, 16)),
+        *((-1, layer) for layer in layers),
+        ([-1], detect([CHANNELS], [32], 2)),
+        **named,
+    )
+
+
+def small_network() -> Any:
+    """The structure of a YOLOv5 in few layers: strides 8, 16 and 32, three anchors, three classes,
+    and maps that are enlarged and concatenated. Objectness and scores are spread over 0 to 1."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        head = detect([CHANNELS] * 3, [8, 16, 32], 3)
+        for convolution in head.m:
+            convolution.weight.data *= 8
+        made = model(
+            (-1, conv(3, CHANNELS, 3, 8)),
+            (-1, conv(CHANNELS, CHANNELS, 3, 2)),
+            (-1, conv(CHANNELS, CHANNELS, 3, 2)),
+            (-1, nn.Upsample(None, 2, "nearest")),
+            ([-1, 1], original("models.common.Concat", d=1)),
+            (-1, conv(2 * CHANNELS, CHANNELS)),
+            ([0, -1, 2], head),
+        )
+    made.names = ["Platelets", "RBC", "WBC"]
+    return made
+
+
+def small_checkpoint(path: Path) -> Path:
+    """Save `small_network`: a file that is read, exported and imported much sooner than a real one,
+    for tests of what happens with any network."""
+    return saved(path, {"model": small_network().half()})
