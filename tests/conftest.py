@@ -5,9 +5,12 @@ import os
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from support import BUNDLED, RunningServer, make_repository, running_server
+
+if TYPE_CHECKING:  # the process that hands out the tests does without the time that these take
+    from support import RunningServer
 
 HERE = Path(__file__).parent
 
@@ -47,10 +50,14 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 @pytest.fixture(scope="session")
 def bundled_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project's model repository with the bundled network, whichever one is installed."""
+    from support import BUNDLED, make_repository
+
     return make_repository(tmp_path_factory.mktemp("bundled"), BUNDLED)
 
 
 @pytest.fixture(scope="session")
 def server(bundled_repository: Path) -> Iterator[RunningServer]:
+    from support import running_server
+
     with running_server(f"--repository={bundled_repository}") as running:
         yield running

@@ -4,9 +4,7 @@ import json
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
-import supervision as sv
 from support import no_detections, some_detections
 
 from yolov5_client import Detections
@@ -22,6 +20,9 @@ def assert_equal(one: Detections, other: Detections) -> None:
 
 @pytest.mark.parametrize("found", [some_detections(), no_detections()], ids=["some", "none"])
 def test_conversions_round_trip(found: Detections) -> None:
+    import pandas as pd
+    import supervision as sv  # takes a second, which no other file needs
+
     size = found.image_size
     supervised = found.to_supervision()
     assert isinstance(supervised, sv.Detections)
@@ -48,6 +49,8 @@ def test_coco_results_hold_corner_and_size() -> None:
 
 
 def test_unsorted_detections_are_sorted_best_first() -> None:
+    import supervision as sv
+
     found = Detections.from_unsorted(
         boxes=[[0.0, 0.0, 640.0, 480.0], [64.0, 48.0, 128.0, 96.0]],
         scores=[0.5, 0.9],
@@ -206,6 +209,8 @@ def test_json_with_extreme_classes_is_read() -> None:
 
 @pytest.mark.parametrize("missing", ["confidence", "class_id", "class_name"])
 def test_supervision_without_a_part_is_refused(missing: str) -> None:
+    import supervision as sv
+
     parts: dict[str, Any] = {"confidence": np.array([0.5]), "class_id": np.array([1])}
     parts.pop(missing, None)
     data: dict[str, Any] = {} if missing == "class_name" else {"class_name": np.array(["a"])}

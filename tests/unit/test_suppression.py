@@ -20,7 +20,6 @@ from placement import Placement
 from suppression import suppress
 from thresholds import Thresholds
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 POSTPROCESS = Path(torchvision_ops.__file__).parent
 
@@ -52,6 +51,8 @@ def not_finite(count: int, generator: torch.Generator) -> Tensor:
 
 def reference(boxes: Tensor, scores: Tensor, groups: Tensor, iou: float, max_det: int) -> Tensor:
     """The result of torchvision, with equal scores, which it orders arbitrarily, in input order."""
+    from torchvision.ops import batched_nms  # takes a second, which no other file needs
+
     kept: Tensor = batched_nms(boxes, scores, groups, iou).sort().values
     return kept[scores[kept].sort(descending=True, stable=True).indices][:max_det]
 
@@ -138,14 +139,15 @@ def test_most_expensive_parameters_take_less_than_a_third_of_a_second(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the server
     try:
-        times = []
         for _ in range(3):
             started = thread_time()
             detect(rows, thresholds, torch.ones(80, dtype=torch.bool), placement)
-            times.append(thread_time() - started)
+            took = thread_time() - started
+            if took < 0.3:
+                break
     finally:
         torch.set_num_threads(threads)
-    assert min(times) < 0.3
+    assert took < 0.3  # the best of three
 
 
 @pytest.mark.parametrize("group_count", [0, 1, 3, 80])
@@ -238,7 +240,7 @@ def test_library_is_found_in_the_layouts_of_torchvision(
     (package / "__init__.py").write_text("raise AssertionError('imported')")
     for file in (name, "image.so", "image_stable.so"):
         (package / file).touch()
-    monkeypatch.delitem(sys.modules, "torchvision")
+    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     assert torchvision_ops._libraries() == [package / name]
 
