@@ -252,15 +252,13 @@ def _nested() -> ModelProto:
 
     inner = helper.make_node("Identity", ["images"], ["v0"])
     for depth in range(28):
-        branches = [graph(f"g{depth}{kind}", [inner], f"v{depth}") for kind in ("a", "b")][
-            : 1 if depth > 14 else 2
-        ]
+        branch = graph(f"g{depth}", [inner], f"v{depth}")
         inner = helper.make_node(
             "If",
             ["yes"],
             [f"v{depth + 1}"],
-            then_branch=branches[0],
-            else_branch=branches[-1],
+            then_branch=branch,
+            else_branch=branch,
         )
         if depth > 14:
             break

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import sys
+import tempfile
 import types
+import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import torch
+from onnx import ModelProto, helper
 from torch import nn
+
+from yolov5_build import Checkpoint, load_checkpoint
+from yolov5_build.paths import BUNDLED
 
 Source = int | list[int]
 ORIGINALS: dict[str, Any] = {}  # by their names in the file
@@ -137,6 +145,26 @@ def chain(*layers: Any, **named: Any) -> Any:
     )
 
 
+def rewritten(
+    target: Path,
+    change: Callable[[str, bytes], bytes] = lambda name, data: data,
+    *,
+    compression: int = zipfile.ZIP_STORED,
+    more: dict[str, bytes] | None = None,
+) -> Path:
+    """The bundled checkpoint with changed members, in a valid zip."""
+    with zipfile.ZipFile(BUNDLED) as source, zipfile.ZipFile(target, "w", compression) as copy:
+        for name in source.namelist():
+            copy.writestr(name, change(name, source.read(name)))
+        for name, data in (more or {}).items():
+            copy.writestr(name, data)
+    return target
+
+
+LABELS = ("Platelets", "RBC", "WBC")
+EXPORT_SIZE = (64, 96)  # height and width in pixels
+
+
 def small_network() -> Any:
     """The structure of a YOLOv5 in few layers: strides 8, 16 and 32, three anchors, three classes,
     and maps that are enlarged and concatenated. Objectness and scores are spread over 0 to 1."""
@@ -154,7 +182,7 @@ def small_network() -> Any:
             (-1, conv(2 * CHANNELS, CHANNELS)),
             ([0, -1, 2], head),
         )
-    made.names = ["Platelets", "RBC", "WBC"]
+    made.names = [*LABELS]
     return made
 
 
@@ -162,3 +190,45 @@ def small_checkpoint(path: Path) -> Path:
     """Save `small_network`: a file that is read, exported and imported much sooner than a real one,
     for tests of what happens with any network."""
     return saved(path, {"model": small_network().half()})
+
+
+@functools.cache
+def read_small() -> Checkpoint:
+    """The small network as it is read again. No test may change it."""
+    with tempfile.TemporaryDirectory() as folder:
+        return load_checkpoint(small_checkpoint(Path(folder, "best.pt")))
+
+
+@functools.cache
+def _exported(batch: int, opset: int, open_size: bool) -> bytes:
+    target = io.BytesIO()
+    axes = {"images": {0: "b", 2: "h", 3: "w"}, "output": {0: "b", 1: "n"}} if open_size else {}
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            read_small().network,
+            (torch.zeros(batch, 3, *EXPORT_SIZE),),
+            target,  # type: ignore[arg-type]  # also takes a stream
+            dynamo=False,
+            opset_version=opset,
+            input_names=["images"],
+            output_names=["output"],
+            dynamic_axes=axes,
+        )
+    return target.getvalue()
+
+
+def export(batch: int = 1, opset: int = 12, open_size: bool = False) -> ModelProto:
+    """The small network as others export it: names in the metadata, one output, `output`."""
+    model = ModelProto.FromString(_exported(batch, opset, open_size))
+    helper.set_model_props(model, {"names": str([*LABELS])})
+    return model
+
+
+def unsorted() -> ModelProto:
+    """The same with its nodes in reverse order."""
+    model = export()
+    nodes = list(reversed(model.graph.node))
+    model.graph.ClearField("node")
+    model.graph.node.extend(nodes)
+    return model

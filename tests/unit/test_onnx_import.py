@@ -1,11 +1,6 @@
 from __future__ import annotations
 
-import functools
-import io
 import os
-import subprocess
-import sys
-import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,52 +11,22 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from checkpoints import EXPORT_SIZE, LABELS, export, read_small, unsorted
 from nms import detect
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
-from support import BUNDLED, SHARED
+from support import SHARED
 from thresholds import Thresholds
 
-from yolov5_build import BuildError, load_checkpoint
+from yolov5_build import BuildError
 from yolov5_build import _contract as contract
 from yolov5_build._onnx_import import import_onnx
 from yolov5_build.photos import PhotoLoader, example_images
 
-HEIGHT, WIDTH, ROWS = 64, 96, 378
-LABELS = ["Platelets", "RBC", "WBC"]
+HEIGHT, WIDTH = EXPORT_SIZE
+ROWS = 378
 
 Array = NDArray[Any]
-
-
-@functools.cache
-def network() -> torch.nn.Module:
-    return load_checkpoint(BUNDLED).network
-
-
-@functools.cache
-def exported(batch: int, opset: int, open_size: bool) -> bytes:
-    target = io.BytesIO()
-    axes = {"images": {0: "b", 2: "h", 3: "w"}, "output": {0: "b", 1: "n"}} if open_size else {}
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            network(),
-            (torch.zeros(batch, 3, HEIGHT, WIDTH),),
-            target,  # type: ignore[arg-type]  # also takes a stream
-            dynamo=False,
-            opset_version=opset,
-            input_names=["images"],
-            output_names=["output"],
-            dynamic_axes=axes,
-        )
-    return target.getvalue()
-
-
-def export(batch: int = 1, opset: int = 12, open_size: bool = False) -> ModelProto:
-    """The bundled network as others export it: names in the metadata, one output, `output`."""
-    model = ModelProto.FromString(exported(batch, opset, open_size))
-    helper.set_model_props(model, {"names": str(LABELS)})
-    return model
 
 
 def load(source: ModelProto | bytes, folder: Path, **options: Any) -> ModelProto:
@@ -108,7 +73,7 @@ def assert_answers(
         photos = example_images(*size, count)
         (rows,) = session.run(["output0"], {"images": photos})
         with torch.no_grad():
-            wanted = network()(torch.from_numpy(photos)).numpy()
+            wanted = read_small().network(torch.from_numpy(photos)).numpy()
         assert rows.dtype == np.float32 and rows.shape == wanted.shape
         assert (np.abs(rows - wanted) / np.maximum(np.abs(wanted), 1)).max() < limit
 
@@ -123,14 +88,6 @@ def four_outputs() -> ModelProto:
     heads = [node.output[0] for node in model.graph.node if node.op_type == "Transpose"]
     assert len(heads) == 3
     model.graph.output.extend(onnx.ValueInfoProto(name=head) for head in heads)
-    return model
-
-
-def unsorted() -> ModelProto:
-    model = export()
-    nodes = list(reversed(model.graph.node))
-    model.graph.ClearField("node")
-    model.graph.node.extend(nodes)
     return model
 
 
@@ -356,7 +313,7 @@ def test_fixed_batch_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
 def constant() -> ModelProto:
     """A network with three classes and constant rows, which is imported sooner than a real one."""
     model = answering({"output": rows(classes=3)}, (1, 3, 64, 64))
-    helper.set_model_props(model, {"names": str(LABELS)})
+    helper.set_model_props(model, {"names": str([*LABELS])})
     return model
 
 
@@ -681,47 +638,6 @@ def test_network_that_onnx_runtime_cannot_load_is_refused_in_one_line(tmp_path: 
 
 # ---------------------------------------------------------------------------------------------
 # Third-party files
-
-MUTATE = """
-import random, sys
-from pathlib import Path
-from yolov5_build import BuildError
-from yolov5_build._onnx_import import import_onnx
-
-folder, outcomes = Path(sys.argv[1]), [0, 0]
-whole, spoilt = (folder / "whole.onnx").read_bytes(), folder / "spoilt.onnx"
-nodes = int(sys.argv[3])  # bytes, before the weights
-for seed in range(int(sys.argv[2])):
-    chance, data = random.Random(seed), bytearray(whole)
-    for _ in range(chance.choice([1, 2, 5, 20])):
-        at = chance.randrange(len(data) if seed % 4 == 0 else nodes)
-        data[at] = chance.randrange(256)
-    spoilt.write_bytes(data)
-    try:
-        import_onnx(spoilt, folder / "ours.onnx")
-        outcomes[0] += 1
-    except BuildError as error:
-        outcomes[1] += 1
-        assert str(error).startswith("spoilt.onnx ") and "\\n" not in str(error), error
-print(*outcomes)
-"""
-
-
-@pytest.mark.parametrize("count", [12, pytest.param(60, marks=pytest.mark.slow)])
-def test_mutated_files_are_read_or_refused(tmp_path: Path, count: int) -> None:
-    model = unsorted()
-    (tmp_path / "whole.onnx").write_bytes(model.SerializeToString())
-    nodes = sum(node.ByteSize() for node in model.graph.node)
-    run = subprocess.run(
-        [sys.executable, "-c", MUTATE, str(tmp_path), str(count), str(nodes)],
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr
-    assert run.stderr == ""
-    read, refused = map(int, run.stdout.split())
-    assert read + refused == count
-    assert refused > count // 4
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="third-party ONNX files are not available")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import shutil
@@ -13,10 +14,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from checkpoints import read_small
 from config_check import ConfigError
 from numpy.typing import NDArray
 from prefilter import check_prefiltered, with_prefilter
-from support import BUNDLED, GraphTensor
+from support import GraphTensor
 from variants import open_variants
 
 from yolov5_build import (
@@ -24,7 +26,6 @@ from yolov5_build import (
     Checkpoint,
     export_onnx,
     export_prefiltered,
-    load_checkpoint,
 )
 from yolov5_build import cli as command
 from yolov5_build.photos import example_images
@@ -38,11 +39,12 @@ Exported = Callable[..., tuple[Path, Path]]
 @pytest.fixture(scope="module")
 def exported_once(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     @functools.cache
-    def once(**form: Any) -> tuple[Path, Path]:
+    def once(*, bundled: bool = False, **form: Any) -> tuple[Path, Path]:
+        network = checkpoint if bundled else read_small()
         folder = tmp_path_factory.mktemp("exported")
         full, prefiltered = folder / "model.onnx", folder / "prefiltered.onnx"
-        export_onnx(checkpoint, full, **form)
-        export_prefiltered(checkpoint, prefiltered, full, **form)
+        export_onnx(network, full, **form)
+        export_prefiltered(network, prefiltered, full, **form)
         return full, prefiltered
 
     return once
@@ -72,7 +74,7 @@ def nms(conf_thres: float) -> Array:
 def test_prefiltered_rows_are_the_rows_over_the_confidence(
     exported: Exported, conf_thres: float
 ) -> None:
-    full, prefiltered = exported(imgsz=(256, 320))
+    full, prefiltered = exported(bundled=True, imgsz=(256, 320))
     images = example_images(256, 320)[:1]
     whole = rows(full, images=images)[0]
     wanted = whole[whole[:, 4] > np.float32(conf_thres)]
@@ -101,21 +103,19 @@ def test_reduced_head_keeps_every_row_over_the_confidence(exported: Exported) ->
     assert {*map(bytes, whole[whole[:, 4] > 0.1])} <= {*map(bytes, found)} <= {*map(bytes, whole)}
 
 
-def test_variant_that_answers_differently_is_refused(
-    checkpoint: Checkpoint, exported: Exported
-) -> None:
+def test_variant_that_answers_differently_is_refused(exported: Exported) -> None:
+    checkpoint = copy.deepcopy(read_small())
     full, prefiltered = exported(imgsz=64)
     with pytest.raises(BuildError, match="prefiltered variant returns rows of another shape"):
         export_prefiltered(checkpoint, prefiltered, full, imgsz=64, reduced_head=True)
-    other = load_checkpoint(BUNDLED)
-    other.network.head.anchors *= 1.01
+    checkpoint.network.head.anchors *= 1.01
     with pytest.raises(BuildError, match="prefiltered variant differs from it by .*allowed 0.001"):
-        export_prefiltered(other, prefiltered, full, imgsz=64)
+        export_prefiltered(checkpoint, prefiltered, full, imgsz=64)
 
 
-def test_only_fp32_networks_have_a_prefiltered_variant(tmp_path: Path) -> None:
+def test_only_fp32_networks_have_a_prefiltered_variant(small_weights: Path, tmp_path: Path) -> None:
     for flags, there in (((), True), (("--half",), False)):
-        arguments = [str(BUNDLED), "--imgsz=64", f"--repository={tmp_path}", *flags]
+        arguments = [str(small_weights), "--imgsz=64", f"--repository={tmp_path}", *flags]
         assert command.main(arguments) == 0
         (version,) = (tmp_path / "yolov5").glob("[0-9]*")
         assert (version / "prefiltered.onnx").exists() == there

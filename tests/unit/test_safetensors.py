@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from support import BUNDLED
 
 from yolov5_build import BuildError, Checkpoint, load_safetensors, save_safetensors
 from yolov5_build.cli import main as build
@@ -83,11 +82,13 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         load_safetensors(path)
 
 
-def test_save_option_writes_the_file_and_installs_nothing(tmp_path: Path) -> None:
+def test_save_option_writes_the_file_and_installs_nothing(
+    small_weights: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "shared.safetensors"
     repository = tmp_path / "repository"
     repository.mkdir()
-    assert build([str(BUNDLED), f"--save={path}", f"--repository={repository}"]) == 0
+    assert build([str(small_weights), f"--save={path}", f"--repository={repository}"]) == 0
     assert not list(repository.iterdir())
     assert build([str(path), "--imgsz=64", f"--repository={repository}"]) == 0
     assert (repository / "yolov5" / "labels.txt").read_text() == "Platelets\nRBC\nWBC\n"
