@@ -18,6 +18,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 from support import PHOTO, RunningServer, ready, regions, running_server, wait_until
 
@@ -86,17 +87,24 @@ def own(bundled_repository: Path) -> Iterator[RunningServer]:
         yield running
 
 
-def kill(name: str, number: signal.Signals) -> Callable[[RunningServer], int]:
-    def now(server: RunningServer) -> int:
+def kill(name: str, number: signal.Signals) -> Callable[[RunningServer], float]:
+    """A function that sends the signal to the process of this name, and returns when."""
+
+    def now(server: RunningServer) -> float:
         victim = server.processes(name)[0]
+        killed = time.monotonic()
         os.kill(victim, number)
-        return victim
+        return killed
 
     return now
 
 
-def run_out_of_memory(server: RunningServer) -> int:
-    """Limit preprocess to the memory that it has, and send it an image that needs more."""
+def run_out_of_memory(server: RunningServer) -> float:
+    """Limit preprocess to the memory that it has, and send it an image that needs more.
+
+    Returns:
+        When the kernel has ended it; before that the kernel looks for memory, for seconds at times.
+    """
     victim = server.processes("/preprocess/1/")[0]
     CGROUP.mkdir(exist_ok=True)
     (CGROUP / "memory.limit_in_bytes").write_text(str(48 << 20))
@@ -108,7 +116,15 @@ def run_out_of_memory(server: RunningServer) -> int:
             client.detect(jpeg)
 
     threading.Thread(target=ask, daemon=True).start()
-    return victim
+    wait_until(lambda: not is_alive(victim), 30)
+    return time.monotonic()
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 CASES = {
@@ -131,8 +147,7 @@ def test_server_is_restarted_in_time_after_each_failure(own: RunningServer, case
             wait_until(lambda: ready(own)[0], 30)
             time.sleep(8)  # long enough to reset the pauses
             processes, shared = len(own.processes("triton_python_backend_stub")), regions(own)
-            started = time.monotonic()
-            CASES[case](own)
+            started = CASES[case](own)
             wait_until(lambda: not ready(own)[0], 15)
             down = time.monotonic()
             wait_until(lambda: ready(own)[0], 30)

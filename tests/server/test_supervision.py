@@ -144,7 +144,7 @@ def assert_back(server: RunningServer, good: Callable[[], int]) -> None:
 def test_busy_server_is_not_restarted(server: RunningServer) -> None:
     """Eight images of 64 megapixels are the most that one request may contain."""
     rng = np.random.default_rng(0)
-    picture = rng.integers(0, 256, (800, 800, 3), np.uint8).repeat(10, 0).repeat(10, 1)
+    picture = rng.integers(0, 256, (400, 400, 3), np.uint8).repeat(20, 0).repeat(20, 1)
     jpeg = cv2.imencode(".jpg", picture)[1].tobytes()
     said = len(server.log.read_text())
     started = time.monotonic()
