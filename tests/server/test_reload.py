@@ -170,9 +170,10 @@ def callers(
                 try:
                     answers[fingerprint(infer(client, [image], EVERYTHING))] += 1
                 except grpc.InferenceServerException as error:
-                    if "Request for unknown model" not in str(error):
+                    if "Request for unknown model" in str(error):
+                        answers[NO_MODEL] += 1
+                    else:
                         failures.append(str(error))
-                    answers[NO_MODEL] += 1
                 time.sleep(pause)
 
     def probe() -> None:
