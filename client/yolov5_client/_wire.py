@@ -66,7 +66,7 @@ _GRPC_ERRORS: dict[str, type[YoloClientError]] = {
     "PERMISSION_DENIED": DeniedError,
 }
 # What Triton says of a model that it does not have, or for a moment while it loads another one.
-_NO_MODEL = re.compile("Request for unknown model")
+_NO_MODEL = "Request for unknown model"
 # The messages of gRPC's own client about an answer that is too large.
 _ANSWER_TOO_LARGE = re.compile("CLIENT: .*larger than max|Decompressed message larger than max")
 _HTTP_ERRORS: dict[int, type[YoloClientError]] = {
@@ -435,7 +435,7 @@ def error_from_grpc(status: str, message: str, *, via: str = "") -> YoloClientEr
     """
     status = status.removeprefix("StatusCode.")
     kind = _GRPC_ERRORS.get(status, ServerError)
-    if _NO_MODEL.match(message):
+    if message.startswith(_NO_MODEL):
         kind = UnavailableError
     sentence = one_line(message.removeprefix(_PREFIX)) or f"the server answers with {status}."
     if status == "RESOURCE_EXHAUSTED" and _ANSWER_TOO_LARGE.search(message):
@@ -454,7 +454,7 @@ def error_from_http(status: int, reason: str, body: bytes, *, via: str = "") -> 
         sentence = one_line(str(json.loads(body)["error"]).removeprefix(_PREFIX))
     except (ValueError, KeyError, TypeError, RecursionError):
         return kind(one_line(f"HTTP {status} {reason}") + via)
-    if _NO_MODEL.match(sentence):
+    if sentence.startswith(_NO_MODEL):
         kind = UnavailableError
     return kind(sentence or f"HTTP {status}")
 
