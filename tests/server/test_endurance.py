@@ -23,6 +23,7 @@ import pytest
 from support import PHOTO, RunningServer, ready, regions, running_server, wait_until
 
 from yolov5_client import Client, YoloClientError
+from yolov5_server._processes import is_alive
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -105,10 +106,10 @@ def run_out_of_memory(server: RunningServer) -> float:
     Returns:
         When the kernel has ended it; before that the kernel looks for memory, for seconds at times.
     """
-    victim = server.processes("/preprocess/1/")[0]
+    victim = psutil.Process(server.processes("/preprocess/1/")[0])
     CGROUP.mkdir(exist_ok=True)
     (CGROUP / "memory.limit_in_bytes").write_text(str(48 << 20))
-    (CGROUP / "cgroup.procs").write_text(str(victim))
+    (CGROUP / "cgroup.procs").write_text(str(victim.pid))
     jpeg = cv2.imencode(".jpg", np.zeros((7500, 8000, 3), np.uint8))[1].tobytes()
 
     def ask() -> None:
@@ -118,13 +119,6 @@ def run_out_of_memory(server: RunningServer) -> float:
     threading.Thread(target=ask, daemon=True).start()
     wait_until(lambda: not is_alive(victim), 30)
     return time.monotonic()
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 CASES = {

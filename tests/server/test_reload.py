@@ -69,7 +69,15 @@ class Site:
         """Replace the network as `make model` does in the end, with one prepared before."""
         self.version += 1
         self._said = len(self.server.log.read_text())
-        exchange(self.repository, self.version, *arguments, broken=broken)
+        folder = self.repository.parent / f"new-{self.version}"
+        new = make_repository(folder, BUNDLED, *arguments) / "yolov5"
+        weights = (new / "1").rename(new / str(self.version))
+        if broken:
+            (weights / "model.onnx").write_bytes(b"nonsense")
+        with _locked(self.repository):
+            (self.repository / "yolov5").rename(folder / "old")
+            new.rename(self.repository / "yolov5")
+        shutil.rmtree(folder)
 
     def exchange_and_kill(self, model: str, *, library: str = "") -> None:
         """Replace the network, and kill the new process of this model while it loads.
@@ -123,18 +131,6 @@ def shared_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """For tests that leave a healthy server with one network."""
     with running_site(make_repository(tmp_path_factory.mktemp("site"), BUNDLED, *SQUARE)) as site:
         yield site
-
-
-def exchange(repository: Path, version: int, *arguments: str, broken: bool = False) -> None:
-    folder = repository.parent / f"new-{version}"
-    new = make_repository(folder, BUNDLED, *arguments) / "yolov5"
-    (new / "1").rename(new / str(version))
-    if broken:
-        (new / str(version) / "model.onnx").write_bytes(b"nonsense")
-    with _locked(repository):
-        (repository / "yolov5").rename(folder / "old")
-        new.rename(repository / "yolov5")
-    shutil.rmtree(folder)
 
 
 def fingerprint(outputs: Outputs) -> Fingerprint:
