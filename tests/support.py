@@ -185,29 +185,48 @@ def running_server(
         variables = [f"{name.upper().replace('-', '_')}={port}" for name, port in named.items()]
         command = [*command, *variables]
     before = shared_memory()
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder, "log")
-        with log.open("w") as file:
-            process = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                text=True,
-                start_new_session=True,
-                # A shell starts background jobs with SIGINT ignored; make would inherit that.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-            )
-        server = RunningServer(process, ports, log, shared_memory_before=before)
+    wait_for_ended(left=3)
+    log = Path(tempfile.mkdtemp(), "log")
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            # A shell starts background jobs with SIGINT ignored; make would inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+    server = RunningServer(process, ports, log, shared_memory_before=before)
+    try:
+        if wait:
+            server.wait_ready()
+        yield server
+    finally:
+        process.terminate()
+        _ended.append((process, log.parent))
+
+
+# Servers that were told to end, and their temporary folders.
+_ended: list[tuple[subprocess.Popen[str], Path]] = []
+
+
+def wait_for_ended(left: int = 0) -> None:
+    """Wait for the servers that were told to end, but for the last ones.
+
+    A server takes seconds to end, and next to no processor: the next test need not wait for it.
+
+    Raises:
+        subprocess.TimeoutExpired: one does not end.
+    """
+    while len(_ended) > left:
+        process, folder = _ended.pop(0)
         try:
-            if wait:
-                server.wait_ready()
-            yield server
+            process.communicate(timeout=20)
         finally:
-            if process.poll() is None:
-                server.stop()
-            server.seen.clear()
+            shutil.rmtree(folder)
 
 
 @contextmanager
@@ -223,31 +242,32 @@ def plain_triton(
         The process and its gRPC address.
     """
     http, port = free_ports(2)
-    with tempfile.TemporaryDirectory() as folder:
-        backends = assemble_backends(triton_folder(), Path(folder, "backends"))
-        process = subprocess.Popen(
-            [
-                str(triton_folder() / "bin" / "tritonserver"),
-                f"--model-repository={repository}",
-                f"--backend-directory={backends}",
-                f"--http-port={http}",
-                f"--grpc-port={port}",
-                "--allow-metrics=false",
-                "--log-info=false",
-                "--exit-timeout-secs=3",
-                *([] if complete else ["--disable-auto-complete-config"]),
-                *arguments,
-            ],
-            env=server_environment(Path(folder)),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        try:
-            yield process, f"127.0.0.1:{port}"
-        finally:
-            process.terminate()
-            process.wait(20)
+    wait_for_ended(left=3)
+    folder = Path(tempfile.mkdtemp())
+    backends = assemble_backends(triton_folder(), folder / "backends")
+    process = subprocess.Popen(
+        [
+            str(triton_folder() / "bin" / "tritonserver"),
+            f"--model-repository={repository}",
+            f"--backend-directory={backends}",
+            f"--http-port={http}",
+            f"--grpc-port={port}",
+            "--allow-metrics=false",
+            "--log-info=false",
+            "--exit-timeout-secs=3",
+            *([] if complete else ["--disable-auto-complete-config"]),
+            *arguments,
+        ],
+        env=server_environment(folder),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        yield process, f"127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        _ended.append((process, folder))
 
 
 @contextmanager
