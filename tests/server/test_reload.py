@@ -39,8 +39,9 @@ from yolov5_server._reload import _locked
 
 SECONDS = 60  # for one reload, on two busy cores
 RELOADS = int(os.environ.get("RELOADS", "20"))
-SQUARE, SMALL = ["--imgsz=640"], ["--imgsz=320", "--reduced-head"]
-FULL = ["--imgsz=320"]
+# Small ones: what the networks themselves take is not what these tests are about.
+FIRST, REDUCED = ["--imgsz=320"], ["--imgsz=256", "--reduced-head"]
+OTHER = ["--imgsz=256"]
 EVERYTHING = {"conf_thres": 0.01}
 # Triton's rare answer in the moment of a change: docs/operations.md.
 NO_MODEL = "no model"
@@ -49,7 +50,7 @@ Fingerprint = tuple[int, float]  # of an answer: detections, sum of their scores
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    return make_repository(tmp_path, BUNDLED, *SQUARE)
+    return make_repository(tmp_path, BUNDLED, *FIRST)
 
 
 @dataclass
@@ -86,7 +87,7 @@ class Site:
             library: wait until the process has opened this one.
         """
         before = self.server.processes(f"/{model}")
-        self.exchange(*FULL)
+        self.exchange(*OTHER)
         deadline = time.monotonic() + SECONDS
         while not (found := {*self.server.processes(f"/{model}.")}.difference(before)) or not all(
             library in Path(f"/proc/{pid}/maps").read_text() for pid in found
@@ -129,7 +130,7 @@ def site(repository: Path) -> Iterator[Site]:
 @pytest.fixture(scope="module")
 def shared_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """For tests that leave a healthy server with one network."""
-    with running_site(make_repository(tmp_path_factory.mktemp("site"), BUNDLED, *SQUARE)) as site:
+    with running_site(make_repository(tmp_path_factory.mktemp("site"), BUNDLED, *FIRST)) as site:
         yield site
 
 
@@ -204,11 +205,11 @@ def test_no_request_fails_or_uses_two_networks_during_a_reload(
     server = shared_site.server
     first = shared_site.answer()
     started = time.monotonic()
-    with callers(server, count) as (answers, failures):
-        shared_site.exchange(*SMALL)
+    with callers(server, count, pause=0 if count > 8 else 0.1) as (answers, failures):
+        shared_site.exchange(*REDUCED)
         shared_site.wait_for_new_network()
         second = shared_site.answer()
-        shared_site.exchange(*SQUARE)
+        shared_site.exchange(*FIRST)
         shared_site.wait_for_new_network()
         if count > 8:
             time.sleep(max(0, 60 - (time.monotonic() - started)))
@@ -234,18 +235,18 @@ def test_no_request_fails_or_uses_two_networks_during_a_reload(
 
 def test_network_that_cannot_be_loaded_is_not_served(shared_site: Site) -> None:
     before = shared_site.answer()
-    with callers(shared_site.server, 2) as (_, failures):
-        shared_site.exchange(*SQUARE, broken=True)
+    with callers(shared_site.server, 2, pause=0.05) as (_, failures):
+        shared_site.exchange(*FIRST, broken=True)
         shared_site.wait_for("The new network was not loaded, the old one is still served:")
         assert shared_site.answer() == before
         # The next network is served, installed by `make model` itself, which measures it first.
         repository = f"--repository={shared_site.repository}"
-        assert build([str(BUNDLED), *SMALL, repository]) == 0
+        assert build([str(BUNDLED), *REDUCED, repository]) == 0
         shared_site.version += 1
         shared_site.wait_for_new_network()
     assert failures == []
     assert shared_site.answer() != before
-    shared_site.exchange(*SQUARE)
+    shared_site.exchange(*FIRST)
     shared_site.wait_for_new_network()
 
 
@@ -285,7 +286,7 @@ def test_network_whose_process_is_killed_while_loading_is_not_served(
 ) -> None:
     server = shared_site.server
     before, version = shared_site.answer(), served_version(server)
-    with callers(server, 2) as (_, failures):
+    with callers(server, 2, pause=0.05) as (_, failures):
         shared_site.exchange_and_kill(model, library=library)
         wait_until(lambda: not is_locked(shared_site.repository), 30)
         shared_site.wait_for("The new network was not loaded, the old one is still served:")
@@ -320,7 +321,7 @@ def test_many_reloads_under_load(site: Site) -> None:
     """No reload ends the server, and no request fails. RELOADS sets their number."""
     with callers(site.server, 8, pause=0.2) as (answers, failures):
         for number in range(RELOADS):
-            site.exchange(*(SQUARE if number % 2 else FULL))
+            site.exchange(*(FIRST if number % 2 else OTHER))
             site.wait_for_new_network(4 * SECONDS)
             assert failures == [], site.server.log.read_text()
         time.sleep(15)  # for the processes of earlier networks to end
@@ -350,7 +351,7 @@ def test_only_the_launcher_can_load_a_model(shared_site: Site) -> None:
 
 def test_server_can_be_ended_during_a_reload(site: Site) -> None:
     server = site.server
-    site.exchange(*SMALL)
+    site.exchange(*REDUCED)
     wait_until(lambda: bool(server.processes("postprocess.2")), SECONDS)
     assert server.stop() < 10
     assert server.process.returncode == 0
