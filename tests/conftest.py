@@ -49,10 +49,21 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 @pytest.fixture(scope="session")
 def bundled_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project's model repository with the bundled network, whichever one is installed."""
+    """The project's model repository with the bundled network, whichever one is installed.
+
+    The first process of pytest-xdist that needs it makes it for all.
+    """
     from support import BUNDLED, make_repository
 
-    return make_repository(tmp_path_factory.mktemp("bundled"), BUNDLED)
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    repository = folder / "bundled" / "model_repository"
+    with (folder / "bundled.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not repository.exists():
+            make_repository(repository.parent, BUNDLED)
+    return repository
 
 
 @pytest.fixture(scope="session")
