@@ -21,6 +21,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(item.path.relative_to(HERE).parts[0])
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than there are cores: tests often wait for a server to start or end."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
 @contextmanager
 def turn(folder: Path, *, alone: bool) -> Iterator[None]:
     """Wait until a test may run beside those of the other processes of pytest-xdist.
