@@ -100,7 +100,7 @@ class Pipeline:
         image = self._session.get_inputs()[0]
         self._input = image.name
         self.height, self.width = image.shape[2:]
-        self._everything = torch.ones(len(read_metadata(network).names), dtype=torch.bool)
+        self._class_conf_thres = torch.full((len(read_metadata(network).names),), CONF_THRES)
         self._letterbox = partial(
             step_module("preprocess", "letterbox").letterbox, height=self.height, width=self.width
         )
@@ -121,7 +121,7 @@ class Pipeline:
         boxes, scores, classes = self._nms.detect(
             torch.from_numpy(rows),
             self._thresholds,
-            self._everything,
+            self._class_conf_thres,
             placement,
         )
         return Answer(boxes=boxes.numpy(), scores=scores.numpy(), classes=classes.numpy())

@@ -94,13 +94,13 @@ def _detector(metadata: Metadata) -> Callable[[NDArray[np.float32], Any], Predic
         agnostic_nms=False,
         multi_label=not reduced,
     )
-    all_classes = torch.ones(len(metadata.names), dtype=torch.bool)
+    class_conf_thres = torch.full((len(metadata.names),), evaluation.CONF_THRES)
 
     def find(rows: NDArray[np.float32], placement: Any) -> Predictions:
         detections = nms.detect(
             torch.from_numpy(rows),
             thresholds,
-            all_classes,
+            class_conf_thres,
             placement,
             best_class_only=reduced,
         )

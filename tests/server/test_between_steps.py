@@ -138,6 +138,8 @@ def test_small_tensors_give_the_same_answer_to_the_last_digit(
         {"conf_thres": 0, "max_det": 1000, "agnostic_nms": True},
         {"conf_thres": 1},
         {"classes": "WBC"},
+        {"conf_thres": 0.6, "class_conf_thres": "RBC:0.01,0:1"},
+        {"class_conf_thres": "1:0.01,2:0.9", "multi_label": True, "classes": "0,1"},
     ]
     with running_server(f"--repository={repository}") as plain:
         with urllib.request.urlopen(f"{plain.http}/v2/models/yolov5_ensemble/config") as answer:

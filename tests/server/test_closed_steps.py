@@ -81,7 +81,7 @@ def test_forged_tensors_do_not_reach_postprocess(server: RunningServer, shape: l
         "output0": ("FP32", shape, 64),
         "placement": ("FP32", [1, 6], 24),
         "nms": ("FP32", [1, 5], 20),
-        "class_filter": ("BOOL", [1, 3], 3),
+        "class_conf_thres": ("FP32", [1, 3], 12),
         "admission_id": ("INT64", [1, 2], 16),
     }
     for name, (kind, sides, size) in given.items():

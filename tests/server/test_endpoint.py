@@ -126,6 +126,49 @@ def test_classes_may_be_a_json_list_over_every_transport(server: RunningServer) 
     assert_same(expected, ask_generate(server, text, classes=listed))
 
 
+def test_class_thresholds_are_read_over_every_transport(server: RunningServer) -> None:
+    image = PHOTO.read_bytes()
+    text = base64.b64encode(image).decode()
+    expected = ask_grpc(server.grpc, [image], {"class_conf_thres": "RBC:0.5,0:0.8"})
+    # Those over the lower threshold, less the ones that their own class's threshold excludes.
+    every = ask_grpc(server.grpc, [image])
+    kept = every["det_scores"][0] > np.array([0.8, 0.5, 0.25])[every["det_classes"][0]]
+    assert 0 < kept.sum() < every["num_dets"].item()
+    np.testing.assert_array_equal(expected["det_boxes"][0], every["det_boxes"][0][kept])
+    for given in ("RBC:0.5,0:0.8", '{"Platelets": 0.8, "\\u0052BC": 0.5}', '{"0": 0.8, "1": 0.5}'):
+        thresholds = {"class_conf_thres": given}
+        assert_same(expected, ask_grpc(server.grpc, [image], thresholds))
+        raw = post_raw(server.http, image, {"X-Yolo-Class-Conf-Thres": given})
+        assert_same(expected, parse_binary(raw))
+        assert_same(expected, ask_http_json(server, text, **thresholds))
+        assert_same(expected, ask_generate(server, text, **thresholds))
+        assert_same(expected, ask_http_binary(server, image, **thresholds))
+
+
+@pytest.mark.parametrize("given", [{}, {"multi_label": True}, {"classes": "RBC,WBC"}], ids=str)
+def test_class_threshold_below_the_others_is_honoured(
+    server: RunningServer, given: dict[str, Any]
+) -> None:
+    """The network leaves out rows that no class needs; those that one class needs are there."""
+    image = PHOTO.read_bytes()
+    mixed = ask_grpc(
+        server.grpc, [image], {**given, "conf_thres": 0.6, "class_conf_thres": "RBC:0.01"}
+    )
+    apart = [
+        ask_grpc(server.grpc, [image], {**given, "conf_thres": conf_thres, "classes": classes})
+        for conf_thres, classes in ((0.01, "RBC"), (0.6, "WBC"), (0.6, "Platelets"))
+        if classes in given.get("classes", "RBC,WBC,Platelets")
+    ]
+    joined = {
+        name: np.concatenate([one[name][0] for one in apart])
+        for name in ("det_scores", "det_classes", "det_boxes")
+    }
+    order = np.argsort(-joined["det_scores"], kind="stable")
+    assert apart[0]["num_dets"].item() > 11
+    for name, values in joined.items():
+        np.testing.assert_allclose(mixed[name][0], values[order], rtol=1e-6)
+
+
 def test_header_may_hold_utf_8(server: RunningServer) -> None:
     """There is no such class, but the error shows that the name arrived intact."""
     as_bytes = "Katze 猫".encode().decode("latin-1")  # http.client sends Latin-1

@@ -71,6 +71,30 @@ BAD_PARAMETERS = {
     "no such class": ({"classes": "0,cat"}, "classes names 'cat'; allowed: indices from 0 to 2"),
     "class index": ({"classes": "3"}, "classes names '3'; allowed: indices from 0 to 2"),
     "flag": ({"agnostic_nms": "yes"}, "agnostic_nms is 'yes'; allowed: true or false"),
+    "class of a threshold": (
+        {"class_conf_thres": "RBC:0.5,cat:0.5"},
+        "class_conf_thres names 'cat'; allowed: indices from 0 to 2 or class names such as",
+    ),
+    "class index of a threshold": (
+        {"class_conf_thres": "3:0.5"},
+        "class_conf_thres names '3'; allowed: indices from 0 to 2 or class names such as",
+    ),
+    "threshold of a class": (
+        {"class_conf_thres": '{"RBC": 1.5}'},
+        "class_conf_thres for 'RBC' is 1.5; allowed: a number from 0 to 1",
+    ),
+    "two thresholds of a class": (
+        {"class_conf_thres": "RBC:0.5,1:0.5"},
+        "class_conf_thres names '1', a class that has a number already; allowed: one number for",
+    ),
+    "class without a threshold": (
+        {"class_conf_thres": "RBC"},
+        "class_conf_thres is 'RBC'; allowed: a string of indices or names with numbers, such as",
+    ),
+    "thresholds that are no text": (
+        {"class_conf_thres": 0.5},
+        "class_conf_thres is 0.5; allowed: a string of indices or names with numbers, such as",
+    ),
 }
 
 
@@ -257,10 +281,11 @@ def test_hostile_files_are_answered_or_refused(server: RunningServer) -> None:
     assert_same(ask_grpc(server.grpc, [PHOTO_BYTES]), ask_grpc(server.grpc, [PHOTO_BYTES]))
 
 
-def test_long_parameters_are_refused_at_once(server: RunningServer) -> None:
-    for classes in ("0," * 2100, "0," * 2_000_000):
+@pytest.mark.parametrize("name", ["classes", "class_conf_thres"])
+def test_long_parameters_are_refused_at_once(server: RunningServer, name: str) -> None:
+    for text in ("0," * 2100, "0," * 2_000_000):
         with pytest.raises(InferenceServerException) as caught:
-            ask_grpc(server.grpc, [PHOTO_BYTES], {"classes": classes})
+            ask_grpc(server.grpc, [PHOTO_BYTES], {name: text})
         assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
         assert "allowed: at most 4096 bytes" in caught.value.message() or (
             "allowed: at most 262144" in caught.value.message()

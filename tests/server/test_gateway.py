@@ -343,7 +343,12 @@ def test_gateway_passes_answers_on_unchanged(
     server: RunningServer, gateway: Gateway, scheme: str
 ) -> None:
     with Client(server.grpc) as direct, gateway.client(scheme) as through:
-        allowed: list[dict[str, object]] = [{}, {"conf_thres": 0.4, "classes": ["RBC", "0"]}]
+        allowed: list[dict[str, object]] = [
+            {},
+            {"conf_thres": 0.4, "classes": ["RBC", "0"]},
+            {"class_conf_thres": {"RBC": 0.5, 0: 0.8}},
+            {"class_conf_thres": '{"RBC": 0.5, "WBC": 0.1}'},
+        ]
         for parameters in allowed:
             wanted = direct.detect(PHOTO, **parameters)
             assert len(wanted) > 2

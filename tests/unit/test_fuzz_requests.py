@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import string
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -26,6 +27,7 @@ DEFAULTS = Parameters(
     classes=frozenset(),
     agnostic_nms=False,
     multi_label=False,
+    class_conf_thres={},
 )
 
 
@@ -58,8 +60,13 @@ WORDS = st.one_of(
         ("true", "FALSE", "0", "1", "1e400", "-0", "0x1", "1_0", "٣", "½", "\0", "nan")
     ),
     st.lists(st.sampled_from((*LABELS, "0", "5", "6", " ", "-1")), max_size=4).map(",".join),
+    st.lists(
+        st.tuples(st.sampled_from((*LABELS, "0", "5", "6", " ", "-1")), NUMBERS.map(str)),
+        max_size=4,
+    ).map(lambda pairs: ",".join(":".join(pair) for pair in pairs)),
+    st.dictionaries(st.sampled_from((*LABELS, "0", "5", "6")), NUMBERS, max_size=3).map(json.dumps),
     st.text(max_size=20),
-    st.sampled_from(("9" * 300, "é" * 300, "," * 300)),
+    st.sampled_from(("9" * 300, "é" * 300, "," * 300, ":" * 300, "{" * 300)),
     st.text(string.digits + "+-.eE ", max_size=8),
 )
 VALUES = st.one_of(NUMBERS, WORDS, st.booleans(), st.none(), st.lists(st.integers(), max_size=2))
@@ -71,6 +78,10 @@ def in_range(parameters: Parameters) -> bool:
         and 0 <= parameters.iou_thres <= 1
         and 1 <= parameters.max_det <= 1000
         and parameters.classes <= frozenset(range(len(LABELS)))
+        and parameters.class_conf_thres.keys() <= frozenset(range(len(LABELS)))
+        and all(
+            type(one) is float and 0 <= one <= 1 for one in parameters.class_conf_thres.values()
+        )
         and all(type(flag) is bool for flag in (parameters.agnostic_nms, parameters.multi_label))
         and all(type(one) is float for one in (parameters.conf_thres, parameters.iou_thres))
         and type(parameters.max_det) is int
@@ -94,6 +105,7 @@ def spellings(name: str) -> tuple[str, ...]:
 @given(st.dictionaries(KEYS, VALUES, max_size=4), st.booleans())
 @example({"conf_thres": 10**400}, False)
 @example({"max_det": -(10**400)}, False)
+@example({"class_conf_thres": f'{{"bus": {10**400}}}'}, False)
 def test_any_parameters_are_valid_or_refused(given: dict[str, Any], best: bool) -> None:
     try:
         parsed = parse_parameters(given, LABELS, DEFAULTS, best_class_only=best)
@@ -107,7 +119,12 @@ def test_any_parameters_are_valid_or_refused(given: dict[str, Any], best: bool) 
 
 
 @fuzz(max_examples=30)
-@given(st.fixed_dictionaries({name: WORDS for name in PARAMETER_NAMES if name != "classes"}))
+@given(
+    st.fixed_dictionaries(
+        {name: WORDS for name in PARAMETER_NAMES if name not in ("classes", "class_conf_thres")},
+        optional={"class_conf_thres": WORDS},
+    )
+)
 def test_any_defaults_are_valid_or_refused(given: dict[str, str]) -> None:
     try:
         parsed = read_defaults(given, LABELS)

@@ -4,10 +4,10 @@ import nms
 import numpy as np
 import pytest
 import torch
-from nms import MAX_CANDIDATES, InputError, detect
+from nms import MAX_CANDIDATES, InputError
 from pack import pack_detections
 from placement import Placement
-from thresholds import Thresholds
+from thresholds import NOT_REPORTED, Thresholds
 from torch import Tensor
 
 IDENTITY = Placement.from_row([1, 1, 0, 0, 640, 640])
@@ -24,6 +24,24 @@ def thresholds(**changes: float) -> Thresholds:
         **changes,
     }
     return Thresholds.from_row(list(values.values()))
+
+
+def by_class(given: Thresholds, reported: Tensor) -> Tensor:
+    """The same threshold for each class that may be reported."""
+    return torch.where(reported, given.conf_thres, NOT_REPORTED)
+
+
+def detect(
+    rows: Tensor,
+    given: Thresholds,
+    reported: Tensor,
+    placement: Placement,
+    *,
+    best_class_only: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return nms.detect(
+        rows, given, by_class(given, reported), placement, best_class_only=best_class_only
+    )
 
 
 def row(cx: float, cy: float, w: float, h: float, objectness: float, *classes: float) -> Tensor:
@@ -173,7 +191,7 @@ def test_only_the_best_candidates_enter_the_suppression(best_class_only: bool) -
     rows[:, 4] = rows[:, 4].sqrt() * 0.5 + 0.5
     rows[:, 5] = 0 if best_class_only else 1
     candidates = nms._reduced_candidates if best_class_only else nms._full_candidates
-    boxes, scores, classes = candidates(rows, thresholds(), ALL[:1])
+    boxes, scores, classes = candidates(rows, thresholds(), by_class(thresholds(), ALL[:1]))
     assert (boxes.shape, classes.shape) == ((MAX_CANDIDATES, 4), (MAX_CANDIDATES,))
     best = rows[:, 4].sort(descending=True).values[:MAX_CANDIDATES]
     assert torch.equal(scores.sort(descending=True).values, best)

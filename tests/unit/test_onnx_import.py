@@ -669,7 +669,7 @@ def test_third_party_export_finds_the_people_and_the_bus(tmp_path: Path) -> None
     boxes, _, classes = detect(
         torch.from_numpy(answer[0]),
         Thresholds.from_row([0.25, 0.45, 300, 0, 0]),
-        torch.ones(80, dtype=torch.bool),
+        torch.full((80,), 0.25),
         placement,
     )
     assert sorted(classes.tolist()) == [0, 0, 0, 5]  # three persons and a bus

@@ -51,14 +51,17 @@ def test_every_parameter_is_in_each_form_of_the_request() -> None:
 def test_the_defaults_are_the_configurations() -> None:
     wanted = asdict(defaults())
     assert wanted.pop("classes") == frozenset()
-    assert "default" not in SCHEMAS["classes"]
+    assert wanted.pop("class_conf_thres") == {}
+    assert not {"default"} & {*SCHEMAS["classes"], *SCHEMAS["class_conf_thres"]}
     assert {name: SCHEMAS[name]["default"] for name in wanted} == wanted
 
 
 @pytest.mark.parametrize("name", PARAMETER_NAMES)
 def test_a_value_is_allowed_where_the_code_allows_it(name: str) -> None:
     validator = Draft202012Validator(SCHEMAS[name])
-    values = (-1, -0.01, 0, 0.5, 1, 1.01, 2, 1000, 1001, True, "a,2", "b")
+    values: tuple[Any, ...] = (-1, -0.01, 0, 0.5, 1, 1.01, 2, 1000, 1001, True, "a,2", "b")
+    if name == "class_conf_thres":
+        values = (*values, "a:0.5,2:1", '{"a": 1}')
     accepted = []
     for value in values:
         try:

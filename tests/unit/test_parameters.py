@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import string
 from dataclasses import replace
 from time import thread_time
@@ -26,6 +27,7 @@ DEFAULTS = Parameters(
     classes=frozenset(),
     agnostic_nms=False,
     multi_label=False,
+    class_conf_thres={},
 )
 
 
@@ -65,6 +67,17 @@ def test_defaults_apply_if_nothing_is_given() -> None:
             {"agnostic_nms": True, "multi_label": True},
         ),
         ({"agnostic_nms": "0"}, {"agnostic_nms": False}),
+        ({"class_conf_thres": "person:0.6"}, {"class_conf_thres": {0: 0.6}, "conf_thres": 0.25}),
+        ({"class_conf_thres": "2:1,person:0"}, {"class_conf_thres": {2: 1.0, 0: 0.0}}),
+        (
+            {"class_conf_thres": " fire hydrant : 1e-1 ,1:.5"},
+            {"class_conf_thres": {2: 0.1, 1: 0.5}},
+        ),
+        ({"class_conf_thres": '{"bus": 0.6, "2": 1}'}, {"class_conf_thres": {1: 0.6, 2: 1.0}}),
+        ({"class_conf_thres": ' {"bus": "0.6"} '}, {"class_conf_thres": {1: 0.6}}),
+        ({"X-Yolo-Class-Conf-Thres": "bus:0.6"}, {"class_conf_thres": {1: 0.6}}),
+        # 4096 bytes
+        ({"class_conf_thres": f"0:0.{'0' * 4092}"}, {"class_conf_thres": {0: 0.0}}),
         ({"X-Yolo-Conf-Thres": "0.4"}, {"conf_thres": 0.4}),
         ({"x-YOLO-max-DET": "7"}, {"max_det": 7}),
         ({"x-yolo-agnostic_nms": "true"}, {"agnostic_nms": True}),
@@ -118,6 +131,71 @@ def test_valid_parameter_is_read(given: dict[str, Any], expected: dict[str, Any]
         ({"classes": "3"}, "classes names '3';"),
         ({"classes": "-1"}, "classes names '-1';"),
         ({"agnostic_nms": 1}, "agnostic_nms is 1; allowed: true or false"),
+        (
+            {"class_conf_thres": "dog:0.6"},
+            "class_conf_thres names 'dog'; allowed: indices from 0 to 2 or class names such as"
+            " 'person'",
+        ),
+        ({"class_conf_thres": "3:0.6"}, "class_conf_thres names '3'; allowed: indices from 0 to 2"),
+        ({"class_conf_thres": "-1:0.6"}, "class_conf_thres names '-1';"),
+        ({"class_conf_thres": ":0.6"}, "class_conf_thres names '';"),
+        ({"class_conf_thres": "bus:0.6:0.7"}, "class_conf_thres names 'bus:0.6';"),
+        ({"class_conf_thres": "0000000001:1"}, "class_conf_thres names '0000000001';"),
+        (
+            {"class_conf_thres": "bus:1.01"},
+            "class_conf_thres for 'bus' is '1.01'; allowed: a number from 0 to 1",
+        ),
+        ({"class_conf_thres": "bus:-0.1"}, "class_conf_thres for 'bus' is '-0.1';"),
+        ({"class_conf_thres": "bus:nan"}, "class_conf_thres for 'bus' is 'nan';"),
+        ({"class_conf_thres": "bus:inf"}, "class_conf_thres for 'bus' is 'inf';"),
+        ({"class_conf_thres": "bus:"}, "class_conf_thres for 'bus' is '';"),
+        ({"class_conf_thres": "0:0.6, :"}, "class_conf_thres names '';"),
+        (
+            {"class_conf_thres": "bus:0.6,"},
+            "class_conf_thres is 'bus:0.6,'; allowed: a string of indices or names with numbers,"
+            " such as '0:0.6,2:0.3', or a JSON object",
+        ),
+        ({"class_conf_thres": ""}, "class_conf_thres is ''; allowed: a string of indices or names"),
+        ({"class_conf_thres": "bus"}, "class_conf_thres is 'bus';"),
+        ({"class_conf_thres": "bus:0.6,,0:0.6"}, "class_conf_thres is 'bus:0.6,,0:0.6';"),
+        ({"class_conf_thres": '["bus", 0.6]'}, "class_conf_thres is '[\"bus\", 0.6]';"),
+        ({"class_conf_thres": 0.6}, "class_conf_thres is 0.6; allowed: a string of indices"),
+        ({"class_conf_thres": True}, "class_conf_thres is True;"),
+        (
+            {"class_conf_thres": "bus:0.6,0:0.5,bus:0.6"},
+            "class_conf_thres names 'bus', a class that has a number already; allowed: one number"
+            " for each class",
+        ),
+        ({"class_conf_thres": "bus:0.6,1:0.6"}, "class_conf_thres names '1', a class that has"),
+        ({"class_conf_thres": '{"bus": 1, "bus": 1}'}, "class_conf_thres names 'bus', a class"),
+        ({"class_conf_thres": '{"1": 1, "bus": 1}'}, "class_conf_thres names 'bus', a class that"),
+        ({"class_conf_thres": '{"dog": 0.6}'}, "class_conf_thres names 'dog';"),
+        ({"class_conf_thres": '{"bus ": 0.6}'}, "class_conf_thres names 'bus ';"),
+        ({"class_conf_thres": '{"3": 0.6}'}, "class_conf_thres names '3';"),
+        ({"class_conf_thres": '{"bus": NaN}'}, "class_conf_thres for 'bus' is nan;"),
+        ({"class_conf_thres": '{"bus": -1e-9}'}, "class_conf_thres for 'bus' is -1e-09;"),
+        ({"class_conf_thres": '{"bus": 1e999}'}, "class_conf_thres for 'bus' is inf;"),
+        ({"class_conf_thres": f'{{"bus": {"9" * 4000}}}'}, "class_conf_thres for 'bus' is 99999"),
+        ({"class_conf_thres": '{"bus": true}'}, "class_conf_thres for 'bus' is True;"),
+        ({"class_conf_thres": '{"bus": null}'}, "class_conf_thres for 'bus' is None;"),
+        ({"class_conf_thres": '{"bus": {"0": 1}}'}, "class_conf_thres for 'bus' is [('0', 1)];"),
+        ({"class_conf_thres": '{"bus": [0.6]}'}, "class_conf_thres for 'bus' is [0.6];"),
+        (
+            {"class_conf_thres": "{}"},
+            "class_conf_thres is '{}'; allowed where it begins with '{': a JSON object of names or"
+            " indices with numbers, such as '{\"a,b\": 0.6}'",
+        ),
+        ({"class_conf_thres": "{bus: 0.6}"}, "class_conf_thres is '{bus: 0.6}'; allowed where"),
+        ({"class_conf_thres": '{"bus": 0.6} x'}, "allowed where it begins with '{': a JSON"),
+        ({"class_conf_thres": '{"a":' * 800}, "allowed where it begins with '{': a JSON"),
+        (
+            {"class_conf_thres": f"0:0.{'0' * 4093}"},
+            "class_conf_thres is too long; allowed: at most 4096 bytes",
+        ),
+        (
+            {"class_conf_thres": "0:1", "X-Yolo-Class-Conf-Thres": "0:1"},
+            "parameter 'class_conf_thres' is given twice;",
+        ),
         ({"conf": 0.4}, "parameter 'conf' is unknown; allowed: conf_thres, iou_thres, max_det,"),
         ({"Conf_Thres": 0.4}, "parameter 'Conf_Thres' is unknown;"),
         ({"conf-thres": 0.4}, "parameter 'conf-thres' is unknown;"),
@@ -176,6 +254,36 @@ def test_classes_of_any_name_can_be_chosen(key: str, classes: str, expected: set
     assert parse_parameters({key: classes}, ODD, DEFAULTS).classes == expected
 
 
+@pytest.mark.parametrize(
+    "thresholds, expected",
+    [
+        ('{"a,b": 0.5, "7": 0.25}', {0: 0.5, 7: 0.25}),
+        ('{" blank ": 0.5}', {1: 0.5}),
+        ('{"1": 0.5}', {2: 0.5}),  # a string is a name
+        ("1:0.5", {1: 0.5}),  # without JSON it is an index first
+        (json.dumps({ODD[3]: 0.5}), {3: 0.5}),
+        ('{"Katze \\u732b": 0.5}', {4: 0.5}),  # ASCII, as for a header
+        ("Katze 猫:0.5", {4: 0.5}),
+        ('{"Katze 猫": 0.5, "dog": 0.25}', {4: 0.5, 5: 0.25, 6: 0.25}),
+        ("dog:0.5", {5: 0.5, 6: 0.5}),
+        ('{"[x]": 0.5, "": 0.25}', {7: 0.5, 8: 0.25}),
+        ("[x]:0.5,:0.25", {7: 0.5, 8: 0.25}),
+        (f"{ODD[3]}:0.5", {3: 0.5}),  # the last colon is the one before the number
+    ],
+)
+@pytest.mark.parametrize("key", ["class_conf_thres", "X-Yolo-Class-Conf-Thres"])
+def test_classes_of_any_name_can_have_a_threshold(
+    key: str, thresholds: str, expected: dict[int, float]
+) -> None:
+    assert parse_parameters({key: thresholds}, ODD, DEFAULTS).class_conf_thres == expected
+
+
+def test_class_with_a_name_of_several_has_one_threshold() -> None:
+    for given in ("dog:0.5,6:0.5", "5:0.5,dog:0.5", '{"dog": 0.5, "dog": 0.5}'):
+        with pytest.raises(ParameterError, match="a class that has a number already"):
+            parse_parameters({"class_conf_thres": given}, ODD, DEFAULTS)
+
+
 def test_parameters_that_are_too_long_are_refused_at_once() -> None:
     assert read_json('{"max_det": 7}') == {"max_det": 7}
     for name in ("classes", "triton_x", "x" * 100):
@@ -195,10 +303,16 @@ def test_parameters_may_be_256_kibibytes_long() -> None:
         read_json(longest + " ")
 
 
-def test_defaults_must_hold_every_parameter_but_the_classes() -> None:
-    given = {name: getattr(DEFAULTS, name) for name in PARAMETER_NAMES if name != "classes"}
+def test_defaults_must_hold_every_parameter_but_those_about_classes() -> None:
+    about_classes = {"classes", "class_conf_thres"}
+    given = {name: getattr(DEFAULTS, name) for name in PARAMETER_NAMES if name not in about_classes}
     assert read_defaults(given, LABELS) == DEFAULTS
     assert read_defaults({**given, "classes": "bus"}, LABELS).classes == {1}
+    thresholds = read_defaults({**given, "class_conf_thres": "bus:0.5"}, LABELS)
+    assert thresholds.class_conf_thres == {1: 0.5}
+    # A request replaces them as a whole; those it does not give stay.
+    assert parse({"class_conf_thres": "0:1"}, thresholds).class_conf_thres == {0: 1.0}
+    assert parse({"conf_thres": 0.125}, thresholds).class_conf_thres == {1: 0.5}
     for name in given:
         with pytest.raises(ParameterError, match=f"^{name} has no default"):
             read_defaults({key: value for key, value in given.items() if key != name}, LABELS)
@@ -211,6 +325,7 @@ def test_the_longest_parameters_are_read_quickly() -> None:
     names = [f"class {index}" for index in range(1000)]
     given = {
         "classes": ",".join(["class 999"] * 409),
+        "class_conf_thres": ",".join(f"{index}:1" for index in range(700)),
         **{f"triton_{index}": "x" * 4096 for index in range(60)},
     }
     started = thread_time()
@@ -220,9 +335,12 @@ def test_the_longest_parameters_are_read_quickly() -> None:
 
 def test_parameters_become_rows_of_the_tensors() -> None:
     parsed = parse({"max_det": 7, "classes": "bus", "multi_label": True})
-    assert parsed.as_row() == (0.25, 0.45, 7, False, True)
-    assert parsed.class_filter(3) == [False, True, False]
-    assert DEFAULTS.class_filter(2) == [True, True]
+    assert parsed.as_rows(3) == ((0.25, 0.45, 7, False, True), [math.inf, 0.25, math.inf])
+    assert DEFAULTS.as_rows(2) == ((0.25, 0.45, 300, False, False), [0.25, 0.25])
+    parsed = parse({"conf_thres": 0.5, "class_conf_thres": "0:0.125,1:0.75"})
+    assert parsed.as_rows(3) == ((0.125, 0.45, 300, False, False), [0.125, 0.75, 0.5])
+    parsed = parse({"classes": "1,2", "class_conf_thres": "0:0.125,1:0.75"})
+    assert parsed.as_rows(3) == ((0.25, 0.45, 300, False, False), [math.inf, 0.75, 0.25])
     assert sorted(Parameters.__dataclass_fields__) == sorted(PARAMETER_NAMES)
 
 

@@ -148,8 +148,8 @@ def test_every_default_is_in_the_configuration() -> None:
     """With the values that the documents promise to callers."""
     config = read_config("preprocess")
     given = {name: value.string_value for name, value in config.parameters.items()}
-    # `classes` has no text for its default, which is all classes.
-    assert set(PARAMETER_NAMES) - set(given) == {"classes"}
+    # These have no text for their defaults: all classes, and the same threshold for all.
+    assert set(PARAMETER_NAMES) - set(given) == {"classes", "class_conf_thres"}
     assert asdict(settings.read_settings(given, ("a",)).defaults) == {
         "conf_thres": 0.25,
         "iou_thres": 0.45,
@@ -157,6 +157,7 @@ def test_every_default_is_in_the_configuration() -> None:
         "classes": frozenset(),
         "agnostic_nms": False,
         "multi_label": False,
+        "class_conf_thres": {},
     }
 
 

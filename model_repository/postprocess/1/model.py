@@ -37,10 +37,10 @@ class TritonPythonModel:
         # Box, and objectness and score of class 0; with a reduced head box, score, and its index.
         rows[:, : 5 if self.network.best_class_only else 6] = 1.0
         placement = Placement.from_row([1, 1, 0, 0, 2, 2])
-        every_class = torch.ones(len(self.class_names), dtype=torch.bool, device=self.device)
+        class_conf_thres = torch.full((len(self.class_names),), 0.5, device=self.device)
         for multi_label in (0,) if self.network.best_class_only else (0, 1):
             thresholds = Thresholds.from_row([0.5, 0.5, 1, 0, multi_label])
-            self.detect(rows, thresholds, every_class, placement)
+            self.detect(rows, thresholds, class_conf_thres, placement)
 
     def execute(self, requests):
         for request in requests:
@@ -68,12 +68,12 @@ class TritonPythonModel:
 
     def answer(self, request):
         output0 = self.tensor(request, "output0")
-        class_filter = self.tensor(request, "class_filter")
-        self.check_columns(output0, class_filter)
+        nms, class_conf_thres = (self.tensor(request, name) for name in ("nms", "class_conf_thres"))
+        self.check(output0, nms, class_conf_thres)
         placements = [*map(Placement.from_row, self.tensor(request, "placement").tolist())]
-        thresholds = map(Thresholds.from_row, self.tensor(request, "nms").tolist())
+        thresholds = map(Thresholds.from_row, nms.tolist())
         detections = []
-        for image in zip(output0, thresholds, class_filter, placements):
+        for image in zip(output0, thresholds, class_conf_thres, placements):
             started = perf_counter()
             detections.append([part.cpu().numpy() for part in self.detect(*image)])
             self.metrics.observe(perf_counter() - started)
@@ -84,19 +84,25 @@ class TritonPythonModel:
             [pb_utils.Tensor(name, array) for name, array in outputs.items()]
         )
 
-    def check_columns(self, output0, class_filter):
+    def check(self, output0, nms, class_conf_thres):
         columns, classes = self.network.columns, len(self.class_names)
-        if output0.shape[2] != columns or class_filter.shape[1] != classes:
+        if output0.shape[2] != columns or class_conf_thres.shape[1] != classes:
             raise InputError(
-                f"output0 has {output0.shape[2]} columns and class_filter {class_filter.shape[1]};"
-                f" allowed: {columns} and {classes}, for the {classes} lines of labels.txt"
+                f"output0 has {output0.shape[2]} columns and class_conf_thres"
+                f" {class_conf_thres.shape[1]}; allowed: {columns} and {classes}, for the {classes}"
+                " lines of labels.txt"
+            )
+        # The network has left out the rows that are not over the first.
+        if not torch.equal(nms[:, CONF_THRES], class_conf_thres.amin(1)):
+            raise InputError(
+                "conf_thres is not the lowest of class_conf_thres; allowed: the lowest"
             )
 
-    def detect(self, rows, thresholds, class_filter, placement):
+    def detect(self, rows, thresholds, class_conf_thres, placement):
         return detect(
             rows,
             thresholds,
-            class_filter,
+            class_conf_thres,
             placement,
             best_class_only=self.network.best_class_only,
         )

@@ -3,7 +3,8 @@
 The rules are those of YOLOv5 (v7.0), with which answers are compared: a row counts if its
 objectness is over conf_thres; its score is objectness times class score, for the best class or,
 with multi_label, for each class over conf_thres; non-maximum suppression runs per class, or
-over all classes with agnostic_nms.
+over all classes with agnostic_nms. With a conf_thres for each class, candidates are those of one
+run for each class with that conf_thres, which takes nothing but this class.
 Tensors may be on any device; the result is on the same one.
 """
 
@@ -25,7 +26,7 @@ class InputError(ValueError):
 def detect(
     rows: Tensor,
     thresholds: Thresholds,
-    class_filter: Tensor,
+    class_conf_thres: Tensor,
     placement: Placement,
     *,
     best_class_only: bool = False,
@@ -35,8 +36,8 @@ def detect(
     Args:
         rows: [N, 5 + C] float: cx, cy, w, h in model pixels, objectness, class scores; or with
             `best_class_only` [N, 6]: the box, the best class's score times objectness, its index.
-        thresholds: as requested.
-        class_filter: [C] bool: which classes may be reported.
+        thresholds: as requested, with the lowest conf_thres of all classes.
+        class_conf_thres: [C] float32: the conf_thres of each class, `NOT_REPORTED` for none.
         placement: where the image lies in the network's input.
         best_class_only: whether the network has a reduced head.
 
@@ -48,39 +49,41 @@ def detect(
         InputError: multi_label is requested of a reduced head, or a class index is out of range.
     """
     candidates = _reduced_candidates if best_class_only else _full_candidates
-    boxes, scores, classes = candidates(rows, thresholds, class_filter)
+    boxes, scores, classes = candidates(rows, thresholds, class_conf_thres)
     groups = None if thresholds.agnostic_nms else classes
     kept = suppress(boxes, scores, groups, thresholds.iou_thres, thresholds.max_det)
     return _to_image(boxes[kept], placement), scores[kept], classes[kept]
 
 
 def _full_candidates(
-    rows: Tensor, thresholds: Thresholds, class_filter: Tensor
+    rows: Tensor, thresholds: Thresholds, class_conf_thres: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows = rows[rows[:, 4] > thresholds.conf_thres].float()
-    all_scores = rows[:, 5:] * rows[:, 4:5]
+    objectness = rows[:, 4]
+    all_scores = rows[:, 5:] * objectness[:, None]
     if thresholds.multi_label:
-        wanted = (all_scores > thresholds.conf_thres) & class_filter
+        wanted = (all_scores > class_conf_thres) & (objectness[:, None] > class_conf_thres)
         index, classes = _keep_best(wanted, all_scores).nonzero(as_tuple=True)
         scores = all_scores[index, classes]
     else:
         scores, classes = all_scores.max(1)
-        wanted = (scores > thresholds.conf_thres) & class_filter[classes]
+        least = class_conf_thres[classes]
+        wanted = (scores > least) & (objectness > least)
         index = _keep_best(wanted, scores).nonzero().squeeze(1)
         scores, classes = scores[index], classes[index]
     return _corners(rows[:, :4][index]), scores, classes
 
 
 def _reduced_candidates(
-    rows: Tensor, thresholds: Thresholds, class_filter: Tensor
+    rows: Tensor, thresholds: Thresholds, class_conf_thres: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     if thresholds.multi_label:
         raise InputError("multi_label is true, but the rows hold the best class alone")
     rows = rows[rows[:, 4] > thresholds.conf_thres].float()
     scores, classes = rows[:, 4], rows[:, 5].long()
-    if len(classes) and not 0 <= classes.min() <= classes.max() < len(class_filter):
-        raise InputError(f"a row's class is none of the {len(class_filter)} there are")
-    index = _keep_best(class_filter[classes], scores).nonzero().squeeze(1)
+    if len(classes) and not 0 <= classes.min() <= classes.max() < len(class_conf_thres):
+        raise InputError(f"a row's class is none of the {len(class_conf_thres)} there are")
+    index = _keep_best(scores > class_conf_thres[classes], scores).nonzero().squeeze(1)
     return _corners(rows[index]), scores[index], classes[index]
 
 

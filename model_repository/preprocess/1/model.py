@@ -130,7 +130,7 @@ class TritonPythonModel:
     def pack(self, parameters, placements, batch, admission_id):
         tensors, placements = batch.build(placements)
         rows = len(placements)
-        class_filter = parameters.class_filter(len(self.network.class_names))
+        nms, class_conf_thres = parameters.as_rows(len(self.network.class_names))
         admission = self.completions.as_row(admission_id)
         return pb_utils.InferenceResponse(
             [
@@ -138,8 +138,10 @@ class TritonPythonModel:
                 pb_utils.Tensor(
                     "placement", np.array([p.as_row() for p in placements], np.float32)
                 ),
-                pb_utils.Tensor("nms", np.array([parameters.as_row()] * rows, np.float32)),
-                pb_utils.Tensor("class_filter", np.array([class_filter] * rows)),
+                pb_utils.Tensor("nms", np.array([nms] * rows, np.float32)),
+                pb_utils.Tensor(
+                    "class_conf_thres", np.array([class_conf_thres] * rows, np.float32)
+                ),
                 pb_utils.Tensor("admission_id", np.array([admission] * rows)),
             ]
         )

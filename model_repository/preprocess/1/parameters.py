@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from thresholds import MAX_DET, Thresholds
+from thresholds import MAX_DET, NOT_REPORTED, Thresholds
 
 # Parameters that Triton itself adds or reads; `id` is the id of a request in a body of /generate.
 _RESERVED = re.compile(
@@ -43,13 +43,25 @@ class Parameters(Thresholds):
 
     Attributes:
         classes: indices of the classes to report; empty for all.
+        class_conf_thres: by the index of a class, its confidence in place of `conf_thres`.
     """
 
     classes: frozenset[int]
+    class_conf_thres: Mapping[int, float]
 
-    def class_filter(self, count: int) -> list[bool]:
-        """For each of the model's `count` classes, whether it may be reported."""
-        return [not self.classes or index in self.classes for index in range(count)]
+    def as_rows(self, count: int) -> tuple[tuple[float, ...], list[float]]:
+        """One row of each of the tensors `nms` and `class_conf_thres`.
+
+        Args:
+            count: of the model's classes.
+        """
+        by_class = [
+            self.class_conf_thres.get(index, self.conf_thres)
+            if not self.classes or index in self.classes
+            else NOT_REPORTED
+            for index in range(count)
+        ]
+        return replace(self, conf_thres=min(by_class)).as_row(), by_class
 
 
 def read_json(text: str) -> dict[str, object]:
@@ -77,7 +89,7 @@ def parse_parameters(
 
     Args:
         given: as Triton passes them: name -> str, int, float or bool.
-        class_names: of the model; `classes` may contain them.
+        class_names: of the model; `classes` and `class_conf_thres` may contain them.
         defaults: values of the parameters that are not given.
         best_class_only: the model reports only the best class of a box, and multi_label is
             impossible.
@@ -91,12 +103,12 @@ def parse_parameters(
 def read_defaults(
     given: Mapping[str, object], class_names: Sequence[str], *, best_class_only: bool = False
 ) -> Parameters:
-    """Read the defaults from `config.pbtxt`, which must hold all but `classes`.
+    """Read the defaults from `config.pbtxt`, which must hold all but those about classes.
 
     Raises:
         ParameterError: as for `parse_parameters`, or a default is missing.
     """
-    values = {"classes": frozenset(), **_read(given, class_names)}
+    values = {"classes": frozenset(), "class_conf_thres": {}, **_read(given, class_names)}
     for name in PARAMETER_NAMES:
         if name not in values:
             raise ParameterError(f"{name} has no default; allowed: one for each parameter")
@@ -185,11 +197,8 @@ def _read_classes(name: str, value: object, class_names: Sequence[str]) -> froze
         items, find = _read_json_list(name, value), _classes_from_json
     else:
         items, find = [item.strip() for item in value.split(",")], _classes_from_text
-    named: dict[str, set[int]] = {}  # several classes may have the same name
-    for index, label in enumerate(class_names):
-        named.setdefault(label, set()).add(index)
+    named, count = _indices_by_name(class_names), len(class_names)
     chosen: set[int] = set()
-    count = len(class_names)
     for item in items:
         indices = find(item, named, count)
         if not indices:
@@ -199,6 +208,14 @@ def _read_classes(name: str, value: object, class_names: Sequence[str]) -> froze
             )
         chosen |= indices
     return frozenset(chosen)
+
+
+def _indices_by_name(class_names: Sequence[str]) -> dict[str, set[int]]:
+    """The indices of the classes of each name; several may have the same."""
+    named: dict[str, set[int]] = {}
+    for index, label in enumerate(class_names):
+        named.setdefault(label, set()).add(index)
+    return named
 
 
 def _read_json_list(name: str, value: str) -> list[object]:
@@ -238,6 +255,59 @@ def _classes_from_index(item: str, count: int) -> set[int]:
     return {int(item)} if is_index else set()
 
 
+def _read_class_conf_thres(
+    name: str, value: object, class_names: Sequence[str]
+) -> dict[int, float]:
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        pairs, find = _read_json_object(name, value), _classes_from_json
+    else:
+        pairs, find = _read_text_pairs(name, value), _classes_from_text
+    named, count = _indices_by_name(class_names), len(class_names)
+    thresholds: dict[int, float] = {}
+    for item, number in pairs:
+        indices = find(item, named, count)
+        if not indices:
+            raise ParameterError(
+                f"{name} names {_quoted(item)}; allowed: indices from 0 to {count - 1} or class"
+                f" names such as {_quoted(class_names[0])}"
+            )
+        if indices & thresholds.keys():
+            raise ParameterError(
+                f"{name} names {_quoted(item)}, a class that has a number already; allowed: one"
+                " number for each class"
+            )
+        threshold = _read_unit_interval(f"{name} for {_quoted(item)}", number, class_names)
+        thresholds.update(dict.fromkeys(indices, threshold))
+    return thresholds
+
+
+def _read_text_pairs(name: str, value: object) -> list[tuple[str, object]]:
+    """Read `person:0.6,2:0.3`; the last colon of a part is the one before the number."""
+    parts = [part.rpartition(":") for part in value.split(",")] if isinstance(value, str) else []
+    if not parts or not all(colon for _, colon, _ in parts):
+        raise ParameterError(
+            f"{name} is {_quoted(value)}; allowed: a string of indices or names with numbers,"
+            " such as '0:0.6,2:0.3', or a JSON object"
+        )
+    return [(item.strip(), number) for item, _, number in parts]
+
+
+def _read_json_object(name: str, value: str) -> list[tuple[str, object]]:
+    """Read the form for names that contain commas, or begin or end with a blank."""
+    try:
+        # As pairs, since a name may be there twice.
+        pairs = json.loads(value, object_pairs_hook=list)
+    except (ValueError, RecursionError):
+        pairs = None
+    if not pairs:
+        raise ParameterError(
+            f"{name} is {_quoted(value)}; allowed where it begins with '{{': a JSON object of"
+            " names or indices with numbers, such as '{\"a,b\": 0.6}'"
+        )
+    found: list[tuple[str, object]] = pairs
+    return found
+
+
 _READERS: dict[str, Callable[[str, object, Sequence[str]], object]] = {
     "conf_thres": _read_unit_interval,
     "iou_thres": _read_unit_interval,
@@ -245,5 +315,6 @@ _READERS: dict[str, Callable[[str, object, Sequence[str]], object]] = {
     "classes": _read_classes,
     "agnostic_nms": _read_flag,
     "multi_label": _read_flag,
+    "class_conf_thres": _read_class_conf_thres,
 }
 PARAMETER_NAMES = tuple(_READERS)

@@ -1,15 +1,19 @@
-"""How detections are chosen: the tensor `nms`, written and read.
+"""How detections are chosen: the tensors `nms` and `class_conf_thres`, written and read.
 
-`preprocess` writes it, `postprocess` reads it; both have this module.
+`preprocess` writes them, `postprocess` reads them; both have this module. `class_conf_thres` holds
+the confidence that a detection of each class must exceed. The lowest of these is in `nms`, from
+which the network learns which rows nobody needs.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 CONF_THRES = 0  # the column
 MAX_DET = 1000  # the largest `max_det` allowed
+NOT_REPORTED = math.inf  # in `class_conf_thres`: no detection of this class is wanted
 
 
 class ThresholdsError(ValueError):
@@ -18,7 +22,10 @@ class ThresholdsError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """Meanings and ranges are those of the request parameters of the same names."""
+    """Meanings and ranges are those of the request parameters of the same names.
+
+    Between the steps, `conf_thres` is the lowest of all classes.
+    """
 
     conf_thres: float
     iou_thres: float
