@@ -137,7 +137,9 @@ class Client:
                 iterable of these.
             parameters: `conf_thres`, `iou_thres` (0 to 1), `max_det` (1 to 1000), `classes` (a
                 list of indices or names, or the string "0,2"), `agnostic_nms`, `multi_label`
-                (bool). The server has a default for each.
+                (bool), `class_conf_thres` (a dict of indices or names with numbers from 0 to 1,
+                or the string "0:0.6,2:0.3"; the other classes keep `conf_thres`). The server has
+                a default for each.
 
         Returns:
             The detections of the image, with boxes in pixels of the image as it is displayed; for

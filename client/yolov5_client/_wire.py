@@ -10,6 +10,7 @@ import os
 import re
 from array import array
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from mmap import mmap
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -239,9 +240,13 @@ def _to_wire(name: str, value: Any, *, printable: bool) -> bool | int | float | 
             raise InvalidRequestError(
                 f"classes is {_abbreviated(value)}; allowed: a list, or text."
             )
-        return _class_list([_class_item(item) for item in value], printable)
-    if name == "class_conf_thres" and isinstance(value, Mapping):
-        return _class_thresholds(value, printable)
+        return _class_list([_class_item(name, item) for item in value], printable)
+    if name == "class_conf_thres" and not isinstance(value, (str, np.generic)):
+        if not isinstance(value, Mapping):
+            raise InvalidRequestError(
+                f"class_conf_thres is {_abbreviated(value)}; allowed: a dict, or text."
+            )
+        return _class_thresholds(name, value, printable)
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, str):
@@ -255,7 +260,7 @@ def _to_wire(name: str, value: Any, *, printable: bool) -> bool | int | float | 
     return value
 
 
-def _class_item(item: Any) -> int | str:
+def _class_item(name: str, item: Any) -> int | str:
     """Return the index or the name of a class; text of digits is an index, as on a command line."""
     if isinstance(item, np.generic):
         item = item.item()
@@ -264,7 +269,7 @@ def _class_item(item: Any) -> int | str:
         return int(item) if _DIGITS.fullmatch(item) and len(item) < 10 else item
     if not isinstance(item, int) or isinstance(item, bool):
         raise InvalidRequestError(
-            f"classes has {_abbreviated(item)}; allowed: indices, and names of classes as text."
+            f"{name} has {_abbreviated(item)}; allowed: indices, and names of classes as text."
         )
     return item
 
@@ -276,30 +281,46 @@ def _class_list(classes: Sequence[int | str], printable: bool) -> str:
     return ",".join(map(str, classes))
 
 
-def _class_thresholds(thresholds: Mapping[Any, Any], printable: bool) -> str:
+def _class_thresholds(name: str, thresholds: Mapping[Any, Any], printable: bool) -> str:
     """Return `bus:0.6,0:0.3`, or JSON if a name cannot be written that way."""
-    pairs = {str(_class_item(item)): value for item, value in thresholds.items()}
-    for item, value in pairs.items():
+    items = [str(_class_item(name, item)) for item in thresholds]
+    values = [v.item() if isinstance(v, np.generic) else v for v in thresholds.values()]
+    for item, value in zip(items, values):
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             raise InvalidRequestError(
-                f"class_conf_thres has {_abbreviated(value)} for {_abbreviated(item)};"
-                " allowed: a number."
+                f"{name} has {_abbreviated(value)} for {_abbreviated(item)}; allowed: a number."
             )
-    if any(":" in name or _needs_json(name, printable) for name in pairs):
+    pairs = _pairs_of_different_names(name, [*zip(items, values)])
+    if any(item.startswith("{") or ":" in item or _needs_json(item, printable) for item in items):
         return json.dumps(pairs)
-    return ",".join(f"{name}:{value}" for name, value in pairs.items())
+    return ",".join(f"{item}:{value}" for item, value in pairs.items())
+
+
+def _pairs_of_different_names(name: str, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the pairs as a dict, from which none of them must be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise InvalidRequestError(f"{name} has a class twice; allowed: one number for each class.")
+    return found
 
 
 def _class_text(name: str, text: str) -> str:
     """Convert text that names classes, and does not fit into a header, to JSON in ASCII."""
     if text.lstrip()[:1] in ("[", "{"):
+        different_names = partial(_pairs_of_different_names, name)
         try:
-            return json.dumps(json.loads(text))
+            return json.dumps(json.loads(text, object_pairs_hook=different_names))
         except (ValueError, RecursionError):
             raise InvalidRequestError(f"{name} begins like JSON but is not valid JSON.") from None
-    if name != "classes":
-        return text
-    return json.dumps([_class_item(item.strip()) for item in text.split(",")])
+    if name == "classes":
+        return json.dumps([_class_item(name, item.strip()) for item in text.split(",")])
+    if name == "class_conf_thres":
+        parts = [part.rpartition(":") for part in text.split(",")]
+        pairs = [(item.strip(), number) for item, _, number in parts]
+        # In JSON, digits would be the name of a class first.
+        if all(colon for _, colon, _ in parts) and not any(_DIGITS.fullmatch(i) for i, _ in pairs):
+            return json.dumps(_pairs_of_different_names(name, pairs))
+    return text
 
 
 def _needs_json(name: str, printable: bool) -> bool:

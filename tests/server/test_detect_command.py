@@ -275,6 +275,21 @@ def test_undrawable_picture_keeps_its_other_results(
     assert len(journal()) == 2
 
 
+@pytest.mark.parametrize("thresholds", ["WBC:0.9,2:0.9", '{"WBC": 0.9}', "WBC:0.9"])
+def test_thresholds_by_class_are_the_servers_text(
+    server: RunningServer, capsys: pytest.CaptureFixture[str], thresholds: str
+) -> None:
+    flags = ("--nosave", "--conf-thres", "0.7", "--class-conf-thres", thresholds)
+    status = detect(server, PHOTO, *flags)
+    shown = capsys.readouterr()
+    if thresholds == "WBC:0.9,2:0.9":
+        assert status == 2
+        assert "class_conf_thres names '2', a class that has a number already" in shown.err
+    else:
+        assert status == 0
+        assert "480x640 1 Platelets, " in shown.out
+
+
 def test_refused_parameter_ends_the_run_at_once(
     server: RunningServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -282,6 +297,10 @@ def test_refused_parameter_ends_the_run_at_once(
     error = "error: conf_thres is 1.5; allowed: a number from 0 to 1\n"
     assert capsys.readouterr() == ("", error)
     assert detect(server, PHOTOS, "--classes", "RBC", "zebra") == 2
+    capsys.readouterr()
+    assert detect(server, PHOTOS, "--class-conf-thres", "RBC:1.5") == 2
+    error = "error: class_conf_thres for 'RBC' is '1.5'; allowed: a number from 0 to 1\n"
+    assert capsys.readouterr() == ("", error)
     assert not Path("runs").exists()
 
 

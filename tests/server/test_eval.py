@@ -58,6 +58,26 @@ def test_coco_and_yolov5_figures_are_both_printed(server: RunningServer, tmp_pat
         assert {key: got[key] for key in wanted} == pytest.approx(wanted, abs=0.0005)
 
 
+def test_threshold_of_a_class_leaves_the_others_as_they_are(
+    server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = bundled_set(tmp_path / "set")
+    every, without = (
+        figures(server, data, tmp_path, *flags)["classes"]
+        for flags in ([], ["--class-conf-thres", "RBC:1"])
+    )
+    assert isinstance(every, dict) and isinstance(without, dict)
+    assert every["RBC"]["map50"] > 0.5
+    assert without.pop("RBC")["map50"] == 0
+    # Precision and recall are those at the best confidence for all classes together.
+    for name, row in without.items():
+        for key in ("map50", "map50_95"):
+            assert row[key] == every[name][key]
+    flags = ["--class-conf-thres", "cat:1"]
+    assert main(["eval", str(data), f"--server={server.grpc}", *flags]) == 2
+    assert "class_conf_thres names 'cat'" in capsys.readouterr().err
+
+
 def test_as_val_prepares_photos_as_val_py_does(server: RunningServer, tmp_path: Path) -> None:
     """The photos are 640 pixels wide; only the canvas differs."""
     data = bundled_set(tmp_path / "set")

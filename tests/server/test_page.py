@@ -451,13 +451,14 @@ def test_keyboard_alone_reaches_the_file_and_the_settings(page: Page) -> None:
     page.keyboard.press("Enter")
     settled(page, "done")
     names = []
-    for _ in range(6):
+    for _ in range(7):
         page.keyboard.press("Tab")
         names.append(page.evaluate("document.activeElement.name"))
     assert names == [
-        "conf_thres", "iou_thres", "max_det", "classes", "agnostic_nms", "multi_label",
+        "conf_thres", "iou_thres", "max_det", "classes", "class_conf_thres", "agnostic_nms",
+        "multi_label",
     ]  # fmt: skip
-    for _ in range(5):
+    for _ in range(6):
         page.keyboard.press("Shift+Tab")
     page.keyboard.press("End")
     expect(page.locator("#status")).to_contain_text("0 detections")
@@ -470,6 +471,8 @@ SETTINGS: dict[str, tuple[str, dict[str, str]]] = {
     "overlap": ("iou_thres", {"X-Yolo-Iou-Thres": "0.05"}),
     "count": ("max_det", {"X-Yolo-Max-Det": "3"}),
     "classes": ("classes", {"X-Yolo-Classes": "Platelets, 2"}),
+    "confidence by class": ("class_conf_thres", {"X-Yolo-Class-Conf-Thres": "RBC:0.6, 0:1"}),
+    "the same as JSON": ("class_conf_thres", {"X-Yolo-Class-Conf-Thres": '{"RBC": 0.6, "0": 1}'}),
 }
 
 
@@ -599,6 +602,11 @@ def test_file_that_is_not_an_image_shows_the_servers_sentence(
     ("name", "value", "sentence"),
     [
         ("classes", "кошка", r"classes names '\u043a\u043e\u0448\u043a\u0430'; allowed: "),
+        (
+            "class_conf_thres",
+            "кошка:1",
+            r"class_conf_thres names '\u043a\u043e\u0448\u043a\u0430'; ",
+        ),
         ("max_det", "5000", "max_det is '5000'; allowed: a whole number from 1 to 1000"),
     ],
 )

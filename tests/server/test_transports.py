@@ -55,7 +55,13 @@ def assert_same(one: Detections, other: Detections) -> None:
 def test_http_gives_the_same_answers_as_grpc(
     server: RunningServer, asking: Callable[..., Detections]
 ) -> None:
-    for parameters in ({}, {"conf_thres": 0.4, "classes": ["RBC", "0"], "agnostic_nms": True}):
+    given: list[dict[str, object]] = [
+        {},
+        {"conf_thres": 0.4, "classes": ["RBC", "0"], "agnostic_nms": True},
+        {"conf_thres": 0.7, "class_conf_thres": {"RBC": 0.3}},
+        {"conf_thres": 0.7, "class_conf_thres": '{"RBC": 0.3}'},
+    ]
+    for parameters in given:
         one = asking(server.grpc, **parameters)
         assert len(one) > 3
         assert_same(asking(server.http, **parameters), one)
@@ -64,6 +70,10 @@ def test_http_gives_the_same_answers_as_grpc(
         asking(server.http, max_det=0)
     with pytest.raises(InvalidRequestError, match="^classes names "):
         asking(server.http, classes=["Löwe"])
+    for thresholds in ({"Löwe": 0.5}, "Löwe:0.5"):
+        for address in (server.http, server.grpc):
+            with pytest.raises(InvalidRequestError, match=r"^class_conf_thres names 'L\\xf6we'; "):
+                asking(address, class_conf_thres=thresholds)
 
 
 def test_status_over_http(server: RunningServer) -> None:

@@ -75,6 +75,15 @@ def test_file_that_is_not_there_keeps_its_error() -> None:
         ({"classes": ' ["Löwe"]'}, ' ["Löwe"]', '["L\\u00f6we"]'),
         ({"class_conf_thres": '{"Löwe": 0.5}'}, '{"Löwe": 0.5}', '{"L\\u00f6we": 0.5}'),
         ({"class_conf_thres": {"0": 1, 2: 0.5}}, "0:1,2:0.5", None),
+        ({"class_conf_thres": {np.int64(1): np.float32(0.5)}}, "1:0.5", None),
+        ({"class_conf_thres": {"{bus": 0.5}}, '{"{bus": 0.5}', None),
+        ({"class_conf_thres": "bus:0.5, 0:1"}, "bus:0.5, 0:1", None),
+        ({"class_conf_thres": np.str_("bus:0.5")}, "bus:0.5", None),
+        (
+            {"class_conf_thres": "Löwe:0.5, a:b : 1"},
+            "Löwe:0.5, a:b : 1",
+            '{"L\\u00f6we": "0.5", "a:b": " 1"}',
+        ),
     ],
 )
 def test_parameter_is_sent_as_the_server_reads_it(
@@ -104,6 +113,16 @@ def test_parameter_is_sent_as_the_server_reads_it(
             {"class_conf_thres": {0: "x"}},
             "class_conf_thres has 'x' for '0'; allowed: a number.",
         ),
+        ({"class_conf_thres": 0.5}, "class_conf_thres is 0.5; allowed: a dict, or text."),
+        ({"class_conf_thres": ["bus"]}, "class_conf_thres is ['bus']; allowed: a dict, or text."),
+        (
+            {"class_conf_thres": {1.5: 0.5}},
+            "class_conf_thres has 1.5; allowed: indices, and names of classes as text.",
+        ),
+        (
+            {"class_conf_thres": {"0": 0.5, 0: 0.5}},
+            "class_conf_thres has a class twice; allowed: one number for each class.",
+        ),
         ({"x" * 101: 1}, f"parameter '{'x' * 60}' is unknown."),
     ],
 )
@@ -118,7 +137,20 @@ def test_refusal_names_parameter_and_value(given: dict[str, Any], sentence: str)
     ("given", "sentence"),
     [
         ({"conf_thres": "½"}, "conf_thres has letters that only gRPC can send."),
-        ({"class_conf_thres": "Löwe:0.5"}, "class_conf_thres has letters that only gRPC can send."),
+        # In JSON, the digits would be a name first, and then an index.
+        (
+            {"class_conf_thres": "2:0.5,Löwe:0.5"},
+            "class_conf_thres has letters that only gRPC can send.",
+        ),
+        ({"class_conf_thres": "Löwe"}, "class_conf_thres has letters that only gRPC can send."),
+        (
+            {"class_conf_thres": "Löwe:0.5,Löwe:0.6"},
+            "class_conf_thres has a class twice; allowed: one number for each class.",
+        ),
+        (
+            {"class_conf_thres": '{"Löwe": 0.5, "Löwe": 0.6}'},
+            "class_conf_thres has a class twice; allowed: one number for each class.",
+        ),
         ({"classes": "[Löwe"}, "classes begins like JSON but is not valid JSON."),
         ({"class_conf_thres": "{Löwe"}, "class_conf_thres begins like JSON but is not valid JSON."),
     ],

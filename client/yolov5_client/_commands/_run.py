@@ -43,7 +43,7 @@ _RETRY_FAULTS_AFTER = (0.5, 1.0, 2.0)  # seconds; after a timeout or an error of
 _STREAMS_END_WITHIN = 2.0  # seconds, when the run ends before its streams
 # Matches the refusal of a parameter, which concerns all images, rather than of one image.
 _PARAMETER = re.compile(
-    r"parameter\b|(conf_thres|iou_thres|max_det|classes|agnostic_nms|multi_label) "
+    r"parameter\b|(conf_thres|iou_thres|max_det|classes|agnostic_nms|multi_label|class_conf_thres) "
 )
 
 
@@ -487,7 +487,14 @@ def class_list(words: list[str]) -> list[str]:
 def _parameters(options: argparse.Namespace) -> dict[str, Any]:
     given = {
         name: getattr(options, name)
-        for name in ("conf_thres", "iou_thres", "max_det", "agnostic_nms", "multi_label")
+        for name in (
+            "conf_thres",
+            "iou_thres",
+            "max_det",
+            "agnostic_nms",
+            "multi_label",
+            "class_conf_thres",
+        )
     }
     given["classes"] = class_list(options.classes) if options.classes else None
     return {name: value for name, value in given.items() if value is not None}

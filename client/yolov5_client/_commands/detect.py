@@ -83,6 +83,16 @@ def _add_parameter_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--multi-label", action="store_true", default=None, help="allow several classes per box"
     )
+    add_class_conf_thres(group)
+
+
+def add_class_conf_thres(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--class-conf-thres",
+        metavar="CLASS:0..1,...",
+        help="minimum confidence of single classes, such as person:0.6,2:0.3, or a JSON object;"
+        " the others keep --conf-thres",
+    )
 
 
 def _add_sending_flags(group: argparse._ArgumentGroup) -> None:

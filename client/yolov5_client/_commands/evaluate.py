@@ -6,7 +6,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from .._errors import DataError, InvalidRequestError
 from .._val_defaults import CONF_THRES, IOU_THRES, MAX_DET
 from . import OK, UsageError, connect, result_flags, result_folder
 from ._report import printable
-from .detect import whole_number
+from .detect import add_class_conf_thres, whole_number
 
 if TYPE_CHECKING:  # needs the extra `eval`, and the other commands do not
     from .._val_canvas import Placement
@@ -57,6 +57,7 @@ def add_parser(commands: Any, connection: argparse.ArgumentParser) -> None:
     evaluate.add_argument(
         "--max-det", type=int, default=MAX_DET, help="maximum detections in a photo (%(default)s)"
     )
+    add_class_conf_thres(evaluate)
     evaluate.add_argument(
         "--as-val",
         nargs="?",
@@ -184,8 +185,10 @@ def _detect_all(
         "conf_thres": options.conf_thres,
         "iou_thres": options.iou_thres,
         "max_det": options.max_det,
-        "multi_label": _supports_multi_label(client, photos, options),
     }
+    if options.class_conf_thres is not None:
+        parameters["class_conf_thres"] = options.class_conf_thres
+    parameters["multi_label"] = _supports_multi_label(client, photos, parameters)
     answers: list[Detections | str] = []
     # disable=None: silent unless standard error is a terminal.
     with tqdm(total=len(photos), unit="photo", disable=None) as progress:
@@ -203,18 +206,12 @@ def _detect_all(
 
 
 def _supports_multi_label(
-    client: Client, photos: Sequence[_Photo], options: argparse.Namespace
+    client: Client, photos: Sequence[_Photo], parameters: Mapping[str, Any]
 ) -> bool:
     """Ask with the first usable photo whether the model has a score for each class."""
     for photo in photos:
         try:
-            client.detect(
-                photo,
-                conf_thres=options.conf_thres,
-                iou_thres=options.iou_thres,
-                max_det=options.max_det,
-                multi_label=True,
-            )
+            client.detect(photo, **parameters, multi_label=True)
         except (InvalidRequestError, OSError) as error:
             if str(error).startswith("multi_label"):
                 print(
