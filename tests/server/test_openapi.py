@@ -114,8 +114,14 @@ def test_answer_to_json_follows_the_document(server: RunningServer, max_det: int
 
 @pytest.mark.parametrize(
     "parameters",
-    [{}, {"max_det": 1}, {"conf_thres": 0.999}, {"parameters": {"multi_label": True}}],
-    ids=["several", "one", "none", "nested"],
+    [
+        {},
+        {"max_det": 1},
+        {"conf_thres": 0.999},
+        {"parameters": {"multi_label": True}},
+        {"class_conf_thres": '{"RBC": 0.6, "0": 1}'},
+    ],
+    ids=["several", "one", "none", "nested", "by class"],
 )
 def test_answer_of_generate_follows_the_document(
     server: RunningServer, parameters: dict[str, Any]
