@@ -14,7 +14,7 @@ import torch
 from fuzzing import fuzz
 from hypothesis import given
 from hypothesis import strategies as st
-from nms import MAX_CANDIDATES, detect
+from nms import MAX_CANDIDATES, InputError, detect
 from numpy.typing import NDArray
 from parameters import Parameters, parse_parameters
 from placement import Placement
@@ -223,6 +223,16 @@ def test_lowest_threshold_is_that_of_the_classes_reported() -> None:
         assert parsed.as_rows(3)[0][0] == lowest
     every = parse_parameters({"conf_thres": 0.125, "class_conf_thres": "0:1,1:1"}, "ab", DEFAULTS)
     assert every.as_rows(2) == ((1, 0.45, 300, False, False), [1, 1])
+
+
+def test_network_must_have_been_given_the_lowest_threshold() -> None:
+    by_class = torch.tensor([[0.25, torch.inf], [0.75, 0.5]])
+    nms.check_lowest(torch.tensor([0.25, 0.5]), by_class)
+    for wrong in ([0.25, 0.75], [0.5, 0.5], [0.125, 0.5], [torch.nan, 0.5]):
+        with pytest.raises(InputError, match="conf_thres is not the lowest of class_conf_thres"):
+            nms.check_lowest(torch.tensor(wrong), by_class)
+    with pytest.raises(InputError):
+        nms.check_lowest(torch.tensor([0.25]), torch.tensor([[0.25, torch.nan]]))
 
 
 @pytest.mark.parametrize("multi_label", [False, True])

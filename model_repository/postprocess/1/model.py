@@ -10,7 +10,7 @@ import torch
 import triton_python_backend_utils as pb_utils
 from completion import CompletionSender
 from network_spec import network_folder, read_network_spec
-from nms import InputError, detect
+from nms import InputError, check_lowest, detect
 from pack import pack_detections
 from placement import Placement
 from postprocess_metrics import Metrics
@@ -92,11 +92,7 @@ class TritonPythonModel:
                 f" {class_conf_thres.shape[1]}; allowed: {columns} and {classes}, for the {classes}"
                 " lines of labels.txt"
             )
-        # The network has left out the rows that are not over the first.
-        if not torch.equal(nms[:, CONF_THRES], class_conf_thres.amin(1)):
-            raise InputError(
-                "conf_thres is not the lowest of class_conf_thres; allowed: the lowest"
-            )
+        check_lowest(nms[:, CONF_THRES], class_conf_thres)
 
     def detect(self, rows, thresholds, class_conf_thres, placement):
         return detect(

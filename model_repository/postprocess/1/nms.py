@@ -23,6 +23,20 @@ class InputError(ValueError):
     """The inputs do not fit each other or the model; the ensemble never sends such inputs."""
 
 
+def check_lowest(conf_thres: Tensor, class_conf_thres: Tensor) -> None:
+    """Check that no class needs rows that the network may have left out.
+
+    Args:
+        conf_thres: [B], the confidence that the network was given with each image.
+        class_conf_thres: [B, C].
+
+    Raises:
+        InputError: it is not the lowest of the classes.
+    """
+    if not torch.equal(conf_thres, class_conf_thres.amin(1)):
+        raise InputError("conf_thres is not the lowest of class_conf_thres; allowed: the lowest")
+
+
 def detect(
     rows: Tensor,
     thresholds: Thresholds,
