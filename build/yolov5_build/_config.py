@@ -16,9 +16,17 @@ from .metadata import Metadata
 # values of the network.
 _TEMPLATE = Path(__file__).with_name("config.pbtxt")
 _COLUMNS = {
-    contract.FULL: "objectness, one score for each line of labels.txt.",
-    contract.REDUCED: "the best class's score, its line in labels.txt.",
+    contract.FULL: (
+        "cx, cy, w, h in model pixels, objectness, one score for each line of labels.txt."
+    ),
+    contract.REDUCED: (
+        "cx, cy, w, h in model pixels, the best class's score, its line in labels.txt."
+    ),
+    contract.END2END: "x1, y1, x2, y2 in model pixels, score, its line in labels.txt.",
 }
+_CHOSEN = """
+# The network chooses its boxes itself, and they are served as they are: conf_thres, classes and
+# max_det apply, iou_thres has no effect, and agnostic_nms and multi_label are refused."""
 _OPEN_SIZE = """
 # Largest height and width of the input, and the stride that both are multiples of.
 parameters { key: "$IMGSZ_KEY" value: { string_value: "$height $width" } }
@@ -149,11 +157,12 @@ def _render(
         "letterbox": network.letterbox,
         "head": metadata.head,
         "source": metadata.source,
-        "columns_are": f"cx, cy, w, h in model pixels, {_COLUMNS[metadata.head]}",
+        "columns_are": _COLUMNS[metadata.head],
         "output_dims": f"{rows}, {network.columns}",
     }
     parts = {
         "inputs": inputs,
+        "chosen": _CHOSEN if metadata.head == contract.END2END else "",
         "open_size": _OPEN_SIZE if rect else "",
         "runtime": runtime,
         "image": image,

@@ -11,7 +11,7 @@ ENSEMBLE = "yolov5_ensemble"
 INPUT = "images"  # [B,3,H,W] FP32, RGB 0..1
 PIXELS = "pixels"  # the same as UINT8, 0..255
 NMS = "nms"  # [B,5] FP32, conf_thres first
-OUTPUT = "output0"  # [B,N,5+C] FP32
+OUTPUT = "output0"  # [B,N,5+C] FP32; [B,N,6] with a reduced or end-to-end head
 
 # Files of the network, in its folder or in that of its version.
 CONFIG_FILE = "config.pbtxt"
@@ -33,9 +33,10 @@ DEFAULT_SIZE = (640, 640)  # height and width of a network that leaves them open
 SQUARE, RECT, STRETCH = "square", "rect", "stretch"
 LETTERBOX_MODES = (SQUARE, RECT, STRETCH)
 
-# What the rows hold: a score for each class, or only the best class.
-FULL, REDUCED = "full", "reduced"
-HEADS = (FULL, REDUCED)
+# What the rows hold: a score for each class, or only the best class, or boxes that the network
+# itself has chosen.
+FULL, REDUCED, END2END = "full", "reduced", "end2end"
+HEADS = (FULL, REDUCED, END2END)
 
 # What a file computes in. TensorRT takes INT8 only as signed numbers around zero.
 FP32, FP16, INT8, INT8_SYMMETRIC = "fp32", "fp16", "int8", "int8-symmetric"
@@ -60,4 +61,7 @@ FULL_KEY = "full_sha256"  # of a prefiltered variant: the file that it was made 
 # Parameters of the configuration alone.
 PREFILTERED_KEY = "prefiltered"
 LETTERBOX_KEY = "letterbox"
-IMGSZ_KEY = "imgsz"  # the largest height and width, if the network leaves them open
+
+# Parameter of the configuration: the largest height and width, if the network leaves them open. Key
+# of an ONNX file's metadata: the height and width it was exported for, if it leaves them open.
+IMGSZ_KEY = "imgsz"

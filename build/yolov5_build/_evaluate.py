@@ -85,14 +85,14 @@ def _detector(metadata: Metadata) -> Callable[[NDArray[np.float32], Any], Predic
 
     The thresholds are those of the reference's evaluation.
     """
-    reduced = metadata.head == contract.REDUCED
+    best_class_only = metadata.head != contract.FULL
     nms = step_module("postprocess", "nms")
     thresholds = nms.Thresholds(
         conf_thres=evaluation.CONF_THRES,
         iou_thres=evaluation.IOU_THRES,
         max_det=evaluation.MAX_DET,
         agnostic_nms=False,
-        multi_label=not reduced,
+        multi_label=not best_class_only,
     )
     class_conf_thres = torch.full((len(metadata.names),), evaluation.CONF_THRES)
 
@@ -102,7 +102,8 @@ def _detector(metadata: Metadata) -> Callable[[NDArray[np.float32], Any], Predic
             thresholds,
             class_conf_thres,
             placement,
-            best_class_only=reduced,
+            best_class_only=best_class_only,
+            end_to_end=metadata.head == contract.END2END,
         )
         boxes, scores, indices = (part.numpy() for part in detections)
         size = placement.height, placement.width

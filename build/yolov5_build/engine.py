@@ -21,6 +21,7 @@ from yolov5_client.stdio import prepare_stdio
 from . import BuildError, _plan, _tensorrt
 from ._contract import (
     CONFIG_FILE,
+    END2END,
     FP32,
     HEAD_KEY,
     INT8,
@@ -106,11 +107,17 @@ def make_plan(options: argparse.Namespace) -> None:
     """Build, verify and install a plan of the installed ONNX file.
 
     Raises:
-        BuildError: one of these failed; the installed model stays as it is.
+        BuildError: one of these failed, or the network has an end-to-end head; the installed model
+            stays as it is.
     """
     served = read_served(options.repository)
     text = _plan.to_onnx(served.config) if _plan.is_plan(served.config) else served.config
     config = _plan.parse_config(text)
+    if config.parameters[HEAD_KEY].string_value == END2END:
+        raise BuildError(
+            f"{MODEL} chooses its boxes itself, and such a choice cannot be compared with that of a"
+            " plan; install an export without that."
+        )
     profile = _plan.profile_for(config, options.opt_batch)
     trt = _tensorrt.load()
     target = options.target_tensorrt or target_version()

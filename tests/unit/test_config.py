@@ -126,6 +126,19 @@ def test_comments_say_what_the_network_is() -> None:
     assert "\n# From a test.\n" in text and "one score for each line of labels.txt." in text
     text = config_texts(network(head="reduced"), bf16=False, prefiltered=False)["config.pbtxt"]
     assert "the best class's score, its line in labels.txt." in text
+    assert "iou_thres" not in text
+
+
+def test_configurations_say_that_a_network_chooses_its_boxes_itself() -> None:
+    made = network(head="end2end", columns=6)
+    for text in config_texts(made, bf16=True, prefiltered=False).values():
+        assert "\n  # x1, y1, x2, y2 in model pixels, score, its line in labels.txt.\n" in text
+        assert (
+            "\n# The network chooses its boxes itself, and they are served as they are: conf_thres,"
+            " classes and\n# max_det apply, iou_thres has no effect, and agnostic_nms and"
+            " multi_label are refused.\n"
+        ) in text
+    assert all(parameters(one)["head"] == "end2end" for one in configs(made).values())
 
 
 def test_text_that_triton_could_not_read_is_not_written() -> None:

@@ -635,6 +635,19 @@ def test_class_column_of_a_reduced_head_is_not_compared(
         engine.verify_plan(trt, b"a plan", weights, config, PROFILE, 1e-3)
 
 
+def test_network_that_chooses_its_boxes_itself_gets_no_plan(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repository = make_repository(tmp_path)
+    config = repository / "yolov5" / "config.pbtxt"
+    config.write_text(config.read_text().replace('"full"', '"end2end"'))
+    assert engine.main([f"--repository={repository}"]) == 1
+    assert capsys.readouterr().err == (
+        "error: yolov5 chooses its boxes itself, and such a choice cannot be compared with that of"
+        " a plan; install an export without that.\n"
+    )
+
+
 @pytest.mark.parametrize(
     "options, fake, error_factor, sentence",
     [

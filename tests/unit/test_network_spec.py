@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -24,7 +25,7 @@ def write(place: Path, *, letterbox: str = "square", head: str = "full", **size:
             [],
             "g",
             [tensor("images", ["batch", 3, size.get("height"), size.get("width")])],
-            [tensor("output0", ["batch", 18900 if size else None, 6 if head == "reduced" else 8])],
+            [tensor("output0", ["batch", 18900 if size else None, 8 if head == "full" else 6])],
         )
     )
     metadata = {
@@ -68,6 +69,15 @@ def test_spec_of_an_open_size_with_a_reduced_head(tmp_path: Path) -> None:
     assert spec.columns == 6
 
 
+def test_spec_of_a_network_that_chooses_its_boxes_itself(tmp_path: Path) -> None:
+    spec = read_network_spec(write(tmp_path, head="end2end", height=480, width=640))
+    assert (spec.end_to_end, spec.best_class_only, spec.columns) == (True, True, 6)
+    reduced = NetworkSpec(
+        height=480, width=640, letterbox="square", stride=1, best_class_only=True, class_names=NAMES
+    )
+    assert spec == replace(reduced, end_to_end=True) != reduced
+
+
 @pytest.mark.parametrize(
     "old, new, sentence",
     [
@@ -91,7 +101,7 @@ def test_spec_of_an_open_size_with_a_reduced_head(tmp_path: Path) -> None:
         ("output [", "output [ { name: 'x' data_type: TYPE_FP32 },", "one input and one output"),
         ('"square"', '"rect"', "allowed with letterbox rect: [3, -1, -1]"),
         ('"square"', '"round"', "letterbox is 'round'; allowed: square, rect, stretch"),
-        ('"full"', '"half"', "head is 'half'; allowed: full, reduced"),
+        ('"full"', '"half"', "head is 'half'; allowed: full, reduced, end2end"),
         ("max_batch_size", "max_bach_size", "yolov5/config.pbtxt is not valid"),
     ],
 )

@@ -38,9 +38,15 @@ def detect(
     placement: Placement,
     *,
     best_class_only: bool = False,
+    end_to_end: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return nms.detect(
-        rows, given, by_class(given, reported), placement, best_class_only=best_class_only
+        rows,
+        given,
+        by_class(given, reported),
+        placement,
+        best_class_only=best_class_only,
+        end_to_end=end_to_end,
     )
 
 
@@ -151,6 +157,52 @@ def test_thresholds_of_a_reduced_head_are_exclusive() -> None:
     for conf_thres, count in ((0.5, 0), (0.49, 1)):
         found = detect(rows, thresholds(conf_thres=conf_thres), ALL, IDENTITY, best_class_only=True)
         assert len(found[0]) == count
+
+
+# Boxes that a network has chosen: corners, score, class; the last row fills up the tensor.
+CHOSEN = torch.tensor(
+    [
+        [10, 10, 50, 50, 0.5, 2],
+        [12, 10, 52, 50, 0.9, 2],
+        [500, 400, 700, 500, 0.3, 0],
+        [10, 10, 50, 50, 0.5, 1],
+        [0, 0, 0, 0, 0, 0],
+    ]
+)
+
+
+def test_boxes_that_the_network_has_chosen_are_not_suppressed() -> None:
+    for iou_thres in (0.0, 0.45, 1.0):
+        limits = thresholds(iou_thres=iou_thres)
+        boxes, scores, classes = detect(CHOSEN, limits, ALL, IDENTITY, end_to_end=True)
+        assert boxes.tolist() == [
+            [12, 10, 52, 50],
+            [10, 10, 50, 50],  # of equal scores the first
+            [10, 10, 50, 50],
+            [500, 400, 640, 500],  # clipped to the picture
+        ]
+        assert scores.tolist() == pytest.approx([0.9, 0.5, 0.5, 0.3])
+        assert classes.tolist() == [2, 2, 1, 0]
+
+
+def test_other_thresholds_apply_to_boxes_that_the_network_has_chosen() -> None:
+    def found(allowed: Tensor = ALL, **changes: float) -> list[int]:
+        limits = thresholds(**changes)
+        return detect(CHOSEN, limits, allowed, IDENTITY, end_to_end=True)[2].tolist()
+
+    assert found(conf_thres=0.5) == [2]
+    assert found(conf_thres=0.49) == [2, 2, 1]
+    assert found(max_det=2) == [2, 2]
+    assert found(torch.tensor([True, True, False])) == [1, 0]
+    with pytest.raises(InputError, match="the best class alone"):
+        found(multi_label=1)
+
+
+def test_rows_that_fill_up_the_tensor_are_no_detections() -> None:
+    for filler in ([0.0] * 6, [0.0, 0, 0, 0, 0, -1], [-1.0] * 6):
+        rows = torch.stack([CHOSEN[0], torch.tensor(filler)])
+        found = detect(rows, thresholds(conf_thres=0), ALL, IDENTITY, end_to_end=True)
+        assert found[2].tolist() == [2]
 
 
 def test_thresholds_of_several_labels_are_exclusive() -> None:

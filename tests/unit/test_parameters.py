@@ -351,3 +351,16 @@ def test_multi_label_is_refused_if_the_model_reports_only_the_best_class() -> No
     assert str(caught.value) == (
         "multi_label is true, but this model tells only the best class of each box; allowed: false"
     )
+
+
+def test_agnostic_nms_is_refused_if_the_model_chooses_its_boxes_itself() -> None:
+    asked = {"agnostic_nms": True}
+    assert parse_parameters(asked, LABELS, DEFAULTS, best_class_only=True).agnostic_nms
+    with pytest.raises(ParameterError) as caught:
+        parse_parameters(asked, LABELS, DEFAULTS, best_class_only=True, end_to_end=True)
+    assert str(caught.value) == (
+        "agnostic_nms is true, but this model suppresses overlapping boxes itself; allowed: false"
+    )
+    # Every request has an IoU threshold, and clients send the default.
+    parsed = parse_parameters({"iou_thres": 0.3}, LABELS, DEFAULTS, end_to_end=True)
+    assert (parsed.iou_thres, parsed.agnostic_nms) == (0.3, False)

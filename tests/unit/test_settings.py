@@ -45,6 +45,13 @@ def test_multi_label_is_refused_as_default_of_a_reduced_head() -> None:
         read_settings(given, ("car",), best_class_only=True)
 
 
+def test_agnostic_nms_is_refused_as_default_of_an_end_to_end_head() -> None:
+    given = {**SETTINGS, "agnostic_nms": "true"}
+    assert read_settings(given, ("car",), best_class_only=True).defaults.agnostic_nms
+    with pytest.raises(ParameterError, match="suppresses overlapping boxes itself"):
+        read_settings(given, ("car",), best_class_only=True, end_to_end=True)
+
+
 def test_missing_default_is_refused() -> None:
     given = {name: value for name, value in SETTINGS.items() if name != "iou_thres"}
     with pytest.raises(ParameterError, match="iou_thres has no default"):

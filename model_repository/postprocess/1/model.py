@@ -101,6 +101,7 @@ class TritonPythonModel:
             class_conf_thres,
             placement,
             best_class_only=self.network.best_class_only,
+            end_to_end=self.network.end_to_end,
         )
 
     def tensor(self, request, name):

@@ -4,7 +4,8 @@ The rules are those of YOLOv5 (v7.0), with which answers are compared: a row cou
 objectness is over conf_thres; its score is objectness times class score, for the best class or,
 with multi_label, for each class over conf_thres; non-maximum suppression runs per class, or
 over all classes with agnostic_nms. With a conf_thres for each class, candidates are those of one
-run for each class with that conf_thres, which takes nothing but this class.
+run for each class with that conf_thres, which takes nothing but this class. Boxes that an
+end-to-end network has chosen are not suppressed.
 Tensors may be on any device; the result is on the same one.
 """
 
@@ -44,28 +45,37 @@ def detect(
     placement: Placement,
     *,
     best_class_only: bool = False,
+    end_to_end: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Find the detections of one image, best first.
 
     Args:
         rows: [N, 5 + C] float: cx, cy, w, h in model pixels, objectness, class scores; or with
-            `best_class_only` [N, 6]: the box, the best class's score times objectness, its index.
+            `best_class_only` [N, 6]: the box, the best class's score times objectness, its index;
+            or with `end_to_end` [N, 6]: x1, y1, x2, y2 in model pixels, score, class index. Rows
+            that only fill up the tensor have the score 0, which is over no conf_thres.
         thresholds: as requested, with the lowest conf_thres of all classes.
         class_conf_thres: [C] float32: the conf_thres of each class, `NOT_REPORTED` for none.
         placement: where the image lies in the network's input.
-        best_class_only: whether the network has a reduced head.
+        best_class_only: whether the network has a reduced or end-to-end head.
+        end_to_end: whether the network itself has chosen the boxes; `iou_thres` has no effect then.
 
     Returns:
         boxes [K, 4] float32: x1, y1, x2, y2 in pixels of the image, clipped to it;
         scores [K] float32; classes [K] int64. K <= max_det.
 
     Raises:
-        InputError: multi_label is requested of a reduced head, or a class index is out of range.
+        InputError: multi_label is requested of a reduced or end-to-end head, or a class index is
+            out of range.
     """
-    candidates = _reduced_candidates if best_class_only else _full_candidates
+    candidates = _reduced_candidates if best_class_only or end_to_end else _full_candidates
     boxes, scores, classes = candidates(rows, thresholds, class_conf_thres)
-    groups = None if thresholds.agnostic_nms else classes
-    kept = suppress(boxes, scores, groups, thresholds.iou_thres, thresholds.max_det)
+    if end_to_end:
+        kept = scores.sort(descending=True, stable=True).indices[: thresholds.max_det]
+    else:
+        groups = None if thresholds.agnostic_nms else classes
+        boxes = _corners(boxes)
+        kept = suppress(boxes, scores, groups, thresholds.iou_thres, thresholds.max_det)
     return _to_image(boxes[kept], placement), scores[kept], classes[kept]
 
 
@@ -85,7 +95,7 @@ def _full_candidates(
         wanted = (scores > least) & (objectness > least)
         index = _keep_best(wanted, scores).nonzero().squeeze(1)
         scores, classes = scores[index], classes[index]
-    return _corners(rows[:, :4][index]), scores, classes
+    return rows[:, :4][index], scores, classes
 
 
 def _reduced_candidates(
@@ -98,7 +108,7 @@ def _reduced_candidates(
     if len(classes) and not 0 <= classes.min() <= classes.max() < len(class_conf_thres):
         raise InputError(f"a row's class is none of the {len(class_conf_thres)} there are")
     index = _keep_best(scores > class_conf_thres[classes], scores).nonzero().squeeze(1)
-    return _corners(rows[index]), scores[index], classes[index]
+    return rows[index, :4], scores[index], classes[index]
 
 
 def _keep_best(wanted: Tensor, scores: Tensor) -> Tensor:
@@ -117,9 +127,9 @@ def _keep_best(wanted: Tensor, scores: Tensor) -> Tensor:
     return best
 
 
-def _corners(rows: Tensor) -> Tensor:
+def _corners(boxes: Tensor) -> Tensor:
     """cx, cy, w, h -> x1, y1, x2, y2."""
-    centre, half = rows[:, :2], rows[:, 2:4] / 2
+    centre, half = boxes[:, :2], boxes[:, 2:] / 2
     return torch.cat((centre - half, centre + half), 1)
 
 

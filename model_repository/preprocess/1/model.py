@@ -27,7 +27,10 @@ class TritonPythonModel:
         given = {key: value["string_value"] for key, value in config["parameters"].items()}
         self.network = read_network_spec(network_folder(Path(args["model_repository"]), given))
         self.settings = read_settings(
-            given, self.network.class_names, best_class_only=self.network.best_class_only
+            given,
+            self.network.class_names,
+            best_class_only=self.network.best_class_only,
+            end_to_end=self.network.end_to_end,
         )
         malloc.configure(tensor_bytes=3 * 4 * self.network.height * self.network.width)
         on_gpu = args["model_instance_kind"] == "GPU"
@@ -81,6 +84,7 @@ class TritonPythonModel:
             self.network.class_names,
             self.settings.defaults,
             best_class_only=self.network.best_class_only,
+            end_to_end=self.network.end_to_end,
         )
 
     def expire(self, call, seconds):

@@ -14,7 +14,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 LETTERBOX_MODES = ("square", "rect", "stretch")
-HEADS = ("full", "reduced")
+HEADS = ("full", "reduced", "end2end")
 
 
 class NetworkSpecError(ValueError):
@@ -30,7 +30,9 @@ class NetworkSpec:
         letterbox: how a picture is fitted into the input, one of `LETTERBOX_MODES`.
         stride: with letterbox `rect`, height and width are multiples of it; otherwise 1.
         best_class_only: a row holds the score and the index of its best class, in place of
-            objectness and one score for each class (a reduced head).
+            objectness and one score for each class (a reduced or end-to-end head).
+        end_to_end: rows are boxes that the network itself has chosen, x1, y1, x2, y2; they are not
+            suppressed again.
         class_names: index = class.
     """
 
@@ -40,6 +42,7 @@ class NetworkSpec:
     stride: int
     best_class_only: bool
     class_names: tuple[str, ...]
+    end_to_end: bool = False
 
     @property
     def columns(self) -> int:
@@ -78,15 +81,17 @@ def read_network_spec(folder: Path) -> NetworkSpec:
     else:
         height, width = _fixed_size(network, image, letterbox)
         stride = 1
+    head = _choice(network, parameters, "head", HEADS)
     spec = NetworkSpec(
         height=height,
         width=width,
         letterbox=letterbox,
         stride=stride,
-        best_class_only=_choice(network, parameters, "head", HEADS) == "reduced",
+        best_class_only=head != "full",
         class_names=class_names,
+        end_to_end=head == "end2end",
     )
-    _check_columns(network, rows, spec)
+    _check_columns(network, rows, spec, head)
     return spec
 
 
@@ -148,12 +153,12 @@ def _open_size(network: str, image: Any, parameters: Mapping[str, str]) -> tuple
     return height, width, stride
 
 
-def _check_columns(network: str, rows: Any, spec: NetworkSpec) -> None:
+def _check_columns(network: str, rows: Any, spec: NetworkSpec, head: str) -> None:
     if len(rows.dims) != 2 or rows.dims[1] != spec.columns:
         raise NetworkSpecError(
             f"{network}: output '{rows.name}' has dims {list(rows.dims)}, but the last one must be"
-            f" {spec.columns}, as its head is {'reduced' if spec.best_class_only else 'full'} and"
-            f" labels.txt has {len(spec.class_names)} names"
+            f" {spec.columns}, as its head is {head} and labels.txt has {len(spec.class_names)}"
+            " names"
         )
 
 

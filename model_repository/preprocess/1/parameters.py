@@ -84,6 +84,7 @@ def parse_parameters(
     defaults: Parameters,
     *,
     best_class_only: bool = False,
+    end_to_end: bool = False,
 ) -> Parameters:
     """Read one request's parameters.
 
@@ -93,15 +94,21 @@ def parse_parameters(
         defaults: values of the parameters that are not given.
         best_class_only: the model reports only the best class of a box, and multi_label is
             impossible.
+        end_to_end: the model chooses its boxes itself, and agnostic_nms is impossible.
 
     Raises:
         ParameterError: an unknown name, a wrong kind, a value out of range, or a name given twice.
     """
-    return _check_multi_label(replace(defaults, **_read(given, class_names)), best_class_only)
+    parameters = replace(defaults, **_read(given, class_names))
+    return _check_head(parameters, best_class_only=best_class_only, end_to_end=end_to_end)
 
 
 def read_defaults(
-    given: Mapping[str, object], class_names: Sequence[str], *, best_class_only: bool = False
+    given: Mapping[str, object],
+    class_names: Sequence[str],
+    *,
+    best_class_only: bool = False,
+    end_to_end: bool = False,
 ) -> Parameters:
     """Read the defaults from `config.pbtxt`, which must hold all but those about classes.
 
@@ -112,13 +119,23 @@ def read_defaults(
     for name in PARAMETER_NAMES:
         if name not in values:
             raise ParameterError(f"{name} has no default; allowed: one for each parameter")
-    return _check_multi_label(Parameters(**values), best_class_only)
+    parameters = Parameters(**values)
+    return _check_head(parameters, best_class_only=best_class_only, end_to_end=end_to_end)
 
 
-def _check_multi_label(parameters: Parameters, best_class_only: bool) -> Parameters:
+def _check_head(parameters: Parameters, *, best_class_only: bool, end_to_end: bool) -> Parameters:
+    """Refuse what the model's head cannot do.
+
+    An `iou_thres` is accepted of any head: every request has one, if only the default.
+    """
     if parameters.multi_label and best_class_only:
         raise ParameterError(
             "multi_label is true, but this model tells only the best class of each box;"
+            " allowed: false"
+        )
+    if parameters.agnostic_nms and end_to_end:
+        raise ParameterError(
+            "agnostic_nms is true, but this model suppresses overlapping boxes itself;"
             " allowed: false"
         )
     return parameters

@@ -50,7 +50,11 @@ class Settings:
 
 
 def read_settings(
-    config: Mapping[str, str], class_names: Sequence[str], *, best_class_only: bool = False
+    config: Mapping[str, str],
+    class_names: Sequence[str],
+    *,
+    best_class_only: bool = False,
+    end_to_end: bool = False,
 ) -> Settings:
     """Read the settings.
 
@@ -58,6 +62,7 @@ def read_settings(
         config: the `parameters` of the configuration, as text.
         class_names: of the model.
         best_class_only: the model reports only the best class of a box.
+        end_to_end: the model chooses its boxes itself.
 
     Raises:
         SettingsError, ParameterError: one sentence that names the setting.
@@ -68,7 +73,9 @@ def read_settings(
     cores = available_cpus()
     given = {name: config[name] for name in PARAMETER_NAMES if name in config}
     return Settings(
-        defaults=read_defaults(given, class_names, best_class_only=best_class_only),
+        defaults=read_defaults(
+            given, class_names, best_class_only=best_class_only, end_to_end=end_to_end
+        ),
         limits=_image_limits(config),
         scaled_decoding=_flag(config, "scaled_decoding"),
         threads=_whole_number(config, "threads", 0, 1024) or cores,
