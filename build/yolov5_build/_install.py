@@ -53,7 +53,8 @@ def install_onnx(
         weights: ONNX from `export_onnx` or `import_onnx`.
         repository: the model repository.
         letterbox: `square`, `rect` or `stretch`.
-        imgsz: height and width in pixels, if the network leaves them open (default: 640 x 640).
+        imgsz: height and width in pixels, if the network leaves them open (default: what
+            it was exported for, else 640 x 640).
         bf16: also write the configuration with which the embedded server computes in BF16.
         prefiltered: ONNX from `export_prefiltered`, for the embedded server.
 
@@ -98,7 +99,7 @@ def _network_config(
         raise BuildError("a class name is empty or has a line break, so it cannot be a label.")
     _, _, fixed_height, fixed_width = _shape(model.graph.input, contract.INPUT)
     _, rows, columns = _shape(model.graph.output, contract.OUTPUT)
-    height, width = imgsz or contract.DEFAULT_SIZE
+    height, width = imgsz or metadata.imgsz or contract.DEFAULT_SIZE
     if fixed_height:
         height, width = fixed_height, fixed_width
     if letterbox == contract.RECT and fixed_height:

@@ -105,7 +105,7 @@ def _named(graph: GraphProto) -> list[ValueInfoProto | TensorProto]:
     return [*graph.input, *graph.output, *graph.initializer]
 
 
-def _unused_name(graph: GraphProto, name: str) -> str:
+def unused_name(graph: GraphProto, name: str) -> str:
     """The name, with underscores added until no value of the graph has it."""
     taken = {value.name for value in _named(graph)}
     for node in all_nodes(graph.node):
@@ -141,22 +141,75 @@ def set_interface(model: ModelProto, image: Port, rows: Port) -> None:
     prune(graph, [rows.name])
     for field in ("input", "output", "value_info", "quantization_annotation"):
         graph.ClearField(field)
-    names = {end: _unused_name(graph, f"{end}_") for end in (INPUT, OUTPUT)}
+    names = {end: unused_name(graph, f"{end}_") for end in (INPUT, OUTPUT)}
     rename(graph, names)
     rename(
         graph, {names.get(image.name, image.name): INPUT, names.get(rows.name, rows.name): OUTPUT}
     )
     if image.type != TensorProto.FLOAT:
-        inner = _unused_name(graph, f"{INPUT}_cast")
+        inner = unused_name(graph, f"{INPUT}_cast")
         rename(graph, {INPUT: inner})
         cast = onnx.helper.make_node("Cast", [INPUT], [inner], to=image.type)
         graph.node.insert(0, cast)
     if rows.type != TensorProto.FLOAT:
-        inner = _unused_name(graph, f"{OUTPUT}_cast")
+        inner = unused_name(graph, f"{OUTPUT}_cast")
         rename(graph, {OUTPUT: inner})
         graph.node.append(onnx.helper.make_node("Cast", [inner], [OUTPUT], to=TensorProto.FLOAT))
     for values, name, end in ((graph.input, INPUT, image), (graph.output, OUTPUT, rows)):
         values.append(onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, end.shape))
+
+
+def transpose_channels(model: ModelProto, rows: Sequence[int | str]) -> str:
+    """Turn the output [B, 4 + C, N] into [B, N, 5 + C] with an objectness of 1.
+
+    Args:
+        model: a graph from `set_interface`, in opset 11 or newer.
+        rows: the shape to declare.
+
+    Returns:
+        The name of the value [B, 4 + C, N].
+    """
+    graph = model.graph
+    channels = unused_name(graph, f"{OUTPUT}_channels")
+    rename(graph, {OUTPUT: channels})
+    boxes, scores = split_channels(graph, channels)
+    append_rows(graph, boxes, scores)
+    graph.ClearField("output")
+    graph.output.append(onnx.helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, rows))
+    return channels
+
+
+def split_channels(graph: GraphProto, channels: str) -> tuple[str, str]:
+    """Append the nodes that split [B, 4 + C, N] into boxes [B, 4, N] and scores [B, C, N]."""
+    parts = []
+    for name, start, end in (("boxes", 0, 4), ("scores", 4, np.iinfo(np.int64).max)):
+        limits = [
+            add_constant(graph, f"{name}_{key}", np.array([value], np.int64))
+            for key, value in (("start", start), ("end", end), ("axis", 1))
+        ]
+        parts.append(unused_name(graph, name))
+        graph.node.append(onnx.helper.make_node("Slice", [channels, *limits], [parts[-1]]))
+    return parts[0], parts[1]
+
+
+def append_rows(graph: GraphProto, boxes: str, scores: str) -> None:
+    """Append the nodes that make the rows [B, N, 5 + C] of boxes [B, 4, N], scores [B, C, N]."""
+    pads = add_constant(graph, "objectness_place", np.array([0, 0, 0, 0, 1, 0], np.int64))
+    one = add_constant(graph, "objectness", np.array(1, np.float32))
+    padded, joined = (unused_name(graph, name) for name in ("boxes_objectness", "columns"))
+    graph.node.extend(
+        [
+            onnx.helper.make_node("Pad", [boxes, pads, one], [padded]),
+            onnx.helper.make_node("Concat", [padded, scores], [joined], axis=1),
+            onnx.helper.make_node("Transpose", [joined], [OUTPUT], perm=[0, 2, 1]),
+        ]
+    )
+
+
+def opset(model: ModelProto) -> int:
+    """The version of ONNX's own operators that a graph uses."""
+    versions = [one.version for one in model.opset_import if one.domain in ("", "ai.onnx")]
+    return max(versions, default=1)
 
 
 def precision_from(model: ModelProto) -> str:
@@ -202,7 +255,10 @@ def make_batch_dynamic(model: ModelProto, batch: int) -> None:
             shape = constants.get(node.input[1], np.empty(0, np.int64))
             first = shapes.get(node.input[0], [None])[:1]
             copied = first == [batch] or -1 in shape
-            if _replace_batch(model.graph, node, constants, batch, 0 if copied else -1):
+            # Attention in areas of a feature map multiplies the batch by their number.
+            areas = shape.size and shape.min() > 0 and shape[0] % batch == 0 and shape[0] != batch
+            old, new = (shape[0], -1) if areas else (batch, 0 if copied else -1)
+            if _replace_batch(model.graph, node, constants, old, new):
                 # With `allowzero`, a zero would mean a size of zero instead of "as in the input".
                 others = [a for a in node.attribute if a.name != "allowzero"]
                 node.ClearField("attribute")
@@ -211,7 +267,7 @@ def make_batch_dynamic(model: ModelProto, batch: int) -> None:
             before, after = shapes.get(node.input[0], []), constants.get(node.input[3])
             if after is not None and len(before) == len(after) and all(before):
                 scales = (after / np.array(before, np.float64)).astype(np.float32)
-                node.input[2] = _add_constant(model.graph, f"{node.output[0]}_scales", scales)
+                node.input[2] = add_constant(model.graph, f"{node.output[0]}_scales", scales)
                 del node.input[3]
     prune(model.graph, [OUTPUT])
 
@@ -225,13 +281,13 @@ def declare_open_batch(model: ModelProto) -> None:
     batch dimension, and refuse it as a step of an ensemble with batches.
     """
     graph = model.graph
-    inner = _unused_name(graph, f"{OUTPUT}_single")
+    inner = unused_name(graph, f"{OUTPUT}_single")
     rename(graph, {OUTPUT: inner})
     graph.output[0].name = OUTPUT
-    first = _add_constant(graph, "first", np.array([0], np.int64))
-    rest = _add_constant(graph, "rest", np.array([1, 1], np.int64))
+    first = add_constant(graph, "first", np.array([0], np.int64))
+    rest = add_constant(graph, "rest", np.array([1, 1], np.int64))
     sides, batch, shape = (
-        _unused_name(graph, f"{OUTPUT}_{part}") for part in ("sides", "batch", "is")
+        unused_name(graph, f"{OUTPUT}_{part}") for part in ("sides", "batch", "is")
     )
     graph.node.extend(
         [
@@ -255,12 +311,12 @@ def _replace_batch(
     if shape is None or not shape.size or shape[0] != old:
         return False
     shape = np.array([new, *shape[1:]], np.int64)
-    node.input[1] = _add_constant(graph, f"{node.output[0]}_shape", shape)
+    node.input[1] = add_constant(graph, f"{node.output[0]}_shape", shape)
     return True
 
 
-def _add_constant(graph: GraphProto, name: str, value: NDArray[np.generic]) -> str:
-    name = _unused_name(graph, name)
+def add_constant(graph: GraphProto, name: str, value: NDArray[np.generic]) -> str:
+    name = unused_name(graph, name)
     graph.initializer.append(numpy_helper.from_array(value, name))
     return name
 

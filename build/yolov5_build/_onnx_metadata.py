@@ -1,10 +1,13 @@
-"""Class names and stride in the metadata of an ONNX file, which exporters write in many formats."""
+"""What the metadata of an ONNX file says: class names, stride, size, task; all read as data.
+
+Exporters write them in many formats; the `ultralytics` package writes values as Python prints them.
+"""
 
 from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ._errors import BuildError
@@ -13,10 +16,54 @@ from ._onnx_rows import Layout
 
 _GIVE_NAMES = "give them with --names FILE, one a line"
 MAX_CHARACTERS = 1 << 18  # of all names together
+_USUAL_STRIDE = 32
+_OTHER_TASKS = {
+    "segment": "segmentation",
+    "pose": "poses",
+    "obb": "oriented boxes",
+    "classify": "classification",
+}
+
+
+def check_task(name: str, metadata: Mapping[str, str]) -> None:
+    """Refuse networks that are not made for detection.
+
+    Raises:
+        BuildError: the metadata state another task; the message begins with `name`.
+    """
+    task = metadata.get("task", "").strip().lower()
+    if task in _OTHER_TASKS:
+        raise BuildError(
+            f"{name} is a network for {_OTHER_TASKS[task]} (task '{task}'); only detection networks"
+            " are supported."
+        )
+
+
+def chooses_boxes(metadata: Mapping[str, str]) -> bool:
+    """Whether the metadata say that the network chooses its boxes itself."""
+    arguments = _parse(metadata.get("args"))
+    with_nms = isinstance(arguments, dict) and arguments.get("nms") is True
+    return with_nms or _parse(metadata.get("end2end")) is True
+
+
+def exported_size(text: str | None, step: int) -> tuple[int, int] | None:
+    """Height and width in pixels that the metadata state; None if they are not multiples of `step`.
+
+    Args:
+        text: such as `[480, 640]`, `[640]` or `640`.
+    """
+    sides = _parse(text)
+    if isinstance(sides, int):
+        sides = [sides]
+    if not isinstance(sides, (list, tuple)) or len(sides) not in (1, 2):
+        return None
+    if not all(type(side) is int and side > 0 and side % step == 0 for side in sides):
+        return None
+    return sides[0], sides[-1]
 
 
 def class_names(
-    name: str, given: Sequence[str] | None, text: str | None, classes: int
+    name: str, given: Sequence[str] | None, text: str | None, classes: int | None
 ) -> list[str]:
     """One name for each class.
 
@@ -24,27 +71,42 @@ def class_names(
         name: of the file, for error messages.
         given: names to use instead of those in the metadata.
         text: the names in the metadata.
-        classes: how many names are needed.
+        classes: how many names are needed; None if the network does not tell, and then as many as
+            the metadata have.
 
     Raises:
         BuildError: names are missing, too few or too many.
     """
     labels: list[Any] = list(given) if given is not None else _parse_names(name, text)
     hint = "" if given is not None else f"; {_GIVE_NAMES}"
+    if classes is None:
+        classes = class_count(text) or len(labels)
     if len(labels) != classes:
         raise BuildError(f"{name} has {classes} classes but {len(labels)} class names{hint}.")
     return list(as_labels(labels))
 
 
-def _parse_names(name: str, text: str | None) -> list[Any]:
-    """Names from a list or a dict by index, in the syntax of Python or JSON."""
-    names: Any = None
+def class_count(text: str | None) -> int | None:
+    """The number of class names in the metadata; None if there are none."""
+    try:
+        return len(_parse_names("", text)) or None
+    except BuildError:
+        return None
+
+
+def _parse(text: str | None) -> Any:
+    """A value in the syntax of Python or JSON; None if it is none."""
     for parse in (json.loads, ast.literal_eval):
         try:
-            names = parse((text or "")[:MAX_CHARACTERS])
-            break
+            return parse((text or "")[:MAX_CHARACTERS])
         except Exception:  # they raise more types than are documented
             continue
+    return None
+
+
+def _parse_names(name: str, text: str | None) -> list[Any]:
+    """Names from a list or a dict by index, in the syntax of Python or JSON."""
+    names = _parse(text)
     try:
         if isinstance(names, dict):
             by_index = {int(index): label for index, label in names.items()}
@@ -61,11 +123,19 @@ def _parse_names(name: str, text: str | None) -> list[Any]:
     return list(names)
 
 
-def largest_stride(text: str | None, layout: Layout, height: int, width: int) -> int:
-    """The largest stride: that in the metadata if it is possible, else the layout's."""
+def largest_stride(text: str | None, layout: Layout | None, height: int, width: int) -> int:
+    """The largest stride: that in the metadata if it is possible, else the layout's.
+
+    Without a layout it is the usual one, or less if the size is not a multiple of that.
+    """
+    least = layout.strides[-1] if layout else 1
     try:
         stride = int(text or "")
     except ValueError:
         stride = 0
-    valid = stride in range(layout.strides[-1], 129) and height % stride == width % stride == 0
-    return stride if valid else layout.strides[-1]
+    if stride in range(least, 129) and height % stride == width % stride == 0:
+        return stride
+    stride = least if layout else _USUAL_STRIDE
+    while height % stride or width % stride:
+        stride //= 2
+    return stride

@@ -69,10 +69,10 @@ def export_prefiltered(
         model, {contract.FULL_KEY: hashlib.sha256(full.read_bytes()).hexdigest()}
     )
     onnx.save(model, path)
-    return _verify(path, full, images, pixels, reduced_head=reduced_head)
+    return verify(path, full, images, pixels, reduced_head=reduced_head)
 
 
-def _verify(
+def verify(
     path: Path,
     full: Path,
     images: NDArray[np.float32],

@@ -170,7 +170,7 @@ def _install(options: argparse.Namespace) -> Installed:
                     )
             names = read_names_file(options.names) if options.names else None
             with limited(weights):
-                import_onnx(weights, exported, names=names, imgsz=imgsz)
+                import_onnx(weights, exported, names=names, imgsz=imgsz, prefiltered=prefiltered)
         else:
             exported = _export_and_quantise(
                 options, weights, imgsz or contract.DEFAULT_SIZE, Path(folder)
@@ -298,7 +298,7 @@ def _replaces(after: Measurement, before: Measurement) -> bool:
 def _measure(
     options: argparse.Namespace, path: Path, split: Split, runtime: str = ONNX_RUNTIME
 ) -> Measurement:
-    imgsz = _imgsz(options.imgsz) or contract.DEFAULT_SIZE
+    imgsz = _imgsz(options.imgsz) or read_metadata(path).imgsz or contract.DEFAULT_SIZE
     measured = evaluate(path, split, imgsz=imgsz, letterbox=options.letterbox, runtime=runtime)
     precision = contract.BF16 if runtime == OPENVINO_BF16 else read_metadata(path).precision
     print(

@@ -23,6 +23,7 @@ class Metadata:
         provenance: where the network comes from, in one line.
         source: one of `SOURCES`.
         max_batch_size: images in a batch, None for the repository's default.
+        imgsz: height and width in pixels that a network of open size was exported for, if known.
     """
 
     names: tuple[str, ...]
@@ -32,6 +33,7 @@ class Metadata:
     provenance: str
     source: str = contract.FROM_CHECKPOINT
     max_batch_size: int | None
+    imgsz: tuple[int, int] | None = None
 
 
 def read_metadata(model: onnx.ModelProto | Path) -> Metadata:
@@ -40,6 +42,7 @@ def read_metadata(model: onnx.ModelProto | Path) -> Metadata:
         model = onnx.load(model, load_external_data=False)
     entries = {entry.key: entry.value for entry in model.metadata_props}
     limit = entries.get(contract.MAX_BATCH_KEY)
+    size = entries.get(contract.IMGSZ_KEY)
     return Metadata(
         names=tuple(ast.literal_eval(entries[contract.NAMES_KEY]).values()),
         stride=int(entries[contract.STRIDE_KEY]),
@@ -48,4 +51,5 @@ def read_metadata(model: onnx.ModelProto | Path) -> Metadata:
         provenance=" ".join(entries[contract.PROVENANCE_KEY].split()),
         source=entries.get(contract.SOURCE_KEY, contract.FROM_CHECKPOINT),
         max_batch_size=int(limit) if limit else None,
+        imgsz=tuple(ast.literal_eval(size)) if size else None,
     )

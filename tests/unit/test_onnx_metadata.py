@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from yolov5_build import BuildError
-from yolov5_build._onnx_metadata import class_names, largest_stride
+from yolov5_build._onnx_metadata import (
+    check_task,
+    chooses_boxes,
+    class_count,
+    class_names,
+    exported_size,
+    largest_stride,
+)
 from yolov5_build._onnx_rows import Layout
 
 LAYOUT = Layout(anchors=3, strides=(8, 16, 32))
@@ -104,3 +111,106 @@ def test_largest_stride_is_that_of_the_metadata_if_possible(
     text: str | None, height: int, width: int, stride: int
 ) -> None:
     assert largest_stride(text, LAYOUT, height, width) == stride
+
+
+def test_largest_stride_without_a_layout_is_the_usual_one_if_possible() -> None:
+    assert largest_stride(None, None, 640, 320) == 32
+    assert largest_stride("16", None, 640, 320) == 16
+    assert largest_stride("64", None, 640, 320) == 64
+    assert largest_stride("64", None, 640, 352) == 32
+    assert largest_stride(None, None, 640, 336) == 16
+    assert largest_stride("", None, 100, 640) == 4
+
+
+# ---------------------------------------------------------------------------------------------
+# What the `ultralytics` package writes
+
+
+@pytest.mark.parametrize("task", ["segment", "pose", "obb", "classify", " OBB "])
+def test_networks_for_other_tasks_are_refused(task: str) -> None:
+    with pytest.raises(BuildError) as caught:
+        check_task("them.onnx", {"task": task})
+    name = {"segment": "segmentation", "pose": "poses", "classify": "classification"}
+    task = task.strip().lower()
+    assert str(caught.value) == (
+        f"them.onnx is a network for {name.get(task, 'oriented boxes')} (task '{task}');"
+        " only detection networks are supported."
+    )
+
+
+@pytest.mark.parametrize("metadata", [{}, {"task": "detect"}, {"task": ""}, {"task": "other"}])
+def test_networks_for_detection_or_an_unknown_task_are_tried(metadata: dict[str, str]) -> None:
+    check_task("them.onnx", metadata)
+
+
+@pytest.mark.parametrize(
+    "metadata, chooses",
+    [
+        ({}, False),
+        ({"end2end": "True"}, True),
+        ({"end2end": "true"}, True),
+        ({"end2end": "False"}, False),
+        ({"end2end": "1"}, False),
+        ({"args": "{'batch': 1, 'nms': True}"}, True),
+        ({"args": '{"nms": true}'}, True),
+        ({"args": "{'nms': None}"}, False),
+        ({"args": "{'batch': 1}"}, False),
+        ({"args": "[True]"}, False),
+        ({"args": "dict(nms=True)"}, False),
+        ({"args": "{'nms': True}", "end2end": "False"}, True),
+    ],
+)
+def test_metadata_say_whether_a_network_chooses_its_boxes(
+    metadata: dict[str, str], chooses: bool
+) -> None:
+    assert chooses_boxes(metadata) is chooses
+
+
+@pytest.mark.parametrize(
+    "text, size",
+    [
+        ("[320, 640]", (320, 640)),
+        ("(320, 640)", (320, 640)),
+        ("[640]", (640, 640)),
+        ("640", (640, 640)),
+        (None, None),
+        ("", None),
+        ("[]", None),
+        ("[320, 640, 3]", None),
+        ("[320, 641]", None),
+        ("[0, 640]", None),
+        ("[-320, 640]", None),
+        ("[320.0, 640]", None),
+        ("True", None),
+        ("{320: 640}", None),
+        ("320x640", None),
+    ],
+)
+def test_size_in_the_metadata(text: str | None, size: tuple[int, int] | None) -> None:
+    assert exported_size(text, 32) == size
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 5000, "9" * 5000, "-" * 300_000, "__import__('os').abort()"]
+)
+def test_text_that_is_no_value_is_not_evaluated(text: str) -> None:
+    assert not chooses_boxes({"args": text, "end2end": text})
+    assert exported_size(text, 32) is None
+    assert class_count(text) is None
+
+
+def test_class_count_is_that_of_the_metadata() -> None:
+    assert class_count("{0: 'a', 1: 'b'}") == 2
+    assert class_count("['a']") == 1
+    for text in (None, "", "[]", "{}", "{1: 'a'}"):
+        assert class_count(text) is None
+
+
+def test_number_of_classes_may_be_that_of_the_metadata() -> None:
+    assert class_names("them.onnx", None, "['a', 'b']", None) == ["a", "b"]
+    assert class_names("them.onnx", ["x", "y"], "['a', 'b']", None) == ["x", "y"]
+    assert class_names("them.onnx", ["x"], None, None) == ["x"]
+    with pytest.raises(BuildError, match="^them.onnx has 2 classes but 1 class names.$"):
+        class_names("them.onnx", ["x"], "['a', 'b']", None)
+    with pytest.raises(BuildError, match="has no class names in it"):
+        class_names("them.onnx", None, None, None)
