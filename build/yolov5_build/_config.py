@@ -37,7 +37,7 @@ _NORMALISED = """# RGB 0..1, letterboxed.
 _COMPACT = """# RGB 0..1, letterboxed; or the same as 0..255, in a quarter of the bytes.
   { name: "$INPUT" data_type: TYPE_FP32 dims: [ $dims ] optional: true },
   { name: "$PIXELS" data_type: TYPE_UINT8 dims: [ $dims ] optional: true },
-  # The first of the five is conf_thres; rows with an objectness of at most that are left out.
+  # The first of the five is conf_thres; rows that cannot be over it are left out.
   { name: "$NMS" data_type: TYPE_FP32 dims: [ 5 ] optional: true }"""
 _PREFILTERED = """\
 # Requests with pixels and nms run on this variant of the network, which decodes only their rows.

@@ -2,7 +2,7 @@
 
 A network of 640x640 returns 25,200 rows, and almost all are background. This variant decodes only
 the rows whose objectness is over the requested confidence; postprocess drops the others anyway. It
-also replaces some layers by cheaper equivalents.
+also replaces some layers by cheaper equivalents. `_onnx_prefiltered` makes it of imported networks.
 """
 
 from __future__ import annotations

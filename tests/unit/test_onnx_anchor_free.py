@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 from onnx.helper import make_node
@@ -22,9 +23,12 @@ from support import SHARED
 
 from yolov5_build import BuildError, install_onnx
 from yolov5_build import _contract as contract
+from yolov5_build._evaluate import evaluate
 from yolov5_build._onnx_import import import_onnx
 from yolov5_build.metadata import read_metadata
 from yolov5_build.photos import example_images
+from yolov5_build.steps import step_module
+from yolov5_client.evaluation import read_split
 
 Array = NDArray[Any]
 
@@ -556,3 +560,20 @@ def test_third_party_exports_answer_as_before(name: str, head: str, tmp_path: Pa
             assert isinstance(wanted, np.ndarray)
             wanted = np.insert(wanted.transpose(0, 2, 1), 4, 1, axis=2)
         np.testing.assert_array_equal(run(tmp_path / "ours.onnx", images=image), wanted)
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the labelled test split is not available")
+def test_map_without_clipping_is_the_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The package's validation compares boxes as the network gives them."""
+
+    def unclipped(boxes: torch.Tensor, p: Any) -> torch.Tensor:
+        pads, gains = torch.tensor([p.pad_x, p.pad_y]), torch.tensor([p.gain_x, p.gain_y])
+        return (boxes - pads.repeat(2)) / gains.repeat(2)
+
+    import_onnx(SHARED / "yolou" / "bccd_yolov5nu.onnx", tmp_path / "ours.onnx")
+    monkeypatch.setattr(step_module("postprocess", "nms"), "_to_image", unclipped)
+    measured = evaluate(tmp_path / "ours.onnx", read_split(SHARED / "bccd" / "data.yaml", "test"))
+    assert measured.map50 == pytest.approx(0.6043, abs=0.005)
+    assert measured.map50_95 == pytest.approx(0.3775, abs=0.005)

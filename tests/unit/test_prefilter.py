@@ -89,3 +89,21 @@ def test_rows_not_over_the_confidence_are_left_out() -> None:
     nms[0, 0] = 0.9
     assert network({"images": images, "nms": nms})["output0"].shape == (1, 0, 8)
     np.testing.assert_array_equal(network({"images": images})["output0"], rows)
+
+
+def test_largest_score_counts_if_every_objectness_is_one() -> None:
+    rows = np.full((1, 4, 8), 0.1, np.float32)
+    rows[0, :, 4] = 1
+    rows[0, 1, 5], rows[0, 2, 7] = 0.26, 0.25
+    nms = np.array([[0.25, 0.45, 300, 0, 0]], np.float32)
+
+    def found(*, full_head: bool) -> Any:
+        network = with_prefilter(lambda _: {"output0": rows}, full_head=full_head)
+        return network({"images": np.zeros((1, 3, 8, 8), np.float32), "nms": nms})["output0"]
+
+    np.testing.assert_array_equal(found(full_head=True), rows[:, [1]])
+    np.testing.assert_array_equal(found(full_head=False), rows)  # column 5 is a class
+    rows[0, 3, 4] = 0.999
+    np.testing.assert_array_equal(found(full_head=True), rows)
+    rows = rows[:, :0]
+    assert found(full_head=True).shape == (1, 0, 8)

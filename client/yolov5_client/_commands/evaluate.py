@@ -215,7 +215,8 @@ def _supports_multi_label(
         except (InvalidRequestError, OSError) as error:
             if str(error).startswith("multi_label"):
                 print(
-                    "The model has a reduced head: measured without multi_label.", file=sys.stderr
+                    "The model tells only one class of each box: measured without multi_label.",
+                    file=sys.stderr,
                 )
                 return False
             if _photo_error(error) is None:

@@ -38,8 +38,13 @@ class CpuModel:
         self.name = config["name"]
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.batching = config["max_batch_size"] > 0
+        head = config.get("parameters", {}).get("head", {}).get("string_value")
         self.executor = ImageExecutor(
-            {n: with_prefilter(run, prefiltered.get(n)) for n, run in runs.items()}, cores
+            {
+                threads: with_prefilter(run, prefiltered.get(threads), full_head=head == "full")
+                for threads, run in runs.items()
+            },
+            cores,
         )
 
     def execute(self, requests: Sequence[Any]) -> None:

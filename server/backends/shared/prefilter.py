@@ -6,7 +6,8 @@ therefore state two more inputs:
 
 - `pixels`, UINT8, in place of `images`: RGB 0..255, divided by 255 here.
 - `nms`, FP32, whose first number is a confidence: rows whose objectness is not over it are left
-  out of `output0`. The step after the network would drop them first anyway.
+  out of `output0`; if a network without anchors has an objectness of 1 everywhere, those whose
+  largest score is not over it. The step after the network would drop them first anyway.
 
 A request with both may be answered by the network's prefiltered variant, which computes less.
 """
@@ -95,12 +96,13 @@ def check_prefiltered(
     check_config(stated, inputs, outputs)
 
 
-def with_prefilter(run: Run, prefiltered: Run | None = None) -> Run:
+def with_prefilter(run: Run, prefiltered: Run | None = None, *, full_head: bool = False) -> Run:
     """Let a network take `pixels` and `nms` too, one image at a time.
 
     Args:
         run: the network.
         prefiltered: its prefiltered variant, which answers requests with both.
+        full_head: a row has a score for each class after the objectness.
     """
     local = threading.local()
 
@@ -122,6 +124,10 @@ def with_prefilter(run: Run, prefiltered: Run | None = None) -> Run:
         if nms is None:
             return outputs
         rows = outputs[ROWS][0]
-        return {**outputs, ROWS: rows[rows[:, _OBJECTNESS] > nms[0, 0]][None]}
+        objectness, confidence = rows[:, _OBJECTNESS], nms[0, 0]
+        over = objectness > confidence
+        if full_head and (objectness == 1).all():
+            over &= rows[:, _OBJECTNESS + 1 :].max(1) > confidence
+        return {**outputs, ROWS: rows[over][None]}
 
     return run_prefiltered
