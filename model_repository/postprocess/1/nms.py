@@ -6,6 +6,12 @@ with multi_label, for each class over conf_thres; non-maximum suppression runs p
 over all classes with agnostic_nms. With a conf_thres for each class, candidates are those of one
 run for each class with that conf_thres, which takes nothing but this class. Boxes that an
 end-to-end network has chosen are not suppressed.
+
+A full head has rows [N, 5 + C]: cx, cy, w, h in model pixels, objectness, class scores. A reduced
+one has [N, 6]: the box, the best class's score times objectness, its index. An end-to-end one has
+[N, 6]: x1, y1, x2, y2 in model pixels, score, class index; rows that only fill up the tensor have
+the score 0, which is over no conf_thres.
+
 Tensors may be on any device; the result is on the same one.
 """
 
@@ -50,33 +56,34 @@ def detect(
     """Find the detections of one image, best first.
 
     Args:
-        rows: [N, 5 + C] float: cx, cy, w, h in model pixels, objectness, class scores; or with
-            `best_class_only` [N, 6]: the box, the best class's score times objectness, its index;
-            or with `end_to_end` [N, 6]: x1, y1, x2, y2 in model pixels, score, class index. Rows
-            that only fill up the tensor have the score 0, which is over no conf_thres.
+        rows: [N, 5 + C] or [N, 6] float, as the head has them.
         thresholds: as requested, with the lowest conf_thres of all classes.
         class_conf_thres: [C] float32: the conf_thres of each class, `NOT_REPORTED` for none.
         placement: where the image lies in the network's input.
-        best_class_only: whether the network has a reduced or end-to-end head.
-        end_to_end: whether the network itself has chosen the boxes; `iou_thres` has no effect then.
+        best_class_only, end_to_end: of the head. With the latter, `iou_thres` has no effect.
 
     Returns:
         boxes [K, 4] float32: x1, y1, x2, y2 in pixels of the image, clipped to it;
         scores [K] float32; classes [K] int64. K <= max_det.
 
     Raises:
-        InputError: multi_label is requested of a reduced or end-to-end head, or a class index is
-            out of range.
+        InputError: multi_label is requested of rows [N, 6], or a class index is out of range.
     """
     candidates = _reduced_candidates if best_class_only or end_to_end else _full_candidates
     boxes, scores, classes = candidates(rows, thresholds, class_conf_thres)
-    if end_to_end:
-        kept = scores.sort(descending=True, stable=True).indices[: thresholds.max_det]
-    else:
-        groups = None if thresholds.agnostic_nms else classes
-        boxes = _corners(boxes)
-        kept = suppress(boxes, scores, groups, thresholds.iou_thres, thresholds.max_det)
+    boxes = boxes if end_to_end else _corners(boxes)
+    kept = _best(boxes, scores, classes, thresholds, suppressing=not end_to_end)
     return _to_image(boxes[kept], placement), scores[kept], classes[kept]
+
+
+def _best(
+    boxes: Tensor, scores: Tensor, classes: Tensor, thresholds: Thresholds, *, suppressing: bool
+) -> Tensor:
+    """The indices of the boxes that are reported, best first."""
+    if not suppressing:
+        return scores.sort(descending=True, stable=True).indices[: thresholds.max_det]
+    groups = None if thresholds.agnostic_nms else classes
+    return suppress(boxes, scores, groups, thresholds.iou_thres, thresholds.max_det)
 
 
 def _full_candidates(

@@ -49,20 +49,13 @@ class Settings:
     max_in_flight_images: int
 
 
-def read_settings(
-    config: Mapping[str, str],
-    class_names: Sequence[str],
-    *,
-    best_class_only: bool = False,
-    end_to_end: bool = False,
-) -> Settings:
+def read_settings(config: Mapping[str, str], class_names: Sequence[str], **head: bool) -> Settings:
     """Read the settings.
 
     Args:
         config: the `parameters` of the configuration, as text.
         class_names: of the model.
-        best_class_only: the model reports only the best class of a box.
-        end_to_end: the model chooses its boxes itself.
+        head: `best_class_only` and `end_to_end` of the model, as in `read_defaults`.
 
     Raises:
         SettingsError, ParameterError: one sentence that names the setting.
@@ -73,9 +66,7 @@ def read_settings(
     cores = available_cpus()
     given = {name: config[name] for name in PARAMETER_NAMES if name in config}
     return Settings(
-        defaults=read_defaults(
-            given, class_names, best_class_only=best_class_only, end_to_end=end_to_end
-        ),
+        defaults=read_defaults(given, class_names, **head),
         limits=_image_limits(config),
         scaled_decoding=_flag(config, "scaled_decoding"),
         threads=_whole_number(config, "threads", 0, 1024) or cores,
