@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torchvision.ops import box_iou
 
+from yolov5_build._contract import WHOLE
 from yolov5_build.metadata import read_metadata
 from yolov5_build.steps import step_module
 
@@ -100,9 +101,13 @@ class Pipeline:
         image = self._session.get_inputs()[0]
         self._input = image.name
         self.height, self.width = image.shape[2:]
-        self._class_conf_thres = torch.full((len(read_metadata(network).names),), CONF_THRES)
+        metadata = read_metadata(network)
+        self._class_conf_thres = torch.full((len(metadata.names),), CONF_THRES)
         self._letterbox = partial(
-            step_module("preprocess", "letterbox").letterbox, height=self.height, width=self.width
+            step_module("preprocess", "letterbox").letterbox,
+            height=self.height,
+            width=self.width,
+            whole_padding=metadata.padding == WHOLE,
         )
 
     def prepare(self, image: bytes) -> tuple[NDArray[np.float32], Any]:

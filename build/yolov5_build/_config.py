@@ -27,6 +27,11 @@ _COLUMNS = {
 _CHOSEN = """
 # The network chooses its boxes itself, and they are served as they are: conf_thres, classes and
 # max_det apply, iou_thres has no effect, and agnostic_nms and multi_label are refused."""
+_WHOLE = """
+# Boxes are mapped back with the padding in whole pixels, as the picture was placed (default: exact,
+# as YOLOv5 does).
+parameters { key: "$PADDING_KEY" value: { string_value: "$WHOLE" } }
+"""
 _OPEN_SIZE = """
 # Largest height and width of the input, and the stride that both are multiples of.
 parameters { key: "$IMGSZ_KEY" value: { string_value: "$height $width" } }
@@ -163,6 +168,7 @@ def _render(
     parts = {
         "inputs": inputs,
         "chosen": _CHOSEN if metadata.head == contract.END2END else "",
+        "padding": _WHOLE if metadata.padding == contract.WHOLE else "",
         "open_size": _OPEN_SIZE if rect else "",
         "runtime": runtime,
         "image": image,

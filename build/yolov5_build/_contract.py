@@ -38,6 +38,10 @@ LETTERBOX_MODES = (SQUARE, RECT, STRETCH)
 FULL, REDUCED, END2END = "full", "reduced", "end2end"
 HEADS = (FULL, REDUCED, END2END)
 
+# How the padding of a centred picture is known to the boxes: YOLOv5 does not round it, although the
+# picture is placed by whole pixels; networks without anchors come from a package that does.
+EXACT, WHOLE = "exact", "whole"
+
 # What a file computes in. TensorRT takes INT8 only as signed numbers around zero.
 FP32, FP16, INT8, INT8_SYMMETRIC = "fp32", "fp16", "int8", "int8-symmetric"
 PRECISIONS = (FP32, FP16, INT8, INT8_SYMMETRIC)
@@ -48,10 +52,11 @@ FROM_CHECKPOINT, FROM_ONNX = "checkpoint", "onnx"
 SOURCES = (FROM_CHECKPOINT, FROM_ONNX)
 
 # Keys of an ONNX file's metadata; the first two are those of YOLOv5's own exporter. The
-# configuration has parameters of the same names for stride, head, precision and source.
+# configuration has parameters of the same names for stride, head, padding, precision and source.
 NAMES_KEY = "names"
 STRIDE_KEY = "stride"
 HEAD_KEY = "head"
+PADDING_KEY = "padding"  # only if it is `WHOLE`
 PRECISION_KEY = "precision"
 PROVENANCE_KEY = "provenance"
 SOURCE_KEY = "source"

@@ -62,7 +62,9 @@ def evaluate(
     network = RUNTIMES[runtime](path)
     height, width = (side or wanted for side, wanted in zip(network.sides, imgsz))
     metadata = read_metadata(path)
-    photos = PhotoLoader(height, width, letterbox=letterbox, stride=metadata.stride)
+    photos = PhotoLoader(
+        height, width, letterbox=letterbox, stride=metadata.stride, padding=metadata.padding
+    )
     find = _detector(metadata)
     found, seconds = [], []
     for photo in split.photos:

@@ -147,6 +147,7 @@ def _convert(
             contract.NAMES_KEY: str(dict(enumerate(labels))),
             contract.STRIDE_KEY: str(stride),
             contract.HEAD_KEY: contract.END2END if trial.form.kind == CHOSEN else contract.FULL,
+            **({contract.PADDING_KEY: contract.WHOLE} if trial.form.anchor_free else {}),
             contract.PRECISION_KEY: precision_from(model),
             contract.SOURCE_KEY: contract.FROM_ONNX,
             contract.PROVENANCE_KEY: f"From {name}, sha256 {sha256}.",

@@ -101,6 +101,11 @@ class Form:
     kind: str
     layout: Layout | None
 
+    @property
+    def anchor_free(self) -> bool:
+        """Whether it is of the families after YOLOv5, and not of YOLOv5 itself."""
+        return self.layout is None or self.layout.anchors == 1
+
     def problem_with(self, array: Array, outputs: Outputs) -> str | None:
         """Why an output cannot have this form, as the end of a sentence; None if it can.
 

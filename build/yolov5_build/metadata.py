@@ -24,6 +24,7 @@ class Metadata:
         source: one of `SOURCES`.
         max_batch_size: images in a batch, None for the repository's default.
         imgsz: height and width in pixels that a network of open size was exported for, if known.
+        padding: `EXACT` or `WHOLE`.
     """
 
     names: tuple[str, ...]
@@ -34,6 +35,7 @@ class Metadata:
     source: str = contract.FROM_CHECKPOINT
     max_batch_size: int | None
     imgsz: tuple[int, int] | None = None
+    padding: str = contract.EXACT
 
 
 def read_metadata(model: onnx.ModelProto | Path) -> Metadata:
@@ -52,4 +54,5 @@ def read_metadata(model: onnx.ModelProto | Path) -> Metadata:
         source=entries.get(contract.SOURCE_KEY, contract.FROM_CHECKPOINT),
         max_batch_size=int(limit) if limit else None,
         imgsz=tuple(ast.literal_eval(size)) if size else None,
+        padding=entries.get(contract.PADDING_KEY, contract.EXACT),
     )

@@ -35,10 +35,17 @@ class PhotoLoader:
         height, width: of the input in pixels.
         letterbox: one of `LETTERBOX_MODES`.
         stride: with letterbox `rect`, sides are padded to a multiple of it.
+        padding: `EXACT` or `WHOLE`, how the placement states it.
     """
 
     def __init__(
-        self, height: int, width: int, *, letterbox: str = contract.SQUARE, stride: int = 32
+        self,
+        height: int,
+        width: int,
+        *,
+        letterbox: str = contract.SQUARE,
+        stride: int = 32,
+        padding: str = contract.EXACT,
     ) -> None:
         self._decode = step_module("preprocess", "decode")
         self._decoder = self._decode.Decoder(
@@ -50,6 +57,7 @@ class PhotoLoader:
             width=width,
             mode=letterbox,
             stride=stride,
+            whole_padding=padding == contract.WHOLE,
         )
 
     def load(self, path: Path) -> tuple[NDArray[np.float32], Any]:

@@ -67,9 +67,7 @@ def decoded(session: onnxruntime.InferenceSession, photo: Path, conf_thres: floa
         if all(classes[i] != classes[k] or iou(boxes[i], boxes[k]) <= 0.45 for k in kept):
             kept.append(i)
     kept = kept[:300]
-    # As YOLOv5 does: the padding of the boxes is not rounded to whole pixels.
-    pads = (SIDE - width * gain) / 2, (SIDE - height * gain) / 2
-    x, y = ((boxes[kept][:, i::2] - pad) / gain for i, pad in enumerate(pads))
+    x, y = ((boxes[kept][:, i::2] - pad) / gain for i, pad in ((0, left), (1, top)))
     x, y = x.clip(0, width), y.clip(0, height)
     columns = (x[:, 0], y[:, 0], x[:, 1], y[:, 1], scores[kept], classes[kept])
     found: Array = np.stack(columns, 1).astype(np.float64)

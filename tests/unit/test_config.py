@@ -23,6 +23,7 @@ def network(**changes: Any) -> NetworkConfig:
         "provenance": "From a test.",
         "source": "onnx",
         "max_batch_size": None,
+        "padding": "exact",
     }
     values = {
         "letterbox": "square",
@@ -63,6 +64,13 @@ ALWAYS = {
     "source": "onnx",
     "FORCE_CPU_ONLY_INPUT_TENSORS": "no",
 }
+
+
+def test_padding_is_stated_if_it_is_whole() -> None:
+    for made in configs(network(padding="whole"), bf16=True).values():
+        assert parameters(made)["padding"] == "whole"
+    for made in configs(network(), bf16=True).values():
+        assert "padding" not in parameters(made)
 
 
 def test_portable_configuration_takes_floats_and_answers_all_rows() -> None:

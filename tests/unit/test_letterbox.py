@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -39,6 +40,41 @@ def test_square_centres_the_picture(
     np.testing.assert_array_equal(canvas, expected)
     gain = min(640 / size[0], 640 / size[1])
     assert placement.as_row() == pytest.approx((gain, gain, pad[1], pad[0], *size), abs=1e-9)
+
+
+# Those of the cases above whose padding is not whole, and others: the worked example of
+# https://github.com/ultralytics/ultralytics/pull/23967 in a quarter of its size, where the scaled
+# picture is rounded up.
+WHOLE_CASES = [
+    ((480, 640), (80, 0)),
+    ((427, 640), (106, 0)),
+    ((640, 427), (0, 106)),
+    ((333, 500), (107, 0)),
+    ((2000, 1), (0, 319)),
+    ((1571, 3775), (187, 0)),
+]
+
+
+@pytest.mark.parametrize("size, place", WHOLE_CASES)
+def test_whole_padding_is_where_the_picture_is(
+    size: tuple[int, int], place: tuple[int, int]
+) -> None:
+    picture = np.full((*size, 3), 200, np.uint8)
+    canvas, placement = letterbox(picture, 640, 640, whole_padding=True)
+    assert (placement.pad_y, placement.pad_x) == place
+    assert tuple(np.argwhere(canvas != PAD_VALUE)[0][:2]) == place
+    exact_canvas, exact = letterbox(picture, 640, 640)
+    np.testing.assert_array_equal(canvas, exact_canvas)
+    assert replace(placement, pad_x=0, pad_y=0) == replace(exact, pad_x=0, pad_y=0)
+
+
+def test_whole_padding_of_rect_is_where_the_picture_is() -> None:
+    for size, place in (((427, 640), (10, 0)), ((720, 1280), (12, 0)), ((2000, 1), (0, 15))):
+        canvas, placement = letterbox(
+            np.full((*size, 3), 200, np.uint8), 640, 640, "rect", 32, whole_padding=True
+        )
+        assert (placement.pad_y, placement.pad_x) == place
+        assert tuple(np.argwhere(canvas != PAD_VALUE)[0][:2]) == place
 
 
 def test_picture_of_the_right_size_is_unchanged() -> None:

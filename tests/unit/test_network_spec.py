@@ -78,6 +78,21 @@ def test_spec_of_a_network_that_chooses_its_boxes_itself(tmp_path: Path) -> None
     assert spec == replace(reduced, end_to_end=True) != reduced
 
 
+def test_padding_is_exact_unless_the_configuration_says_otherwise(tmp_path: Path) -> None:
+    folder = write(tmp_path, height=480, width=640)
+    exact = read_network_spec(folder)
+    config = folder / "config.pbtxt"
+    line = 'parameters { key: "padding" value: { string_value: "%s" } }\n'
+    original = config.read_text()
+    config.write_text(original + line % "exact")
+    assert read_network_spec(folder) == exact
+    config.write_text(original + line % "whole")
+    assert read_network_spec(folder) == replace(exact, whole_padding=True) != exact
+    config.write_text(original + line % "half")
+    with pytest.raises(NetworkSpecError, match="padding is 'half'; allowed: exact, whole"):
+        read_network_spec(folder)
+
+
 @pytest.mark.parametrize(
     "old, new, sentence",
     [

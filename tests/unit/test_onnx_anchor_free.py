@@ -38,7 +38,12 @@ CELLS = sum((HEIGHT // s) * (WIDTH // s) for s in STRIDES)
 CHOSEN = 10  # boxes that a network of that form answers with
 IOU, CONFIDENCE = 0.2, 0.5  # of a network with suppression of its own
 DYNAMIC = ("b", 3, "h", "w")
-OURS = {"names": str(dict(enumerate(NAMES))), "stride": "32", "source": "onnx"}
+OURS = {
+    "names": str(dict(enumerate(NAMES))),
+    "stride": "32",
+    "padding": "whole",
+    "source": "onnx",
+}
 # As the `ultralytics` package writes it.
 THEIRS = {"names": OURS["names"], "stride": "32", "task": "detect", "head": "Detect", "batch": "1"}
 

@@ -43,7 +43,12 @@ class ImagePipeline:
 
         height, width, mode = network.height, network.width, network.letterbox
         self._letterbox = partial(
-            letterbox, height=height, width=width, mode=mode, stride=network.stride
+            letterbox,
+            height=height,
+            width=width,
+            mode=mode,
+            stride=network.stride,
+            whole_padding=network.whole_padding,
         )
         self._reduction = full_size
         if settings.scaled_decoding:

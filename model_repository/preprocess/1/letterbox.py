@@ -24,14 +24,15 @@ def letterbox(
     stride: int = 32,
     *,
     size: tuple[int, int] | None = None,
+    whole_padding: bool = False,
 ) -> tuple[NDArray[np.uint8], Placement]:
     """Fit `picture` [h, w, 3] into [height, width, 3].
 
     Args:
         mode: `square` keeps the proportions and pads to the whole input; `rect` pads only to the
             next multiple of `stride`, and the result may be smaller; `stretch` does neither.
-        size: height and width of the original if `picture` is a smaller copy; the placement is in
-            pixels of the original.
+        size: of the original, if `picture` is a smaller copy; the placement is in its pixels.
+        whole_padding: of the placement; not rounded otherwise.
     """
     h, w = size or picture.shape[:2]
     if mode == "stretch":
@@ -44,16 +45,23 @@ def letterbox(
         # The reference takes the gain from the padded size, which rounding may have made smaller.
         gain = min(height / h, width / w)
     canvas = _pad(_resize(picture, scaled_h, scaled_w), height, width)
-    return canvas, _place_centred(h, w, height, width, gain)
+    return canvas, _place_centred(h, w, height, width, gain, whole_padding)
 
 
 def _place_stretched(h: int, w: int, height: int, width: int) -> Placement:
     return Placement(gain_x=width / w, gain_y=height / h, pad_x=0.0, pad_y=0.0, height=h, width=w)
 
 
-def _place_centred(h: int, w: int, height: int, width: int, gain: float) -> Placement:
-    """The padding is exact: the reference rounds that of the pixels, but not that of the boxes."""
+def _place_centred(h: int, w: int, height: int, width: int, gain: float, whole: bool) -> Placement:
+    """Without `whole`, the padding is exact: YOLOv5 rounds that of the pixels, not of the boxes.
+
+    The `ultralytics` package rounds both (https://github.com/ultralytics/ultralytics/pull/23967),
+    and the answers of its networks are compared with its own.
+    """
     pad_x, pad_y = (width - w * gain) / 2, (height - h * gain) / 2
+    if whole:
+        pad_x = (width - max(1, round(w * gain))) // 2
+        pad_y = (height - max(1, round(h * gain))) // 2
     return Placement(gain_x=gain, gain_y=gain, pad_x=pad_x, pad_y=pad_y, height=h, width=w)
 
 

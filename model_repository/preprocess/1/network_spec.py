@@ -15,6 +15,7 @@ from tritonclient.grpc import model_config_pb2
 
 LETTERBOX_MODES = ("square", "rect", "stretch")
 HEADS = ("full", "reduced", "end2end")
+PADDINGS = ("exact", "whole")
 
 
 class NetworkSpecError(ValueError):
@@ -33,6 +34,8 @@ class NetworkSpec:
             objectness and one score for each class (a reduced or end-to-end head).
         end_to_end: rows are boxes that the network itself has chosen, x1, y1, x2, y2; they are not
             suppressed again.
+        whole_padding: boxes are mapped back with the padding in whole pixels, as the picture was
+            placed; YOLOv5 itself does not round it.
         class_names: index = class.
     """
 
@@ -43,6 +46,7 @@ class NetworkSpec:
     best_class_only: bool
     class_names: tuple[str, ...]
     end_to_end: bool = False
+    whole_padding: bool = False
 
     @property
     def columns(self) -> int:
@@ -82,6 +86,7 @@ def read_network_spec(folder: Path) -> NetworkSpec:
         height, width = _fixed_size(network, image, letterbox)
         stride = 1
     head = _choice(network, parameters, "head", HEADS)
+    padding = _choice(network, {"padding": "exact", **parameters}, "padding", PADDINGS)
     spec = NetworkSpec(
         height=height,
         width=width,
@@ -90,6 +95,7 @@ def read_network_spec(folder: Path) -> NetworkSpec:
         best_class_only=head != "full",
         class_names=class_names,
         end_to_end=head == "end2end",
+        whole_padding=padding == "whole",
     )
     _check_columns(network, rows, spec, head)
     return spec
