@@ -187,6 +187,20 @@ def test_detections_are_those_of_one_run_for_each_class(
 
 @fuzz(max_examples=60)
 @given(request=requests(), count=st.integers(0, 40), seed=st.integers(0, 2**32 - 1))
+def test_detections_without_an_objectness_are_those_of_one_run_for_each_class(
+    request: Request, count: int, seed: int
+) -> None:
+    """The network leaves out rows whose best score is not over the lowest threshold."""
+    rows, tensors = random_rows(request.count, count, seed), request.tensors(as_json=False)
+    rows[:, 4] = 1
+    network = with_prefilter(lambda inputs: {"output0": rows[None]}, full_head=True)
+    few = network({"images": rows, "nms": tensors[0]})["output0"][0]
+    assert (few[:, 5:].max(1) > tensors[0][0, 0]).all()
+    assert_equal(found_by_the_step(few, tensors), joined_runs(rows, request))
+
+
+@fuzz(max_examples=60)
+@given(request=requests(), count=st.integers(0, 40), seed=st.integers(0, 2**32 - 1))
 def test_detections_of_a_reduced_head_are_those_of_one_run_for_each_class(
     request: Request, count: int, seed: int
 ) -> None:

@@ -198,6 +198,17 @@ def test_other_thresholds_apply_to_boxes_that_the_network_has_chosen() -> None:
         found(multi_label=1)
 
 
+def test_threshold_of_a_class_applies_to_boxes_that_the_network_has_chosen() -> None:
+    for by_class, wanted in (
+        ([0.25, 0.25, 0.6], [2, 1, 0]),
+        ([0.4, 0.25, 0.25], [2, 2, 1]),
+        ([0.1, NOT_REPORTED, 0.9], [0]),
+    ):
+        limits = thresholds(conf_thres=min(by_class))
+        found = nms.detect(CHOSEN, limits, torch.tensor(by_class), IDENTITY, end_to_end=True)
+        assert found[2].tolist() == wanted
+
+
 def test_rows_that_fill_up_the_tensor_are_no_detections() -> None:
     for filler in ([0.0] * 6, [0.0, 0, 0, 0, 0, -1], [-1.0] * 6):
         rows = torch.stack([CHOSEN[0], torch.tensor(filler)])
