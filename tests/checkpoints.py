@@ -1,101 +1,25 @@
-"""Checkpoints as the releases of YOLOv5 write them, from layers made here under YOLOv5's names."""
+"""Networks as the releases of YOLOv5 save them, and a small one, also as others export it."""
 
 from __future__ import annotations
 
 import functools
 import io
-import sys
 import tempfile
-import types
 import warnings
-import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import torch
+from foreign_layers import conv, original, saved
 from onnx import ModelProto, helper
 from torch import nn
 
 from yolov5_build import Checkpoint, load_checkpoint
-from yolov5_build.paths import BUNDLED
 
 Source = int | list[int]
-ORIGINALS: dict[str, Any] = {}  # by their names in the file
 CHANNELS = 8
-
-
-def original(name: str, base: nn.Module | type[nn.Module] = nn.Module, **attributes: Any) -> Any:
-    """A layer that is pickled as `name`: a new one with these attributes, or `base` itself."""
-    kind = base if isinstance(base, type) else type(base)
-    module, _, plain = name.rpartition(".")
-    if name not in ORIGINALS:
-        ORIGINALS[name] = type(plain, (kind,), {"__module__": module})
-    if isinstance(base, nn.Module):
-        base.__class__ = ORIGINALS[name]
-        return base
-    layer = ORIGINALS[name]()
-    for key, value in attributes.items():
-        setattr(layer, key, value)
-    return layer
-
-
-def saved(path: Path, content: object) -> Path:
-    """`torch.save`, with temporary modules that define the layers under their claimed names."""
-    modules: dict[str, Any] = {}
-    for name, cls in ORIGINALS.items():
-        module, _, plain = name.rpartition(".")
-        parts = module.split(".")
-        for end in range(1, len(parts) + 1):
-            parent = ".".join(parts[:end])
-            modules.setdefault(parent, types.ModuleType(parent))
-        setattr(modules[module], plain, cls)
-    with patch.dict(sys.modules, modules):
-        torch.save(content, path)
-    return path
-
-
-def changed(path: Path, old: bytes, new: bytes) -> None:
-    """Replace a text in the pickle."""
-    with zipfile.ZipFile(path) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in members.items():
-            if name.endswith("/data.pkl"):
-                assert old in data
-                data = data.replace(old, new)
-            archive.writestr(name, data)
-
-
-def norm(channels: int) -> nn.BatchNorm2d:
-    """A batch norm with random statistics."""
-    layer = nn.BatchNorm2d(channels, eps=1e-3)
-    for tensor in (layer.weight, layer.bias, layer.running_mean, layer.running_var):
-        nn.init.uniform_(tensor, 0.5, 1.5)  # type: ignore[arg-type]
-    return layer
-
-
-def conv(
-    inputs: int,
-    outputs: int,
-    kernel: int | tuple[int, int] = 1,
-    stride: int = 1,
-    *,
-    groups: int = 1,
-    act: nn.Module | None = None,
-    name: str = "models.common.Conv",
-) -> Any:
-    high, wide = kernel if isinstance(kernel, tuple) else (kernel, kernel)
-    return original(
-        name,
-        conv=nn.Conv2d(
-            inputs, outputs, kernel, stride, (high // 2, wide // 2), groups=groups, bias=False
-        ),
-        bn=norm(outputs),
-        act=nn.SiLU() if act is None else act,
-    )
 
 
 def detect(channels: Sequence[int], strides: Sequence[int], classes: int) -> Any:
@@ -143,22 +67,6 @@ def chain(*layers: Any, **named: Any) -> Any:
         ([-1], detect([CHANNELS], [32], 2)),
         **named,
     )
-
-
-def rewritten(
-    target: Path,
-    change: Callable[[str, bytes], bytes] = lambda name, data: data,
-    *,
-    compression: int = zipfile.ZIP_STORED,
-    more: dict[str, bytes] | None = None,
-) -> Path:
-    """The bundled checkpoint with changed members, in a valid zip."""
-    with zipfile.ZipFile(BUNDLED) as source, zipfile.ZipFile(target, "w", compression) as copy:
-        for name in source.namelist():
-            copy.writestr(name, change(name, source.read(name)))
-        for name, data in (more or {}).items():
-            copy.writestr(name, data)
-    return target
 
 
 LABELS = ("Platelets", "RBC", "WBC")

@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import mutated_checkpoints
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
-from checkpoints import read_small, rewritten
+from checkpoints import read_small
 from support import BUNDLED, SHARED
 
 from yolov5_build import (
@@ -270,6 +271,11 @@ def test_checkpoint_cannot_construct_a_layer(tmp_path: Path) -> None:
     torch.save({"model": Payload(torch.nn.Conv2d, 100_000, 100_000, 9)}, path)
     with pytest.raises(BuildError, match="is damaged"):
         load_checkpoint(path)
+
+
+def rewritten(target: Path, *arguments: Any, **options: Any) -> Path:
+    """The bundled checkpoint with changed members, in a valid zip."""
+    return mutated_checkpoints.rewritten(BUNDLED, target, *arguments, **options)
 
 
 def test_zip_that_torch_did_not_write_is_refused(tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import bombs
+import mutated_checkpoints
 import pytest
 from checkpoints import unsorted
 from nursery import Nursery, nursery
+from support import BUNDLED
 
 TESTS = Path(__file__).parents[1]
 KINDS = {
@@ -23,7 +25,7 @@ KINDS = {
 @pytest.fixture(scope="module")
 def process() -> Iterator[Nursery]:
     """A file can crash, exhaust or block the process that reads it."""
-    with nursery(["bombs", "checkpoints"], [TESTS]) as process:
+    with nursery(["bombs", "mutated_checkpoints"], [TESTS]) as process:
         yield process
 
 
@@ -160,65 +162,15 @@ def test_reading_beyond_the_limits_is_ended_with_a_sentence(
 # ---------------------------------------------------------------------------------------------
 # Spoilt at random
 
-MUTATE_CHECKPOINT = """
-import random, sys, time
-from pathlib import Path
-from checkpoints import rewritten
-from yolov5_build import BuildError, load_checkpoint
-
-target, outcomes, slowest = Path(sys.argv[2]), [0, 0], 0.0
-for seed in range(int(sys.argv[1])):
-    chance = random.Random(seed)
-
-    def change(name, data):
-        if not name.endswith("data.pkl"):
-            return data
-        data = bytearray(data)
-        for _ in range(chance.choice([1, 1, 2, 5, 20])):
-            at = chance.randrange(len(data))
-            kind = chance.randrange(3)
-            if kind == 0:
-                data[at] = chance.randrange(256)
-            elif kind == 1:
-                del data[at : at + chance.choice([1, 2, 50])]
-            else:
-                data[at:at] = data[chance.randrange(len(data)) :][: chance.choice([1, 4, 100])]
-        return bytes(data)
-
-    target.unlink(missing_ok=True)
-    rewritten(target, change)
-    if seed % 5 == 0:  # sometimes the zip as well
-        raw = bytearray(target.read_bytes())
-        for _ in range(10):
-            raw[chance.randrange(len(raw))] = chance.randrange(256)
-        target.write_bytes(raw)
-    started = time.process_time()
-    try:
-        load_checkpoint(target)
-        outcomes[0] += 1
-    except BuildError:
-        outcomes[1] += 1
-    slowest = max(slowest, time.process_time() - started)
-# The peak of this process alone; that of getrusage includes the memory of its parent.
-(peak,) = (s for s in Path("/proc/self/status").read_text().splitlines() if s.startswith("VmHWM"))
-print(*outcomes, slowest, int(peak.split()[1]) >> 10)
-"""
-
 
 @pytest.mark.parametrize("count", [12, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.timeout(1800)
 def test_mutated_checkpoints_are_read_or_refused(
     process: Nursery, tmp_path: Path, count: int
 ) -> None:
-    """No crash, no hang, no unlimited memory, and no other type of error."""
-    run = process.run(MUTATE_CHECKPOINT, count, tmp_path / "mutated.pt", folder=tmp_path)
-    assert run.returncode == 0, run.stderr
-    read, refused, slowest, megabytes = run.stdout.split()
-    print(f"{read} read, {refused} refused, slowest {slowest} s of CPU time, peak {megabytes} MB")
-    assert int(read) + int(refused) == count
-    assert int(refused) > count // 4
-    assert float(slowest) < 10
-    assert int(megabytes) < 2048
+    code = "import sys; from mutated_checkpoints import *; main(*map(Path, sys.argv[1:3]), {})"
+    run = process.run(code.format(count), BUNDLED, tmp_path / "mutated.pt", folder=tmp_path)
+    mutated_checkpoints.assert_read_or_refused(run, count)
 
 
 MUTATE_ONNX = """

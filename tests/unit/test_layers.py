@@ -21,18 +21,8 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
-from checkpoints import (
-    CHANNELS,
-    ORIGINALS,
-    chain,
-    changed,
-    conv,
-    detect,
-    model,
-    norm,
-    original,
-    saved,
-)
+from checkpoints import CHANNELS, chain, detect, model
+from foreign_layers import ORIGINALS, changed, conv, norm, normed, original, ran, saved
 from torch import Tensor, nn
 
 from yolov5_build import (
@@ -44,19 +34,6 @@ from yolov5_build import (
     load_safetensors,
     save_safetensors,
 )
-
-
-def normed(bn: Any, x: Tensor) -> Tensor:
-    each = (slice(None), None, None)
-    x = (x - bn.running_mean[each]) / torch.sqrt(bn.running_var[each] + bn.eps)
-    return x * bn.weight[each] + bn.bias[each]  # type: ignore[no-any-return]
-
-
-def ran(layer: Any, x: Tensor) -> Tensor:
-    """The result of a `conv`, computed without its layers."""
-    inner = layer.conv
-    x = F.conv2d(x, inner.weight, None, inner.stride, inner.padding, 1, inner.groups)
-    return layer.act(normed(layer.bn, x))  # type: ignore[no-any-return]
 
 
 def load(path: Path, network: Any) -> Checkpoint:
