@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from checkpoints import read_small
 from support import BUNDLED, PHOTOS, SHARED, labelled_photos
 
 from yolov5_build import BuildError, Checkpoint, cli, export_onnx, import_onnx
@@ -29,8 +30,29 @@ def network(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="module")
+def dynamic_network(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("network") / "model.onnx"
+    export_onnx(checkpoint, path, imgsz=320, dynamic=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def small_network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network without training, for tests in which any network will do."""
+    path = tmp_path_factory.mktemp("network") / "model.onnx"
+    export_onnx(read_small(), path, imgsz=64)
+    return path
+
+
+@pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return labelled_photos(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def square_figures(dynamic_network: Path, data: Path) -> Measurement:
+    """With letterbox square at 640x640, as the labels were made."""
+    return evaluate(dynamic_network, read_split(data, "val"))
 
 
 def few(split: Split) -> Split:
@@ -98,43 +120,41 @@ def test_class_names_are_read_from_yaml(tmp_path: Path) -> None:
         read_names(tmp_path / "none.txt")
 
 
-def test_network_finds_all_labels_made_from_its_own_detections(network: Path, data: Path) -> None:
+def test_network_finds_all_labels_made_from_its_own_detections(
+    dynamic_network: Path, data: Path, square_figures: Measurement
+) -> None:
     split = read_split(data, "val")
-    figures = evaluate(network, split)
-    assert figures.map50 > 0.99
-    assert figures.map50_95 > 0.99
-    assert figures.bytes == network.stat().st_size
+    assert square_figures.map50 > 0.99
+    assert square_figures.map50_95 > 0.99
+    assert square_figures.bytes == dynamic_network.stat().st_size
     # Boxes of about half the width still overlap by half, but do not count at a higher IoU.
     narrow = [labels * [1, 1, 1, 0.55, 1] for labels in split.labels]
-    figures = evaluate(network, few(Split(photos=split.photos, labels=narrow)))
+    figures = evaluate(dynamic_network, few(Split(photos=split.photos, labels=narrow)))
     assert figures.map50 > 0.9
     assert figures.map50_95 < 0.3
 
 
 def test_measurement_uses_the_served_letterbox(
-    checkpoint: Checkpoint, data: Path, tmp_path: Path
+    dynamic_network: Path, data: Path, square_figures: Measurement, tmp_path: Path
 ) -> None:
-    network = tmp_path / "model.onnx"
-    export_onnx(checkpoint, network, imgsz=320, dynamic=True)
     split = read_split(data, "val")
-    same = evaluate(network, split)
-    rect = evaluate(network, split, letterbox="rect")
-    small = evaluate(network, split, imgsz=(320, 320))
-    assert same.map50 > 0.99
-    assert 0.8 < rect.map50 < same.map50  # the labels come from letterbox square
+    rect = evaluate(dynamic_network, split, letterbox="rect")
+    small = evaluate(dynamic_network, split, imgsz=(320, 320))
+    assert square_figures.map50 > 0.99
+    assert 0.8 < rect.map50 < square_figures.map50  # the labels come from letterbox square
     assert small.map50 < rect.map50
     with pytest.raises(BuildError, match="INT8 needs a fixed input size"):
-        quantise(network, tmp_path / "int8.onnx", split.photos)
+        quantise(dynamic_network, tmp_path / "int8.onnx", split.photos)
 
 
-def test_labels_of_other_classes_are_refused(network: Path, data: Path) -> None:
+def test_labels_of_other_classes_are_refused(small_network: Path, data: Path) -> None:
     split = few(read_split(data, "val"))
     none = Split(photos=split.photos, labels=[np.zeros((0, 5))] * len(split.photos))
     with pytest.raises(DataError, match="no labels to measure with"):
-        evaluate(network, none)
+        evaluate(small_network, none)
     other = [np.add(labels, [3, 0, 0, 0, 0]) for labels in split.labels]
     with pytest.raises(DataError, match="labels beyond the network's 3 classes"):
-        evaluate(network, Split(photos=split.photos, labels=other))
+        evaluate(small_network, Split(photos=split.photos, labels=other))
 
 
 @pytest.mark.slow  # `tests/server/test_eval.py` compares the same figures through the server
@@ -158,10 +178,6 @@ def test_int8_finds_nearly_the_same(network: Path, data: Path, tmp_path: Path, d
     assert metadata.names == ("Platelets", "RBC", "WBC")
     assert evaluate(target, few(read_split(data, "val"))).map50 > 0.9
 
-    # The graph itself shows the precision too, if it comes without metadata.
-    import_onnx(target, tmp_path / "again.onnx", names=metadata.names)
-    assert read_metadata(tmp_path / "again.onnx").precision == metadata.precision
-
     graph = onnx.load(target).graph
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
     zeros = [constants[n.input[2]] for n in graph.node if n.op_type == "QuantizeLinear"]
@@ -172,6 +188,18 @@ def test_int8_finds_nearly_the_same(network: Path, data: Path, tmp_path: Path, d
     quantised = {out for n in graph.node if n.op_type == "DequantizeLinear" for out in n.output}
     plain = [n for n in graph.node if n.op_type == "Conv" and n.input[1] not in quantised]
     assert len(plain) == 3
+
+
+@pytest.mark.parametrize("device", ["cpu", "tensorrt"])
+def test_int8_network_without_metadata_shows_its_precision(
+    small_network: Path, data: Path, tmp_path: Path, device: str
+) -> None:
+    target, again = tmp_path / "int8.onnx", tmp_path / "again.onnx"
+    quantise(small_network, target, read_split(data, "train").photos[:FEW], device=device)
+    metadata = read_metadata(target)
+    assert metadata.precision == {"cpu": "int8", "tensorrt": "int8-symmetric"}[device]
+    import_onnx(target, again, names=metadata.names)  # which reads no precision from metadata
+    assert read_metadata(again).precision == metadata.precision
 
 
 @pytest.mark.parametrize(
