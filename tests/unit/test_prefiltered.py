@@ -70,11 +70,17 @@ def nms(conf_thres: float) -> Array:
     return np.array([[conf_thres, 0.45, 300, 0, 0]], np.float32)
 
 
+@pytest.mark.parametrize(
+    "bundled",
+    # `make setup` compares those of the bundled network, and the server's tests use them.
+    [False, pytest.param(True, marks=pytest.mark.slow)],
+    ids=["small", "bundled"],
+)
 @pytest.mark.parametrize("conf_thres", [0.25, 0.001, 0.0, 1.0])
 def test_prefiltered_rows_are_the_rows_over_the_confidence(
-    exported: Exported, conf_thres: float
+    exported: Exported, conf_thres: float, bundled: bool
 ) -> None:
-    full, prefiltered = exported(bundled=True, imgsz=(256, 320))
+    full, prefiltered = exported(bundled=bundled, imgsz=(256, 320))
     images = example_images(256, 320)[:1]
     whole = rows(full, images=images)[0]
     wanted = whole[whole[:, 4] > np.float32(conf_thres)]
