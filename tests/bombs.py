@@ -43,36 +43,37 @@ def _memory(count: int) -> bytes:
 _ORDERED = _named("collections", "OrderedDict")
 _REBUILD = _named("torch._utils", "_rebuild_tensor_v2")
 
-PICKLES: dict[str, bytes] = {
-    "nested tuple as a key": b"}" + _NESTED + b"Ns",
-    "nested tuple among keys": b"}(" + _NESTED + b"Nu",
-    "nested tuple in a new dict": b"(" + _NESTED + b"Nd",
-    "nested tuple in a set": b"\x80\x04\x8f(" + _NESTED + b"\x90",
-    "nested tuple in a frozenset": b"\x80\x04(" + _NESTED + b"\x91",
-    "nested tuple in a call": _ORDERED + b"(" + _NESTED + b"Nt\x85\x85R",
-    "nested tuple in the network": b"}X\x05\x00\x00\x00model" + _NESTED + b"s",
-    "colliding keys": b"}(" + b"".join(_number(i * _PRIME) + b"N" for i in range(150_000)) + b"u",
-    "shape of huge numbers": _REBUILD
-    + b"("
-    + _memory(0)
-    + b"K\x00("
-    + _number(2**2039 - 1) * 25_000
-    + b"tK\x01\x85tR",
-    "memory that is not there": _REBUILD + b"(" + _memory(1 << 62) + b"K\x00K\x01\x85K\x01\x85tR",
-    "millions of instructions": b")0" * 4_000_000 + b"N",
-    "millions of lists": b"(" + b"]" * 8_000_000 + b"t",
-    "lists in lists": b"]" * 1_000_000 + b"a" * 999_999,
-    "tuples in tuples": b")" + b"\x85" * 1_000_000,
-    "copies of copies": b"]q\x00" + b"(h\x00" * 200_000 + b"e" * 200_000,
-    "text of absurd length": b"X\xff\xff\xff\x7f",
-    "number of absurd length": b"\x8b\xff\xff\xff\x7f",
-    "memo of absurd size": b"Nr\xff\xff\xff\x7f",
+PICKLES: dict[str, Callable[[], bytes]] = {
+    "nested tuple as a key": lambda: b"}" + _NESTED + b"Ns",
+    "nested tuple among keys": lambda: b"}(" + _NESTED + b"Nu",
+    "nested tuple in a new dict": lambda: b"(" + _NESTED + b"Nd",
+    "nested tuple in a set": lambda: b"\x80\x04\x8f(" + _NESTED + b"\x90",
+    "nested tuple in a frozenset": lambda: b"\x80\x04(" + _NESTED + b"\x91",
+    "nested tuple in a call": lambda: _ORDERED + b"(" + _NESTED + b"Nt\x85\x85R",
+    "nested tuple in the network": lambda: b"}X\x05\x00\x00\x00model" + _NESTED + b"s",
+    "colliding keys": lambda: (
+        b"}(" + b"".join(_number(i * _PRIME) + b"N" for i in range(150_000)) + b"u"
+    ),
+    "shape of huge numbers": lambda: (
+        _REBUILD + b"(" + _memory(0) + b"K\x00(" + _number(2**2039 - 1) * 25_000 + b"tK\x01\x85tR"
+    ),
+    "memory that is not there": lambda: (
+        _REBUILD + b"(" + _memory(1 << 62) + b"K\x00K\x01\x85K\x01\x85tR"
+    ),
+    "millions of instructions": lambda: b")0" * 4_000_000 + b"N",
+    "millions of lists": lambda: b"(" + b"]" * 8_000_000 + b"t",
+    "lists in lists": lambda: b"]" * 1_000_000 + b"a" * 999_999,
+    "tuples in tuples": lambda: b")" + b"\x85" * 1_000_000,
+    "copies of copies": lambda: b"]q\x00" + b"(h\x00" * 200_000 + b"e" * 200_000,
+    "text of absurd length": lambda: b"X\xff\xff\xff\x7f",
+    "number of absurd length": lambda: b"\x8b\xff\xff\xff\x7f",
+    "memo of absurd size": lambda: b"Nr\xff\xff\xff\x7f",
 }
 
 
 def checkpoint(path: Path, kind: str) -> Path:
     """A `.pt` of one of `PICKLES`."""
-    _archive(path, PICKLES[kind])
+    _archive(path, PICKLES[kind]())
     return path
 
 
