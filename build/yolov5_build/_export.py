@@ -191,10 +191,13 @@ class _ToFloat(nn.Module):
 def _half_precision(network: DetectionModel) -> DetectionModel:
     """A copy that computes in FP16 up to the convolutions of the head, and decodes in FP32."""
     copied = copy.deepcopy(network)
-    head, original = copied.head, network.head
-    copied.half()
-    head.anchors, head.stride = original.anchors, original.stride
-    head.m = nn.ModuleList(nn.Sequential(convolution, _ToFloat()) for convolution in head.m)
+    head = copied.half().head
+    kind = type(head)  # what a file says of its own attributes does not count
+    for name in kind.decoding:
+        setattr(head, name, getattr(network.head, name))
+    for name in kind.branches:
+        each = cast(nn.ModuleList, getattr(head, name))
+        setattr(head, name, nn.ModuleList(nn.Sequential(one, _ToFloat()) for one in each))
     return copied
 
 

@@ -10,7 +10,7 @@ Shapes are NCHW throughout.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -261,7 +261,32 @@ def _smooth_maximum(x: Tensor, p1: Tensor, p2: Tensor, beta: Tensor) -> Tensor:
     return above * (beta * above).sigmoid() + p2 * x
 
 
-class Detect(nn.Module):
+class Head(nn.Module):
+    """The last layer of a detection network, which computes rows from feature maps."""
+
+    branches: ClassVar[tuple[str, ...]]  # convolutions for each map, whose outputs are decoded
+    decoding: ClassVar[tuple[str, ...]]  # what decodes them
+
+    nc: int  # classes
+    stride: Tensor  # [nl]
+
+    def forward(self, xs: list[Tensor]) -> Tensor:
+        """Feature maps -> [B, N, 5 + nc]: cx, cy, w, h in pixels, objectness, class scores."""
+        return torch.cat([self._rows(level, x) for level, x in enumerate(xs)], 1)
+
+    def rows_above(self, xs: list[Tensor], conf_thres: Tensor) -> Tensor:
+        """Feature maps of one image -> [n, 5 + nc]: the rows that can have a score over a scalar
+        threshold, in the same order. Other rows are not decoded."""
+        return torch.cat([self._rows_above(level, x, conf_thres) for level, x in enumerate(xs)])
+
+    def _rows(self, level: int, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _rows_above(self, level: int, x: Tensor, conf_thres: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class Detect(Head):
     """The head: one 1x1 convolution per feature map, decoded to boxes in model pixels.
 
     For a cell (i, j), stride s and anchor (aw, ah), with t the sigmoid of the convolution's output:
@@ -270,22 +295,14 @@ class Detect(nn.Module):
     Sensitivity"). `anchors` are stored in units of the stride.
     """
 
-    nc: int  # classes
+    branches = ("m",)
+    decoding = ("anchors", "stride")
+
     no: int  # values per anchor: 5 + nc
     nl: int  # feature maps
     na: int  # anchors per cell
     m: nn.ModuleList
     anchors: Tensor  # [nl, na, 2]
-    stride: Tensor  # [nl]
-
-    def forward(self, xs: list[Tensor]) -> Tensor:
-        """Feature maps -> [B, N, 5 + nc]: cx, cy, w, h in pixels, objectness, class scores."""
-        return torch.cat([self._rows(level, x) for level, x in enumerate(xs)], 1)
-
-    def rows_above(self, xs: list[Tensor], conf_thres: Tensor) -> Tensor:
-        """Feature maps of one image -> [n, 5 + nc]: the rows whose objectness is over a scalar
-        threshold, in the same order. Other rows are not decoded."""
-        return torch.cat([self._rows_above(level, x, conf_thres) for level, x in enumerate(xs)])
 
     def _rows(self, level: int, x: Tensor) -> Tensor:
         x = self.m[level](x)
@@ -337,8 +354,8 @@ class DetectionModel(nn.Module):
     names: list[str] | dict[int, str]
 
     @property
-    def head(self) -> Detect:
-        return cast(Detect, self.model[-1])
+    def head(self) -> Head:
+        return cast(Head, self.model[-1])
 
     def forward(self, images: Tensor) -> Tensor:
         """RGB images [B, 3, H, W] in 0..1 -> rows [B, N, 5 + nc] in model pixels."""

@@ -114,7 +114,8 @@ def test_variant_that_answers_differently_is_refused(exported: Exported) -> None
     full, prefiltered = exported(imgsz=64)
     with pytest.raises(BuildError, match="prefiltered variant returns rows of another shape"):
         export_prefiltered(checkpoint, prefiltered, full, imgsz=64, reduced_head=True)
-    checkpoint.network.head.anchors *= 1.01
+    head: Any = checkpoint.network.head
+    head.anchors *= 1.01
     with pytest.raises(BuildError, match="prefiltered variant differs from it by .*allowed 0.001"):
         export_prefiltered(checkpoint, prefiltered, full, imgsz=64)
 

@@ -38,6 +38,11 @@ def first_layer(path: Path) -> Any:
     return load_safetensors(path).network.model[0]
 
 
+def last_convolution(checkpoint: Checkpoint) -> Any:
+    head: Any = checkpoint.network.head
+    return head.m[0]
+
+
 def refusal(path: Path) -> str:
     with pytest.raises(BuildError) as caught:
         load_safetensors(path)
@@ -51,7 +56,7 @@ def test_saved_network_computes_the_same(checkpoint: Checkpoint, saved: Path) ->
     with torch.no_grad():
         assert torch.equal(read.network(images), checkpoint.network(images))
     assert not any(one.requires_grad for one in read.network.parameters())
-    assert read.network.head.m[0].bias is not None
+    assert last_convolution(read).bias is not None
     assert load_safetensors(saved, names=["a", "b"]).names == ("a", "b")
 
 
@@ -62,10 +67,9 @@ def test_attributes_of_layers_are_read_as_they_were(saved: Path) -> None:
 
 def test_absent_bias_stays_absent(checkpoint: Checkpoint, tmp_path: Path) -> None:
     path = tmp_path / "best.safetensors"
-    head: Any = checkpoint.network.head.m[0]
-    head.bias = None
+    last_convolution(checkpoint).bias = None
     save_safetensors(checkpoint, path)
-    assert load_safetensors(path).network.head.m[0].bias is None
+    assert last_convolution(load_safetensors(path)).bias is None
 
 
 def described(path: Path) -> dict[str, Any]:
