@@ -16,7 +16,7 @@ from torch import Tensor, nn
 ORIGINALS: dict[str, Any] = {}  # by their names in the file
 
 
-def original(name: str, base: nn.Module | type[nn.Module] = nn.Module, **attributes: Any) -> Any:
+def original(name: str, base: nn.Module | type = nn.Module, **attributes: Any) -> Any:
     """A layer that is pickled as `name`: a new one with these attributes, or `base` itself."""
     kind = base if isinstance(base, type) else type(base)
     module, _, plain = name.rpartition(".")

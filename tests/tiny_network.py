@@ -7,20 +7,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from yolov5_build.layers import LAYERS, DetectionModel
+from yolov5_build.anchor_free import KNOWN_LAYERS
+from yolov5_build.layers import DetectionModel
 
 
 def ours(layer: nn.Module) -> nn.Module:
     """A layer of torch as the class without a constructor that is read for it."""
     kind = type(layer)
-    cls = LAYERS[f"{kind.__module__}.{kind.__name__}"]
+    cls = KNOWN_LAYERS[f"{kind.__module__}.{kind.__name__}"]
     made = cls.__new__(cls)
     made.__dict__.update(vars(layer))
     return made
 
 
 def layer(name: str, **attributes: Any) -> nn.Module:
-    cls = LAYERS[name]
+    cls = KNOWN_LAYERS[name]
     made = cls.__new__(cls)
     nn.Module.__init__(made)
     for key, value in attributes.items():

@@ -1,10 +1,11 @@
-"""Read the network of a YOLOv5 `.pt`, and check it before computing anything with it."""
+"""Read the network of a `.pt`, and check it before computing anything with it."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from . import layers
 from ._errors import BuildError
+from ._families import head_refusal
 from ._labels import as_labels, is_name
 from ._unpickler import unpickle
+from .anchor_free import Attention
 
 # Values in one layer's output for a 640-pixel image: enough for attention with 4 heads over a map
 # of stride 8, and 32 times as many as the largest official network has.
@@ -49,7 +52,8 @@ class Checkpoint:
 
 
 def load_checkpoint(path: Path, *, names: Sequence[str] | None = None) -> Checkpoint:
-    """Read a checkpoint that YOLOv5's trainer wrote, without running any code in it.
+    """Read a checkpoint that a trainer of YOLOv5, YOLOv5u, YOLOv8 or YOLO11 wrote, without running
+    any code in it.
 
     Args:
         names: class names to use instead of those in the file.
@@ -71,8 +75,10 @@ def checkpoint_from(
     """
     try:
         head = network.model[-1]
-        if not isinstance(head, layers.Detect):
+        if not isinstance(head, layers.Head):
             raise BuildError(f"{path.name} does not end in a detection head.")
+        if sentence := head_refusal(path.name, head):
+            raise BuildError(f"{path.name} {sentence}.")
         labels = _class_names(path.name, network.names if names is None else names, head.nc)
         stride = _largest_stride(head.stride)
         # Tensors may share memory in the file, but may not expand to more than the file holds.
@@ -115,7 +121,8 @@ def _unwrap(network: object) -> object:
         network = network[0]
     for _ in range(4):
         if isinstance(network, layers.Wrapper):
-            network = getattr(network, "model", None) or getattr(network, "module", None)
+            held = (getattr(network, name, None) for name in ("model", "module", "_orig_mod"))
+            network = next((one for one in held if one is not None), None)
     return network
 
 
@@ -191,19 +198,30 @@ class _Budget:
         self._calls -= 1
         if self._calls < 0:
             raise ValueError("layers within layers")
-        for tensor in output if isinstance(output, tuple) else (output,):
-            if tensor.numel() > MAX_LAYER_VALUES:
+        for count in _values(layer, inputs, output):
+            if count > MAX_LAYER_VALUES:
                 raise BuildError(
-                    f"{self._name} has a layer that makes {tensor.numel()} values of a 640-pixel "
+                    f"{self._name} has a layer that makes {count} values of a 640-pixel "
                     f"image, and at most {MAX_LAYER_VALUES} are allowed."
                 )
-            self._values -= tensor.numel()
+            self._values -= count
         self._multiplications -= _multiplications(layer, inputs, output)
         if min(self._values, self._multiplications) < 0:
             raise BuildError(
                 f"{self._name} computes more for a 640-pixel image than a YOLOv5 network with so"
                 " many weights does."
             )
+
+
+def _values(layer: nn.Module, inputs: Any, output: Any) -> list[int]:
+    """Sizes of a layer's outputs, and of an attention's weights, which no layer returns."""
+    counts = [each.numel() for each in (output if isinstance(output, tuple) else (output,))]
+    return [*counts, _weights(layer, inputs[0])] if isinstance(layer, Attention) else counts
+
+
+def _weights(attention: Attention, x: Tensor) -> int:
+    """For each head, a weight for each pair of pixels."""
+    return attention.num_heads * math.prod(x.shape[2:]) ** 2
 
 
 def _multiplications(layer: nn.Module, inputs: Any, output: Any) -> int:
@@ -214,6 +232,8 @@ def _multiplications(layer: nn.Module, inputs: Any, output: Any) -> int:
         return int(inputs[0].numel() * layer.weight[0].numel())
     if isinstance(layer, nn.MultiheadAttention):
         return int(output[1].numel() * layer.head_dim)
+    if isinstance(layer, Attention):
+        return _weights(layer, inputs[0]) * (layer.key_dim + layer.head_dim)
     return 0
 
 

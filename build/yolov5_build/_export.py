@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from . import _contract as contract
+from . import anchor_free
 from ._checkpoint import Checkpoint
 from ._errors import BuildError
 from .layers import DetectionModel
@@ -47,7 +48,7 @@ def export_onnx(
     """Write `checkpoint` as ONNX: `images` [B,3,H,W] FP32 -> `output0` [B,N,5+C] FP32.
 
     The batch is dynamic. The metadata hold class names and stride, under the keys of YOLOv5's own
-    exporter so that other tools find them, and also head, precision and provenance.
+    exporter so that other tools find them, and also head, padding, precision and provenance.
 
     Args:
         imgsz: height and width in pixels, or one number for both.
@@ -82,6 +83,8 @@ def export_onnx(
         contract.PRECISION_KEY: contract.FP16 if half else contract.FP32,
         contract.PROVENANCE_KEY: provenance or f"From a checkpoint, sha256 {checkpoint.sha256}.",
     }
+    if isinstance(checkpoint.network.head, anchor_free.Detect):
+        entries[contract.PADDING_KEY] = contract.WHOLE
     _write_metadata(path, (None if dynamic else shape[1], shape[2]), entries)
     return difference
 

@@ -33,6 +33,7 @@ _IGNORED = {
     "_codecs": "encode",
     "argparse": "Namespace",
     "collections": "Counter defaultdict deque",
+    "contextlib": "nullcontext",
     "datetime": "date datetime time timedelta timezone",
     # Fusing leaves methods in a layer, which are pickled as `getattr`; a `Sum` holds a `range`. In
     # protocol 2, int, str and range are called long, unicode and xrange.
@@ -53,8 +54,27 @@ _IGNORED = {
         ("pathlib", "pathlib._local"),
         "Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath",
     ),
-    "torch": "bfloat16 bool device dtype float16 float32 float64 int16 int32 int64 int8 uint8",
+    "torch": (
+        "_TorchCompileInductorWrapper bfloat16 bool device dtype float16 float32 float64 int16 "
+        "int32 int64 int8 uint8"
+    ),
+    # Of `torch.compile`.
+    "torch._dynamo.convert_frame": (
+        "CatchErrorsWrapper ConvertFrame ConvertFrameAssert ConvertFrameBox"
+    ),
+    "torch._dynamo.eval_frame": "OptimizeContext",
+    "torch._dynamo.hooks": "Hooks",
+    "torch._dynamo.repro.after_dynamo": "WrapBackendDebug",
+    "torch.nn.modules.loss": "BCEWithLogitsLoss",
     "types": "SimpleNamespace",
+    # Options and the loss, which the `ultralytics` package keeps during training.
+    **dict.fromkeys(("ultralytics.utils", "ultralytics.yolo.utils"), "IterableSimpleNamespace"),
+    **dict.fromkeys(
+        ("ultralytics.utils.loss", "ultralytics.yolo.utils.loss"),
+        "BboxLoss DFLoss E2EDetectLoss E2ELoss v8DetectionLoss",
+    ),
+    **dict.fromkeys(("ultralytics.utils.tal", "ultralytics.yolo.utils.tal"), "TaskAlignedAssigner"),
+    "ultralytics.yolo.v8.detect.train": "Loss",
 }
 
 PLACEHOLDERS: dict[str, Any] = {

@@ -1,8 +1,9 @@
 """A prefiltered variant of the network, for the embedded server on a CPU: bytes in, few rows out.
 
 A network of 640x640 returns 25,200 rows, and almost all are background. This variant decodes only
-the rows whose objectness is over the requested confidence; postprocess drops the others anyway. It
-also replaces some layers by cheaper equivalents. `_onnx_prefiltered` makes it of imported networks.
+the rows whose objectness is over the requested confidence, or whose best class is if the network
+has no objectness; postprocess drops the others anyway. It also replaces some layers by cheaper
+equivalents. `_onnx_prefiltered` makes it of imported networks.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def export_prefiltered(
     """Write the prefiltered variant of `checkpoint` as ONNX, for one image.
 
     Inputs are `pixels` [1,3,H,W] UINT8, RGB 0..255, and `nms` [1,5] FP32, beginning with
-    conf_thres. The output is `output0` [1,n,5+C] FP32: the rows with an objectness over that.
+    conf_thres. The output is `output0` [1,n,5+C] FP32: the rows that can have a score over that.
 
     Args:
         full: the FP32 file that `export_onnx` wrote of the same checkpoint.
@@ -96,7 +97,7 @@ def verify(
         onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
         for file in (path, full)
     )
-    all_rows = np.array([[-1, 0, 0, 0, 0]], np.float32)  # every objectness is over -1
+    all_rows = np.array([[-1, 0, 0, 0, 0]], np.float32)  # every score is over -1
     difference = 0.0
     for image, bytes_ in zip(images[:, None], pixels[:, None]):
         (expected,) = whole.run([contract.OUTPUT], {contract.INPUT: image})

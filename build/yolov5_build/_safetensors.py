@@ -1,7 +1,7 @@
 """Save and load a network as safetensors: tensors, and a description of the layers as JSON.
 
 Use this format to share weights. A checkpoint is a pickle, which is a program; a safetensors file
-holds only numbers and a description, which can name only layers from `layers.LAYERS`. The
+holds only numbers and a description, which can name only layers from `KNOWN_LAYERS`. The
 description is the metadata entry `yolov5`:
 
     {"names": [...], "network": {"layer": "models.yolo.Model", "values": {"save": [4, 6]},
@@ -26,12 +26,13 @@ from torch import Tensor, nn
 from . import layers
 from ._checkpoint import Checkpoint, checkpoint_from
 from ._errors import BuildError
+from .anchor_free import KNOWN_LAYERS
 
 SUFFIX = ".safetensors"
 _KEY = "yolov5"
 MAX_HEADER_BYTES = 4 << 20  # the bundled network's has 126 kB
 _BASE = frozenset(nn.Module().__dict__)  # attributes that every module has, such as hooks
-_NAMES = {cls: name for name, cls in reversed(layers.LAYERS.items())}
+_NAMES = {cls: name for name, cls in reversed(KNOWN_LAYERS.items())}
 
 
 def save_safetensors(checkpoint: Checkpoint, path: Path) -> None:
@@ -129,7 +130,7 @@ def _build(description: dict[str, Any], path: str, file: Any, seen: set[str]) ->
         seen.add(path + name)
         return cast(Tensor, file.get_tensor(path + name))
 
-    cls = layers.LAYERS[description["layer"]]
+    cls = KNOWN_LAYERS[description["layer"]]
     module = cls.__new__(cls)
     nn.Module.__init__(module)
     for name, value in description["values"].items():

@@ -22,9 +22,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from . import layers
 from ._errors import BuildError
+from ._families import refusal
 from ._placeholders import PLACEHOLDERS, Ignored, load_type
+from .anchor_free import KNOWN_LAYERS
+from .layers import CompiledNetwork
 
 # The largest official checkpoint (yolov5x6) has 283 MB. The bundled one has a pickle of 87 kB with
 # 36,000 instructions, and 364 other members in the zip.
@@ -76,15 +78,6 @@ _BEGINNINGS = {
     ),
 }
 
-# Names that identify another kind of network.
-_OTHER_KINDS = {
-    "models.common.Classify": "is a classifier, not a detection network",
-    "models.yolo.ClassificationModel": "is a classifier, not a detection network",
-    "models.yolo.Segment": "is a segmentation model, not a detection network",
-    "models.yolo.SegmentationModel": "is a segmentation model, not a detection network",
-}
-
-
 _NONE = type(None)
 
 
@@ -116,25 +109,13 @@ def unpickle(path: Path) -> object:
         _check_nesting(content)
         return content
     except UnknownNameError as error:
-        raise BuildError(f"{path.name} {_refusal(str(error))}.") from None
+        raise BuildError(f"{path.name} {refusal(path.name, str(error))}.") from None
     except OSError as error:
         raise BuildError(f"{path.name} cannot be read: {error.strerror or error}.") from None
     except BuildError:
         raise
     except Exception:  # a damaged pickle can raise anything
         raise BuildError(f"{path.name} is not a YOLOv5 checkpoint, or is damaged.") from None
-
-
-def _refusal(name: str) -> str:
-    if name.startswith("ultralytics."):
-        return (
-            f"names '{name}', as YOLOv8 and later or YOLOv5u of the ultralytics package do; "
-            "only checkpoints of YOLOv5 v3.0 to v7.0 are supported"
-        )
-    return _OTHER_KINDS.get(
-        name.removeprefix("yolov5."),
-        f"names '{name}', which is not among the layers that are supported",
-    )
 
 
 def _check_directory(path: Path) -> None:
@@ -389,7 +370,7 @@ def _parameter(data: Tensor, *_: Any) -> nn.Parameter:
 
 
 _KNOWN: dict[str, Any] = {
-    **layers.LAYERS,
+    **KNOWN_LAYERS,
     **PLACEHOLDERS,
     **{name: _StorageType(dtype) for name, dtype in _DTYPES.items()},
     "collections.OrderedDict": OrderedDict,
@@ -399,4 +380,7 @@ _KNOWN: dict[str, Any] = {
     "torch._utils._rebuild_parameter": _parameter,
 }
 
-_CALLED = (OrderedDict, tuple, list, dict, set, load_type, Ignored, _tensor, _parameter)
+_CALLED = (
+    *(OrderedDict, tuple, list, dict, set, load_type, Ignored, _tensor, _parameter),
+    CompiledNetwork,
+)

@@ -4,6 +4,7 @@ A checkpoint holds the whole module tree, including the trained attributes of ev
 classes therefore have no constructors: the unpickler creates an object and fills in its state, and
 only `forward` is defined here. Names and attributes are those of the file format of YOLOv5 v3.0 to
 v7.0. `LAYERS` maps the names in the file to the classes; add a line there to support another layer.
+`anchor_free` has the layers of later networks.
 
 Shapes are NCHW throughout.
 """
@@ -382,6 +383,14 @@ class Wrapper(nn.Module):
     """A wrapper of a network, its attribute `model` or `module`; the wrapper is discarded."""
 
 
+class CompiledNetwork(Wrapper):
+    """That of `torch.compile`, which is pickled as a call, or with the attribute `_orig_mod`."""
+
+    def __init__(self, network: object, *_: object) -> None:
+        super().__init__()
+        self.model = network
+
+
 def _without_constructor(cls: type[nn.Module], **defaults: object) -> type[nn.Module]:
     """A layer of torch without its constructor, through which a file could allocate any memory.
 
@@ -430,6 +439,7 @@ LAYERS: dict[str, type[nn.Module]] = {
     **{f"{cls.__module__}.{cls.__name__}": ours for cls, ours in _TORCH.items()},
     # It averages over several processes in training; in inference it is a usual batch norm.
     "torch.nn.modules.batchnorm.SyncBatchNorm": _TORCH[nn.BatchNorm2d],
+    "torch._dynamo.eval_frame.OptimizedModule": CompiledNetwork,
     "torch.nn.modules.padding.ZeroPad2d": ZeroPad2d,
     "torch.nn.modules.linear.NonDynamicallyQuantizableLinear": _TORCH[nn.Linear],
     "torch.nn.modules.linear._LinearWithBias": _TORCH[nn.Linear],

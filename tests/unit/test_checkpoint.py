@@ -151,6 +151,7 @@ def wrapped(model: object, times: int = 1, attribute: str = "module") -> Any:
         lambda model: {"ema": (model, 5), "model": network()},
         lambda model: {"model": wrapped(model)},
         lambda model: {"model": wrapped(model, 4, "model")},
+        lambda model: {"model": wrapped(model, 2, "_orig_mod")},
     ],
 )
 def test_network_is_found(around: Callable[[Any], Any]) -> None:
@@ -240,6 +241,21 @@ def test_values_of_one_layer_are_limited() -> None:
     assert spent(budget, (meta(1), meta((1 << 28) + 1))) == said
 
 
+ATTENTION = layer("ultralytics.nn.modules.block.Attention", num_heads=2, key_dim=3, head_dim=5)
+
+
+def test_values_of_one_layer_include_the_weights_of_attention(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weights = 2 * (4 * 6) ** 2
+    image = (meta(1, 10, 4, 6),)
+    monkeypatch.setattr(_checkpoint, "MAX_LAYER_VALUES", weights)
+    assert spent(_Budget("best.pt", 0), meta(1, 10, 4, 6), ATTENTION, image) == ""
+    monkeypatch.setattr(_checkpoint, "MAX_LAYER_VALUES", weights - 1)
+    said = spent(_Budget("best.pt", 0), meta(1, 10, 4, 6), ATTENTION, image)
+    assert said.startswith(f"best.pt has a layer that makes {weights} values")
+
+
 def test_values_of_all_layers_are_limited() -> None:
     budget = _Budget("best.pt", 0)
     for _ in range(16):
@@ -273,6 +289,7 @@ def test_multiplications_are_limited_by_the_number_of_weights() -> None:
         (nn.ConvTranspose2d(6, 10, 2, device="meta"), (meta(1, 6, 3, 3),), meta(9), 54 * 40),
         (nn.ConvTranspose2d(1, 10, 2, device="meta"), (meta(1, 1, 3, 3),), meta(9), 9 * 40),
         (nn.MultiheadAttention(8, 2), (), (meta(5, 8), meta(5, 5)), 25 * 4),
+        (ATTENTION, (meta(1, 10, 4, 6),), meta(1, 10, 2, 3), 2 * 24 * 24 * (3 + 5)),
         (nn.BatchNorm2d(5), (), meta(9), 0),
     ],
 )

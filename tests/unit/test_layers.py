@@ -711,9 +711,10 @@ KINDS: dict[str, tuple[Callable[[Path], object], str]] = {
         "wrote.",
     ),
     "ultralytics": (
-        lambda path: saved(path, {"model": original("ultralytics.nn.tasks.DetectionModel")}),
-        "names 'ultralytics.nn.tasks.DetectionModel', as YOLOv8 and later or YOLOv5u of the "
-        "ultralytics package do; only checkpoints of YOLOv5 v3.0 to v7.0 are supported.",
+        lambda path: saved(path, {"model": original("ultralytics.nn.tasks.WorldModel")}),
+        "is a YOLO-World checkpoint; of the ultralytics package's checkpoints, those of YOLOv5u, "
+        "YOLOv8 and YOLO11 are supported; give others as ONNX, which `yolo export model=best.pt "
+        "format=onnx` writes.",
     ),
     "segmentation": (
         lambda path: saved(path, {"model": original("models.yolo.SegmentationModel")}),

@@ -148,7 +148,15 @@ def test_other_files_are_named(content: bytes, sentence: str, tmp_path: Path) ->
     "module, name, sentence",
     [
         ("os", "system", "names 'os.system', which is not among the layers that are supported."),
-        ("ultralytics.nn", "C2f", "names 'ultralytics.nn.C2f', as YOLOv8 and later or YOLOv5u of"),
+        ("ultralytics.nn.modules.block", "SCDown", "is a YOLOv10 checkpoint; of the ultralytics"),
+        ("ultralytics.nn.modules.head", "Segment", "is a segmentation model, not a detection"),
+        (
+            "ultralytics.nn",
+            "C2x",
+            "names 'ultralytics.nn.C2x', which is not among the layers that are supported; of the "
+            "ultralytics package's checkpoints, those of YOLOv5u, YOLOv8 and YOLO11 are supported; "
+            "give others as ONNX, which `yolo export model=best.pt format=onnx` writes.",
+        ),
         ("models.yolo", "SegmentationModel", "is a segmentation model, not a detection network."),
         ("yolov5.models.common", "Classify", "is a classifier, not a detection network."),
     ],
