@@ -27,9 +27,13 @@ from support import (
 )
 
 DATA = Path(__file__).parents[1] / "data"
+YOLOV5U = SHARED / "yolou"
 
 
 needs_sets = pytest.mark.skipif(not SHARED.exists(), reason="the labelled sets are not at hand")
+needs_yolov5u = pytest.mark.skipif(
+    not YOLOV5U.exists(), reason="the YOLOv5u checkpoint is not at hand"
+)
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +165,29 @@ def test_figures_of_coco_equal_the_references(
 ) -> None:
     data = SHARED / "coco" / "data.yaml"
     assert_equal_figures(coco_server[0], data, tmp_path, map50=0.6255, map50_95=0.4083)
+
+
+@needs_yolov5u
+@pytest.mark.parametrize(("letterbox", "count"), [("square", 1308), ("rect", 1329)])
+def test_yolov5u_matches_the_package_that_trained_it(
+    tmp_path: Path, letterbox: str, count: int
+) -> None:
+    repository = make_repository(
+        tmp_path, YOLOV5U / "bccd_yolov5nu.pt", "--imgsz=320", f"--letterbox={letterbox}"
+    )
+    photos = (SHARED / "bccd" / "images" / "test").iterdir()
+    with running_server(f"--repository={repository}") as served:
+        result = difference(served, photos, YOLOV5U / f"reference_{letterbox}.json")
+        assert (result.images, result.detections, result.unmatched) == (72, count, 0)
+        assert_faithful(result)
+        if letterbox == "square":
+            assert_yolov5u_figures(served, tmp_path)
+
+
+def assert_yolov5u_figures(served: RunningServer, folder: Path) -> None:
+    """The package's own figures are 0.6043 and 0.3775. It compares boxes that may reach beyond the
+    photo; with such boxes mAP50-95 is 0.3783 (`tests/unit/test_yolov5u.py`)."""
+    data = SHARED / "bccd" / "data.yaml"
+    total = all_of(figures(served, data, folder, "--split", "test"))
+    assert total["map50"] == pytest.approx(0.6043, abs=0.005)
+    assert total["map50_95"] == pytest.approx(0.3962, abs=0.001)
