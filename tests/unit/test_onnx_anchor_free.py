@@ -567,6 +567,7 @@ def test_third_party_exports_answer_as_before(name: str, head: str, tmp_path: Pa
         np.testing.assert_array_equal(run(tmp_path / "ours.onnx", images=image), wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.exists(), reason="the labelled test split is not available")
 def test_map_without_clipping_is_the_packages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
