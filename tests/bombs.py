@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 _PROTO = b"\x80\x02"
 _NESTED = b")" + b"2\x86" * 60  # a pair of a pair of ...: 2^60 empty tuples
@@ -246,23 +246,15 @@ def _convolved() -> ModelProto:
 def _nested() -> ModelProto:
     """Nested branches."""
     yes = numpy_helper.from_array(np.array(True), "yes")
-    empty = helper.make_empty_tensor_value_info
-
-    def graph(name: str, nodes: list[NodeProto], output: str) -> GraphProto:
-        return helper.make_graph(nodes, name, [], [empty(output)])
-
     inner = helper.make_node("Identity", ["images"], ["v0"])
-    for depth in range(28):
-        branch = graph(f"g{depth}", [inner], f"v{depth}")
-        inner = helper.make_node(
-            "If",
-            ["yes"],
-            [f"v{depth + 1}"],
-            then_branch=branch,
-            else_branch=branch,
-        )
-        if depth > 14:
-            break
+    for depth in range(16):
+        outer = NodeProto(op_type="If", input=["yes"], output=[f"v{depth + 1}"])
+        for name in ("else_branch", "then_branch"):
+            branch = outer.attribute.add(name=name, type=AttributeProto.GRAPH).g
+            branch.name = f"g{depth}"
+            branch.node.append(inner)  # the only copy: `helper` makes three
+            branch.output.add(name=f"v{depth}")
+        inner = outer
     inner.output[0] = "output"
     return _model([inner], yes)
 
