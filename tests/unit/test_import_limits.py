@@ -12,7 +12,7 @@ import mutated_checkpoints
 import pytest
 from checkpoints import unsorted
 from nursery import Nursery, nursery
-from support import BUNDLED
+from support import BUNDLED, REPOSITORY
 
 TESTS = Path(__file__).parents[1]
 KINDS = {
@@ -211,3 +211,30 @@ def test_mutated_onnx_files_are_read_or_refused(
     read, refused = map(int, run.stdout.split())
     assert read + refused == count
     assert refused > count // 4
+
+
+# ---------------------------------------------------------------------------------------------
+# Not of weights files, but in a child of the same process, which has imported PyTorch alone
+
+
+OPERATORS = """
+import pathlib, sys
+
+def seen():
+    return [name for name in sys.modules if name.startswith(("torchvision", "torch._dynamo"))]
+
+assert "torch" in sys.modules and not {"suppression", "nms", *seen()} & {*sys.modules}
+sys.path.insert(0, sys.argv[1])
+import torchvision_ops as ops
+real = ops._libraries()
+ops._libraries = lambda: [pathlib.Path("/nowhere/_C.so"), *real]
+import suppression, nms
+print(seen())
+"""
+
+
+def test_operators_load_without_importing_torchvision(process: Nursery, tmp_path: Path) -> None:
+    """Also if the first library found cannot be loaded."""
+    found = process.run(OPERATORS, REPOSITORY / "postprocess" / "1", folder=tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.strip() == "['torchvision_ops']"
