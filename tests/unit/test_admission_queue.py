@@ -381,16 +381,16 @@ def test_requests_of_a_slow_network_are_not_presumed_lost(crowd: Crowd) -> None:
 
 
 def test_late_completion_of_a_request_presumed_lost_gives_the_next_more_time(crowd: Crowd) -> None:
-    crowd.queue._in_flight.usual_interval = 0.05  # seconds, far less than the requests take now
+    crowd.queue._in_flight.usual_interval = 0.02  # seconds, far less than the requests take now
     for admission_id, name in ((2, "a"), (4, "b"), (6, "c")):
         crowd.submit(name, 2)
         assert crowd.next() == (name, admission_id)
-    time.sleep(0.5)
+    time.sleep(0.25)
     crowd.queue.complete(2)  # a was late
-    assert crowd.queue._in_flight.usual_interval > 0.4
+    assert crowd.queue._in_flight.usual_interval > 0.2
     crowd.submit("d")
     with pytest.raises(Empty):
-        crowd.next(1)
+        crowd.next(0.5)
     crowd.queue.complete(6)
     assert crowd.next() == ("d", 7)
 

@@ -7,6 +7,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -17,14 +18,20 @@ from yolov5_server._health import Health
 from yolov5_server._health_server import HealthServer
 
 
+@pytest.fixture(scope="module")
+def ending() -> Iterator[ThreadPoolExecutor]:
+    """Servers end here, beside the next tests: each takes up to half a second."""
+    with ThreadPoolExecutor() as threads:
+        yield threads
+
+
 @pytest.fixture
-def server() -> Iterator[HealthServer]:
+def server(ending: ThreadPoolExecutor) -> Iterator[HealthServer]:
     ports = free_ports(2)
     settings = Settings(http_port=ports[0], health_port=ports[1])
     server = HealthServer(settings, Health(settings))
     yield server
-    server.shutdown()
-    server.server_close()
+    ending.submit(server.shutdown).add_done_callback(lambda _: server.server_close())
 
 
 @pytest.fixture
