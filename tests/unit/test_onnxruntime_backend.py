@@ -12,7 +12,7 @@ from batch import run_batch
 from config_check import ConfigError, check_config, dims
 from io_binding import bind_outputs
 from onnx import TensorProto, helper
-from session import configured_thread_counts, providers, session_options
+from session import configured_thread_counts, providers, session_options, why_not_on_cuda
 from support import GraphTensor
 
 INPUTS = [GraphTensor("images", "tensor(float)", ["batch", 3, 640, 640])]
@@ -118,7 +118,7 @@ def accelerated(kind: str, name: str, **options: str) -> dict[str, Any]:
 def test_providers_follow_instance_kind_and_accelerators() -> None:
     assert providers(config(), EVERYTHING, "CPU", 0) == [CPU]
     assert providers(config(), EVERYTHING, "GPU", 1) == [
-        ("CUDAExecutionProvider", {"device_id": 1}),
+        ("CUDAExecutionProvider", {"device_id": 1, "use_tf32": "0"}),
         CPU,
     ]
     # With a GPU but without CUDA in the package, the network runs on the CPU.
@@ -139,12 +139,19 @@ def test_providers_follow_instance_kind_and_accelerators() -> None:
             "trt_fp16_enable": "1",
         },
     )
-    cuda = parameters(cudnn_conv_algo_search="1", gpu_mem_limit="9")
+    cuda = parameters(cudnn_conv_algo_search="1", gpu_mem_limit="9", use_tf32="1")
     assert providers(cuda, EVERYTHING, "GPU", 0)[0][1] == {
         "device_id": 0,
         "cudnn_conv_algo_search": "HEURISTIC",
         "gpu_mem_limit": "9",
+        "use_tf32": "1",
     }
+
+
+def test_missing_cuda_provider_is_explained() -> None:
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("onnxruntime-gpu is installed")
+    assert "onnxruntime-gpu has one" in why_not_on_cuda()
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 from device import DeviceRunner
 from support import GraphTensor
 
@@ -85,6 +86,15 @@ def run(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {"y": images.astype(complex) if (images == -2).any() else images * 2}
 
 
+def run_tensors(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    outputs = run({name: tensor.numpy() for name, tensor in inputs.items()})
+    return {name: torch.from_numpy(array) for name, array in outputs.items()}
+
+
+def take_tensor(tensor: Tensor) -> torch.Tensor:
+    return torch.from_numpy(np.array(np.from_dlpack(tensor)))  # type: ignore[arg-type]
+
+
 Execute = Callable[[Sequence[Request]], list[Any]]  # each request's answer
 
 
@@ -107,7 +117,7 @@ def execute(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         return [response.told() for one in requests for response in one.responses]
 
     def on_gpu(requests: Sequence[Request]) -> list[Any]:
-        runner = SimpleNamespace(join=np.concatenate, run=run, take=np.from_dlpack)
+        runner = SimpleNamespace(join=torch.cat, run=run_tensors, take=take_tensor)
         model = import_module("gpu_model").GpuModel(CONFIG, runner)
         return [response.told() for response in model.execute(requests)]
 
@@ -169,7 +179,9 @@ class Session:
         return [GraphTensor("output0", "tensor(float)", ["batch", 252, 8])]
 
 
-def test_inputs_that_the_graph_lacks_keep_a_network_off_the_gpus_own_path() -> None:
+def test_inputs_that_are_made_for_the_graph_keep_a_network_on_the_gpus_own_path() -> None:
     session: Any = Session()
     assert DeviceRunner.supports(session, ["images"])
-    assert not DeviceRunner.supports(session, ["images", "pixels", "nms"])
+    assert DeviceRunner.supports(session, ["images", "pixels", "nms"])
+    assert not DeviceRunner.supports(session, ["images", "other"])
+    assert not DeviceRunner.supports(session, ["pixels", "nms"])

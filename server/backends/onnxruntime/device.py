@@ -1,14 +1,15 @@
-"""Run a session on the GPU, without copying tensors from the device or back."""
+"""Run a session on the GPU; tensors that are there stay there."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import torch
 from config_check import dims
+from prefilter import IMAGES, NMS, PIXELS, ROWS
 
 _TORCH_TYPES = {
     "tensor(float)": torch.float32,
@@ -21,24 +22,36 @@ _TORCH_TYPES = {
 }
 
 
-class DeviceRunner:
-    """Runs a session by IO binding; inputs and outputs are torch tensors on the device."""
+_OBJECTNESS = 4  # column of a row
 
-    def __init__(self, session: onnxruntime.InferenceSession, device: int) -> None:
+
+class DeviceRunner:
+    """Runs a session by IO binding.
+
+    Inputs are torch tensors on the device or on the host, outputs are on the device. A detection
+    network may get `pixels` and `nms` as well (see `prefilter`): then `output0` is on the host, and
+    has only the rows whose objectness is over the confidence, padded with zeros.
+
+    Args:
+        device: of the session: a GPU; tests use the CPU.
+    """
+
+    def __init__(self, session: onnxruntime.InferenceSession, device: torch.device) -> None:
         self._session = session
-        self._device = torch.device("cuda", device)
-        self.join = torch.cat
+        self._device = device
+        self._types = {tensor.name: _TORCH_TYPES[tensor.type] for tensor in session.get_inputs()}
 
     @staticmethod
     def supports(session: onnxruntime.InferenceSession, names: Collection[str]) -> bool:
         """Whether it runs on CUDA and its outputs can be allocated once the batch size is known.
 
         Args:
-            names: the inputs that the configuration states. `prefilter` adds some, for the CPU.
+            names: the inputs that the configuration states.
         """
+        own = {PIXELS, NMS} if IMAGES in names else set()
         return (
             "CUDAExecutionProvider" in session.get_providers()
-            and {tensor.name for tensor in session.get_inputs()} == set(names)
+            and {tensor.name for tensor in session.get_inputs()} == set(names) - own
             and all(
                 -1 not in dims(output.shape)[1:] and output.type in _TORCH_TYPES
                 for output in session.get_outputs()
@@ -46,14 +59,52 @@ class DeviceRunner:
         )
 
     def take(self, tensor: Any) -> torch.Tensor:
-        """A torch tensor from Triton's, copied only if that is on the host."""
-        if tensor.is_cpu():
-            return torch.from_numpy(tensor.as_numpy()).to(self._device)
-        return torch.utils.dlpack.from_dlpack(tensor.to_dlpack())
+        """Triton's tensor as torch's, not copied."""
+        found: torch.Tensor = torch.utils.dlpack.from_dlpack(tensor.to_dlpack())
+        return found
+
+    def join(self, tensors: list[torch.Tensor]) -> torch.Tensor:
+        """Concatenate along the batch; tensors on the host go to the device in one copy."""
+        if any(tensor.device == self._device for tensor in tensors):
+            return torch.cat([tensor.to(self._device) for tensor in tensors])
+        rows = sum(len(tensor) for tensor in tensors)
+        pinned = self._device.type == "cuda"  # not pageable: such copies are twice as fast
+        shape = (rows, *tensors[0].shape[1:])
+        joined = torch.empty(shape, dtype=tensors[0].dtype, pin_memory=pinned)
+        return torch.cat(tensors, out=joined).to(self._device, non_blocking=True)
+
+    def warm_up(self, batch_sizes: Iterable[int]) -> None:
+        """Run each batch size once, as cuDNN looks for the fastest convolutions of each anew.
+
+        Does nothing if a side of an input is not fixed.
+        """
+        shapes = {one.name: dims(one.shape)[1:] for one in self._session.get_inputs()}
+        if any(-1 in shape for shape in shapes.values()):
+            return
+        for size in batch_sizes:
+            self.run(
+                {
+                    name: torch.zeros((size, *shape), dtype=self._types[name])
+                    for name, shape in shapes.items()
+                }
+            )
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Inputs by name -> outputs by name."""
+        given = {name: tensor.to(self._device) for name, tensor in inputs.items()}
+        nms = given.pop(NMS, None) if NMS not in self._types else None
+        if PIXELS in given and PIXELS not in self._types:
+            pixels = given.pop(PIXELS).to(torch.float32)
+            given[IMAGES] = pixels.div_(255).to(self._types[IMAGES])
+        outputs = self._run(given)
+        if nms is not None:
+            outputs[ROWS] = rows_over(outputs[ROWS], nms[:, 0]).cpu()
+        return outputs
+
+    def _run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Inputs by name -> outputs by name, all on the device."""
-        where: dict[str, Any] = {"device_type": "cuda", "device_id": self._device.index}
+        device = self._device
+        where: dict[str, Any] = {"device_type": device.type, "device_id": device.index or 0}
         binding = self._session.io_binding()
         held = {name: tensor.contiguous() for name, tensor in inputs.items()}
         for name, tensor in held.items():
@@ -63,13 +114,33 @@ class DeviceRunner:
         for output in self._session.get_outputs():
             shape = [batch if side == -1 else side for side in dims(output.shape)]
             outputs[output.name] = torch.empty(
-                shape, dtype=_TORCH_TYPES[output.type], device=self._device
+                shape, dtype=_TORCH_TYPES[output.type], device=device
             )
             binding.bind_output(output.name, **where, **_memory(outputs[output.name]))
-        torch.cuda.synchronize(self._device)  # the inputs may come from another stream
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # the inputs may come from another stream
         self._session.run_with_iobinding(binding)
         binding.synchronize_outputs()
         return outputs
+
+
+def rows_over(rows: torch.Tensor, confidence: torch.Tensor) -> torch.Tensor:
+    """Keep the rows whose objectness is over their image's confidence, in their order.
+
+    Args:
+        rows: [B, N, 5 + C], or [B, N, 6] with a reduced head.
+        confidence: [B]
+
+    Returns:
+        [B, K, columns], padded with zeros to the largest number K of an image.
+    """
+    wanted = rows[..., _OBJECTNESS] > confidence[:, None]
+    image, row = wanted.nonzero(as_tuple=True)
+    place = wanted.cumsum(1)[image, row] - 1
+    longest = int(place.max()) + 1 if len(place) else 0
+    kept = rows.new_zeros((len(rows), longest, rows.shape[2]))
+    kept[image, place] = rows[image, row]
+    return kept
 
 
 def _memory(tensor: torch.Tensor) -> dict[str, Any]:

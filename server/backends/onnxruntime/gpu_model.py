@@ -1,4 +1,4 @@
-"""Triton glue for a network on a GPU: one run for each batch, tensors by DLPack."""
+"""Triton glue for a network on a GPU: one run for each batch; device tensors go by DLPack."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnxruntime
+import torch
 import triton_python_backend_utils as pb_utils
 from batch import Tensors, run_batch
 from device import DeviceRunner
@@ -30,10 +31,13 @@ class GpuModel:
     def from_session(
         cls, config: Mapping[str, Any], session: onnxruntime.InferenceSession, device: int
     ) -> GpuModel | None:
-        """None if the session cannot run without copies to the host."""
-        if DeviceRunner.supports(session, [tensor["name"] for tensor in config["input"]]):
-            return cls(config, DeviceRunner(session, device))
-        return None
+        """None if torch cannot use the GPU, or the session's outputs cannot be allocated there."""
+        names = [tensor["name"] for tensor in config["input"]]
+        if not torch.cuda.is_available() or not DeviceRunner.supports(session, names):
+            return None
+        runner = DeviceRunner(session, torch.device("cuda", device))
+        runner.warm_up(range(1, max(1, config["max_batch_size"]) + 1))
+        return cls(config, runner)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Run the requests as one batch; one response for each."""
@@ -47,14 +51,17 @@ class GpuModel:
         try:
             wanted = request.requested_output_names()
             return pb_utils.InferenceResponse(
-                [
-                    pb_utils.Tensor.from_dlpack(name, answer[name])
-                    for name in wanted
-                    if name in answer
-                ]
+                [as_triton(name, answer[name]) for name in wanted if name in answer]
             )
         except Exception as error:
             return error_response(self.name, error)
 
     def close(self) -> None:
         pass
+
+
+def as_triton(name: str, tensor: torch.Tensor) -> Any:
+    """Triton's tensor of torch's, which stays where it is."""
+    if tensor.is_cuda:
+        return pb_utils.Tensor.from_dlpack(name, tensor)
+    return pb_utils.Tensor(name, tensor.numpy())

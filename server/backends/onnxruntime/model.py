@@ -15,7 +15,8 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "shared"))
 from config_check import DATA_TYPES, dims
 from cores import cores_for_instance
 from cpu_model import CpuModel
-from session import open_session
+from onnxruntime import get_available_providers
+from session import CUDA, open_session, why_not_on_cuda
 from variants import check, open_variants, runner, weights_path
 
 DEFAULT_MAX_BATCH_SIZE = 4  # as in the C++ backend, if the configuration has none
@@ -53,19 +54,31 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         kind, device = args["model_instance_kind"], int(args["model_instance_device_id"])
         folder = Path(args["model_repository"], args["model_version"])
-        if kind == "GPU":
-            path = weights_path(config, folder)
-            session = open_session(config, path, kind=kind, device=device)
-            check(config, session)
-            # Imported here because it imports torch, which is slow.
-            from gpu_model import GpuModel
-
-            model = GpuModel.from_session(config, session, device)
-            self.model = model or CpuModel(config, {1: runner(config, session)}, 1)
+        if kind == "GPU" and (model := self.on_gpu(config, folder, device)):
+            self.model = model
             return
         cores = cores_for_instance(config)
         variants = open_variants(config, folder, cores, warn=pb_utils.Logger.log_warn)
         self.model = CpuModel(config, variants.full, cores, prefiltered=variants.prefiltered)
+
+    def on_gpu(self, config, folder, device):
+        """The network on a GPU; None, and a warning, if ONNX Runtime cannot use it."""
+        if CUDA in get_available_providers():
+            # Imported here because it imports torch, which is slow. It also loads the libraries of
+            # CUDA, which the provider would look for in the system alone.
+            from gpu_model import GpuModel
+
+            session = open_session(config, weights_path(config, folder), kind="GPU", device=device)
+            check(config, session)
+            if CUDA in session.get_providers():
+                # To the operator: Triton's own information is not shown.
+                print(f"{config['name']} runs on GPU {device}, by {CUDA}.", flush=True)
+                model = GpuModel.from_session(config, session, device)
+                return model or CpuModel(config, {1: runner(config, session)}, 1)
+        pb_utils.Logger.log_warn(
+            f"{config['name']} runs on the CPU, not on GPU {device}: {why_not_on_cuda()}"
+        )
+        return None
 
     def execute(self, requests):
         return self.model.execute(requests)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,16 @@ _CUDA_OPTIONS = (
     "gpu_mem_limit",
     "arena_extend_strategy",
     "do_copy_in_default_stream",
+    "use_tf32",
 )
+# TF32 rounds the factors of a convolution to 10 bits; by default the numbers are the reference's.
+_CUDA_DEFAULTS = {"use_tf32": "0"}
 # Configurations for the C++ backend use the C API's numbers; Python wants names.
 _CUDA_NAMES = {
     "cudnn_conv_algo_search": {"0": "EXHAUSTIVE", "1": "HEURISTIC", "2": "DEFAULT"},
     "arena_extend_strategy": {"0": "kNextPowerOfTwo", "1": "kSameAsRequested"},
 }
+CUDA = "CUDAExecutionProvider"
 Provider = tuple[str, dict[str, Any]]
 
 
@@ -94,8 +99,8 @@ def providers(
                 chosen.append(("TensorrtExecutionProvider", options))
             elif accelerator["name"] != "cuda":
                 raise ConfigError(f"unknown execution accelerator '{accelerator['name']}'")
-        if "CUDAExecutionProvider" in available:
-            chosen.append(("CUDAExecutionProvider", {"device_id": device, **_cuda(config)}))
+        if CUDA in available:
+            chosen.append((CUDA, {"device_id": device, **_cuda(config)}))
     else:
         for accelerator in accelerators.get("cpu_execution_accelerator", []):
             if accelerator["name"] != "openvino":
@@ -105,6 +110,20 @@ def providers(
         if name not in available:
             raise ConfigError(f"{name} is not part of the onnxruntime package that is installed")
     return [*chosen, ("CPUExecutionProvider", {})]
+
+
+def why_not_on_cuda() -> str:
+    """Why a session that asked for CUDA got none, as far as the libraries tell."""
+    if CUDA not in onnxruntime.get_available_providers():
+        return "the installed onnxruntime has no CUDA provider, onnxruntime-gpu has one"
+    folder = Path(onnxruntime.__file__).parent / "capi"
+    try:
+        # The provider finds the functions of the first library only if they are global.
+        ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(folder / "libonnxruntime_providers_cuda.so"))
+    except OSError as error:
+        return f"its CUDA provider cannot be loaded: {error}"
+    return "its CUDA provider refused; the log may say why"
 
 
 def configured_thread_counts(config: Mapping[str, Any], cpus: int) -> list[int]:
@@ -127,7 +146,8 @@ def _number(config: Mapping[str, Any], name: str, default: int, *, most: int = 1
 def _cuda(config: Mapping[str, Any]) -> dict[str, str]:
     given = config.get("parameters", {})
     values = {n: given[n].get("string_value", "") for n in _CUDA_OPTIONS if n in given}
-    return {name: _CUDA_NAMES.get(name, {}).get(text, text) for name, text in values.items()}
+    named = {name: _CUDA_NAMES.get(name, {}).get(text, text) for name, text in values.items()}
+    return {**_CUDA_DEFAULTS, **named}
 
 
 def _tensorrt(parameters: Mapping[str, str]) -> dict[str, str]:
