@@ -20,6 +20,7 @@ from ._repository import (
     read_network_config,
 )
 from ._settings import Settings
+from .hardware import has_cuda_provider, has_gpu
 
 SHARED_MEMORY = Path("/dev/shm")
 _BYTES = {model_config_pb2.TYPE_FP32: 4, model_config_pb2.TYPE_FP16: 2}
@@ -49,6 +50,16 @@ def check_repository(settings: Settings) -> None:
     # config.pbtxt: the embedded configurations leave the number of rows open.
     check_shared_memory(
         read_config(settings.repository, NETWORK), shutil.disk_usage(SHARED_MEMORY).free
+    )
+
+
+def gpu_warning(settings: Settings) -> str | None:
+    """Why the embedded server leaves a GPU of this machine idle; None if it does not."""
+    if settings.triton is not None or not has_gpu() or has_cuda_provider():
+        return None
+    return (
+        "warning: the network runs on the CPU, although there is an NVIDIA GPU: the installed"
+        " onnxruntime cannot use it; onnxruntime-gpu in its place can (docs/operations.md)."
     )
 
 

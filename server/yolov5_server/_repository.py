@@ -10,15 +10,15 @@ from tritonclient.grpc import model_config_pb2
 
 from ._errors import StartError
 from ._settings import Settings
-from .hardware import cpu_has_bf16, has_gpu
+from .hardware import cpu_has_bf16, has_cuda_provider, has_gpu
 
 NETWORK = "yolov5"
 STEPS = ("preprocess", NETWORK, "postprocess")
 ENSEMBLE = "yolov5_ensemble"
 MODELS = (*STEPS, ENSEMBLE)
-# On a CPU, configurations with these names replace config.pbtxt of the network, where `make model`
-# writes them, and of the ensemble. `embedded-bf16` does so if the CPU has BF16 and the network has
-# such a configuration, which it gets if it keeps its mAP in BF16.
+# In the embedded server, configurations with these names replace config.pbtxt of the network, where
+# `make model` writes them, and of the ensemble. `embedded-bf16` does so if the network runs on a
+# CPU that has BF16, and has such a configuration, which it gets if it keeps its mAP in BF16.
 EMBEDDED_CONFIGS = "embedded"
 EMBEDDED_BF16_CONFIGS = "embedded-bf16"
 
@@ -77,12 +77,14 @@ def read_network_config(
 
 def chosen_configs(settings: Settings) -> str | None:
     """Name of the configurations that replace config.pbtxt in models that have them, or None."""
-    if settings.triton is not None or has_gpu():
+    if settings.triton is not None:
         return None
     if is_plan(read_config(settings.repository, NETWORK)):
         return None
     usable = [EMBEDDED_CONFIGS]
-    if settings.precision == "auto" and cpu_has_bf16() and importlib.util.find_spec("openvino"):
+    on_cpu = not (has_gpu() and has_cuda_provider())
+    bf16 = on_cpu and settings.precision == "auto" and cpu_has_bf16()
+    if bf16 and importlib.util.find_spec("openvino"):
         usable.insert(0, EMBEDDED_BF16_CONFIGS)  # preferred
     folder = settings.repository / NETWORK / "configs"
     return next((name for name in usable if (folder / f"{name}.pbtxt").is_file()), None)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from ._backoff import Backoff
-from ._checks import check, check_repository, port_error
+from ._checks import check, check_repository, gpu_warning, port_error
 from ._console import log
 from ._errors import StartError
 from ._health import Health
@@ -36,6 +36,8 @@ def supervise(
         StartError: the first server does not start.
     """
     check(settings)
+    if warning := gpu_warning(settings):
+        log(warning)
     health = Health(settings)
     try:
         probes = HealthServer(settings, health)

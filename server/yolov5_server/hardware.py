@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 
@@ -14,3 +15,12 @@ def cpu_has_bf16() -> bool:
 def has_gpu() -> bool:
     """Whether the driver of an NVIDIA GPU is loaded."""
     return Path("/dev/nvidiactl").exists()
+
+
+def has_cuda_provider() -> bool:
+    """Whether the installed onnxruntime can run on an NVIDIA GPU; does not import it."""
+    spec = importlib.util.find_spec("onnxruntime")
+    folders = (spec.submodule_search_locations if spec else None) or []
+    return any(
+        Path(folder, "capi", "libonnxruntime_providers_cuda.so").is_file() for folder in folders
+    )

@@ -14,16 +14,18 @@ from tritonclient.grpc import model_config_pb2
 from yolov5_build._config import NetworkConfig, config_texts
 from yolov5_build._plan import to_plan
 from yolov5_build.metadata import Metadata
-from yolov5_server import Settings, StartError, _paths, _repository
+from yolov5_server import Settings, StartError, _checks, _paths, _repository
 from yolov5_server._checks import (
     check_ports,
     check_precision,
     check_shared_memory,
+    gpu_warning,
 )
 from yolov5_server._control import ModelControl
 from yolov5_server._paths import is_plain, make_folder, plain
 from yolov5_server._repository import chosen_configs, read_config, read_network_config
 from yolov5_server.embedded import assemble_backends, python_library, triton_folder
+from yolov5_server.hardware import has_cuda_provider
 
 
 @pytest.mark.parametrize(
@@ -110,11 +112,38 @@ def test_embedded_configuration_depends_on_cpu_gpu_and_precision(
     assert read_config(tmp_path, "yolov5").backend == "onnxruntime"
     with monkeypatch.context() as patched:
         patched.setattr(_repository, "has_gpu", lambda: True)
-        assert chosen() is None
+        assert chosen() == "embedded-bf16"  # the network runs on the CPU
+        patched.setattr(_repository, "has_cuda_provider", lambda: True)
+        assert chosen() == "embedded"
     monkeypatch.setattr(_repository, "cpu_has_bf16", lambda: False)
     assert chosen() == "embedded"
     (tmp_path / "yolov5" / "config.pbtxt").write_text('platform: "tensorrt_plan"')
     assert chosen() is None
+
+
+def test_idle_gpu_is_warned_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    gpu = {"has_gpu": False, "has_cuda_provider": False}
+    for name in gpu:
+        monkeypatch.setattr(_checks, name, lambda name=name: gpu[name])
+    assert gpu_warning(Settings()) is None
+    gpu["has_gpu"] = True
+    assert "the network runs on the CPU" in (gpu_warning(Settings()) or "")
+    assert gpu_warning(Settings(triton=tmp_path)) is None
+    gpu["has_cuda_provider"] = True
+    assert gpu_warning(Settings()) is None
+
+
+def test_cuda_provider_is_found_without_an_import(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "onnxruntime" / "capi"
+    folder.mkdir(parents=True)
+    (folder.parent / "__init__.py").write_text("raise RuntimeError")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    assert not has_cuda_provider()
+    (folder / "libonnxruntime_providers_cuda.so").touch()
+    assert has_cuda_provider()
 
 
 @pytest.mark.parametrize("configs", ["embedded", "embedded-bf16"])
