@@ -22,22 +22,23 @@ class TritonPythonModel:
         torch.set_num_threads(1)  # leave the cores to the network
         # Triton may see a GPU whose driver is too old for torch.
         on_gpu = args["model_instance_kind"] == "GPU" and torch.cuda.is_available()
-        self.device = f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu"
         config = json.loads(args["model_config"])
         given = {key: value["string_value"] for key, value in config["parameters"].items()}
         self.network = read_network_spec(network_folder(Path(args["model_repository"]), given))
         self.class_names = self.network.class_names
         self.metrics = Metrics(pb_utils, self.class_names)
         self.completions = CompletionSender()
-        self.warm_up()
+        self.warm_up("cpu")
+        if on_gpu:
+            self.warm_up(f"cuda:{args['model_instance_device_id']}")
 
-    def warm_up(self):
+    def warm_up(self, device):
         """Detect two overlapping boxes of class 0: the first call of each operation is slow."""
-        rows = torch.zeros((2, self.network.columns), device=self.device)
+        rows = torch.zeros((2, self.network.columns), device=device)
         # Box, and objectness and score of class 0; with a reduced head box, score, and its index.
         rows[:, : 5 if self.network.best_class_only else 6] = 1.0
         placement = Placement.from_row([1, 1, 0, 0, 2, 2])
-        class_conf_thres = torch.full((len(self.class_names),), 0.5, device=self.device)
+        class_conf_thres = torch.full((len(self.class_names),), 0.5, device=device)
         for multi_label in (0,) if self.network.best_class_only else (0, 1):
             thresholds = Thresholds.from_row([0.5, 0.5, 1, 0, multi_label])
             self.detect(rows, thresholds, class_conf_thres, placement)
@@ -68,8 +69,12 @@ class TritonPythonModel:
 
     def answer(self, request):
         output0 = self.tensor(request, "output0")
-        nms, class_conf_thres = (self.tensor(request, name) for name in ("nms", "class_conf_thres"))
+        nms, class_conf_thres = (
+            self.tensor(request, name).cpu() for name in ("nms", "class_conf_thres")
+        )
         self.check(output0, nms, class_conf_thres)
+        # The work is done where the network has left its rows.
+        class_conf_thres = class_conf_thres.to(output0.device)
         placements = [*map(Placement.from_row, self.tensor(request, "placement").tolist())]
         thresholds = map(Thresholds.from_row, nms.tolist())
         detections = []
@@ -105,11 +110,11 @@ class TritonPythonModel:
         )
 
     def tensor(self, request, name):
-        """One input as a torch tensor on this step's device; nothing is copied if it is there."""
+        """One input as a torch tensor, on the device where it is."""
         tensor = pb_utils.get_input_tensor_by_name(request, name)
         if tensor.is_cpu():
-            return torch.from_numpy(tensor.as_numpy()).to(self.device)
-        return torch.from_dlpack(tensor.to_dlpack()).to(self.device)
+            return torch.from_numpy(tensor.as_numpy())
+        return torch.from_dlpack(tensor.to_dlpack())
 
     def finalize(self):
         self.metrics.close()
