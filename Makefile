@@ -28,10 +28,10 @@ BENCH := $(VENV)/.bench
 NETWORK := $(firstword $(wildcard model_repository/yolov5/[0-9]*/model.*) model_repository/yolov5/1/model.onnx)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve gateway test lint format detect page model engine eval bench lock clean
+.PHONY: help setup serve gateway test lint format detect page model engine eval bench gpu-check lock clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: $(INSTALLED) $(NETWORK) ## Start Triton in the foreground (HOST, HTTP_PORT, GRPC_PORT, METRICS_PORT, HEALTH_PORT, PRECISION)
 	@$(PY) -m yolov5_server --host $(call quote,HOST) --http-port $(call quote,HTTP_PORT) --grpc-port $(call quote,GRPC_PORT) --metrics-port $(call quote,METRICS_PORT) $(if $(HEALTH_PORT),--health-port $(call quote,HEALTH_PORT)) --precision $(call quote,PRECISION) $(ARGS)
@@ -60,6 +60,9 @@ eval: $(INSTALLED) ## mAP of the running server on a labelled data set: DATA=dat
 
 bench: $(BENCH) $(NETWORK) ## Against FastAPI, LitServe and a client that does the work (ARGS; half an hour)
 	@$(PY) -m yolov5_bench $(ARGS)
+
+gpu-check: $(INSTALLED) ## Tests and benchmark on an NVIDIA GPU, into docs/performance (eight minutes; ARGS=--rehearse)
+	@$(PY) -m yolov5_bench.gpu_check $(ARGS)
 
 lint: $(INSTALLED) ## Check style, formatting and types
 	$(VENV)/bin/ruff check

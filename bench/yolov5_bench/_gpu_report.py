@@ -1,0 +1,199 @@
+"""The report of `make gpu-check`: Markdown and CSV, written anew after each phase."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ._gpu_fidelity import Fidelity
+from ._gpu_probe import GpuState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """A server under load.
+
+    Attributes:
+        rate: images per second.
+        p50, p99: milliseconds.
+        gpu: its state meanwhile; None if the driver does not tell.
+        cpu: milliseconds of CPU time for an image, by process.
+    """
+
+    case: str
+    callers: int
+    rate: float
+    p50: float
+    p99: float
+    gpu: GpuState | None
+    cpu: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """The network alone: images per second of a batch size, and seconds of its first runs."""
+
+    case: str
+    batch: int
+    rate: float
+    warm: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """A server that got ready: after how many seconds, and what its log says runs the network."""
+
+    case: str
+    seconds: float
+    provider: str
+
+
+@dataclass
+class Report:
+    """All that was found out until now.
+
+    Attributes:
+        facts: of the machine and its software, by name.
+        notes: what failed or was left out, and why.
+        failed: whether a check failed.
+    """
+
+    facts: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    failed: bool = False
+    started: list[Started] = field(default_factory=list)
+    fidelity: dict[str, Fidelity] = field(default_factory=dict)
+    recoveries: dict[str, float] = field(default_factory=dict)
+    engines: list[Engine] = field(default_factory=list)
+    loads: list[Load] = field(default_factory=list)
+
+    def fail(self, note: str) -> None:
+        self.failed = True
+        self.notes.append(note)
+
+
+def file_stem(gpu: str) -> str:
+    """A file's name for a GPU's: letters, digits and hyphens."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", gpu).strip("-") or "unknown"
+
+
+def write(report: Report, stem: Path) -> None:
+    """Write STEM.md and STEM.csv."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    stem.with_suffix(".md").write_text(markdown(report), "utf-8")
+    with stem.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows(report))
+
+
+def rows(report: Report) -> list[list[str]]:
+    """The measurements as a table with one row for each, the names of the columns first."""
+    names = _processes(report.loads)
+    head = ["what", "case", "callers or batch", "images_per_second", "p50_ms", "p99_ms"]
+    head += ["gpu_percent", "gpu_mib", "gpu_watts", *(f"cpu_ms_{name}" for name in names)]
+    table = [head]
+    for load in report.loads:
+        gpu = load.gpu
+        state = [gpu.percent, gpu.memory, gpu.power] if gpu else ["", "", ""]
+        values = [load.rate, load.p50, load.p99, *state, *(load.cpu.get(n, 0.0) for n in names)]
+        table.append(["server", load.case, str(load.callers), *map(_number, values)])
+    for engine in report.engines:
+        rest = [""] * (len(head) - 4)
+        table.append(["engine", engine.case, str(engine.batch), _number(engine.rate), *rest])
+    return table
+
+
+def _number(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.3f}"
+
+
+def _processes(loads: Sequence[Load]) -> list[str]:
+    return sorted({name for load in loads for name in load.cpu})
+
+
+def markdown(report: Report) -> str:
+    """The report for people."""
+    title = report.facts.get("GPU", "no GPU")
+    parts = [
+        f"# {title}\n\nWritten by `make gpu-check`; every figure was measured in this run.\n",
+        _table(["", ""], [[name, value] for name, value in report.facts.items()]),
+        _servers(report),
+        _load_table(report),
+        _engine_table(report),
+    ]
+    if report.notes:
+        notes = "".join(f"- {note}\n" for note in report.notes)
+        parts.append(f"## What failed or was left out\n\n{notes}")
+    return "\n".join(part for part in parts if part)
+
+
+def _servers(report: Report) -> str:
+    if not report.started:
+        return ""
+    lines = []
+    for one in report.started:
+        found = report.fidelity.get(one.case)
+        answers = ["", "", "", ""]
+        if found:
+            answers = [
+                f"{found.found} of {found.wanted}",
+                f"{found.unmatched}",
+                f"{found.box:.4f}",
+                f"{found.score:.6f}",
+            ]
+        recovery = report.recoveries.get(one.case)
+        killed = "" if recovery is None else f"{recovery:.1f}"
+        lines.append([one.case, f"{one.seconds:.1f}", one.provider, *answers, killed])
+    head = ["server", "ready after s", "network runs on", "detections", "unmatched"]
+    head += ["largest box difference px", "largest score difference"]
+    head += ["answers again after `kill -9` of postprocess, s"]
+    text = "Detections on the bundled photos, compared with the reference's (YOLOv5 v7.0, FP32)."
+    return f"## Servers\n\n{text}\n\n{_table(head, lines)}"
+
+
+def _load_table(report: Report) -> str:
+    if not report.loads:
+        return ""
+    names = _processes(report.loads)
+    lines = []
+    for load in report.loads:
+        gpu = load.gpu
+        state = [f"{gpu.percent:.0f}", f"{gpu.memory:.0f}", f"{gpu.power:.0f}"] if gpu else [""] * 3
+        figures = [f"{load.rate:.0f}", f"{load.p50:.1f}", f"{load.p99:.1f}"]
+        cpu = [f"{load.cpu.get(name, 0.0):.2f}" for name in names]
+        lines.append([load.case, f"{load.callers}", *figures, *state, *cpu])
+    head = ["server", "callers", "images/s", "p50 ms", "p99 ms", "GPU %", "GPU MiB", "GPU W"]
+    head += [f"CPU ms, {name}" for name in names]
+    text = (
+        "JPEG in, boxes out, raw HTTP bodies, each caller sends the next photo as soon as it has"
+        " an answer. CPU time is that of all processes of a kind, for an image. What nvidia-smi"
+        " says of the GPU is a mean over the measurement, of its memory the largest value."
+    )
+    return f"## Load\n\n{text}\n\n{_table(head, lines)}"
+
+
+def _engine_table(report: Report) -> str:
+    if not report.engines:
+        return ""
+    best: dict[str, float] = {}
+    for engine in report.engines:
+        best[engine.case] = max(best.get(engine.case, 0.0), engine.rate)
+    lines = [
+        [one.case, f"{one.batch}", f"{one.rate:.0f}", f"{one.warm:.1f}"] for one in report.engines
+    ]
+    text = (
+        "ONNX Runtime in one process, input and output on the device, one run after the other:"
+        " the limit. Best: " + ", ".join(f"{n} {rate:.0f} images/s" for n, rate in best.items())
+    )
+    head = ["network alone", "batch", "images/s", "first runs s"]
+    return f"## Bare engine\n\n{text}.\n\n{_table(head, lines)}"
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    if not lines:
+        return ""
+    text = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    text += [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join(text) + "\n"

@@ -1,0 +1,193 @@
+"""Servers for `make gpu-check`: start, ask, load, kill."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ._contenders import _free_ports
+from ._gpu_probe import (
+    average,
+    cpu_by_process,
+    gpu_states,
+    milliseconds_for_an_image,
+    processes,
+)
+from ._gpu_report import Load
+from ._load import make_sender
+from ._measure import LoadGenerator
+from ._pipeline import Answer
+
+_PROVIDER = re.compile(r"^yolov5 runs on (GPU .+?)\.$", re.MULTILINE)
+_ON_CPU = re.compile(r"yolov5 runs on the CPU.*|the network runs on the CPU.*")
+
+
+@dataclass
+class GpuServer:
+    """A running launcher.
+
+    Attributes:
+        seconds: from its start until it was ready.
+        log: file with all that it has written.
+    """
+
+    process: subprocess.Popen[bytes]
+    http: str
+    log: Path
+    seconds: float = 0.0
+
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    @property
+    def provider(self) -> str:
+        """What runs the network, as the log says."""
+        return provider(self.text())
+
+
+def provider(log: str) -> str:
+    """What runs the network, by a launcher's log: `GPU 0, by ...`, or why it is the CPU."""
+    if found := _PROVIDER.search(log):
+        return found[1]
+    found = _ON_CPU.search(log)
+    return f"CPU: {found[0]}" if found else "CPU"
+
+
+@contextmanager
+def gpu_server(repository: Path, *, precision: str, seconds: float) -> Iterator[GpuServer]:
+    """Start a launcher, wait until it is ready, and end it after the block.
+
+    Args:
+        precision: as for `make serve`.
+        seconds: for it to get ready.
+
+    Raises:
+        RuntimeError: it did not; the message holds the end of its log.
+    """
+    web, grpc, metrics, health = _free_ports(4)
+    ports = ("http", web), ("grpc", grpc), ("metrics", metrics), ("health", health)
+    command = [sys.executable, "-m", "yolov5_server", f"--repository={repository}"]
+    command += [f"--precision={precision}", *(f"--{name}-port={port}" for name, port in ports)]
+    with tempfile.TemporaryDirectory(prefix="yolov5-gpu-check-") as folder:
+        log = Path(folder, "log")
+        with log.open("wb") as file:
+            started = time.monotonic()
+            process = subprocess.Popen(
+                command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        server = GpuServer(process, f"127.0.0.1:{web}", log)
+        try:
+            while "Ready:" not in server.text():
+                if process.poll() is not None or time.monotonic() - started > seconds:
+                    raise RuntimeError(f"the server did not get ready: {server.text()[-3000:]}")
+                time.sleep(0.05)
+            server.seconds = time.monotonic() - started
+            yield server
+        finally:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(15)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def answers(server: GpuServer, photos: Sequence[Path]) -> dict[str, Answer]:
+    """The server's answers by the photo's name."""
+    send = make_sender("http", server.http)
+    return {photo.name: send(photo.read_bytes())[0] for photo in photos}
+
+
+def kill_postprocess(server: GpuServer, photo: Path, *, seconds: float) -> float:
+    """Kill the last step; return the seconds until an image is answered again.
+
+    Raises:
+        RuntimeError: the step has no process, or no image is answered in time.
+    """
+    found = processes(server.process.pid, "postprocess")
+    if not found:
+        raise RuntimeError("postprocess has no process")
+    for process in found:
+        process.kill()
+    killed = time.monotonic()
+    while time.monotonic() - killed < seconds:
+        try:
+            make_sender("http", server.http)(photo.read_bytes())
+        except Exception:
+            time.sleep(0.05)
+        else:
+            return time.monotonic() - killed
+    raise RuntimeError(f"no image was answered in {seconds:.0f} s after postprocess was killed")
+
+
+def shares(callers: int, generators: int) -> list[int]:
+    """Spread callers over processes that generate load, as evenly as can be."""
+    used = min(callers, generators)
+    return [callers // used + (index < callers % used) for index in range(used)]
+
+
+def measure_load(
+    server: GpuServer,
+    generators: Sequence[LoadGenerator],
+    photos: Sequence[Path],
+    *,
+    case: str,
+    callers: int,
+    seconds: float,
+    warm: float,
+) -> Load:
+    """Load the server for some seconds.
+
+    Args:
+        generators: processes that send: one alone could not keep up with a GPU.
+        warm: seconds of load before the measurement.
+
+    Raises:
+        RuntimeError: a request has failed.
+    """
+    counts = shares(callers, len(generators))
+    with ThreadPoolExecutor(len(counts)) as pool:
+        reports = [
+            pool.submit(
+                generator.request,
+                sender=["http", server.http],
+                photos=[*map(str, photos)],
+                callers=count,
+                seconds=seconds,
+                warm=warm,
+                server=0,
+                metrics="",
+            )
+            for generator, count in zip(generators, counts)
+        ]
+        time.sleep(warm)
+        before = cpu_by_process(server.process.pid)
+        with gpu_states() as states:
+            time.sleep(seconds)
+        after = cpu_by_process(server.process.pid)
+        found = [report.result() for report in reports]
+    latencies = np.array([x for one in found for caller in one["latencies"] for x in caller])
+    p50, p99 = (1000 * np.quantile(latencies, [0.5, 0.99])).tolist()
+    images = sum(one["images"] for one in found)
+    return Load(
+        case=case,
+        callers=callers,
+        rate=images / seconds,
+        p50=p50,
+        p99=p99,
+        gpu=average(states),
+        cpu=milliseconds_for_an_image(before, after, images),
+    )
