@@ -36,7 +36,7 @@ from ._measure import LoadGenerator
 _ROOT = Path(__file__).parents[2]
 _REFERENCE = _ROOT / "tests" / "data" / "bccd_reference.json"
 _CUDA = "CUDAExecutionProvider"
-_TEST_SECONDS, _BUILD_SECONDS, _READY_SECONDS, _RECOVERY_SECONDS = 90, 150, 120, 90
+_TEST_SECONDS, _BUILD_SECONDS, _READY_SECONDS, _RECOVERY_SECONDS = 90, 150, 150, 120
 _ENGINE_SECONDS = 60
 _RESERVE_SECONDS = 20  # to end a server and write the report
 _GENERATORS = 6
