@@ -247,7 +247,7 @@ def facts(gpu: str | None) -> dict[str, str]:
         found["driver, memory in MiB, power limit in W"] = ", ".join(values)
     found["cores"] = f"{len(os.sched_getaffinity(0))}"
     found["Python"] = platform.python_version()
-    for name in ("onnxruntime-gpu", "onnxruntime", "torch", "numpy", "opencv-python-headless"):
+    for name in ("torch", "numpy", "opencv-python-headless"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
