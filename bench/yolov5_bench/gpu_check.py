@@ -164,6 +164,9 @@ class Check:
             report.fail(f"{case.name}: the network does not run on the GPU: {found.provider}")
         self._fidelity(case, server)
         write(report, self.stem)
+        for generator in generators:  # which may still be importing what it needs
+            photo = str(self._photos[0])
+            generator.request(sender=["http", server.http], photos=[photo], check=True)
         for callers in options.callers:
             self.left(1)
             load = measure_load(
