@@ -179,9 +179,8 @@ def measure_load(
             time.sleep(seconds)
         after = cpu_by_process(server.process.pid)
         found = [report.result() for report in reports]
-    latencies = np.array([x for one in found for caller in one["latencies"] for x in caller])
-    p50, p99 = (1000 * np.quantile(latencies, [0.5, 0.99])).tolist()
     images = sum(one["images"] for one in found)
+    p50, p99 = quantiles([x for one in found for caller in one["latencies"] for x in caller])
     return Load(
         case=case,
         callers=callers,
@@ -191,3 +190,9 @@ def measure_load(
         gpu=average(states),
         cpu=milliseconds_for_an_image(before, after, images),
     )
+
+
+def quantiles(latencies: Sequence[float]) -> tuple[float, float]:
+    """Median and 99th percentile of seconds, in milliseconds."""
+    p50, p99 = (1000 * np.quantile(latencies, [0.5, 0.99])).tolist()
+    return p50, p99
