@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,20 +26,26 @@ _OBJECTNESS = 4  # column of a row
 
 
 class DeviceRunner:
-    """Runs a session by IO binding.
+    """Runs a network by IO binding.
 
     Inputs are torch tensors on the device or on the host, outputs are on the device. A detection
     network may get `pixels` and `nms` as well (see `prefilter`): then `output0` is on the host, and
     has only the rows whose objectness is over the confidence, padded with zeros.
 
     Args:
-        device: of the session: a GPU; tests use the CPU.
+        sessions: of the network, by batch size. A batch runs in the smallest that holds it, padded
+            with zeros; one that is larger than all of them runs in the largest as it is.
+        device: of the sessions: a GPU; tests use the CPU.
     """
 
-    def __init__(self, session: onnxruntime.InferenceSession, device: torch.device) -> None:
-        self._session = session
+    def __init__(
+        self, sessions: Mapping[int, onnxruntime.InferenceSession], device: torch.device
+    ) -> None:
+        self._sessions = dict(sorted(sessions.items()))
         self._device = device
-        self._types = {tensor.name: _TORCH_TYPES[tensor.type] for tensor in session.get_inputs()}
+        inputs = next(iter(sessions.values())).get_inputs()
+        self._types = {tensor.name: _TORCH_TYPES[tensor.type] for tensor in inputs}
+        self._shapes = {tensor.name: dims(tensor.shape)[1:] for tensor in inputs}
 
     @staticmethod
     def supports(session: onnxruntime.InferenceSession, names: Collection[str]) -> bool:
@@ -73,19 +79,18 @@ class DeviceRunner:
         joined = torch.empty(shape, dtype=tensors[0].dtype, pin_memory=pinned)
         return torch.cat(tensors, out=joined).to(self._device, non_blocking=True)
 
-    def warm_up(self, batch_sizes: Iterable[int]) -> None:
-        """Run each batch size once, as cuDNN looks for the fastest convolutions of each anew.
+    def warm_up(self) -> None:
+        """Run each session once, as cuDNN looks for the fastest convolutions of each anew.
 
         Does nothing if a side of an input is not fixed.
         """
-        shapes = {one.name: dims(one.shape)[1:] for one in self._session.get_inputs()}
-        if any(-1 in shape for shape in shapes.values()):
+        if any(-1 in shape for shape in self._shapes.values()):
             return
-        for size in batch_sizes:
+        for size in self._sessions:
             self.run(
                 {
                     name: torch.zeros((size, *shape), dtype=self._types[name])
-                    for name, shape in shapes.items()
+                    for name, shape in self._shapes.items()
                 }
             )
 
@@ -103,25 +108,58 @@ class DeviceRunner:
 
     def _run(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Inputs by name -> outputs by name, all on the device."""
+        rows = len(next(iter(inputs.values())))
+        size = next((size for size in self._sessions if size >= rows), rows)
+        session = self._sessions.get(size) or self._sessions[max(self._sessions)]
         device = self._device
         where: dict[str, Any] = {"device_type": device.type, "device_id": device.index or 0}
-        binding = self._session.io_binding()
-        held = {name: tensor.contiguous() for name, tensor in inputs.items()}
+        binding = session.io_binding()
+        held = {name: _padded(tensor, size) for name, tensor in inputs.items()}
         for name, tensor in held.items():
             binding.bind_input(name, **where, **_memory(tensor))
-        batch = len(next(iter(held.values())))
         outputs = {}
-        for output in self._session.get_outputs():
-            shape = [batch if side == -1 else side for side in dims(output.shape)]
+        for output in session.get_outputs():
+            shape = [size if side == -1 else side for side in dims(output.shape)]
             outputs[output.name] = torch.empty(
                 shape, dtype=_TORCH_TYPES[output.type], device=device
             )
             binding.bind_output(output.name, **where, **_memory(outputs[output.name]))
         if device.type == "cuda":
             torch.cuda.synchronize(device)  # the inputs may come from another stream
-        self._session.run_with_iobinding(binding)
+        session.run_with_iobinding(binding)
         binding.synchronize_outputs()
-        return outputs
+        if size == rows:
+            return outputs
+        return {name: tensor[:rows] for name, tensor in outputs.items()}
+
+
+def sessions_by_size(
+    session: onnxruntime.InferenceSession,
+    max_batch_size: int,
+    open_fixed: Callable[[Mapping[str, int]], onnxruntime.InferenceSession],
+) -> dict[int, onnxruntime.InferenceSession]:
+    """Open a session for each of a few batch sizes: 1, 2, 4 ... up to the largest.
+
+    On CUDA a session plans its convolutions anew whenever its input has another shape than in the
+    run before. That takes over a second; the run itself takes a few milliseconds.
+
+    Args:
+        session: of the network, which is returned if it does not batch.
+        max_batch_size: 0 if it does not batch.
+        open_fixed: opens another, with a size for each named dimension.
+    """
+    if max_batch_size <= 0:
+        return {1: session}
+    batch = session.get_inputs()[0].shape[0]
+    return {
+        size: open_fixed({batch: size} if isinstance(batch, str) else {})
+        for size in batch_sizes(max_batch_size)
+    }
+
+
+def batch_sizes(most: int) -> list[int]:
+    """The powers of two below `most`, and `most`."""
+    return [*(1 << power for power in range((most - 1).bit_length())), most]
 
 
 def rows_over(rows: torch.Tensor, confidence: torch.Tensor) -> torch.Tensor:
@@ -141,6 +179,15 @@ def rows_over(rows: torch.Tensor, confidence: torch.Tensor) -> torch.Tensor:
     kept = rows.new_zeros((len(rows), longest, rows.shape[2]))
     kept[image, place] = rows[image, row]
     return kept
+
+
+def _padded(tensor: torch.Tensor, rows: int) -> torch.Tensor:
+    """The tensor with rows of zeros at its end; not copied if it has as many and is contiguous."""
+    if len(tensor) >= rows:
+        return tensor.contiguous()
+    padded = tensor.new_zeros((rows, *tensor.shape[1:]))
+    padded[: len(tensor)] = tensor
+    return padded
 
 
 def _memory(tensor: torch.Tensor) -> dict[str, Any]:

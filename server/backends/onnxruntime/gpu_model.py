@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import onnxruntime
 import torch
 import triton_python_backend_utils as pb_utils
 from batch import Tensors, run_batch
-from device import DeviceRunner
+from device import DeviceRunner, sessions_by_size
 from request_io import error_response, read_inputs
 
 
@@ -29,14 +29,23 @@ class GpuModel:
 
     @classmethod
     def from_session(
-        cls, config: Mapping[str, Any], session: onnxruntime.InferenceSession, device: int
+        cls,
+        config: Mapping[str, Any],
+        session: onnxruntime.InferenceSession,
+        device: int,
+        open_fixed: Callable[[Mapping[str, int]], onnxruntime.InferenceSession],
     ) -> GpuModel | None:
-        """None if torch cannot use the GPU, or the session's outputs cannot be allocated there."""
+        """None if torch cannot use the GPU, or the session's outputs cannot be allocated there.
+
+        Args:
+            open_fixed: opens the network again, with a size for each named dimension.
+        """
         names = [tensor["name"] for tensor in config["input"]]
         if not torch.cuda.is_available() or not DeviceRunner.supports(session, names):
             return None
-        runner = DeviceRunner(session, torch.device("cuda", device))
-        runner.warm_up(range(1, max(1, config["max_batch_size"]) + 1))
+        sessions = sessions_by_size(session, config["max_batch_size"], open_fixed)
+        runner = DeviceRunner(sessions, torch.device("cuda", device))
+        runner.warm_up()
         return cls(config, runner)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:

@@ -7,6 +7,7 @@ one, and in those that the backends share.
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import triton_python_backend_utils as pb_utils
@@ -15,10 +16,11 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "shared"))
 from config_check import DATA_TYPES, dims
 from cores import cores_for_instance
 from cpu_model import CpuModel
-from onnxruntime import get_available_providers
+from onnxruntime import get_available_providers, set_default_logger_severity
 from session import CUDA, open_session, why_not_on_cuda
 from variants import check, open_variants, runner, weights_path
 
+ERRORS, FATAL = 3, 4  # ONNX Runtime's levels of severity
 DEFAULT_MAX_BATCH_SIZE = 4  # as in the C++ backend, if the configuration has none
 
 
@@ -68,12 +70,17 @@ class TritonPythonModel:
             # CUDA, which the provider would look for in the system alone.
             from gpu_model import GpuModel
 
-            session = open_session(config, weights_path(config, folder), kind="GPU", device=device)
+            set_default_logger_severity(ERRORS)
+            path = weights_path(config, folder)
+            open_fixed = partial(open_session, config, path, kind="GPU", device=device)
+            session = open_fixed({})
             check(config, session)
             if CUDA in session.get_providers():
+                # It logs each convolution that cuDNN has no plan for, and runs it another way.
+                set_default_logger_severity(FATAL)
                 # To the operator: Triton's own information is not shown.
                 print(f"{config['name']} runs on GPU {device}, by {CUDA}.", flush=True)
-                model = GpuModel.from_session(config, session, device)
+                model = GpuModel.from_session(config, session, device, open_fixed)
                 return model or CpuModel(config, {1: runner(config, session)}, 1)
         pb_utils.Logger.log_warn(
             f"{config['name']} runs on the CPU, not on GPU {device}: {why_not_on_cuda()}"

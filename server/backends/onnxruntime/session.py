@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import onnxruntime
@@ -35,12 +36,19 @@ Provider = tuple[str, dict[str, Any]]
 
 
 def open_session(
-    config: Mapping[str, Any], path: Path, *, kind: str, device: int, threads: int = 1
+    config: Mapping[str, Any],
+    path: Path,
+    fixed: Mapping[str, int] = MappingProxyType({}),
+    *,
+    kind: str,
+    device: int,
+    threads: int = 1,
 ) -> onnxruntime.InferenceSession:
     """Load the model.
 
     Args:
         config: the model's configuration, as Triton passes it to a backend.
+        fixed: sizes of dimensions that the graph names and leaves open.
         kind, device: of the instance: "GPU" with a device number, or "CPU".
         threads: number of threads of one run on the CPU.
 
@@ -50,10 +58,13 @@ def open_session(
     model = config["name"]
     if not path.is_file():
         raise ConfigError(f"unable to find '{path.name}' for model '{model}'")
+    options = session_options(config, threads=threads)
+    for name, size in fixed.items():
+        options.add_free_dimension_override_by_name(name, size)
     try:
         return onnxruntime.InferenceSession(
             path,
-            session_options(config, threads=threads),
+            options,
             providers=providers(config, onnxruntime.get_available_providers(), kind, device),
         )
     except ConfigError:
