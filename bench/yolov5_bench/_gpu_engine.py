@@ -1,7 +1,7 @@
-"""The network alone, without a server: `python -m yolov5_bench._gpu_engine NETWORK DEVICE TF32`.
+"""The network alone: `python -m yolov5_bench._gpu_engine NETWORK DEVICE TF32 BATCHES`.
 
-Input and output stay on the device. Prints a line of JSON for each batch size, as soon as it is
-measured.
+It runs without a server. Input and output stay on the device. Prints a line of JSON for each batch
+size, as soon as it is measured.
 """
 
 from __future__ import annotations
@@ -16,19 +16,18 @@ import numpy as np
 import onnxruntime
 import torch  # noqa: F401  # loads the libraries of CUDA, which ONNX Runtime then finds
 
-_BATCHES = (1, 8, 16, 32, 64)
-_SECONDS = 1.5
+_SECONDS = 2.0
 _WARM_RUNS = 5
 
 
 def main() -> None:
-    _, network, device, tf32 = sys.argv
+    _, network, device, tf32, batches = sys.argv
     chosen = {"cuda": ("CUDAExecutionProvider", {"device_id": 0, "use_tf32": tf32})}
     providers = [chosen.get(device, ("CPUExecutionProvider", {}))]
     session = onnxruntime.InferenceSession(Path(network), providers=providers)
     if session.get_providers()[0] != providers[0][0]:
         sys.exit(f"{providers[0][0]} could not be used")
-    for batch in _BATCHES if device == "cuda" else _BATCHES[:2]:
+    for batch in map(int, batches.split(",")):
         run = bound(session, batch, device)
         started = time.perf_counter()
         for _ in range(_WARM_RUNS if device == "cuda" else 1):

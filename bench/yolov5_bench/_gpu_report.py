@@ -19,8 +19,11 @@ class Load:
     Attributes:
         rate: images per second.
         p50, p99: milliseconds.
+        failed: requests.
+        wrong: answers with another number of boxes than a single caller gets.
         gpu: its state meanwhile; None if the driver does not tell.
         cpu: milliseconds of CPU time for an image, by process.
+        steps: milliseconds for an image in each step of Triton.
     """
 
     case: str
@@ -30,6 +33,9 @@ class Load:
     p99: float
     gpu: GpuState | None
     cpu: dict[str, float]
+    failed: int = 0
+    wrong: int = 0
+    steps: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,14 +96,18 @@ def write(report: Report, stem: Path) -> None:
 
 def rows(report: Report) -> list[list[str]]:
     """The measurements as a table with one row for each, the names of the columns first."""
-    names = _processes(report.loads)
+    names, steps = _processes(report.loads), _steps(report.loads)
     head = ["what", "case", "callers or batch", "images_per_second", "p50_ms", "p99_ms"]
-    head += ["gpu_percent", "gpu_mib", "gpu_watts", *(f"cpu_ms_{name}" for name in names)]
+    head += ["failed", "wrong", "gpu_percent", "gpu_mib", "gpu_watts"]
+    head += [f"cpu_ms_{name}" for name in names]
+    head += [f"step_ms_{name.replace(' ', '_')}" for name in steps]
     table = [head]
     for load in report.loads:
         gpu = load.gpu
         state = [gpu.percent, gpu.memory, gpu.power] if gpu else ["", "", ""]
-        values = [load.rate, load.p50, load.p99, *state, *(load.cpu.get(n, 0.0) for n in names)]
+        values = [load.rate, load.p50, load.p99, f"{load.failed}", f"{load.wrong}", *state]
+        values += [load.cpu.get(name, 0.0) for name in names]
+        values += [load.steps.get(name, "") for name in steps]
         table.append(["server", load.case, str(load.callers), *map(_number, values)])
     for engine in report.engines:
         rest = [""] * (len(head) - 4)
@@ -113,6 +123,11 @@ def _processes(loads: Sequence[Load]) -> list[str]:
     return sorted({name for load in loads for name in load.cpu})
 
 
+def _steps(loads: Sequence[Load]) -> list[str]:
+    """Names of the steps' times, in the order of the work."""
+    return list(dict.fromkeys(name for load in loads for name in load.steps))
+
+
 def markdown(report: Report) -> str:
     """The report for people."""
     title = report.facts.get("GPU", "no GPU")
@@ -121,6 +136,7 @@ def markdown(report: Report) -> str:
         _table(["", ""], [[name, value] for name, value in report.facts.items()]),
         _servers(report),
         _load_table(report),
+        _step_table(report),
         _engine_table(report),
     ]
     if report.notes:
@@ -162,16 +178,32 @@ def _load_table(report: Report) -> str:
         gpu = load.gpu
         state = [f"{gpu.percent:.0f}", f"{gpu.memory:.0f}", f"{gpu.power:.0f}"] if gpu else [""] * 3
         figures = [f"{load.rate:.0f}", f"{load.p50:.1f}", f"{load.p99:.1f}"]
+        figures += [f"{load.failed}", f"{load.wrong}"]
         cpu = [f"{load.cpu.get(name, 0.0):.2f}" for name in names]
         lines.append([load.case, f"{load.callers}", *figures, *state, *cpu])
-    head = ["server", "callers", "images/s", "p50 ms", "p99 ms", "GPU %", "GPU MiB", "GPU W"]
+    head = ["server", "callers", "images/s", "p50 ms", "p99 ms", "failed", "wrong"]
+    head += ["GPU %", "GPU MiB", "GPU W"]
     head += [f"CPU ms, {name}" for name in names]
     text = (
         "JPEG in, boxes out, raw HTTP bodies, each caller sends the next photo as soon as it has"
-        " an answer. CPU time is that of all processes of a kind, for an image. What nvidia-smi"
+        " an answer. Wrong are answers with another number of boxes than the same photo has alone."
+        " CPU time is that of all processes of a kind, for an image. What nvidia-smi"
         " says of the GPU is a mean over the measurement, of its memory the largest value."
     )
     return f"## Load\n\n{text}\n\n{_table(head, lines)}"
+
+
+def _step_table(report: Report) -> str:
+    names = _steps(report.loads)
+    lines = [
+        [load.case, f"{load.callers}", *(f"{load.steps.get(name, 0.0):.2f}" for name in names)]
+        for load in report.loads
+        if load.steps
+    ]
+    if not lines:
+        return ""
+    text = "Milliseconds for an image, by Triton's metrics."
+    return f"## Steps\n\n{text}\n\n{_table(['server', 'callers', *names], lines)}"
 
 
 def _engine_table(report: Report) -> str:

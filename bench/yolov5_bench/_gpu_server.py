@@ -46,6 +46,7 @@ class GpuServer:
 
     process: subprocess.Popen[bytes]
     http: str
+    metrics: str
     log: Path
     seconds: float = 0.0
 
@@ -88,7 +89,7 @@ def gpu_server(repository: Path, *, precision: str, seconds: float) -> Iterator[
             process = subprocess.Popen(
                 command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
             )
-        server = GpuServer(process, f"127.0.0.1:{web}", log)
+        server = GpuServer(process, f"127.0.0.1:{web}", f"127.0.0.1:{metrics}", log)
         try:
             while "Ready:" not in server.text():
                 if process.poll() is not None or time.monotonic() - started > seconds:
@@ -146,6 +147,7 @@ def measure_load(
     *,
     case: str,
     callers: int,
+    counts: Sequence[int],
     seconds: float,
     warm: float,
 ) -> Load:
@@ -153,25 +155,24 @@ def measure_load(
 
     Args:
         generators: processes that send: one alone could not keep up with a GPU.
+        counts: of the boxes in each photo, for a single caller.
         warm: seconds of load before the measurement.
-
-    Raises:
-        RuntimeError: a request has failed.
     """
-    counts = shares(callers, len(generators))
-    with ThreadPoolExecutor(len(counts)) as pool:
+    spread = shares(callers, len(generators))
+    with ThreadPoolExecutor(len(spread)) as pool:
         reports = [
             pool.submit(
                 generator.request,
                 sender=["http", server.http],
                 photos=[*map(str, photos)],
                 callers=count,
+                counts=[*counts],
                 seconds=seconds,
                 warm=warm,
                 server=0,
-                metrics="",
+                metrics="" if number else server.metrics,
             )
-            for generator, count in zip(generators, counts)
+            for number, (generator, count) in enumerate(zip(generators, spread))
         ]
         time.sleep(warm)
         before = cpu_by_process(server.process.pid)
@@ -181,6 +182,8 @@ def measure_load(
         found = [report.result() for report in reports]
     images = sum(one["images"] for one in found)
     p50, p99 = quantiles([x for one in found for caller in one["latencies"] for x in caller])
+    cpu = milliseconds_for_an_image(before, after, images)
+    cpu["load generator"] = 1000 * sum(one["client_cpu"] for one in found) / images
     return Load(
         case=case,
         callers=callers,
@@ -188,11 +191,16 @@ def measure_load(
         p50=p50,
         p99=p99,
         gpu=average(states),
-        cpu=milliseconds_for_an_image(before, after, images),
+        cpu=cpu,
+        failed=sum(one["failed"] for one in found),
+        wrong=sum(one["wrong"] for one in found),
+        steps=found[0]["steps"],
     )
 
 
 def quantiles(latencies: Sequence[float]) -> tuple[float, float]:
-    """Median and 99th percentile of seconds, in milliseconds."""
+    """Median and 99th percentile of seconds, in milliseconds; NaN if there are none."""
+    if not latencies:
+        return float("nan"), float("nan")
     p50, p99 = (1000 * np.quantile(latencies, [0.5, 0.99])).tolist()
     return p50, p99

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ SendImage = Callable[[bytes], tuple[Answer, int]]
 
 _RAW = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": "0"}
 _JSON = {"Content-Type": "application/json"}
+_PAUSE_SECONDS = 0.02  # after a failed request
 
 
 def over_http(address: str, *parameters: str) -> SendImage:
@@ -190,6 +192,7 @@ def run_load(
     warm: float,
     server: int,
     metrics: str,
+    counts: list[int] | None = None,
 ) -> dict[str, Any]:
     """Load a server with callers that send the next image as soon as they have an answer.
 
@@ -197,18 +200,22 @@ def run_load(
         warm: seconds of load before the measurement.
         server: PID of the server, whose descendants belong to it; 0 for none.
         metrics: `host:port` of a Triton's metrics; empty for none.
+        counts: of the boxes in each image; with them, failed requests and other answers are counted
+            and the callers go on.
 
     Returns:
         images: answered during the measurement; latencies: in seconds, by caller, of requests sent
         during it; client_cpu, server_cpu: seconds used during it; wire: bytes for an image, both
-        ways; steps: milliseconds for an image in each of Triton's steps.
+        ways; steps: milliseconds for an image in each of Triton's steps; failed: requests, and
+        wrong: answers with another number of boxes, from the start on.
 
     Raises:
-        RuntimeError: a request has failed.
+        RuntimeError: a request has failed, and `counts` is not given.
     """
     begin = time.perf_counter() + warm
     window = _Window(begin, begin + seconds)
-    loops = [_Caller(make_sender(*sender), images, number) for number in range(callers)]
+    make = partial(make_sender, *sender)
+    loops = [_Caller(make, images, number, counts) for number in range(callers)]
     threads = [threading.Thread(target=loop.run, args=(window,)) for loop in loops]
     for thread in threads:
         thread.start()
@@ -228,6 +235,8 @@ def run_load(
         "client_cpu": after[0] - before[0],
         "server_cpu": after[1] - before[1],
         "wire": sum(loop.bytes_moved for loop in loops) / answered,
+        "failed": sum(loop.failed for loop in loops),
+        "wrong": sum(loop.wrong for loop in loops),
         "steps": {name: (after[2][name] - before[2][name]) / processed / 1e3 for name in after[2]},
     }
 
@@ -242,23 +251,43 @@ class _Window:
 
 
 class _Caller:
-    """One caller: sends one image after the other until the window ends or a request fails."""
+    """One caller: sends one image after the other until the window ends.
 
-    def __init__(self, send: SendImage, images: list[bytes], first: int) -> None:
-        self._send = send
+    Args:
+        counts: as for `run_load`; without them it ends when a request fails.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], SendImage],
+        images: list[bytes],
+        first: int,
+        counts: list[int] | None,
+    ) -> None:
+        self._make = make
+        self._send = make()
         self._images = images
+        self._counts = counts
         self._next = first
         self.latencies: list[float] = []
-        self.answered = self.bytes_moved = 0
+        self.answered = self.bytes_moved = self.failed = self.wrong = 0
 
     def run(self, window: _Window) -> None:
         while (started := time.perf_counter()) < window.end and not window.failures:
-            try:
-                _, size = self._send(self._images[self._next % len(self._images)])
-            except Exception as error:
-                window.failures.append(repr(error))
-                return
+            index = self._next % len(self._images)
             self._next += 1
+            try:
+                answer, size = self._send(self._images[index])
+            except Exception as error:
+                if self._counts is None:
+                    window.failures.append(repr(error))
+                    return
+                self.failed += 1
+                time.sleep(_PAUSE_SECONDS)
+                self._send = self._make()  # the connection may be in the middle of an answer
+                continue
+            if self._counts is not None and len(answer.scores) != self._counts[index]:
+                self.wrong += 1
             now = time.perf_counter()
             if window.begin <= started:
                 self.latencies.append(now - started)

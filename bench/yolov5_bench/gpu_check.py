@@ -51,18 +51,20 @@ class Case:
         portable: leave out the configurations for the embedded server: all steps are on the GPU, as
             in a container, and tensors go from one to the next in its memory.
         killed: whether recovery is measured.
+        quick: numbers of callers of a quick check.
     """
 
     name: str
     build: tuple[str, ...] = ()
     portable: bool = False
     killed: bool = False
+    quick: tuple[int, ...] = (8, 32)
 
 
 CASES = (
-    Case(name="FP32", killed=True),
-    Case(name="FP16", build=("--half",)),
+    Case(name="FP32", killed=True, quick=(1, 8, 32, 64)),
     Case(name="FP32, all steps on the GPU", portable=True),
+    Case(name="FP16", build=("--half",)),
 )
 
 
@@ -102,6 +104,7 @@ class Check:
         self._phase("tests", self.tests)
         for case in CASES[: self.options.cases]:
             self._phase(f"server {case.name}", partial(self.server, case))
+        for case in CASES[: 1 if self.options.quick else self.options.cases]:
             if not case.portable:
                 self._phase(f"bare engine {case.name}", partial(self.engine, case))
         self._phase("TensorRT", self.tensorrt)
@@ -162,12 +165,12 @@ class Check:
         print(f"  ready after {found.seconds:.1f} s, on {found.provider}", flush=True)
         if self.gpu and not found.provider.startswith("GPU"):
             report.fail(f"{case.name}: the network does not run on the GPU: {found.provider}")
-        self._fidelity(case, server)
+        counts = self._fidelity(case, server)
         write(report, self.stem)
         for generator in generators:  # which may still be importing what it needs
             photo = str(self._photos[0])
             generator.request(sender=["http", server.http], photos=[photo], check=True)
-        for callers in options.callers:
+        for callers in case.quick if options.quick else options.callers:
             self.left(1)
             load = measure_load(
                 server,
@@ -175,10 +178,16 @@ class Check:
                 self._photos,
                 case=case.name,
                 callers=callers,
+                counts=counts,
                 seconds=options.seconds,
                 warm=options.warm,
             )
             report.loads.append(load)
+            if load.failed or (load.wrong and not case.build):
+                report.fail(
+                    f"{case.name}, {callers} callers: {load.failed} requests failed, and"
+                    f" {load.wrong} answers were wrong"
+                )
             print(f"  {load}", flush=True)
             write(report, self.stem)
         if case.killed:
@@ -187,12 +196,15 @@ class Check:
             report.recoveries[case.name] = recovery
             print(f"  answers again after {recovery:.1f} s", flush=True)
 
-    def _fidelity(self, case: Case, server: GpuServer) -> None:
-        found = compare(answers(server, self._photos), read_reference(_REFERENCE))
+    def _fidelity(self, case: Case, server: GpuServer) -> list[int]:
+        """Compare the answers with the reference's; return the number of boxes in each photo."""
+        given = answers(server, self._photos)
+        found = compare(given, read_reference(_REFERENCE))
         self.report.fidelity[case.name] = found
         print(f"  {found}", flush=True)
         if not case.build and not found.is_exact:
             self.report.fail(f"{case.name}: the answers are not the reference's")
+        return [len(given[photo.name].scores) for photo in self._photos]
 
     def _keep_log(self, case: Case, server: GpuServer) -> None:
         if self.options.logs:
@@ -203,9 +215,12 @@ class Check:
         """Measure the network alone; in FP32 also with TF32, which a server does not use."""
         network = self._repository(case) / "yolov5" / "1" / "model.onnx"
         device = "cuda" if self.gpu else "cpu"
-        for tf32 in ("0", "1") if self.gpu and not case.build else ("0",):
+        batches = "1,8,64" if self.options.quick else "1,8,16,32,64"
+        with_tf32 = self.gpu and not case.build and not self.options.quick
+        for tf32 in ("0", "1") if with_tf32 else ("0",):
             name = f"{case.name} with TF32" if tf32 == "1" else case.name
-            command = [sys.executable, "-m", "yolov5_bench._gpu_engine", str(network), device, tf32]
+            command = [sys.executable, "-m", "yolov5_bench._gpu_engine", str(network), device]
+            command += [tf32, batches if self.gpu else "1,8"]
             output, error = _output(command, self.left(_ENGINE_SECONDS))
             for line in output.splitlines():
                 self.report.engines.append(Engine(case=name, **json.loads(line)))
@@ -299,6 +314,11 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=8, help="limit of all (%(default)s)")
     parser.add_argument(
         "--callers", type=numbers, default=[1, 8, 32, 64], help="concurrent callers (1,8,32,64)"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="three minutes: fewer callers, and the bare engine in FP32 alone",
     )
     parser.add_argument(
         "--seconds", type=float, default=5, help="length of a measurement (%(default)s)"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import math
+import subprocess
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from yolov5_bench import gpu_check
+from yolov5_bench import _load, gpu_check
 from yolov5_bench._gpu_fidelity import compare
 from yolov5_bench._gpu_probe import (
     GpuState,
@@ -20,7 +22,7 @@ from yolov5_bench._gpu_probe import (
     process_name,
 )
 from yolov5_bench._gpu_report import Engine, Load, Report, Started, file_stem, markdown, write
-from yolov5_bench._gpu_server import provider, shares
+from yolov5_bench._gpu_server import GpuServer, provider, shares
 from yolov5_bench._pipeline import Answer
 
 STATE = GpuState(percent=40.0, memory=1500.0, power=120.0)
@@ -35,6 +37,9 @@ def load(**changes: object) -> Load:
         "p99": 14.2,
         "gpu": STATE,
         "cpu": {"preprocess": 1.25, "tritonserver": 0.5},
+        "failed": 3,
+        "wrong": 2,
+        "steps": {"preprocess queue": 0.25, "yolov5 work": 4.5},
         **changes,
     }
     return Load(**values)  # type: ignore[arg-type]
@@ -62,9 +67,11 @@ def test_report_names_the_gpu_and_every_figure() -> None:
     text = markdown(report)
     assert text.startswith("# NVIDIA H100 80GB HBM3\n")
     assert "| FP32 | 12.3 | GPU 0, by CUDA | 1 of 1 | 0 | 0.0000 | 0.000000 | 7.1 |" in text
-    assert "| FP32 | 8 | 812 | 9.8 | 14.2 | 40 | 1500 | 120 | 1.25 | 0.50 |" in text
+    assert "| FP32 | 8 | 812 | 9.8 | 14.2 | 3 | 2 | 40 | 1500 | 120 | 1.25 | 0.50 |" in text
+    assert "| server | callers | preprocess queue | yolov5 work |" in text
+    assert "| FP32 | 8 | 0.25 | 4.50 |" in text
     assert "Best: FP32 2900 images/s" in text
-    assert "failed" not in text
+    assert "What failed" not in text
 
 
 def test_failure_is_in_the_report_with_the_figures_of_before(tmp_path: Path) -> None:
@@ -77,13 +84,15 @@ def test_failure_is_in_the_report_with_the_figures_of_before(tmp_path: Path) -> 
 
 
 def test_csv_has_a_row_for_each_measurement(tmp_path: Path) -> None:
-    report = Report(loads=[load(), load(callers=32, gpu=None, cpu={})])
+    report = Report(loads=[load(), load(callers=32, gpu=None, cpu={}, steps={})])
     report.engines.append(Engine(case="FP16", batch=8, rate=1000.0, warm=0.5))
     write(report, tmp_path / "x")
     with (tmp_path / "x.csv").open() as file:
         first, second, engine = csv.DictReader(file)
     assert (first["images_per_second"], first["cpu_ms_preprocess"]) == ("812.400", "1.250")
+    assert (first["failed"], first["wrong"], first["step_ms_yolov5_work"]) == ("3", "2", "4.500")
     assert (second["callers or batch"], second["gpu_watts"]) == ("32", "")
+    assert second["step_ms_yolov5_work"] == ""
     assert (engine["what"], engine["images_per_second"], engine["p50_ms"]) == (
         "engine",
         "1000.000",
@@ -158,6 +167,56 @@ def test_callers_are_spread_over_the_generators() -> None:
     assert shares(1, 6) == [1]
     assert shares(8, 6) == [2, 2, 1, 1, 1, 1]
     assert shares(64, 6) == [11, 11, 11, 11, 10, 10]
+
+
+def test_failed_and_wrong_answers_are_counted_and_the_load_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sent: list[bytes] = []
+
+    def make_sender(*where: str) -> _load.SendImage:
+        def send(image: bytes) -> tuple[Answer, int]:
+            sent.append(image)
+            if image == b"broken":
+                raise RuntimeError("HTTP 500")
+            return answer((0, 0.9, 1)), 1
+
+        return send
+
+    monkeypatch.setattr(_load, "make_sender", make_sender)
+    load = partial(
+        _load.run_load,
+        ["http", "x"],
+        [b"right", b"broken", b"two boxes"],
+        callers=1,
+        seconds=0.2,
+        warm=0.0,
+        server=0,
+        metrics="",
+    )
+    found = load(counts=[1, 1, 2])
+    assert found["failed"] == sent.count(b"broken") > 1
+    assert found["wrong"] == sent.count(b"two boxes") > 1
+    with pytest.raises(RuntimeError, match="HTTP 500"):
+        load()
+
+
+def test_failed_requests_fail_the_check(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(gpu_check, "nvidia_smi", lambda *fields: ["Some GPU"])
+    monkeypatch.setattr(gpu_check, "measure_load", lambda *args, **kwargs: load(failed=3, wrong=2))
+    monkeypatch.setattr(gpu_check.Check, "_fidelity", lambda self, case, server: [1])
+    options = gpu_check._options([f"--output={tmp_path}", "--quick"])
+    check = gpu_check.Check(options, "Some GPU", tmp_path)
+    server = GpuServer(subprocess.Popen(["true"]), "", "", tmp_path / "log")
+    server.log.write_text("yolov5 runs on GPU 0, by CUDA.\n")
+    check._examine(gpu_check.CASES[1], server, [])
+    server.process.wait()
+    assert check.report.failed
+    assert check.report.notes == [
+        f"FP32, all steps on the GPU, {callers} callers: 3 requests failed, and 2 answers were"
+        " wrong"
+        for callers in (8, 32)
+    ]
 
 
 def test_without_a_gpu_nothing_is_written(
