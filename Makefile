@@ -61,7 +61,7 @@ eval: $(INSTALLED) ## mAP of the running server on a labelled data set: DATA=dat
 bench: $(BENCH) $(NETWORK) ## Against FastAPI, LitServe and a client that does the work (ARGS; half an hour)
 	@$(PY) -m yolov5_bench $(ARGS)
 
-gpu-check: $(INSTALLED) ## Tests and benchmark on an NVIDIA GPU, into docs/performance (eight minutes; ARGS=--rehearse)
+gpu-check: $(INSTALLED) ## Tests and benchmark on an NVIDIA GPU, into docs/performance (eight minutes; ARGS=--quick, --rehearse)
 	@$(PY) -m yolov5_bench.gpu_check $(ARGS)
 
 lint: $(INSTALLED) ## Check style, formatting and types

@@ -141,7 +141,7 @@ def sessions_by_size(
     """Open a session for each of a few batch sizes: 1, 2, 4 ... up to the largest.
 
     On CUDA a session plans its convolutions anew whenever its input has another shape than in the
-    run before. That takes over a second; the run itself takes a few milliseconds.
+    run before. That takes about a second; the run itself takes milliseconds.
 
     Args:
         session: of the network, which is returned if it does not batch.
