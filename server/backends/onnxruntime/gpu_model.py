@@ -43,6 +43,8 @@ class GpuModel:
         names = [tensor["name"] for tensor in config["input"]]
         if not torch.cuda.is_available() or not DeviceRunner.supports(session, names):
             return None
+        # torch only joins batches on the host: more threads take the cores from the other steps.
+        torch.set_num_threads(1)
         sessions = sessions_by_size(session, config["max_batch_size"], open_fixed)
         runner = DeviceRunner(sessions, torch.device("cuda", device))
         runner.warm_up()
