@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -74,7 +75,7 @@ def import_onnx(
         names: class names to use instead of those in the metadata.
         imgsz: height and width in pixels, for a network that leaves them open.
         prefiltered: where to write the prefiltered variant; one is made for networks without
-            anchors.
+            anchors. If it would answer differently, there is none, and stderr says so.
 
     Raises:
         BuildError: `source` is damaged, is not a detection network with decoded rows, or does not
@@ -86,8 +87,23 @@ def import_onnx(
         data = converted.model.SerializeToString()
     target.write_bytes(data)
     if prefiltered and converted.channels:
+        _write_prefiltered(source, prefiltered, target, converted, converted.channels)
+
+
+def _write_prefiltered(
+    source: Path, path: Path, full: Path, converted: _Converted, channels: str
+) -> None:
+    """Write the prefiltered variant, if it answers as the full network does.
+
+    That one was compared with the original, and is served alone if there is no variant.
+    """
+    try:
         with _one_sentence(source):
-            write_prefiltered(prefiltered, target, converted.channels, imgsz=converted.size)
+            tolerance = _tolerance(converted.model)
+            write_prefiltered(path, full, channels, imgsz=converted.size, tolerance=tolerance)
+    except BuildError as error:
+        path.unlink(missing_ok=True)
+        print(f"Served without a prefiltered variant: {error}", file=sys.stderr)
 
 
 @contextmanager
@@ -312,7 +328,7 @@ def _open_batch(
     Raises:
         BuildError: the batch is fixed to several images, or the network is not deterministic.
     """
-    tolerance = TOLERANCE if precision_from(model) == contract.FP32 else TOLERANCE_FP16
+    tolerance = _tolerance(model)
     if _largest_error(model, trials, (2, 3, 1)) <= tolerance:
         return model, False
     freed = ModelProto()
@@ -327,6 +343,10 @@ def _open_batch(
     if error > tolerance:
         raise BuildError(f"{name} returns rows that differ by {error:.2g} when it is run again.")
     return model, True
+
+
+def _tolerance(model: ModelProto) -> float:
+    return TOLERANCE if precision_from(model) == contract.FP32 else TOLERANCE_FP16
 
 
 def _largest_error(

@@ -31,7 +31,9 @@ from .photos import example_images
 _AXES_ARE_AN_INPUT = 18  # of ReduceMax, since this opset
 
 
-def write_prefiltered(path: Path, full: Path, channels: str, *, imgsz: tuple[int, int]) -> float:
+def write_prefiltered(
+    path: Path, full: Path, channels: str, *, imgsz: tuple[int, int], tolerance: float
+) -> float:
     """Write the prefiltered variant of an imported network as ONNX, for one image.
 
     Its inputs and its output are those of `export_prefiltered`.
@@ -40,6 +42,7 @@ def write_prefiltered(path: Path, full: Path, channels: str, *, imgsz: tuple[int
         full: the file that `import_onnx` wrote.
         channels: name of the value [B, 4 + C, N] in that file.
         imgsz: height and width in pixels at which to compare the two.
+        tolerance: the largest relative difference allowed.
 
     Returns:
         The largest relative difference from `full` on photos.
@@ -54,7 +57,7 @@ def write_prefiltered(path: Path, full: Path, channels: str, *, imgsz: tuple[int
     onnx.save(model, path)
     images = example_images(*imgsz)
     pixels = np.rint(images * 255).astype(np.uint8)
-    return verify(path, full, images, pixels, reduced_head=False)
+    return verify(path, full, images, pixels, reduced_head=False, tolerance=tolerance)
 
 
 def _prefiltered(model: ModelProto, channels: str) -> ModelProto:

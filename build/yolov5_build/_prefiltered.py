@@ -80,12 +80,14 @@ def verify(
     pixels: NDArray[np.uint8],
     *,
     reduced_head: bool,
+    tolerance: float = TOLERANCE,
 ) -> float:
     """Run the variant and the full network on the same images, and compare their rows.
 
     Args:
         images: [B,3,H,W], RGB 0..1.
         pixels: the same as 0..255.
+        tolerance: the largest relative difference allowed.
 
     Returns:
         The largest relative difference.
@@ -105,10 +107,10 @@ def verify(
         if found.shape != expected.shape:
             raise BuildError("the network's prefiltered variant returns rows of another shape.")
         difference = max(difference, largest_difference(found, expected, reduced_head=reduced_head))
-    if not difference <= TOLERANCE:
+    if not difference <= tolerance:
         raise BuildError(
             f"the network's prefiltered variant differs from it by {difference:.2g} (allowed"
-            f" {TOLERANCE})."
+            f" {tolerance})."
         )
     return difference
 

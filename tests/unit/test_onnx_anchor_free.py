@@ -15,13 +15,16 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from foreign_layers import saved
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 from onnx.helper import make_node
 from onnx.numpy_helper import from_array
 from support import SHARED
+from torch import nn
+from ultralytics_networks import Size, sized
 
-from yolov5_build import BuildError, install_onnx
+from yolov5_build import BuildError, _onnx_import, install_onnx, load_checkpoint
 from yolov5_build import _contract as contract
 from yolov5_build._evaluate import evaluate
 from yolov5_build._onnx_import import import_onnx
@@ -417,6 +420,53 @@ def test_prefiltered_variant_has_the_rows_whose_best_score_is_over_the_confidenc
         (rows,) = run(path, pixels=pixels, nms=thresholds)
         np.testing.assert_array_equal(rows, wanted[best > thresholds[0, 0]])
     assert len(wanted[best > thresholds[0, 0]]) == 0 < len(wanted)
+
+
+class Decoded(nn.Module):
+    """The rows of a network as exporters of YOLOv8 write them, [B, 4 + C, N]."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        rows = self.network(images)
+        return torch.cat((rows[..., :4], rows[..., 5:]), 2).transpose(1, 2)
+
+
+def test_network_in_half_precision_has_a_prefiltered_variant(tmp_path: Path) -> None:
+    """ONNX Runtime rounds to FP16 at other places in the variant."""
+    torch.manual_seed(0)
+    made = sized("yolov8", Size(0.33, 0.0625, 1024, 0.0), NAMES)
+    network = load_checkpoint(saved(tmp_path / "best.pt", {"model": made})).network
+    path, target, prefiltered = (tmp_path / f"{n}.onnx" for n in ("them", "ours", "prefiltered"))
+    torch.onnx.export(
+        Decoded(network).half().eval(),
+        (torch.zeros(1, 3, 256, 256, dtype=torch.float16),),
+        str(path),
+        dynamo=False,
+        opset_version=17,
+    )
+    import_onnx(path, target, names=NAMES, prefiltered=prefiltered)
+    image = example_images(256, 256, 1)
+    pixels = np.rint(image * 255).astype(np.uint8)
+    (found,) = run(prefiltered, pixels=pixels, nms=np.array([[-1, 0, 0, 0, 0]], np.float32))
+    (wanted,) = run(target, images=image)
+    np.testing.assert_allclose(found, wanted, rtol=5e-2, atol=5e-2)
+
+
+def test_network_whose_prefiltered_variant_fails_is_served_without_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_onnx_import, "TOLERANCE", -1.0)  # less than no difference at all
+    monkeypatch.setattr(_onnx_import, "_open_batch", lambda name, model, *rest: (model, False))
+    path = tmp_path / "prefiltered.onnx"
+    assert_rows(convert(raw(), tmp_path, prefiltered=path), 1)
+    assert not path.exists()
+    assert capsys.readouterr().err == (
+        "Served without a prefiltered variant: the network's prefiltered variant differs from it by"
+        " 0 (allowed -1.0).\n"
+    )
 
 
 def test_prefiltered_variant_is_installed(tmp_path: Path) -> None:
