@@ -79,7 +79,7 @@ def checkpoint_from(
             raise BuildError(f"{path.name} does not end in a detection head.")
         if sentence := head_refusal(path.name, head):
             raise BuildError(f"{path.name} {sentence}.")
-        labels = _class_names(path.name, network.names if names is None else names, head.nc)
+        labels = _class_names(path.name, names or getattr(network, "names", None), head.nc)
         stride = _largest_stride(head.stride)
         # Tensors may share memory in the file, but may not expand to more than the file holds.
         tensors = [*network.parameters(), *network.buffers()]
@@ -116,12 +116,15 @@ def _find_network(name: str, checkpoint: object) -> layers.DetectionModel:
     raise BuildError(f"{name} holds no YOLOv5 detection network.")
 
 
+_WRAPPED = ("ema", "model", "module", "_orig_mod")  # what wrappers call the network
+
+
 def _unwrap(network: object) -> object:
     if isinstance(network, tuple) and network:  # before v5.0: the averaged weights and their count
         network = network[0]
     for _ in range(4):
         if isinstance(network, layers.Wrapper):
-            held = (getattr(network, name, None) for name in ("model", "module", "_orig_mod"))
+            held = (getattr(network, name, None) for name in _WRAPPED)
             network = next((one for one in held if one is not None), None)
     return network
 

@@ -55,8 +55,8 @@ _IGNORED = {
         "Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath",
     ),
     "torch": (
-        "_TorchCompileInductorWrapper bfloat16 bool device dtype float16 float32 float64 int16 "
-        "int32 int64 int8 uint8"
+        "Tensor _TorchCompileInductorWrapper bfloat16 bool device dtype float16 float32 float64 "
+        "int16 int32 int64 int8 uint8"
     ),
     # Of `torch.compile`.
     "torch._dynamo.convert_frame": (
@@ -67,14 +67,7 @@ _IGNORED = {
     "torch._dynamo.repro.after_dynamo": "WrapBackendDebug",
     "torch.nn.modules.loss": "BCEWithLogitsLoss",
     "types": "SimpleNamespace",
-    # Options and the loss, which the `ultralytics` package keeps during training.
-    **dict.fromkeys(("ultralytics.utils", "ultralytics.yolo.utils"), "IterableSimpleNamespace"),
-    **dict.fromkeys(
-        ("ultralytics.utils.loss", "ultralytics.yolo.utils.loss"),
-        "BboxLoss DFLoss E2EDetectLoss E2ELoss v8DetectionLoss",
-    ),
-    **dict.fromkeys(("ultralytics.utils.tal", "ultralytics.yolo.utils.tal"), "TaskAlignedAssigner"),
-    "ultralytics.yolo.v8.detect.train": "Loss",
+    "typing": "Any",
 }
 
 PLACEHOLDERS: dict[str, Any] = {
@@ -85,3 +78,15 @@ PLACEHOLDERS: dict[str, Any] = {
     "dill._dill._load_type": load_type,
     **{f"{module}.{name}": Ignored for module, names in _IGNORED.items() for name in names.split()},
 }
+
+# What the `ultralytics` package keeps of a training, such as options and the loss, is defined
+# beside its layers, which are in `ultralytics.nn`. Its first releases had options of `omegaconf`.
+_MODULES = (
+    "omegaconf.",
+    *(f"ultralytics.{part}." for part in ("cfg", "data", "engine", "hub", "utils", "yolo")),
+)
+
+
+def placeholder(name: str) -> type[Ignored] | None:
+    """The placeholder of a name that is in no list, because its module has no layers; else None."""
+    return Ignored if name.startswith(_MODULES) else None

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from ._errors import BuildError
 from ._families import refusal
-from ._placeholders import PLACEHOLDERS, Ignored, load_type
+from ._placeholders import PLACEHOLDERS, Ignored, load_type, placeholder
 from .anchor_free import KNOWN_LAYERS
-from .layers import CompiledNetwork
+from .layers import CompiledNetwork, DetectionModel, Wrapper
 
 # The largest official checkpoint (yolov5x6) has 283 MB. The bundled one has a pickle of 87 kB with
 # 36,000 instructions, and 364 other members in the zip.
@@ -182,7 +182,7 @@ class _Unpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         # Protocol 2 uses the module names of Python 2; the pip package of YOLOv5 adds a prefix.
         plain = "builtins" if module == "__builtin__" else module.removeprefix("yolov5.")
-        known = _KNOWN.get(f"{plain}.{name}")
+        known = _KNOWN.get(f"{plain}.{name}") or placeholder(f"{plain}.{name}")
         if known is None:
             raise UnknownNameError(ascii(f"{module}.{name}")[1:-1])
         return known
@@ -227,9 +227,14 @@ class _Unpickler(pickle._Unpickler):
     def _build(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, nn.Module):
-            self._limit_copies(state)
+            parts = state.get("_modules")
+            self._limit_copies(state, parts)
             # A network that was fused before it was saved has methods of its own in `forward`.
             state.pop("forward", None)
+            # A loss that belongs to a network is no layer of it.
+            if isinstance(target, (DetectionModel, Wrapper)) and isinstance(parts, dict):
+                for name in [name for name, part in parts.items() if isinstance(part, Ignored)]:
+                    del parts[name]
             target.__setstate__(state)  # type: ignore[no-untyped-call]
         elif not isinstance(target, (Ignored, OrderedDict)):  # attributes of these are dropped
             raise DamagedError("an object of another kind")
@@ -369,6 +374,13 @@ def _parameter(data: Tensor, *_: Any) -> nn.Parameter:
     return nn.Parameter(data, requires_grad=False)
 
 
+def _typed_tensor(rebuild: object, _: object, arguments: tuple[Any, ...], *__: Any) -> Tensor:
+    """A tensor with attributes, which are dropped."""
+    if rebuild is not _tensor:
+        raise DamagedError("a tensor made in an unusual way")
+    return _tensor(*arguments)
+
+
 _KNOWN: dict[str, Any] = {
     **KNOWN_LAYERS,
     **PLACEHOLDERS,
@@ -378,9 +390,11 @@ _KNOWN: dict[str, Any] = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
+    "torch._tensor._rebuild_from_type_v2": _typed_tensor,
 }
 
 _CALLED = (
-    *(OrderedDict, tuple, list, dict, set, load_type, Ignored, _tensor, _parameter),
-    CompiledNetwork,
+    *(OrderedDict, tuple, list, dict, set, load_type, Ignored, CompiledNetwork),
+    *(_tensor, _parameter, _typed_tensor),
 )

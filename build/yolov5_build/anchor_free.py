@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from . import layers
-from .layers import C3, Bottleneck, Concat, Conv, DetectionModel, Head
+from .layers import C3, Bottleneck, Concat, Conv, DetectionModel, Head, Wrapper
 
 
 def _stages(x: Tensor, chain: Iterable[nn.Module]) -> Iterator[Tensor]:
@@ -191,6 +191,11 @@ _OURS: dict[str, dict[str, type[nn.Module]]] = {
 
 LAYERS: dict[str, type[nn.Module]] = {
     "ultralytics.nn.tasks.DetectionModel": DetectionModel,
+    "ultralytics.models.yolo.model.YOLO": Wrapper,
+    "ultralytics.nn.autobackend.AutoBackend": Wrapper,
+    "ultralytics.utils.torch_utils.ModelEMA": Wrapper,
+    "ultralytics.yolo.engine.model.YOLO": Wrapper,
+    "ultralytics.yolo.utils.torch_utils.ModelEMA": Wrapper,
     **{
         f"ultralytics.nn.modules.{module}{name}": cls
         for part, classes in _OURS.items()

@@ -380,7 +380,7 @@ class DetectionModel(nn.Module):
 
 
 class Wrapper(nn.Module):
-    """A wrapper of a network, its attribute `model` or `module`; the wrapper is discarded."""
+    """A wrapper of a network, such as its attribute `model`; the wrapper is discarded."""
 
 
 class CompiledNetwork(Wrapper):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import os
 import pathlib
@@ -334,6 +335,44 @@ def trained(model: Any) -> dict[str, Any]:
     }
 
 
+def wrapped(model: Any, name: str, attribute: str = "model", base: type = object) -> Any:
+    wrapper = original(name, base)
+    setattr(wrapper, attribute, model)
+    return wrapper
+
+
+def user_object(model: Any) -> Any:
+    """What `torch.save` makes of the object that users of the package have."""
+    outer = wrapped(model, "ultralytics.models.yolo.model.YOLO", base=nn.Module)
+    outer.ckpt = {"model": model, "train_args": {"task": "detect"}}
+    callback = original("ultralytics.utils.callbacks.base.on_train_end", object)
+    outer.callbacks = collections.defaultdict(list, {"on_train_end": [callback]})
+    return outer
+
+
+def with_options(model: Any) -> Any:
+    """The package's first releases had another library for its options."""
+    model.args = original("omegaconf.dictconfig.DictConfig", object)
+    entry = original("omegaconf.nodes.AnyNode", object)
+    model.args.__dict__ |= {"_content": {"imgsz": entry}, "_parent": None}
+    return model
+
+
+def with_loss(model: Any) -> Any:
+    """A loss is no layer, even if it is a module and an attribute of the network."""
+    model.criterion = original("ultralytics.utils.loss.NewLoss", weight=torch.ones(2))
+    model.bce = nn.BCEWithLogitsLoss()
+    return model
+
+
+def with_attributes(model: Any) -> Any:
+    """Trainers mark tensors with attributes."""
+    next(model.parameters()).marked = True
+    model.register_buffer("seen", torch.zeros(1))
+    model.seen.marked = True
+    return model
+
+
 PATH = pathlib.PureWindowsPath("C:\\runs\\best.pt")
 AROUND: dict[str, Callable[[Any], Any]] = {
     "the end of a training": lambda model: {"model": model.half(), "ema": None},
@@ -346,6 +385,19 @@ AROUND: dict[str, Callable[[Any], Any]] = {
     "DistributedDataParallel": lambda model: {"ema": nn.DataParallel(model)},
     "compiled": lambda model: {"model": torch.compile(model)},
     "compiled, in DataParallel": lambda model: nn.DataParallel(torch.compile(model)),
+    "the user's object": user_object,
+    "the user's object of older releases": lambda model: wrapped(
+        model, "ultralytics.yolo.engine.model.YOLO"
+    ),
+    "the object that averages": lambda model: {
+        "ema": wrapped(model, "ultralytics.utils.torch_utils.ModelEMA", "ema")
+    },
+    "the object that runs it": lambda model: {
+        "model": wrapped(model, "ultralytics.nn.autobackend.AutoBackend", base=nn.Module)
+    },
+    "options of the first releases": lambda model: {"model": with_options(model)},
+    "a loss": lambda model: {"model": with_loss(model)},
+    "attributes of tensors": lambda model: {"model": with_attributes(model)},
 }
 # Names in the pickle that cannot be made here, and the similar ones in their place.
 RENAMED = {
@@ -426,6 +478,26 @@ def test_unknown_layer_of_the_package_is_named(tmp_path: Path) -> None:
     path = saved(tmp_path / "best.pt", {"model": chain(block("C7"))})
     unknown = f"'{MODULES}block.C7', which is not among the layers that are supported"
     assert refusal(path) == f"best.pt names {unknown}; {INSTEAD}"
+
+
+def test_function_in_place_of_that_which_makes_tensors_is_not_called(tmp_path: Path) -> None:
+    call = Payload(torch._tensor._rebuild_from_type_v2, dict, torch.Tensor, ([("a", 1)],), {})
+    path = saved(tmp_path / "best.pt", {"model": chain(), "extra": call})
+    assert refusal(path) == "best.pt is not a YOLOv5 checkpoint, or is damaged."
+
+
+def test_layer_from_a_module_without_layers_is_not_left_out(tmp_path: Path) -> None:
+    changed_layer = original("ultralytics.utils.patches.NewConv")
+    path = saved(tmp_path / "best.pt", {"model": chain(changed_layer)})
+    assert refusal(path) == "best.pt is damaged: its network cannot be run."
+
+
+def test_network_without_class_names_says_how_to_give_them(tmp_path: Path) -> None:
+    model = chain()
+    del model.names
+    path = saved(tmp_path / "best.pt", {"model": model})
+    assert refusal(path) == "best.pt has no usable class names; give them with --names FILE."
+    assert load_checkpoint(path, names=["x", "y"]).names == ("x", "y")
 
 
 def end_to_end(head: Any) -> None:
