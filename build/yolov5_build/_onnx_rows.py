@@ -172,11 +172,16 @@ def _forms(array: Array, outputs: Outputs) -> Iterator[Form]:
     if array.shape[2] < 6:
         return
     layout = layout_for(array.shape[1], outputs.height, outputs.width)
+    forms = []
     # Without anchors, only a network whose objectness is constant has rows, one that was converted.
     if layout is not None and (layout.anchors > 1 or (array[..., 4] == 1).all()):
-        yield Form(kind=ROWS, layout=layout)
+        forms.append(Form(kind=ROWS, layout=layout))
     if array.shape[2] == 6 and (layout is None or layout.anchors > 1):
-        yield Form(kind=CHOSEN, layout=None)
+        forms.append(Form(kind=CHOSEN, layout=None))
+    # As many boxes can be chosen as there are rows in a layout. Their classes are integers, and the
+    # scores of rows are not.
+    integers = bool((array[..., 5] == np.rint(array[..., 5])).all())
+    yield from reversed(forms) if integers else forms
 
 
 def layout_for(rows: int, height: int, width: int) -> Layout | None:
@@ -240,10 +245,13 @@ def _problem_with_channels(array: Array, layout: Layout, outputs: Outputs) -> st
         return f"answers with {shape}, but not with scores from 0 to 1; {_ONLY}"
     if centres.max() <= 2:
         return _RELATIVE
-    if (sizes >= centres).all():
-        return _CORNERS
     reach, cells = _cell_centres(layout, outputs.height, outputs.width)
-    near = (np.abs(centres - cells) <= reach).all(axis=1)
+    distances = np.abs(centres - cells)
+    # In a small picture, boxes may all be as large as that.
+    middles = (centres + sizes) / 2  # of boxes that are given as corners
+    if (sizes >= centres).all() and np.abs(middles - cells).mean() < distances.mean():
+        return _CORNERS
+    near = (distances <= reach).all(axis=1)
     if near.mean() < 0.5:
         return f"answers with {shape}, but not with boxes in pixels; {_ONLY}"
     return None
@@ -298,10 +306,16 @@ def _other_network(outputs: Outputs) -> str:
         return BUILT_IN_NMS
     for array in single:
         shape = list(array.shape)
-        layout = layout_for(shape[1], outputs.height, outputs.width)
+        layout, across = (layout_for(n, outputs.height, outputs.width) for n in shape[1:])
+        if layout is not None and layout.anchors == 1 and shape[2] - 4 == outputs.classes:
+            wanted = [shape[0], shape[2], shape[1]]
+            return f"answers with {shape}, where {wanted} is needed; export it again in that order"
         if layout is not None and layout.anchors == 1 and shape[2] >= 6:
             return f"looks like an anchor-free network such as YOLOX, answering {shape}; {_ONLY}"
-        if shape[1] <= _MAX_DETECTIONS and shape[2] > 7 and _in_unit_interval(array):
+        in_parts = across is not None and across.anchors == 1  # boxes, scores of a YOLOv8
+        if shape[1] > _MAX_DETECTIONS or shape[2] <= 7 or in_parts:
+            continue
+        if _in_unit_interval(array):
             return f"looks like RT-DETR, answering {shape}; {_ONLY}"
     maps = [(outputs.height // s, outputs.width // s) for s in _STRIDES]
     raw = {array.shape[2:4] for array in arrays if array.ndim == 5}

@@ -400,6 +400,46 @@ def constant(answer: Array, opset: int = 17, **metadata: Any) -> ModelProto:
     )
 
 
+def with_boxes(boxes: Array) -> Array:
+    """Channels [1, 4 + C, N] with these boxes [N, 4]."""
+    rows = expected(example_images(HEIGHT, WIDTH, 1))[0]
+    joined: Array = np.concatenate((boxes, rows[:, 5:]), 1, dtype=np.float32)
+    return joined.T[None]
+
+
+def test_boxes_larger_than_a_small_picture_are_not_taken_for_corners(tmp_path: Path) -> None:
+    centres = expected(example_images(HEIGHT, WIDTH, 1))[0, :, :2]
+    large = with_boxes(np.concatenate((centres, np.full((CELLS, 2), 150.0)), 1))
+    assert said(convert(constant(large), tmp_path))["head"] == "full"
+
+
+def test_channels_with_corners_are_refused(tmp_path: Path) -> None:
+    centres = expected(example_images(HEIGHT, WIDTH, 1))[0, :, :2]
+    found = with_boxes(np.concatenate((np.maximum(centres - 9, 0), centres + 9), 1))
+    assert refusal(constant(found), tmp_path) == (
+        "gives its boxes as two corners, where centre and size are needed."
+    )
+
+
+def test_transposed_channels_are_refused_with_the_shape_that_is_needed(tmp_path: Path) -> None:
+    rows = expected(example_images(HEIGHT, WIDTH, 1))[..., [0, 1, 2, 3, 5, 6, 7]].astype("f")
+    assert refusal(constant(rows), tmp_path) == (
+        "answers with [1, 126, 7], where [1, 7, 126] is needed; export it again in that order."
+    )
+
+
+def test_boxes_and_scores_in_two_outputs_are_refused(tmp_path: Path) -> None:
+    graph = Graph()
+    channels = head(graph, 1, half=False)
+    boxes, scores = graph.part(channels, 0, 4, 1), graph.part(channels, 4, CHANNELS, 1)
+    made = finish(graph, boxes, (1, 3, HEIGHT, WIDTH))
+    made.graph.output.append(helper.make_empty_tensor_value_info(scores))
+    assert refusal(made, tmp_path) == (
+        f"answers with '{boxes}' [1, 4, 126], '{scores}' [1, 3, 126]; a detection network answers"
+        " with [1, rows, 5 + classes], [1, 4 + classes, rows] or [1, boxes, 6]."
+    )
+
+
 # ---------------------------------------------------------------------------------------------
 # The prefiltered variant
 
@@ -506,6 +546,15 @@ def test_boxes_that_a_network_of_open_size_chooses_are_served(tmp_path: Path) ->
     images = example_images(HEIGHT, 160, 2)
     wanted = chosen(expected(images))
     np.testing.assert_allclose(run(made, images=images), wanted, rtol=2e-4, atol=2e-4)
+
+
+def test_chosen_boxes_are_not_taken_for_as_many_rows(tmp_path: Path) -> None:
+    count = 3 * ((HEIGHT // 16) * (WIDTH // 16) + (HEIGHT // 32) * (WIDTH // 32))
+    corner = np.random.default_rng(0).uniform(0, 40, (count, 2))
+    rows = np.concatenate((corner, corner + 20, np.full((count, 1), 0.5), np.eye(count, 1)), 1)
+    rows[0, 2] = rows[0, 0] - 1  # a box without a width
+    answer = convert(constant(rows[None].astype("f")), tmp_path)
+    assert said(answer)["head"] == "end2end"
 
 
 def test_network_with_suppression_is_served_for_single_images(tmp_path: Path) -> None:

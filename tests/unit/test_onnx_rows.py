@@ -379,7 +379,7 @@ def test_values_that_cannot_be_channels_are_described() -> None:
     )
     assert said(good / np.array([64, 64, 64, 64, 1, 1])[:, None]).startswith(RELATIVE)
     corners = good.copy()
-    corners[:, 2:4] = corners[:, :2] + 20
+    corners[:, :2], corners[:, 2:4] = good[:, :2] - 10, good[:, :2] + 10
     assert said(corners) == "gives its boxes as two corners, where centre and size are needed"
 
 
