@@ -286,7 +286,9 @@ def _problem_with_chosen(array: Array, chooses: bool) -> str | None:
         return f"answers with {shape}, but not with two corners, a score and a class; {_ONLY}"
     if boxes.max() <= 2:
         return _RELATIVE
-    if (boxes[:, 2:] >= boxes[:, :2]).all(axis=1).mean() < 0.9:
+    # YOLO26 does not limit the sides of boxes, and those of the last ones may be in reverse.
+    ordered = (boxes[:, 2:] >= boxes[:, :2]).all(axis=1)
+    if np.average(ordered, weights=scores.astype(np.float64)) < 0.9:
         return "gives its boxes as centre and size, where two corners are needed"
     return None
 

@@ -432,11 +432,12 @@ CHOSEN_BOXES = boxes([10, 20, 60, 50, 0.9, 1], [-5, 3, 30, 30, 1, 0], fill=3)
         (CHOSEN_BOXES.astype(np.float16), 64),
         (boxes([10, 20, 60, 50, 1, 79]), 64),
         (boxes([10, 20, 60, 50, 1e-6, 5], [0, 0, 9, 9, -1, -1]), 64),
+        (boxes([10, 20, 60, 50, 0.9, 5], *[[20, 20, 19, 21, 1e-3, 5]] * 9), 64),
         # The number of rows would also be one of a network with anchors: 5 at strides 32 and 64.
         (np.repeat(boxes([10, 20, 60, 50, 0.5, 1]), 25, axis=1), 64),
         (np.repeat(boxes([10, 20, 60, 50, 0.5, 0.0]), 25, axis=1), 64),
     ],
-    ids=["two", "half", "one", "fillers", "class 1", "class 0"],
+    ids=["two", "half", "one", "fillers", "bad ones", "class 1", "class 0"],
 )
 def test_boxes_that_a_network_chooses_are_recognised(made: Array, side: int) -> None:
     form = Form(kind=CHOSEN, layout=None)
