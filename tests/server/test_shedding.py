@@ -164,7 +164,8 @@ def test_cancelled_requests_do_not_reach_the_network(server: RunningServer, crow
     _, refused = crowd.wait()
     assert {call.error.status() for call in refused} == {"StatusCode.CANCELLED"}
     ask_grpc(server.grpc, [PHOTO_BYTES])  # is answered after all of them
-    assert inferences(server, "yolov5") - before < 40
+    # Some have been dispatched before they are cancelled, on a busy machine more of them.
+    assert inferences(server, "yolov5") - before < 55
 
 
 def test_single_caller_gets_a_fair_share_beside_twelve_callers_with_batches(
