@@ -6,6 +6,7 @@ The networks are small graphs of each form, and their answers are calculated in 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -480,13 +481,15 @@ def test_network_in_half_precision_has_a_prefiltered_variant(tmp_path: Path) -> 
     made = sized("yolov8", Size(0.33, 0.0625, 1024, 0.0), NAMES)
     network = load_checkpoint(saved(tmp_path / "best.pt", {"model": made})).network
     path, target, prefiltered = (tmp_path / f"{n}.onnx" for n in ("them", "ours", "prefiltered"))
-    torch.onnx.export(
-        Decoded(network).half().eval(),
-        (torch.zeros(1, 3, 256, 256, dtype=torch.float16),),
-        str(path),
-        dynamo=False,
-        opset_version=17,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the tracer
+        torch.onnx.export(
+            Decoded(network).half().eval(),
+            (torch.zeros(1, 3, 256, 256, dtype=torch.float16),),
+            str(path),
+            dynamo=False,
+            opset_version=17,
+        )
     import_onnx(path, target, names=NAMES, prefiltered=prefiltered)
     image = example_images(256, 256, 1)
     pixels = np.rint(image * 255).astype(np.uint8)
