@@ -10,11 +10,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -160,17 +161,11 @@ def measure_load(
     """
     spread = shares(callers, len(generators))
     with ThreadPoolExecutor(len(spread)) as pool:
+        ask = {"photos": [*map(str, photos)], "counts": [*counts], "server": 0}
+        ask |= {"sender": ["http", server.http], "seconds": seconds, "warm": warm}
         reports = [
             pool.submit(
-                generator.request,
-                sender=["http", server.http],
-                photos=[*map(str, photos)],
-                callers=count,
-                counts=[*counts],
-                seconds=seconds,
-                warm=warm,
-                server=0,
-                metrics="" if number else server.metrics,
+                generator.request, **ask, callers=count, metrics="" if number else server.metrics
             )
             for number, (generator, count) in enumerate(zip(generators, spread))
         ]
@@ -180,10 +175,10 @@ def measure_load(
             time.sleep(seconds)
         after = cpu_by_process(server.process.pid)
         found = [report.result() for report in reports]
-    images = sum(one["images"] for one in found)
+    images = _total(found, "images")
     p50, p99 = quantiles([x for one in found for caller in one["latencies"] for x in caller])
     cpu = milliseconds_for_an_image(before, after, images)
-    cpu["load generator"] = 1000 * sum(one["client_cpu"] for one in found) / images
+    cpu["load generator"] = 1000 * _total(found, "client_cpu") / images
     return Load(
         case=case,
         callers=callers,
@@ -192,10 +187,14 @@ def measure_load(
         p99=p99,
         gpu=average(states),
         cpu=cpu,
-        failed=sum(one["failed"] for one in found),
-        wrong=sum(one["wrong"] for one in found),
+        failed=_total(found, "failed"),
+        wrong=_total(found, "wrong"),
         steps=found[0]["steps"],
     )
+
+
+def _total(found: Sequence[Mapping[str, Any]], name: str) -> int:
+    return sum(one[name] for one in found)
 
 
 def quantiles(latencies: Sequence[float]) -> tuple[float, float]:

@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -227,17 +227,28 @@ def run_load(
         thread.join()
     if window.failures:
         raise RuntimeError(window.failures[0])
-    processed = max(1, after[2].pop("images", 0) - before[2].pop("images", 0))
+    return {
+        "client_cpu": after[0] - before[0],
+        "server_cpu": after[1] - before[1],
+        "steps": _milliseconds(before[2], after[2]),
+        **_sums(loops),
+    }
+
+
+def _milliseconds(before: dict[str, int], after: dict[str, int]) -> dict[str, float]:
+    """Milliseconds for an image in each step, of Triton's counters at two times."""
+    images = max(1, after.pop("images", 0) - before.pop("images", 0))
+    return {name: (after[name] - before[name]) / images / 1e3 for name in after}
+
+
+def _sums(loops: Sequence[_Caller]) -> dict[str, Any]:
     answered = max(1, sum(loop.answered for loop in loops))
     return {
         "images": answered,
         "latencies": [loop.latencies for loop in loops],
-        "client_cpu": after[0] - before[0],
-        "server_cpu": after[1] - before[1],
         "wire": sum(loop.bytes_moved for loop in loops) / answered,
         "failed": sum(loop.failed for loop in loops),
         "wrong": sum(loop.wrong for loop in loops),
-        "steps": {name: (after[2][name] - before[2][name]) / processed / 1e3 for name in after[2]},
     }
 
 

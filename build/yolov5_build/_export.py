@@ -76,6 +76,14 @@ def export_onnx(
     shape, difference = _verify(
         checkpoint, path, images, dynamic=dynamic, half=half, reduced_head=reduced_head
     )
+    entries = _metadata(checkpoint, half=half, reduced_head=reduced_head, provenance=provenance)
+    _write_metadata(path, (None if dynamic else shape[1], shape[2]), entries)
+    return difference
+
+
+def _metadata(
+    checkpoint: Checkpoint, *, half: bool, reduced_head: bool, provenance: str | None
+) -> dict[str, str]:
     entries = {
         contract.NAMES_KEY: str(dict(enumerate(checkpoint.names))),
         contract.STRIDE_KEY: str(checkpoint.stride),
@@ -85,8 +93,7 @@ def export_onnx(
     }
     if isinstance(checkpoint.network.head, anchor_free.Detect):
         entries[contract.PADDING_KEY] = contract.WHOLE
-    _write_metadata(path, (None if dynamic else shape[1], shape[2]), entries)
-    return difference
+    return entries
 
 
 def _verify(

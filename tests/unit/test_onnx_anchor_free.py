@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 import pytest
 import torch
+from conversion import convert, refusal
 from foreign_layers import saved
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
@@ -25,8 +25,8 @@ from support import SHARED
 from torch import nn
 from ultralytics_networks import Size, sized
 
-from yolov5_build import BuildError, _onnx_import, install_onnx, load_checkpoint
 from yolov5_build import _contract as contract
+from yolov5_build import _onnx_import, install_onnx, load_checkpoint
 from yolov5_build._evaluate import evaluate
 from yolov5_build._onnx_import import import_onnx
 from yolov5_build.metadata import read_metadata
@@ -264,20 +264,6 @@ def overlap(a: Array, b: Array) -> float:
     sides = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
     shared = np.prod(np.maximum(sides, 0))
     return float(shared / (np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - shared))
-
-
-def convert(made: ModelProto, folder: Path, **options: Any) -> ModelProto:
-    path, target = folder / "them.onnx", folder / "ours.onnx"
-    path.write_bytes(made.SerializeToString())
-    import_onnx(path, target, **options)
-    return onnx.load(target)
-
-
-def refusal(made: ModelProto, folder: Path, **options: Any) -> str:
-    with pytest.raises(BuildError) as caught:
-        convert(made, folder, **options)
-    assert not (folder / "ours.onnx").exists()
-    return str(caught.value).removeprefix("them.onnx ")
 
 
 def ends(made: ModelProto) -> list[list[int | str]]:

@@ -11,12 +11,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from conversion import convert, refusal
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 from onnx.numpy_helper import from_array
 
 from yolov5_build import BuildError
-from yolov5_build._onnx_import import _largest_error, _open_batch, _size, import_onnx
+from yolov5_build._onnx_import import _largest_error, _open_batch, _size
 from yolov5_build._onnx_network import ImageInput
 from yolov5_build.photos import example_images
 
@@ -63,21 +64,6 @@ def network(
     made = helper.make_model(graph, opset_imports=opsets, ir_version=7)
     helper.set_model_props(made, {"names": "['car']", **metadata})
     return made
-
-
-def convert(made: ModelProto, folder: Path, **options: Any) -> ModelProto:
-    path, target = folder / "them.onnx", folder / "ours.onnx"
-    path.write_bytes(made.SerializeToString())
-    import_onnx(path, target, **options)
-    return onnx.load(target)
-
-
-def refusal(made: ModelProto, folder: Path, **options: Any) -> str:
-    with pytest.raises(BuildError) as caught:
-        convert(made, folder, **options)
-    assert not (folder / "ours.onnx").exists()
-    assert str(caught.value).startswith("them.onnx ")
-    return str(caught.value).removeprefix("them.onnx ")
 
 
 def ends(made: ModelProto) -> list[list[int | str]]:
