@@ -7,7 +7,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,6 +31,7 @@ MAX_LAYER_CALLS = 1 << 14  # a layer may occur in several places, and run in eac
 MAX_VALUES = 1 << 33
 MULTIPLICATIONS = 1 << 34
 MULTIPLICATIONS_PER_WEIGHT = 1 << 13
+MAX_TRAINING_SIDE = 4096  # pixels; of a larger one 640 are served unless another size is asked for
 MAX_CHANNELS = 16  # numbers of channels to try, for an error that names the right one
 
 
@@ -43,12 +44,15 @@ class Checkpoint:
         names: class names, index = class.
         stride: the largest stride of the network, in pixels; input sides are multiples of it.
         sha256: of the file that it was read from.
+        imgsz: height and width in pixels of the training, if the `ultralytics` package has noted
+            them, which predicts in that size if no other is asked for; multiples of the stride.
     """
 
     network: layers.DetectionModel
     names: tuple[str, ...]
     stride: int
     sha256: str
+    imgsz: tuple[int, int] | None = None
 
 
 def load_checkpoint(path: Path, *, names: Sequence[str] | None = None) -> Checkpoint:
@@ -62,7 +66,22 @@ def load_checkpoint(path: Path, *, names: Sequence[str] | None = None) -> Checkp
         BuildError: the file is not a checkpoint, names an unknown class, or holds a network that
             cannot be run.
     """
-    return checkpoint_from(path, _find_network(path.name, unpickle(path)), names)
+    content = unpickle(path)
+    checkpoint = checkpoint_from(path, _find_network(path.name, content), names)
+    return replace(checkpoint, imgsz=_training_size(content, checkpoint.stride))
+
+
+def _training_size(content: object, stride: int) -> tuple[int, int] | None:
+    arguments = content.get("train_args") if isinstance(content, dict) else None
+    if not isinstance(arguments, dict):
+        return None
+    given = arguments.get("imgsz")
+    sides: list[Any] = [*given] if isinstance(given, (list, tuple)) else [given]
+    usable = (type(side) is int and 0 < side <= MAX_TRAINING_SIDE for side in sides)
+    if len(sides) not in (1, 2) or not all(usable):
+        return None
+    height, width = (-(-side // stride) * stride for side in (sides[0], sides[-1]))
+    return height, width
 
 
 def checkpoint_from(

@@ -65,7 +65,8 @@ def export_onnx(
     Raises:
         BuildError: `imgsz` does not fit the network, or the export differs from it too much.
     """
-    images = example_images(*image_size(checkpoint, imgsz))
+    size = image_size(checkpoint, imgsz)
+    images = example_images(*size)
     network = _half_precision(checkpoint.network) if half else checkpoint.network
     write_onnx(
         _ExportedNetwork(network, reduced_head=reduced_head, half=half),
@@ -77,6 +78,8 @@ def export_onnx(
         checkpoint, path, images, dynamic=dynamic, half=half, reduced_head=reduced_head
     )
     entries = _metadata(checkpoint, half=half, reduced_head=reduced_head, provenance=provenance)
+    if dynamic:
+        entries[contract.IMGSZ_KEY] = str([*size])
     _write_metadata(path, (None if dynamic else shape[1], shape[2]), entries)
     return difference
 

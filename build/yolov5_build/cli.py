@@ -172,9 +172,7 @@ def _install(options: argparse.Namespace) -> Installed:
             with limited(weights):
                 import_onnx(weights, exported, names=names, imgsz=imgsz, prefiltered=prefiltered)
         else:
-            exported = _export_and_quantise(
-                options, weights, imgsz or contract.DEFAULT_SIZE, Path(folder)
-            )
+            exported = _export_and_quantise(options, weights, imgsz, Path(folder))
         return install_onnx(
             exported,
             options.repository,
@@ -186,7 +184,7 @@ def _install(options: argparse.Namespace) -> Installed:
 
 
 def _export_and_quantise(
-    options: argparse.Namespace, weights: Path, imgsz: tuple[int, int], folder: Path
+    options: argparse.Namespace, weights: Path, imgsz: tuple[int, int] | None, folder: Path
 ) -> Path:
     if options.half and options.int8:
         raise BuildError("--half and --int8 exclude each other.")
@@ -229,7 +227,7 @@ def _print_notes(split: Split) -> None:
 def _export_checkpoint(
     options: argparse.Namespace,
     weights: Path,
-    imgsz: tuple[int, int],
+    imgsz: tuple[int, int] | None,
     folder: Path,
     *,
     compare: bool,
@@ -241,7 +239,7 @@ def _export_checkpoint(
     """
     checkpoint = _load_checkpoint(weights, options.names)
     settings: dict[str, Any] = {
-        "imgsz": imgsz,
+        "imgsz": imgsz or checkpoint.imgsz or contract.DEFAULT_SIZE,
         "dynamic": options.letterbox == contract.RECT,
         "reduced_head": options.reduced_head,
     }

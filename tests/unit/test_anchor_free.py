@@ -6,6 +6,7 @@ import collections
 import functools
 import os
 import pathlib
+import shutil
 import tempfile
 import types
 from collections.abc import Callable
@@ -22,7 +23,7 @@ import ultralytics_networks as made
 from checkpoints import read_small
 from foreign_layers import changed, original, saved
 from numpy.typing import NDArray
-from support import PHOTOS
+from support import PHOTOS, REPOSITORY
 from torch import Tensor, nn
 from ultralytics_networks import MODULES, SIZES, Size, block, network, unit
 
@@ -38,6 +39,7 @@ from yolov5_build import (
 from yolov5_build._families import head_refusal
 from yolov5_build._quantise import quantise
 from yolov5_build.anchor_free import LAYERS
+from yolov5_build.cli import main as build
 from yolov5_build.layers import Head
 from yolov5_build.metadata import read_metadata
 from yolov5_build.photos import example_images
@@ -423,6 +425,41 @@ def test_network_is_found(kind: str, tmp_path: Path) -> None:
     with torch.no_grad():
         found = load_checkpoint(path).network(pixels)
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("given", "size"),
+    [
+        (320, (320, 320)),
+        ([256, 320], (256, 320)),
+        ((100,), (112, 112)),  # the trainer rounds up, too
+        *((nonsense, None) for nonsense in (None, 0, True, "320", [1, 2, 3], [], 320.5, 10**9)),
+    ],
+)
+def test_size_of_the_training_is_read(given: object, size: object, tmp_path: Path) -> None:
+    content = {"model": chain(BLOCKS["C2f"]()), "train_args": {"imgsz": given}}
+    checkpoint = load_checkpoint(saved(tmp_path / "best.pt", content))
+    assert checkpoint.stride == 16
+    assert checkpoint.imgsz == size
+
+
+@pytest.mark.parametrize(
+    ("flags", "size"),
+    [
+        ([], [64, 96]),
+        (["--letterbox=rect"], [64, 96]),
+        (["--imgsz=128"], [128, 128]),
+    ],
+)
+def test_network_is_installed_in_the_size_of_its_training(
+    flags: list[str], size: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = {"model": chain(BLOCKS["C2f"]()), "train_args": {"imgsz": (64, 96)}}
+    path = saved(tmp_path / "best.pt", content)
+    repository = tmp_path / "model_repository"
+    shutil.copytree(REPOSITORY, repository, ignore=shutil.ignore_patterns("yolov5"))
+    assert build([str(path), *flags, f"--repository={repository}"]) == 0
+    assert f"{size[0]}x{size[1]}, letterbox" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------------------------------------
