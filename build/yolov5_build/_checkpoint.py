@@ -21,6 +21,7 @@ from ._families import head_refusal
 from ._labels import as_labels, is_name
 from ._unpickler import unpickle
 from .anchor_free import Attention
+from .metadata import as_size
 
 # Values in one layer's output for a 640-pixel image: enough for attention with 4 heads over a map
 # of stride 8, and 32 times as many as the largest official network has.
@@ -75,12 +76,10 @@ def _training_size(content: object, stride: int) -> tuple[int, int] | None:
     arguments = content.get("train_args") if isinstance(content, dict) else None
     if not isinstance(arguments, dict):
         return None
-    given = arguments.get("imgsz")
-    sides: list[Any] = [*given] if isinstance(given, (list, tuple)) else [given]
-    usable = (type(side) is int and 0 < side <= MAX_TRAINING_SIDE for side in sides)
-    if len(sides) not in (1, 2) or not all(usable):
+    size = as_size(arguments.get("imgsz"))
+    if size is None or max(size) > MAX_TRAINING_SIDE:
         return None
-    height, width = (-(-side // stride) * stride for side in (sides[0], sides[-1]))
+    height, width = (-(-side // stride) * stride for side in size)
     return height, width
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from ._errors import BuildError
 from ._labels import as_labels, is_name
 from ._onnx_rows import Layout
+from .metadata import as_size
 
 _GIVE_NAMES = "give them with --names FILE, one a line"
 MAX_CHARACTERS = 1 << 18  # of all names together
@@ -52,14 +53,8 @@ def exported_size(text: str | None, step: int) -> tuple[int, int] | None:
     Args:
         text: such as `[480, 640]`, `[640]` or `640`.
     """
-    sides = _parse(text)
-    if isinstance(sides, int):
-        sides = [sides]
-    if not isinstance(sides, (list, tuple)) or len(sides) not in (1, 2):
-        return None
-    if not all(type(side) is int and side > 0 and side % step == 0 for side in sides):
-        return None
-    return sides[0], sides[-1]
+    size = as_size(_parse(text))
+    return None if size is None or any(side % step for side in size) else size
 
 
 def class_names(

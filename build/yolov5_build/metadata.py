@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 
@@ -56,3 +58,11 @@ def read_metadata(model: onnx.ModelProto | Path) -> Metadata:
         imgsz=tuple(ast.literal_eval(size)) if size else None,
         padding=entries.get(contract.PADDING_KEY, contract.EXACT),
     )
+
+
+def as_size(value: object) -> tuple[int, int] | None:
+    """Height and width in pixels from `640`, `[640]` or `[480, 640]`; None for anything else."""
+    sides: Sequence[Any] = value if isinstance(value, (list, tuple)) else [value]
+    if len(sides) not in (1, 2) or not all(type(side) is int and side > 0 for side in sides):
+        return None
+    return sides[0], sides[-1]
