@@ -41,10 +41,17 @@ Answer = Detections | YoloClientError | OSError
 NO_OPENCV = "a video or stream needs OpenCV: pip install opencv-python-headless"
 _RETRY_FAULTS_AFTER = (0.5, 1.0, 2.0)  # seconds; after a timeout or an error of the server
 _STREAMS_END_WITHIN = 2.0  # seconds, when the run ends before its streams
-# Matches the refusal of a parameter, which concerns all images, rather than of one image.
-_PARAMETER = re.compile(
-    r"parameter\b|(conf_thres|iou_thres|max_det|classes|agnostic_nms|multi_label|class_conf_thres) "
+_PARAMETERS = (
+    "conf_thres",
+    "iou_thres",
+    "max_det",
+    "classes",
+    "agnostic_nms",
+    "multi_label",
+    "class_conf_thres",
 )
+# Matches the refusal of a parameter, which concerns all images, rather than of one image.
+_PARAMETER = re.compile(rf"parameter\b|({'|'.join(_PARAMETERS)}) ")
 
 
 class _Clip:
@@ -485,16 +492,6 @@ def class_list(words: list[str]) -> list[str]:
 
 
 def _parameters(options: argparse.Namespace) -> dict[str, Any]:
-    given = {
-        name: getattr(options, name)
-        for name in (
-            "conf_thres",
-            "iou_thres",
-            "max_det",
-            "agnostic_nms",
-            "multi_label",
-            "class_conf_thres",
-        )
-    }
+    given = {name: getattr(options, name) for name in _PARAMETERS}
     given["classes"] = class_list(options.classes) if options.classes else None
     return {name: value for name, value in given.items() if value is not None}
