@@ -11,12 +11,13 @@ import nms
 import numpy as np
 import pytest
 import torch
+from default_parameters import DEFAULTS
 from fuzzing import fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 from nms import MAX_CANDIDATES, InputError, detect
 from numpy.typing import NDArray
-from parameters import Parameters, parse_parameters
+from parameters import parse_parameters
 from placement import Placement
 from prefilter import with_prefilter
 from thresholds import Thresholds
@@ -24,15 +25,6 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 IDENTITY = Placement.from_row([1, 1, 0, 0, 640, 640])
-DEFAULTS = Parameters(
-    conf_thres=0.25,
-    iou_thres=0.45,
-    max_det=300,
-    classes=frozenset(),
-    agnostic_nms=False,
-    multi_label=False,
-    class_conf_thres={},
-)
 Detections = tuple[Tensor, Tensor, Tensor]
 
 

@@ -14,21 +14,13 @@ import numpy as np
 import pytest
 from decode import REASONS
 from decoding import LIMITS, decoding_process, prepare
+from default_parameters import DEFAULTS
 from fuzzing import fuzz, is_sentence, spoilt
 from hypothesis import example, given
 from hypothesis import strategies as st
 from parameters import PARAMETER_NAMES, ParameterError, Parameters, parse_parameters, read_defaults
 
 LABELS = ("person", "bus", "fire hydrant", "a,b", "7", "自転車")
-DEFAULTS = Parameters(
-    conf_thres=0.25,
-    iou_thres=0.45,
-    max_det=300,
-    classes=frozenset(),
-    agnostic_nms=False,
-    multi_label=False,
-    class_conf_thres={},
-)
 
 
 @st.composite

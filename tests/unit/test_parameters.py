@@ -8,6 +8,7 @@ from time import thread_time
 from typing import Any
 
 import pytest
+from default_parameters import DEFAULTS
 from parameters import (
     PARAMETER_NAMES,
     ParameterError,
@@ -18,17 +19,6 @@ from parameters import (
 )
 
 LABELS = ("person", "bus", "fire hydrant")
-
-
-DEFAULTS = Parameters(
-    conf_thres=0.25,
-    iou_thres=0.45,
-    max_det=300,
-    classes=frozenset(),
-    agnostic_nms=False,
-    multi_label=False,
-    class_conf_thres={},
-)
 
 
 def parse(given: dict[str, Any], defaults: Parameters = DEFAULTS) -> Parameters:
