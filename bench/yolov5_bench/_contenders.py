@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -188,18 +188,11 @@ def started(
 def _started(
     contender: Contender, network: Path, repository: Path, cpus: int, folder: str
 ) -> Iterator[Running]:
-    web, grpc, metrics, health = _free_ports(4)
+    web, grpc, metrics, health = free_ports(4)
     if contender.service == ():
         command = None
     elif contender.service is None:
-        ports = ("http", web), ("grpc", grpc), ("metrics", metrics), ("health", health)
-        flags = [f"--{name}-port={port}" for name, port in ports]
-        command = [
-            "yolov5_server",
-            f"--repository={repository}",
-            f"--precision={contender.precision}",
-        ]
-        command += flags
+        command = launcher(repository, contender.precision, (web, grpc, metrics, health))
     else:
         module, *settings = contender.service
         values = {"GRPC_PORT": str(grpc), "REPOSITORY": str(repository), "FOLDER": folder}
@@ -228,12 +221,29 @@ def _started(
         running.process = process.pid
         yield running
     finally:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(20)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        end_group(process)
+
+
+def launcher(repository: Path, precision: str, ports: Sequence[int]) -> list[str]:
+    """The arguments of `python -m` that start the launcher.
+
+    Args:
+        precision: as for `make serve`.
+        ports: HTTP, gRPC, metrics, health.
+    """
+    names = ("http", "grpc", "metrics", "health")
+    flags = [f"--{name}-port={port}" for name, port in zip(names, ports)]
+    return ["yolov5_server", f"--repository={repository}", f"--precision={precision}", *flags]
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    """End the leader of a process group, and kill what is left of the group."""
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(20)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _wait(process: subprocess.Popen[bytes], port: int, path: str) -> None:
@@ -254,7 +264,7 @@ def _wait(process: subprocess.Popen[bytes], port: int, path: str) -> None:
     raise RuntimeError("it did not start")
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     sockets = [socket.socket() for _ in range(count)]
     try:
         for one in sockets:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -19,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ._contenders import _free_ports
+from ._contenders import end_group, free_ports, launcher
 from ._gpu_probe import (
     average,
     cpu_by_process,
@@ -79,10 +76,8 @@ def gpu_server(repository: Path, *, precision: str, seconds: float) -> Iterator[
     Raises:
         RuntimeError: it did not; the message holds the end of its log.
     """
-    web, grpc, metrics, health = _free_ports(4)
-    ports = ("http", web), ("grpc", grpc), ("metrics", metrics), ("health", health)
-    command = [sys.executable, "-m", "yolov5_server", f"--repository={repository}"]
-    command += [f"--precision={precision}", *(f"--{name}-port={port}" for name, port in ports)]
+    web, _, metrics, _ = ports = free_ports(4)
+    command = [sys.executable, "-m", *launcher(repository, precision, ports)]
     with tempfile.TemporaryDirectory(prefix="yolov5-gpu-check-") as folder:
         log = Path(folder, "log")
         with log.open("wb") as file:
@@ -99,12 +94,7 @@ def gpu_server(repository: Path, *, precision: str, seconds: float) -> Iterator[
             server.seconds = time.monotonic() - started
             yield server
         finally:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(15)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            end_group(process)
 
 
 def answers(server: GpuServer, photos: Sequence[Path]) -> dict[str, Answer]:
