@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
+from yolov5_bench import fidelity
 from yolov5_build import load_checkpoint
 from yolov5_build.cli import main as build
 from yolov5_client import Detections
@@ -48,6 +49,7 @@ SHARED = ROOT.parent / "shared" / "data"
 SHARED_MEMORY = Path("/dev/shm")
 
 Outputs = dict[str, NDArray[Any]]
+reference = fidelity.read_reference
 StartModel = Callable[[str], "subprocess.Popen[bytes]"]  # starts the process of a model
 
 
@@ -562,15 +564,6 @@ def assert_same(one: Outputs, other: Outputs, *, exact: bool = True) -> None:
             np.testing.assert_allclose(array, other[name], rtol=0, atol=1e-2, err_msg=name)
 
 
-def reference(path: Path) -> dict[str, NDArray[Any]]:
-    """The reference's detections by photo: rows of x1, y1, x2, y2, score, class."""
-    images = json.loads(path.read_text())["images"]
-    return {
-        name: np.array(image["detections"], np.float64).reshape(-1, 6)
-        for name, image in images.items()
-    }
-
-
 @dataclass
 class Difference:
     """Differences between answers and the reference's."""
@@ -583,33 +576,27 @@ class Difference:
 
 
 def compare(answers: Mapping[str, Outputs], wanted: Mapping[str, NDArray[Any]]) -> Difference:
-    """Match every detection of the reference with the nearest box of the same class.
+    """Match every detection of the reference with the nearest box of the same class."""
+    found = fidelity.compare(
+        {name: _Answer(outputs) for name, outputs in answers.items()}, wanted, conf_thres=0.25
+    )
+    return Difference(
+        images=found.photos,
+        detections=found.wanted,
+        unmatched=found.unmatched,
+        box=found.box,
+        score=found.score,
+    )
 
-    Detections with a score within 1e-3 of the threshold 0.25 may be missing on either side.
-    """
-    difference = Difference(images=len(answers))
-    for name, outputs in answers.items():
-        rows = wanted[name]
-        difference.detections += len(rows)
+
+class _Answer:
+    """The outputs of a request with one image, without their padding."""
+
+    def __init__(self, outputs: Outputs) -> None:
         count = int(outputs["num_dets"][0, 0])
-        boxes, scores = outputs["det_boxes"][0], outputs["det_scores"][0]
-        classes = outputs["det_classes"][0]
-        free = set(range(count))
-        for reference_row in rows:
-            near = [
-                (float(np.abs(boxes[i] - reference_row[:4]).max()), i)
-                for i in free
-                if classes[i] == reference_row[5]
-            ]
-            distance, best = min(near, default=(np.inf, -1))
-            if distance > 1.0:
-                difference.unmatched += abs(reference_row[4] - 0.25) > 1e-3
-                continue
-            free.remove(best)
-            difference.box = max(difference.box, distance)
-            difference.score = max(difference.score, float(abs(scores[best] - reference_row[4])))
-        difference.unmatched += sum(abs(scores[i] - 0.25) > 1e-3 for i in free)
-    return difference
+        self.boxes, self.scores, self.classes = (
+            outputs[f"det_{part}"][0, :count] for part in ("boxes", "scores", "classes")
+        )
 
 
 def executions(server: RunningServer, model: str) -> int:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ._gpu_fidelity import Fidelity
 from ._gpu_probe import GpuState
+from .fidelity import Fidelity
 
 
 @dataclass(frozen=True, kw_only=True)

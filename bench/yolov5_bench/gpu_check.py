@@ -27,11 +27,12 @@ import onnxruntime
 from yolov5_build.paths import BUNDLED, BUNDLED_PHOTOS, REPOSITORY
 from yolov5_build.photos import photos_in
 
-from ._gpu_fidelity import compare, read_reference
 from ._gpu_probe import nvidia_smi, tensorrt_library
 from ._gpu_report import Engine, Report, Started, file_stem, write
 from ._gpu_server import GpuServer, answers, gpu_server, kill_postprocess, measure_load
 from ._measure import LoadGenerator
+from ._pipeline import CONF_THRES
+from .fidelity import compare, read_reference
 
 _ROOT = Path(__file__).parents[2]
 _REFERENCE = _ROOT / "tests" / "data" / "bccd_reference.json"
@@ -199,7 +200,7 @@ class Check:
     def _fidelity(self, case: Case, server: GpuServer) -> list[int]:
         """Compare the answers with the reference's; return the number of boxes in each photo."""
         given = answers(server, self._photos)
-        found = compare(given, read_reference(_REFERENCE))
+        found = compare(given, read_reference(_REFERENCE), conf_thres=CONF_THRES)
         self.report.fidelity[case.name] = found
         print(f"  {found}", flush=True)
         if not case.build and not found.is_exact:

@@ -13,7 +13,6 @@ import pytest
 from numpy.typing import NDArray
 
 from yolov5_bench import _load, gpu_check
-from yolov5_bench._gpu_fidelity import compare
 from yolov5_bench._gpu_probe import (
     GpuState,
     average,
@@ -24,6 +23,7 @@ from yolov5_bench._gpu_probe import (
 from yolov5_bench._gpu_report import Engine, Load, Report, Started, file_stem, markdown, write
 from yolov5_bench._gpu_server import GpuServer, provider, shares
 from yolov5_bench._pipeline import Answer
+from yolov5_bench.fidelity import compare
 
 STATE = GpuState(percent=40.0, memory=1500.0, power=120.0)
 
@@ -61,7 +61,9 @@ def reference(*rows: tuple[float, float, int]) -> NDArray[np.float64]:
 def test_report_names_the_gpu_and_every_figure() -> None:
     report = Report(facts={"GPU": "NVIDIA H100 80GB HBM3"}, loads=[load()])
     report.started.append(Started(case="FP32", seconds=12.34, provider="GPU 0, by CUDA"))
-    report.fidelity["FP32"] = compare({"a": answer((0, 0.9, 1))}, {"a": reference((0, 0.9, 1))})
+    report.fidelity["FP32"] = compare(
+        {"a": answer((0, 0.9, 1))}, {"a": reference((0, 0.9, 1))}, conf_thres=0.25
+    )
     report.recoveries["FP32"] = 7.06
     report.engines.append(Engine(case="FP32", batch=32, rate=2900.4, warm=1.0))
     text = markdown(report)
@@ -111,15 +113,15 @@ def test_report_is_named_after_the_gpu(name: str, stem: str) -> None:
 def test_differences_from_the_reference_are_counted() -> None:
     wanted = reference((0, 0.9, 1), (50, 0.8, 1), (100, 0.7, 0), (150, 0.2505, 0))
     ours = answer((0.05, 0.9005, 1), (50, 0.8, 2), (300, 0.6, 0))
-    found = compare({"a": ours}, {"a": wanted})
+    found = compare({"a": ours}, {"a": wanted}, conf_thres=0.25)
     # 50 has another class and 100 is missing on our side; 50 and 300 on the reference's. 150 is too
     # close to the threshold to count.
     assert (found.wanted, found.found, found.unmatched) == (4, 3, 4)
     assert found.box == pytest.approx(0.05, abs=1e-6)
     assert found.score == pytest.approx(0.0005, abs=1e-6)
     assert not found.is_exact
-    assert compare({"a": answer((0.05, 0.9005, 1))}, {"a": wanted[:1]}).is_exact
-    assert not compare({"a": answer((0.2, 0.9, 1))}, {"a": wanted[:1]}).is_exact
+    assert compare({"a": answer((0.05, 0.9005, 1))}, {"a": wanted[:1]}, conf_thres=0.25).is_exact
+    assert not compare({"a": answer((0.2, 0.9, 1))}, {"a": wanted[:1]}, conf_thres=0.25).is_exact
 
 
 def test_gpu_is_read_from_nvidia_smi_with_its_gaps() -> None:

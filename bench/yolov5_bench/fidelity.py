@@ -6,17 +6,31 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ._pipeline import CONF_THRES, Answer
-
 _NEAR = 1.0  # pixels: two boxes so close are the same
-# A detection whose score is so close to the threshold may be missing on either side.
-_MARGIN = 1e-3
+_MARGIN = 1e-3  # of a score from the threshold
 _BOX, _SCORE, _UNMATCHED = 0.1, 1e-3, 0.002  # what an answer in FP32 may differ by
+
+
+class Answer(Protocol):
+    """The detections in one image, as a server has answered them.
+
+    Attributes:
+        boxes: [K, 4]: x1, y1, x2, y2 in pixels of the image.
+        scores: [K]
+        classes: [K]
+    """
+
+    @property
+    def boxes(self) -> NDArray[Any]: ...
+    @property
+    def scores(self) -> NDArray[Any]: ...
+    @property
+    def classes(self) -> NDArray[Any]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +69,17 @@ def read_reference(path: Path) -> dict[str, NDArray[np.float64]]:
 
 
 def compare(
-    answers: Mapping[str, Answer], reference: Mapping[str, NDArray[np.float64]]
+    answers: Mapping[str, Answer],
+    reference: Mapping[str, NDArray[np.float64]],
+    *,
+    conf_thres: float,
 ) -> Fidelity:
-    """Match every detection of the reference with the nearest box of the same class."""
+    """Match every detection of the reference with the nearest box of the same class.
+
+    Args:
+        conf_thres: of both. Detections whose score is within 1e-3 of it may be missing on either
+            side.
+    """
     wanted = found = unmatched = 0
     box = score = 0.0
     for name, answer in answers.items():
@@ -72,12 +94,12 @@ def compare(
             ]
             distance, best = min(near, default=(np.inf, -1))
             if distance > _NEAR:
-                unmatched += bool(abs(row[4] - CONF_THRES) > _MARGIN)
+                unmatched += bool(abs(row[4] - conf_thres) > _MARGIN)
                 continue
             free.remove(best)
             box = max(box, distance)
             score = max(score, float(abs(answer.scores[best] - row[4])))
-        unmatched += sum(bool(abs(answer.scores[i] - CONF_THRES) > _MARGIN) for i in free)
+        unmatched += sum(bool(abs(answer.scores[i] - conf_thres) > _MARGIN) for i in free)
     return Fidelity(
         photos=len(answers), wanted=wanted, found=found, unmatched=unmatched, box=box, score=score
     )
