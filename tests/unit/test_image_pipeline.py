@@ -2,23 +2,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from decode import ImageError, ImageLimits
+from decode import Decoder, ImageError, ImageLimits
 from image_pipeline import ImagePipeline
 from letterbox import letterbox
 from network_spec import NetworkSpec
-from parameters import read_defaults
-from settings import Settings
 from support import PHOTO
 
 from yolov5_build.photos import PhotoLoader
 
-DEFAULTS = {
-    "conf_thres": 0.25,
-    "iou_thres": 0.45,
-    "max_det": 300,
-    "agnostic_nms": False,
-    "multi_label": False,
-}
 IMAGE = PHOTO.read_bytes()
 
 
@@ -37,18 +28,14 @@ def pipeline(
         best_class_only=False,
         class_names=("a",),
     )
-    settings = Settings(
-        defaults=read_defaults(DEFAULTS, ("a",)),
-        limits=ImageLimits(bytes=1 << 20, pixels=1 << 20),
-        scaled_decoding=scaled_decoding,
-        threads=1,
-        max_queued_images=1,
-        max_queue_seconds=1,
-        max_in_flight_images=1,
-    )
+    decoder = Decoder(ImageLimits(bytes=1 << 20, pixels=1 << 20))
     times = [] if seconds is None else seconds
     return ImagePipeline(
-        network, settings, gpu=None, observe=lambda *spent: times.append((spent[0], spent[1]))
+        decoder,
+        network,
+        scaled_decoding=scaled_decoding,
+        gpu=None,
+        observe=lambda *spent: times.append((spent[0], spent[1])),
     )
 
 

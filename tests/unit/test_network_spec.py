@@ -5,7 +5,7 @@ from pathlib import Path
 
 import onnx
 import pytest
-from network_spec import NetworkSpec, NetworkSpecError, network_folder, read_network_spec
+from network_spec import NetworkSpec, NetworkSpecError, read_network_spec
 
 from yolov5_build import install_onnx
 
@@ -190,10 +190,3 @@ def test_missing_file_is_named(folder: Path, file: str) -> None:
     (folder / file).unlink()
     with pytest.raises(NetworkSpecError, match=f"yolov5/{file} cannot be read"):
         read_network_spec(folder)
-
-
-def test_network_folder_is_named_by_the_setting() -> None:
-    step = Path("/models/preprocess")
-    assert network_folder(step, {"network": "plates"}) == Path("/models/plates")
-    with pytest.raises(NetworkSpecError, match="setting 'network' is missing"):
-        network_folder(step, {})

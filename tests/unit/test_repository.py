@@ -7,6 +7,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import endpoints
 import network_spec
 import pytest
 import settings
@@ -139,9 +140,10 @@ def test_build_tool_offers_what_the_steps_can_do() -> None:
     assert build_names.HEADS == network_spec.HEADS
 
 
-def test_both_steps_read_the_served_network() -> None:
-    for step in ("preprocess", "postprocess"):
-        assert read_config(step).parameters["network"].string_value == build_names.MODEL
+def test_steps_read_the_endpoint_from_its_wiring() -> None:
+    endpoint = endpoints.read_endpoint(REPOSITORY / build_names.ENSEMBLE)
+    assert (endpoint.name, endpoint.slot) == (build_names.MODEL, 0)
+    assert [tensor.name for tensor in read_config("preprocess").input] == [*endpoints.INPUTS]
 
 
 def test_every_default_is_in_the_configuration() -> None:

@@ -4,7 +4,7 @@ import pytest
 from cpu_count import available_cpus
 from decode import ImageLimits
 from parameters import ParameterError
-from settings import SettingsError, read_settings
+from settings import SettingsError, read_endpoint_settings, read_settings
 
 SETTINGS = {
     "conf_thres": "0.25",
@@ -113,3 +113,33 @@ def test_missing_setting_is_refused(name: str) -> None:
     given = {key: value for key, value in SETTINGS.items() if key != name}
     with pytest.raises((SettingsError, ParameterError), match=name):
         read_settings(given, ("car",))
+
+
+def test_endpoint_has_its_own_defaults_and_lower_limits() -> None:
+    own = {"conf_thres": "0.6", "max_image_pixels": "1500", "weight": "2.5", "classes": "bus"}
+    settings = read_endpoint_settings(SETTINGS, own, ("car", "bus"))
+    assert settings.defaults.conf_thres == 0.6
+    assert settings.defaults.classes == {1}
+    assert settings.limits == ImageLimits(bytes=1000, pixels=1500)
+    assert settings.weight == 2.5
+    assert settings.threads == 3
+    assert read_endpoint_settings(SETTINGS, {}, ("car",)) == read_settings(SETTINGS, ("car",))
+
+
+@pytest.mark.parametrize(
+    "own, sentence",
+    [
+        ({"max_image_pixels": "2001"}, "'max_image_pixels' is '2001'; allowed: at most 2000"),
+        ({"max_image_bytes": "1001"}, "'max_image_bytes' is '1001'; allowed: at most 1000"),
+        ({"threads": "2"}, "setting 'threads' is unknown; allowed: conf_thres, "),
+        ({"weight": "0"}, "setting 'weight' is '0'; allowed: a number from 0.01 to 100"),
+        ({"weight": "nan"}, "setting 'weight' is 'nan'"),
+        ({"weight": "heavy"}, "setting 'weight' is 'heavy'"),
+        ({"iou_thres": "2"}, "iou_thres is '2'; allowed: a number from 0 to 1"),
+        ({"classes": "tram"}, "tram"),
+    ],
+)
+def test_endpoint_setting_out_of_range_is_refused(own: dict[str, str], sentence: str) -> None:
+    with pytest.raises((SettingsError, ParameterError)) as caught:
+        read_endpoint_settings(SETTINGS, own, ("car", "bus"))
+    assert sentence in str(caught.value)

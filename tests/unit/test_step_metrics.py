@@ -54,10 +54,11 @@ class Recorder:
 def test_images_received_and_refused_are_counted() -> None:
     triton = Recorder()
     metrics = preprocess_metrics.Metrics(triton)
-    metrics.count_received(8)
-    metrics.count_received(1)
+    plates = metrics.for_model("plates")
+    plates.count_received(8)
+    plates.count_received(1)
     for reason in (*REASONS, "parameter", "saturated"):
-        metrics.count_rejected(reason, 2)
+        plates.count_rejected(reason, 2)
     metrics.close()
     received = triton.values.pop(("yolov5_images_total", ""))
     assert sum(received) == 9
@@ -69,7 +70,7 @@ def test_images_received_and_refused_are_counted() -> None:
 
 def test_families_are_kept_as_a_metric_ends_with_its_family() -> None:
     before, after = Recorder(), Recorder()
-    metrics = preprocess_metrics.Metrics(before), postprocess_metrics.Metrics(after, ("car",))
+    metrics = preprocess_metrics.Metrics(before), postprocess_metrics.Metrics(after)
     gc.collect()
     assert (len(before.families), len(after.families)) == (4, 2)
     for one in metrics:
@@ -79,7 +80,7 @@ def test_families_are_kept_as_a_metric_ends_with_its_family() -> None:
 def test_times_of_decoding_and_letterboxing_are_told_apart() -> None:
     triton = Recorder()
     metrics = preprocess_metrics.Metrics(triton)
-    metrics.observe(0.25, 0.5)
+    metrics.for_model("plates").observe(0.25, 0.5)
     metrics.close()
     assert triton.told() == {
         ("yolov5_decode_seconds", ""): [0.25],
@@ -92,10 +93,12 @@ def test_times_of_decoding_and_letterboxing_are_told_apart() -> None:
 
 def test_detections_are_counted_by_the_name_of_their_class() -> None:
     triton = Recorder()
-    metrics = postprocess_metrics.Metrics(triton, ("car", "bus", "car", "van"))
-    metrics.count_detections(np.array([2, 0, 1, 2]))
-    metrics.count_detections(np.array([], np.int64))
-    metrics.observe(0.125)
+    metrics = postprocess_metrics.Metrics(triton)
+    names = ("car", "bus", "car", "van")
+    plates = metrics.for_model("plates", names)
+    plates.count_detections(np.array([2, 0, 1, 2]), names)
+    plates.count_detections(np.array([], np.int64), names)
+    plates.observe(0.125)
     metrics.close()
     assert triton.told() == {
         ("yolov5_detections_total", "car"): [3],
@@ -105,3 +108,38 @@ def test_detections_are_counted_by_the_name_of_their_class() -> None:
     assert triton.buckets["yolov5_nms_seconds"] == [
         *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5)
     ]
+
+
+def test_metrics_of_several_models_all_carry_the_label_model() -> None:
+    triton = Recorder()
+    metrics = preprocess_metrics.Metrics(triton)
+    yolov5 = metrics.for_model("yolov5")
+    yolov5.count_received(1)
+    metrics.for_model("plates").count_received(2)
+    yolov5.count_received(4)
+    assert metrics.for_model("yolov5") is yolov5
+    metrics.close()
+    received = {
+        label: sum(values)
+        for (name, label), values in triton.told().items()
+        if name == "yolov5_images_total"
+    }
+    assert received["plates"] == 2
+    # The first image may have been told with the label or before there was one.
+    assert received["yolov5"] + received.get("", 0) == 5
+    assert received["yolov5"] >= 4
+
+
+def test_a_later_network_of_a_model_adds_its_classes() -> None:
+    triton = Recorder()
+    metrics = postprocess_metrics.Metrics(triton)
+    metrics.for_model("yolov5", ("car", "bus"))
+    metrics.for_model("plates", ("car",))
+    metrics.for_model("yolov5", ("van", "car")).count_detections(
+        np.array([1, 0, 0]), ("van", "car")
+    )
+    metrics.close()
+    assert triton.told() == {
+        ("yolov5_detections_total", "yolov5 car"): [1],
+        ("yolov5_detections_total", "yolov5 van"): [2],
+    }

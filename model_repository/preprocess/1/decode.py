@@ -14,6 +14,7 @@ import os
 import re
 import struct
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from typing import cast
 
@@ -106,6 +107,12 @@ class Decoder:
         # Decoding takes up to 15 bytes for each pixel: large pictures on all of many cores at the
         # same time would take more memory than there is.
         self._budget = PixelBudget(limits.pixels)
+
+    def limited_to(self, limits: ImageLimits) -> Decoder:
+        """A decoder with lower limits, which shares what is decoded at the same time."""
+        decoder = copy(self)
+        decoder._limits = limits
+        return decoder
 
     def decode(self, element: bytes) -> NDArray[np.uint8]:
         """Decode in full size: BGR uint8 [H, W, 3]; otherwise as `decode_scaled`."""

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from decode import Decoder, full_size
 from network_spec import NetworkSpec
 from placement import Placement
-from settings import Settings
 
 if TYPE_CHECKING:
     from batch_builder import BatchBuilder
@@ -20,8 +19,9 @@ class ImagePipeline:
     """Prepares images for the network, in several threads at the same time.
 
     Args:
+        decoder: with the limits of an image.
         network: determines the size and letterbox of the input.
-        settings: limits of an image, and whether a JPEG may be decoded smaller.
+        scaled_decoding: whether a JPEG may be decoded smaller.
         gpu: number of the GPU that the network runs on; None on the CPU.
         observe: called after each image with the seconds that decoding took, and the seconds that
             letterboxing and normalising took.
@@ -29,14 +29,15 @@ class ImagePipeline:
 
     def __init__(
         self,
+        decoder: Decoder,
         network: NetworkSpec,
-        settings: Settings,
         *,
+        scaled_decoding: bool,
         gpu: int | None,
         observe: Callable[[float, float], None],
     ) -> None:
-        self._decoder = Decoder(settings.limits)
-        # These import OpenCV, which must not happen before the decoder has set its pixel limit.
+        self._decoder = decoder
+        # These import OpenCV, which must not happen before a decoder has set its pixel limit.
         from batch_builder import BatchBuilder
         from letterbox import letterbox, reduction
         from normalise import PlaneSplitter, make_normaliser
@@ -51,7 +52,7 @@ class ImagePipeline:
             whole_padding=network.whole_padding,
         )
         self._reduction = full_size
-        if settings.scaled_decoding:
+        if scaled_decoding:
             self._reduction = partial(reduction, height=height, width=width, mode=mode)
         self._normalisers = {"images": make_normaliser(gpu), "pixels": PlaneSplitter()}
         self._builder = BatchBuilder

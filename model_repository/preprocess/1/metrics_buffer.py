@@ -1,23 +1,30 @@
-"""Buffer updates of Triton's metrics: each update is a blocking call to the server."""
+"""Buffer updates of Triton's metrics: each update is a blocking call to the server.
+
+Two calls at a time crash Triton's stub. To create or to drop a metric is a call as well.
+"""
 
 from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
-from threading import Condition, Event, Thread
+from threading import Condition, Event, Lock, Thread
 from typing import Any
 
 _PAUSE = 0.05  # seconds between two deliveries; counts in between are added up
 
 
 class MetricsBuffer:
-    """Collects from several threads, delivers from one: two calls at a time crash Triton's stub.
+    """Collects from several threads, delivers from one.
 
     Args:
         log: called with a line for the log if a delivery fails.
+
+    Attributes:
+        calling: held while the server is called; hold it to create or drop metrics.
     """
 
     def __init__(self, log: Callable[[str], None]) -> None:
+        self.calling = Lock()
         self._log = log
         self._counts: dict[Any, float] = {}
         self._times: list[tuple[Any, float]] = []
@@ -53,13 +60,20 @@ class MetricsBuffer:
                 self._changed.wait_for(self._has_work)
                 counts, times = self._counts, self._times
                 self._counts, self._times = {}, []
-            try:
-                for metric, amount in counts.items():
-                    metric.increment(amount)
-                for histogram, seconds in times:
-                    histogram.observe(seconds)
-            except Exception:
-                self._log(traceback.format_exc())
+            with self.calling:
+                self._deliver(counts, times)
+
+    def _deliver(self, counts: dict[Any, float], times: list[tuple[Any, float]]) -> None:
+        try:
+            for metric, amount in counts.items():
+                metric.increment(amount)
+            for histogram, seconds in times:
+                histogram.observe(seconds)
+        except Exception:
+            self._log(traceback.format_exc())
+        # These may be the last references.
+        counts.clear()
+        times.clear()
 
     def _has_work(self) -> bool:
         return bool(self._counts or self._times or self._closed.is_set())

@@ -6,47 +6,65 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from time import monotonic
+from typing import NamedTuple
 
 import malloc
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from admission_queue import AdmissionQueue, QueuedRequest, QueueFullError
 from completion import CompletionListener
-from decode import ImageError
+from decode import Decoder, ImageError
+from endpoints import INPUTS, EndpointError, EndpointRegistry
 from gather import Gather
 from image_pipeline import ImagePipeline
-from network_spec import network_folder, read_network_spec
+from network_spec import NetworkSpec
 from parameters import ParameterError, parse_parameters, read_json
-from preprocess_metrics import PARAMETER, SATURATED, Metrics
-from settings import read_settings
+from preprocess_metrics import PARAMETER, SATURATED, Metrics, ModelMetrics
+from settings import Settings, read_endpoint_settings, read_image_limits
 
 
 class TritonPythonModel:
     def initialize(self, args):
         config = json.loads(args["model_config"])
-        given = {key: value["string_value"] for key, value in config["parameters"].items()}
-        self.network = read_network_spec(network_folder(Path(args["model_repository"]), given))
-        self.settings = read_settings(
-            given,
-            self.network.class_names,
-            best_class_only=self.network.best_class_only,
-            end_to_end=self.network.end_to_end,
-        )
-        malloc.configure(tensor_bytes=3 * 4 * self.network.height * self.network.width)
+        self.given = {key: value["string_value"] for key, value in config["parameters"].items()}
         on_gpu = args["model_instance_kind"] == "GPU"
+        self.gpu = int(args["model_instance_device_id"]) if on_gpu else None
         self.metrics = Metrics(pb_utils)
-        self.pipeline = ImagePipeline(
-            self.network,
-            self.settings,
-            gpu=int(args["model_instance_device_id"]) if on_gpu else None,
-            observe=self.metrics.observe,
+        self.decoder = Decoder(read_image_limits(self.given))
+        self.tensor_bytes = 0  # of one image, for the largest network
+        self.served = EndpointRegistry(
+            Path(args["model_repository"]).parent, self.serve, pb_utils.Logger.log_error
         )
-        self.pool = ThreadPoolExecutor(self.settings.threads)
+        settings = self.served.find(0).settings  # those of the pool and the queue are common
+        self.max_queue_seconds = settings.max_queue_seconds
+        self.pool = ThreadPoolExecutor(settings.threads)
         self.queue = AdmissionQueue(
-            capacity=self.settings.max_queued_images,
-            max_in_flight=self.settings.max_in_flight_images,
+            capacity=settings.max_queued_images,
+            max_in_flight=settings.max_in_flight_images,
         )
         self.completions = CompletionListener(self.queue.complete)
+
+    def serve(self, endpoint):
+        """Prepare for the requests of an endpoint."""
+        network = endpoint.network
+        settings = read_endpoint_settings(
+            self.given,
+            endpoint.parameters,
+            network.class_names,
+            best_class_only=network.best_class_only,
+            end_to_end=network.end_to_end,
+        )
+        self.tensor_bytes = max(self.tensor_bytes, 3 * 4 * network.height * network.width)
+        malloc.configure(self.tensor_bytes)
+        metrics = self.metrics.for_model(endpoint.name)
+        pipeline = ImagePipeline(
+            self.decoder.limited_to(settings.limits),
+            network,
+            scaled_decoding=settings.scaled_decoding,
+            gpu=self.gpu,
+            observe=metrics.observe,
+        )
+        return Served(endpoint.name, network, settings, metrics, pipeline)
 
     def execute(self, requests):
         for request in requests:
@@ -56,10 +74,17 @@ class TritonPythonModel:
     def submit(self, request):
         """Put the request into the queue, or refuse it."""
         call = Call(request)
-        self.metrics.count_received(len(call.elements))
-        seconds = min(self.settings.max_queue_seconds, call.timeout or float("inf"))
         try:
-            parameters = self.read_parameters(request)
+            call.served = self.served.find(call.slot)
+        except (EndpointError, OSError) as error:
+            pb_utils.Logger.log_error(f"a request was refused: {error}")
+            message = "this endpoint has no network that can be used"
+            call.fail(message, pb_utils.TritonError.UNAVAILABLE)
+            return
+        call.served.metrics.count_received(len(call.elements))
+        seconds = min(self.max_queue_seconds, call.timeout or float("inf"))
+        try:
+            parameters = self.read_parameters(request, call.served)
             self.queue.submit(
                 QueuedRequest(
                     images=len(call.elements),
@@ -73,7 +98,7 @@ class TritonPythonModel:
         except QueueFullError as error:
             self.refuse(call, SATURATED, str(error))
 
-    def read_parameters(self, request):
+    def read_parameters(self, request, served):
         """Read the JSON that Triton makes of the parameters; bytes of headers may not be UTF-8."""
         try:
             text = request.parameters()
@@ -81,10 +106,10 @@ class TritonPythonModel:
             raise ParameterError("a parameter is no text; allowed: UTF-8") from None
         return parse_parameters(
             read_json(text or "{}"),
-            self.network.class_names,
-            self.settings.defaults,
-            best_class_only=self.network.best_class_only,
-            end_to_end=self.network.end_to_end,
+            served.network.class_names,
+            served.settings.defaults,
+            best_class_only=served.network.best_class_only,
+            end_to_end=served.network.end_to_end,
         )
 
     def expire(self, call, seconds):
@@ -92,10 +117,11 @@ class TritonPythonModel:
 
     def prepare(self, call, parameters, admission_id):
         """Prepare the images in parallel; the thread that prepares the last one answers."""
-        batch = self.pipeline.new_batch(call.outputs, len(call.elements))
+        pipeline = call.served.pipeline
+        batch = pipeline.new_batch(call.outputs, len(call.elements))
         gather = Gather(
             len(call.elements),
-            work=lambda index: self.pipeline.prepare(call.elements[index], batch, index),
+            work=lambda index: pipeline.prepare(call.elements[index], batch, index),
             answer=partial(self.answer, call, parameters, batch, admission_id),
         )
         for task in gather.tasks():
@@ -109,7 +135,7 @@ class TritonPythonModel:
         """
         try:
             if not self.has_failed(call, results):
-                call.respond(self.pack(parameters, results, batch, admission_id))
+                call.respond(self.pack(call, parameters, results, batch, admission_id))
                 return
         except Exception:
             pb_utils.Logger.log_error(traceback.format_exc())
@@ -131,10 +157,10 @@ class TritonPythonModel:
             self.refuse(call, *refusals[0], images=len(refusals))
         return bool(refusals)
 
-    def pack(self, parameters, placements, batch, admission_id):
+    def pack(self, call, parameters, placements, batch, admission_id):
         tensors, placements = batch.build(placements)
         rows = len(placements)
-        nms, class_conf_thres = parameters.as_rows(len(self.network.class_names))
+        nms, class_conf_thres = parameters.as_rows(len(call.served.network.class_names))
         admission = self.completions.as_row(admission_id)
         return pb_utils.InferenceResponse(
             [
@@ -147,6 +173,7 @@ class TritonPythonModel:
                     "class_conf_thres", np.array([class_conf_thres] * rows, np.float32)
                 ),
                 pb_utils.Tensor("admission_id", np.array([admission] * rows)),
+                pb_utils.Tensor("network", np.full((rows, 1), call.slot, np.int32)),
             ]
         )
 
@@ -157,7 +184,7 @@ class TritonPythonModel:
             reason: one of `decode.REASONS`, PARAMETER or SATURATED.
             images: how many are counted as refused; all unless given.
         """
-        self.metrics.count_rejected(reason, images or len(call.elements))
+        call.served.metrics.count_rejected(reason, images or len(call.elements))
         codes = pb_utils.TritonError
         call.fail(message, codes.UNAVAILABLE if reason == SATURATED else codes.INVALID_ARG)
 
@@ -168,17 +195,31 @@ class TritonPythonModel:
         self.metrics.close()
 
 
+class Served(NamedTuple):
+    """What a request needs of its endpoint."""
+
+    name: str
+    network: NetworkSpec
+    settings: Settings
+    metrics: ModelMetrics
+    pipeline: ImagePipeline
+
+
 class Call:
     """What is kept of a request until it is answered.
 
     Attributes:
+        slot: number of the input that the images came through.
+        served: the endpoint in this slot, set when it is found.
         elements: the encoded images, bytes.
         outputs: names of the tensors that the ensemble asks for.
         timeout: seconds that the caller allows it to wait; 0 for no limit.
     """
 
     def __init__(self, request):
-        self.elements = pb_utils.get_input_tensor_by_name(request, "image").as_numpy().reshape(-1)
+        (image,) = request.inputs()  # an endpoint fills one
+        self.slot = INPUTS.index(image.name())
+        self.elements = image.as_numpy().reshape(-1)
         self.outputs = request.requested_output_names()
         self.timeout = request.timeout() / 1e6  # from microseconds
         self.sender = request.get_response_sender()

@@ -54,21 +54,6 @@ class NetworkSpec:
         return 6 if self.best_class_only else 5 + len(self.class_names)
 
 
-def network_folder(step: Path, parameters: Mapping[str, str]) -> Path:
-    """The folder of the network that a step works for; it lies beside the step's own.
-
-    Args:
-        step: the step's folder.
-        parameters: those of the step's configuration, as text.
-
-    Raises:
-        NetworkSpecError: the parameter `network` is missing.
-    """
-    if not parameters.get("network"):
-        raise NetworkSpecError("setting 'network' is missing; allowed: the name of a model")
-    return step.parent / parameters["network"]
-
-
 def read_network_spec(folder: Path) -> NetworkSpec:
     """Read `config.pbtxt` and `labels.txt` (one class name a line) of the network in this folder.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from decode import REASONS
@@ -14,7 +15,7 @@ _BUCKETS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5]
 
 
 class Metrics:
-    """Counters and histograms, to be used from several threads.
+    """The families, and the metrics of each model.
 
     Args:
         pb_utils: Triton's module, which exists only inside the server.
@@ -22,30 +23,58 @@ class Metrics:
 
     def __init__(self, pb_utils: Any) -> None:
         family = pb_utils.MetricFamily
-        self._families: list[Any] = []  # kept, as a metric ends with its family
-
-        def new_family(name: str, description: str, kind: Any) -> Any:
-            self._families.append(family(name=name, description=description, kind=kind))
-            return self._families[-1]
-
-        def histogram(name: str, description: str) -> Any:
-            return new_family(name, description, family.HISTOGRAM).Metric(
-                labels={}, buckets=_BUCKETS
+        self._families = {  # kept, as a metric ends with its family
+            name: family(name=f"yolov5_{name}", description=description, kind=kind)
+            for name, description, kind in (
+                ("images_total", "Images received", family.COUNTER),
+                ("rejected_images_total", "Images refused, by reason", family.COUNTER),
+                ("decode_seconds", "Time to decode one image", family.HISTOGRAM),
+                (
+                    "letterbox_seconds",
+                    "Time to letterbox and normalise one image",
+                    family.HISTOGRAM,
+                ),
             )
-
-        images = new_family("yolov5_images_total", "Images received", family.COUNTER)
-        rejected = new_family(
-            "yolov5_rejected_images_total", "Images refused, by reason", family.COUNTER
-        )
+        }
         self._buffer = MetricsBuffer(pb_utils.Logger.log_error)
-        self._images = images.Metric(labels={})
+        self._models: dict[str, ModelMetrics] = {}
+
+    def for_model(self, model: str) -> ModelMetrics:
+        """The metrics of this model. If there are several models, all carry the label `model`."""
+        with self._buffer.calling:
+            if model not in self._models:
+                self._models[model] = ModelMetrics(self._families, self._buffer)
+                several = len(self._models) > 1
+                for name, metrics in self._models.items():
+                    metrics.label({"model": name} if several else {})
+        return self._models[model]
+
+    def close(self) -> None:
+        self._buffer.close()
+
+
+class ModelMetrics:
+    """Counters and histograms of one model, to be used from several threads."""
+
+    def __init__(self, families: Mapping[str, Any], buffer: MetricsBuffer) -> None:
+        self._families = families
+        self._buffer = buffer
+        self._labels: Mapping[str, str] | None = None
+
+    def label(self, labels: Mapping[str, str]) -> None:
+        """Create the metrics, with these labels, unless they have them already."""
+        if self._labels == labels:
+            return
+        self._labels = labels
+        families = self._families
+        self._images = families["images_total"].Metric(labels=labels)
         self._rejected = {
-            reason: rejected.Metric(labels={"reason": reason})
+            reason: families["rejected_images_total"].Metric(labels={**labels, "reason": reason})
             for reason in (*REASONS, PARAMETER, SATURATED)
         }
-        self._decode_seconds = histogram("yolov5_decode_seconds", "Time to decode one image")
-        self._letterbox_seconds = histogram(
-            "yolov5_letterbox_seconds", "Time to letterbox and normalise one image"
+        self._decode_seconds, self._letterbox_seconds = (
+            families[name].Metric(labels=labels, buckets=_BUCKETS)
+            for name in ("decode_seconds", "letterbox_seconds")
         )
 
     def count_received(self, images: int) -> None:
@@ -58,6 +87,3 @@ class Metrics:
         """Record the times of one image, in seconds."""
         self._buffer.observe(self._decode_seconds, decode)
         self._buffer.observe(self._letterbox_seconds, letterbox)
-
-    def close(self) -> None:
-        self._buffer.close()

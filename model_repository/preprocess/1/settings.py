@@ -1,19 +1,18 @@
-"""The `parameters` of preprocess/config.pbtxt, checked when the server starts."""
+"""The `parameters` of preprocess/config.pbtxt and those of an endpoint, checked when read."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cpu_count import available_cpus
 from decode import ImageLimits
 from parameters import PARAMETER_NAMES, Parameters, read_defaults
 
+_BY_ENDPOINT = ("max_image_bytes", "max_image_pixels", "scaled_decoding")
 _OWN = (
-    "network",
-    "max_image_bytes",
-    "max_image_pixels",
-    "scaled_decoding",
+    *_BY_ENDPOINT,
     "threads",
     "max_queued_images",
     "max_queue_seconds",
@@ -27,9 +26,10 @@ class SettingsError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The settings of `preprocess`.
+    """The settings of `preprocess` for one endpoint.
 
     Attributes:
+        weight: share of the cores against other endpoints.
         defaults: of the request parameters.
         limits: of one image.
         scaled_decoding: whether a JPEG much larger than the network's input is decoded in a
@@ -47,6 +47,37 @@ class Settings:
     max_queued_images: int
     max_queue_seconds: int
     max_in_flight_images: int
+    weight: float = 1.0
+
+
+def read_endpoint_settings(
+    config: Mapping[str, str], own: Mapping[str, str], class_names: Sequence[str], **head: bool
+) -> Settings:
+    """Read the settings of one endpoint, which replace those of `preprocess`.
+
+    Args:
+        config: the `parameters` of `preprocess`.
+        own: those of the endpoint: request parameters, limits of an image, and its weight.
+        class_names, head: as in `read_settings`.
+
+    Raises:
+        SettingsError, ParameterError: one sentence that names the setting.
+    """
+    allowed = (*PARAMETER_NAMES, *_BY_ENDPOINT, "weight")
+    if unknown := set(own) - set(allowed):
+        raise SettingsError(f"setting '{min(unknown)}' is unknown; allowed: {', '.join(allowed)}")
+    given = {name: value for name, value in own.items() if name != "weight"}
+    settings = read_settings({**config, **given}, class_names, **head)
+    most = read_image_limits(config)
+    for name, found, limit in (
+        ("max_image_bytes", settings.limits.bytes, most.bytes),
+        ("max_image_pixels", settings.limits.pixels, most.pixels),
+    ):
+        if found > limit:
+            raise SettingsError(
+                f"setting '{name}' is '{found}'; allowed: at most {limit}, as in preprocess"
+            )
+    return replace(settings, weight=_weight(own.get("weight", "1")))
 
 
 def read_settings(config: Mapping[str, str], class_names: Sequence[str], **head: bool) -> Settings:
@@ -67,7 +98,7 @@ def read_settings(config: Mapping[str, str], class_names: Sequence[str], **head:
     given = {name: config[name] for name in PARAMETER_NAMES if name in config}
     return Settings(
         defaults=read_defaults(given, class_names, **head),
-        limits=_image_limits(config),
+        limits=read_image_limits(config),
         scaled_decoding=_flag(config, "scaled_decoding"),
         threads=_whole_number(config, "threads", 0, 1024) or cores,
         max_queued_images=_whole_number(config, "max_queued_images", 1, 1 << 20),
@@ -78,7 +109,12 @@ def read_settings(config: Mapping[str, str], class_names: Sequence[str], **head:
     )
 
 
-def _image_limits(config: Mapping[str, str]) -> ImageLimits:
+def read_image_limits(config: Mapping[str, str]) -> ImageLimits:
+    """The largest image that any endpoint accepts.
+
+    Raises:
+        SettingsError: a limit is missing or out of range.
+    """
     return ImageLimits(
         bytes=_whole_number(config, "max_image_bytes", 1, 1 << 30),
         # OpenCV's own limit; that of each side is 2**20.
@@ -91,6 +127,16 @@ def _flag(config: Mapping[str, str], name: str) -> bool:
     if text not in ("true", "false"):
         raise SettingsError(f"setting '{name}' is '{text}'; allowed: true, false")
     return text == "true"
+
+
+def _weight(text: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not 0.01 <= weight <= 100:
+        raise SettingsError(f"setting 'weight' is '{text}'; allowed: a number from 0.01 to 100")
+    return weight
 
 
 def _whole_number(config: Mapping[str, str], name: str, low: int, high: int) -> int:
