@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from decode import Decoder, ImageError, ImageLimits
+from decode import Decoder, ImageError
+from image_limits import ImageLimits
 
 LIMITS = ImageLimits(bytes=200_000, pixels=1_000_000)
 

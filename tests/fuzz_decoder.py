@@ -20,7 +20,8 @@ with atheris.instrument_imports():
     import headers
     import png_rows
     import strip
-    from decode import REASONS, Decoder, ImageError, ImageLimits
+    from decode import REASONS, Decoder, ImageError
+    from image_limits import ImageLimits
 
 LIMITS = ImageLimits(bytes=200_000, pixels=1_000_000)
 SECONDS, MEMORY = 1.0, 200 << 20  # the most that a small input may take

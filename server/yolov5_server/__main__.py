@@ -72,12 +72,15 @@ def _settings(arguments: list[str] | None) -> Settings:
 def _announce(server: Server) -> None:
     settings = server.settings
     http, grpc = settings.url(settings.http_port), settings.url(settings.grpc_port)
+    names = server.further_endpoints
+    further = f"Further endpoints: {', '.join(names)}.\n" if names else ""
     address = "" if settings.grpc_port == Settings().grpc_port else f" SERVER={grpc}"
     log(
         f"Ready: HTTP on {http}, gRPC on {grpc},"
         f" metrics on {settings.url(settings.metrics_port)}/metrics,"
         f" health on {settings.url(settings.health_port)}/ready."
         f" Precision: {server.precision}.\n"
+        f"{further}"
         "Send it a photo:\n"
         f"  make detect SOURCE={EXAMPLE}{address}\n"
         f"  curl -sS -X POST http://{http}/v2/models/yolov5_ensemble/infer"

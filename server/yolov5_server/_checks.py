@@ -15,9 +15,11 @@ from ._repository import (
     MODELS,
     NETWORK,
     chosen_configs,
+    endpoint_name,
     network_precision,
     read_config,
     read_network_config,
+    step_function,
 )
 from ._settings import Settings
 from .hardware import has_cuda_provider, has_gpu
@@ -39,6 +41,8 @@ def check(settings: Settings) -> None:
 def check_repository(settings: Settings) -> None:
     """Check that the repository is complete and can be served with these settings.
 
+    Further networks are checked when they are loaded: one that cannot be served is left out.
+
     Raises:
         StartError: it is not.
     """
@@ -50,6 +54,27 @@ def check_repository(settings: Settings) -> None:
     # config.pbtxt: the embedded configurations leave the number of rows open.
     check_shared_memory(
         read_config(settings.repository, NETWORK), shutil.disk_usage(SHARED_MEMORY).free
+    )
+
+
+def check_network(settings: Settings, network: str) -> None:
+    """Check what Triton would not notice when it loads a network and its endpoint.
+
+    Raises:
+        StartError: the network cannot be served.
+    """
+    configs = chosen_configs(settings, network)
+    config = read_network_config(
+        settings.repository, configs, network=network, plans=settings.triton is not None
+    )
+    check_precision(config, settings.precision)
+    endpoint = settings.repository / endpoint_name(network)
+    try:
+        step_function(settings.repository, "endpoint_check", "check_endpoint")(endpoint)
+    except ValueError as error:
+        raise StartError(f"{error}.") from None
+    check_shared_memory(
+        read_config(settings.repository, network), shutil.disk_usage(SHARED_MEMORY).free
     )
 
 
@@ -112,7 +137,9 @@ def check_shared_memory(config: model_config_pb2.ModelConfig, free: int) -> None
     """
     imgsz = config.parameters["imgsz"].string_value
     if not all(side.isdecimal() for side in imgsz.split()):
-        raise StartError(f"imgsz in yolov5/config.pbtxt is {imgsz!r}; allowed: height and width.")
+        raise StartError(
+            f"imgsz in {config.name}/config.pbtxt is {imgsz!r}; allowed: height and width."
+        )
     sides = [int(side) for side in imgsz.split()]
     needed = 2 * max(1, config.max_batch_size)
     needed *= sum(

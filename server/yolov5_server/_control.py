@@ -76,17 +76,40 @@ class ModelControl:
         except (KeyError, TypeError):
             raise ControlError(f"{ensemble} is not served") from None
 
+    def is_served(self, model: str) -> bool:
+        """Whether any version of this model is ready.
+
+        Raises:
+            ControlError: Triton does not tell.
+        """
+        return any(one["name"] == model for one in self._index({"ready": True}))
+
+    def failures(self) -> dict[str, str]:
+        """Why models could not be loaded, by their names.
+
+        Raises:
+            ControlError: Triton does not tell.
+        """
+        found = [one for one in self._index({}) if one.get("state") != "READY"]
+        return {one["name"]: str(one.get("reason") or "it is not ready") for one in found}
+
     def version(self, model: str) -> int:
         """The served version of this model.
 
         Raises:
             ControlError: none is served, or Triton does not tell.
         """
-        index = self._request(f"{self._address}/repository/index", {"ready": True}, _ANSWER_SECONDS)
+        index = self._index({"ready": True})
         versions = [int(one.get("version", 0)) for one in index if one["name"] == model]
         if not versions:
             raise ControlError(f"{model} is not served")
         return max(versions)
+
+    def _index(self, wanted: dict[str, Any]) -> list[dict[str, Any]]:
+        index = self._request(f"{self._address}/repository/index", wanted, _ANSWER_SECONDS)
+        if not isinstance(index, list):
+            raise ControlError("Triton does not list its models")
+        return index
 
     def _post(self, path: str, body: dict[str, Any]) -> None:
         self._request(f"{self._base}/{path}", body, _LOAD_SECONDS)

@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 import time
+from collections.abc import Callable
 from http.client import LineTooLong
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BufferedIOBase
@@ -24,12 +25,18 @@ _HEAD_BYTES = 16 << 10
 class HealthServer(ThreadingHTTPServer):
     """Answers probes.
 
-    - GET /ready: 200 if an image would be answered, else 503 with the reason.
+    - GET /ready: 200 if an image would be answered by every endpoint, else 503 with the reason.
+      Networks that are not served as they are installed are listed, too.
+    - GET /ready/NAME: the same for the endpoint of one network; 404 if there is none.
+    - GET /models: what is served, as JSON.
     - GET /live: 200 unless the launcher itself should be restarted.
     - GET /metrics: restarts and canaries, for Prometheus.
 
     Connections that have sent no request are closed after a while, and earlier if a new one needs
     the place.
+
+    Args:
+        list_models: the answer to /models.
 
     Raises:
         OSError: the port cannot be used.
@@ -39,9 +46,15 @@ class HealthServer(ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = 2 * _MAX_CONNECTIONS
 
-    def __init__(self, settings: Settings, health: Health) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        health: Health,
+        list_models: Callable[[], dict[str, Any]] = dict,
+    ) -> None:
         self.address_family = settings.family
         self.health = health
+        self.list_models = list_models
         self._connections = threading.Condition()
         self._open = 0
         self._reading: dict[socket.socket, float] = {}  # since when, oldest first
@@ -140,17 +153,28 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         health = self.server.health
+        path, _, network = self.path.removeprefix("/").partition("/")
         if self.path == "/ready":
-            reason = health.check()
-            body: dict[str, Any] = {"ready": reason is None}
-            self._send(503 if reason else 200, body | ({"reason": reason} if reason else {}))
+            refused = {"not_served": dict(health.refused)} if health.refused else {}
+            self._send_ready(health.check(), refused)
+        elif path == "ready" and network in {*health.networks, *health.refused}:
+            self._send_ready(health.check(network), {})
         elif self.path == "/live":
             live = health.is_live
             self._send(200 if live else 503, {"live": live})
+        elif self.path == "/models":
+            self._send(200, self.server.list_models())
         elif self.path == "/metrics":
             self._send(200, _metrics(health))
         else:
-            self._send(404, {"error": "no such path; allowed: /ready, /live, /metrics"})
+            allowed = "/ready, /ready/NAME, /live, /models, /metrics"
+            self._send(404, {"error": f"no such path; allowed: {allowed}"})
+
+    def _send_ready(self, reason: str | None, more: dict[str, Any]) -> None:
+        body: dict[str, Any] = {"ready": reason is None}
+        if reason is not None:
+            body["reason"] = reason
+        self._send(503 if reason else 200, body | more)
 
     do_HEAD = do_GET  # noqa: N815
 
@@ -172,7 +196,7 @@ def _metrics(health: Health) -> str:
     lines = [
         "# HELP yolov5_ready Whether an image would be answered.",
         "# TYPE yolov5_ready gauge",
-        f"yolov5_ready {int(health.check() is None)}",
+        *_ready(health),
         "# HELP yolov5_restarts_total Restarts by the launcher: what failed, and why.",
         "# TYPE yolov5_restarts_total counter",
         *(
@@ -190,3 +214,11 @@ def _metrics(health: Health) -> str:
         ),
     ]
     return "".join(f"{line}\n" for line in lines)
+
+
+def _ready(health: Health) -> list[str]:
+    """The health of each endpoint; of the only one, without a label."""
+    names = sorted({*health.networks, *health.refused})
+    if len(names) <= 1:
+        return [f"yolov5_ready {int(health.check() is None)}"]
+    return [f'yolov5_ready{{model="{one}"}} {int(health.check(one) is None)}' for one in names]

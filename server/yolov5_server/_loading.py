@@ -33,6 +33,7 @@ class StartingProcesses:
     Args:
         server: Triton's process number.
         models: the models to be loaded that certainly have a process.
+        failed: models that Triton has reported as failed; their processes have ended.
         clock: seconds, monotonic.
     """
 
@@ -40,13 +41,15 @@ class StartingProcesses:
         self,
         server: int,
         models: Collection[str],
+        failed: Collection[str] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._server = server
         self._models = models
+        self._failed = failed
         self._clock = clock
         self._earlier = set(starting_processes(server))
-        self._seen: set[psutil.Process] = set()
+        self._seen: dict[psutil.Process, str | None] = {}  # with their models
         self._gone_at: float | None = None
         self._missing_at: float | None = None
         self._stopped_at: dict[psutil.Process, float] = {}
@@ -63,14 +66,16 @@ class StartingProcesses:
         self._polled_at = now
         alive = starting_processes(self._server)
         new = alive.keys() - self._earlier
-        self._seen |= new
+        self._seen |= {process: alive[process] for process in new}
         self._kill_stopped(new, now)
-        if self._seen <= alive.keys():
+        gone = [model for process, model in self._seen.items() if process not in alive]
+        if all(model in self._failed for model in gone):
             self._gone_at = None
         elif self._gone_at is None:
             self._gone_at = now
         # A process may have come and gone between two checks.
-        if set(self._models) <= {alive[process] for process in new}:
+        present = {*self._failed, *(alive[process] for process in new)}
+        if set(self._models) <= present:
             self._missing_at = None
         elif self._missing_at is None:
             self._missing_at = now

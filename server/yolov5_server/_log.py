@@ -8,7 +8,7 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import IO
 
 from ._console import log as console_log
@@ -20,14 +20,14 @@ _NOISE = re.compile(
     r"|CUDA driver version is insufficient|Failed to initialize NVML|DCGM"
     r"|^Signal \(\d+\) received"
     r"|libpng (warning|error):|Corrupt JPEG data|Premature end of JPEG|Invalid SOS parameters"
-    r"|closed::|models::\w+\.\d+'"  # see _reload.py, which reports on those itself
+    r"|closed::|models::[\w-]+\.\d+'"  # see _reload.py, which reports on those itself
     r"|extraneous bytes before marker|Unsupported marker type|Bogus |TIFF\w*:|imdecode_?\("
     r"|Inconsistent progression sequence|Unknown Adobe color transform"
 )
 # Triton's line for a model that does not load, around the model's own sentence. For a Python model
 # the exception's class comes before that sentence and the (escaped) traceback after it.
 _FAILED = re.compile(
-    r"failed to load '(?:[^']*::)?(?P<model>\w+)' version \d+: \w[\w ]*: "
+    r"failed to load '(?:[^']*::)?(?P<model>[\w.-]+)' version \d+: \w[\w ]*: "
     r'(?:\w+(?:Error|Exception): )?(?P<reason>.+?)(?:\\n|"?$)'
 )
 
@@ -47,6 +47,7 @@ class LogPump:
     are few lines a second, and little memory is used.
 
     Attributes:
+        failures: why models could not be loaded, by their names.
         stub_failure: why no Python model can be started; empty if there was no such line.
 
     Args:
@@ -63,7 +64,7 @@ class LogPump:
         self._log = log
         self._held: deque[str] | None = None if verbose else deque(maxlen=_MOST_HELD)
         self._lock = threading.Lock()
-        self._failure: str | None = None
+        self.failures: dict[str, str] = {}
         self.stub_failure = ""
         self._repeats = RepeatLimiter()
         self._last: tuple[bytes, str | None, str] = (b"", None, "")
@@ -97,7 +98,7 @@ class LogPump:
             text = _printable(data[:_LONGEST_LINE].decode(errors="replace").rstrip())
             self._last = (data, self._kind(text), text)
             if failed := _FAILED.search(text):
-                self._failure = f"it could not load {failed['model']}: {failed['reason']}"
+                self.failures[failed["model"]] = failed["reason"]
             if not _HEADER.match(text) and (found := _STUB_FAILED.search(text)):
                 self.stub_failure = found["reason"]
         _, kind, text = self._last
@@ -129,12 +130,14 @@ class LogPump:
                 self._log(line)
             self._held = None
 
-    def failure(self) -> str:
-        """Why the ended server did not start. If that is unclear, pass on all its lines."""
+    def failure(self, models: Collection[str]) -> str:
+        """Why a server with these models did not start. If that is unclear, pass on all lines."""
         self._thread.join(timeout=1)
-        if self._failure is None:
-            self.release()
-        return self._failure or "its own messages above say why"
+        for model, reason in reversed(self.failures.items()):
+            if model in models:
+                return f"it could not load {model}: {reason}"
+        self.release()
+        return "its own messages above say why"
 
     def close(self) -> None:
         """Wait for the last lines of a server that has ended."""

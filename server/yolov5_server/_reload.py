@@ -1,56 +1,104 @@
-"""Reload another network while the server runs: no request fails, and none uses two networks.
+"""Add, replace and remove networks while the server runs: no request fails, and none uses two.
 
 A request takes hold of all the models on its way when it enters the ensemble. Replacing the
-ensemble's configuration therefore cuts over to another network in one moment. First the three steps
-are loaded with the new network under names of their own, `preprocess.2` and so on; then the
-ensemble is cut over to them, and the earlier steps are unloaded. Each of the new steps is closed to
-callers as the first ones are: by a double of its name in another repository (server/closed_steps).
+ensemble's configuration therefore cuts over to another network in one moment. First the network is
+loaded under a name of its own, `yolov5.2` and so on; then the ensemble is cut over to it, and the
+earlier network is unloaded. The steps that all networks share stay as they are: they read the
+network of each request by its slot (_stage.py).
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2
-
-from ._checks import check_precision
+from ._checks import check_network
 from ._control import ControlError, ModelControl
 from ._errors import StartError
 from ._loading import LoadStuckError, load
 from ._repository import (
-    ENSEMBLE,
+    FIRST,
+    LAST,
     NETWORK,
-    STEPS,
     chosen_configs,
+    endpoint_name,
+    installed_networks,
     network_precision,
     read_config,
-    read_network_config,
 )
 from ._settings import Settings
+from ._stage import Stage, Staged
 
 _POLL_SECONDS = 0.5  # between two checks of the repository
 
 
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """What changes when a network is installed, or its endpoint's configuration is written.
+
+    Attributes:
+        network: of the network's folder, which every installation replaces.
+        endpoint: of the endpoint's configurations.
+    """
+
+    network: tuple[int, int]
+    endpoint: tuple[tuple[int, int], ...]
+
+
+def read_identity(repository: Path, network: str) -> Identity | None:
+    """The identity of what is installed; None if a file is missing."""
+    folder = repository / endpoint_name(network)
+    try:
+        status = (repository / network).stat()
+        configs = [folder / "config.pbtxt", *sorted(folder.glob("configs/*.pbtxt"))]
+        statuses = [config.stat() for config in configs]
+    except OSError:
+        return None
+    return Identity(
+        network=(status.st_ino, status.st_ctime_ns),
+        endpoint=tuple((one.st_ino, one.st_mtime_ns) for one in statuses),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """An endpoint that answers.
+
+    Attributes:
+        staged: its names and slot.
+        identity: of what was installed when it was staged.
+        version: of the network.
+        precision: of the network.
+    """
+
+    staged: Staged
+    identity: Identity | None
+    version: int
+    precision: str
+
+
 class Reloader:
-    """Watches the served network's folder, and reloads when another one is installed.
+    """Watches the installed networks, and serves what is installed.
 
     Args:
         settings: of the server.
-        models: the folder that Triton reads as its repository.
-        closed: the repository with the doubles of the steps.
-        config_name: name of the configurations that Triton prefers to config.pbtxt.
+        stage: the folders that Triton reads.
+        control: loads and unloads models.
         loading: held while models are being loaded.
         on_models_changed: called with the models that answer from now on; with None until that is
             known.
+        on_endpoints_changed: called with the names of the networks that are served.
         on_stuck: called with a sentence when Triton can load nothing any more; ends the server.
         log: writes a line to the operator's log.
+
+    Attributes:
+        served: by the name of the network.
+        refused: why a network is not served as it is installed, by its name.
     """
 
     server: int  # Triton's process number, to be set before `watch`
@@ -59,153 +107,224 @@ class Reloader:
         self,
         *,
         settings: Settings,
-        models: Path,
-        closed: Path,
-        config_name: str,
+        stage: Stage,
         control: ModelControl,
         loading: threading.Lock,
         on_models_changed: Callable[[Collection[str] | None], None],
+        on_endpoints_changed: Callable[[Collection[str]], None],
         on_stuck: Callable[[str], None],
         log: Callable[[str], None],
     ) -> None:
         self._settings = settings
         self._repository = settings.repository
-        self._plans = settings.triton is not None
-        self._models = models
-        self._closed = closed
-        self._config_name = config_name
+        self._stage = stage
         self._control = control
         self._loading = loading
         self._on_models_changed = on_models_changed
+        self._on_endpoints_changed = on_endpoints_changed
         self._on_stuck = on_stuck
         self._log = log
-        self._served = self._installed_folder()
-        self._generation = 1  # number of networks so far, also of those that failed to load
-        self._steps = {step: step for step in STEPS}  # step -> name of the model that serves it
+        self._known: dict[str, Identity | None] = {}  # what was last served or refused
+        self._generation = 1  # number of networks loaded so far, also of those that failed to load
+        self.served: dict[str, Served] = {}
+        self.refused: dict[str, str] = {}
+
+    @property
+    def models(self) -> list[str]:
+        """The models that answer."""
+        return [FIRST, LAST, *(one.staged.model for one in self.served.values())]
+
+    def stage_all(self) -> list[Staged]:
+        """Stage every installed endpoint before the server starts.
+
+        Raises:
+            StartError, OSError: the endpoint without a name cannot be served.
+        """
+        staged = []
+        for network in installed_networks(self._repository):
+            self._known[network] = read_identity(self._repository, network)
+            try:
+                if network != NETWORK:  # the first one was checked before
+                    check_network(self._settings, network)
+                staged.append(self._stage.add_endpoint(network))
+            except (StartError, OSError) as error:
+                if network == NETWORK:
+                    raise
+                self._withdraw(network, network)
+                self._refuse(network, f"The network {network} is not served: {error}")
+        return staged
+
+    def started(self, staged: Collection[Staged]) -> None:
+        """Take note of which of the staged endpoints Triton has loaded.
+
+        Raises:
+            ControlError: Triton does not tell.
+        """
+        reasons = self._control.failures()
+        for one in staged:
+            if one.endpoint in reasons or one.model in reasons:
+                reason = reasons.get(one.model) or reasons[one.endpoint]
+                with suppress(ControlError):
+                    self._control.unload(one.model)
+                self._withdraw(one.network, one.model)
+                self._refuse(one.network, f"The network {one.network} is not served: {reason}")
+            else:
+                self._accept(one, self._known[one.network])
+        self._on_endpoints_changed(list(self.served))
 
     def watch(self, should_exit: threading.Event) -> None:
         """Watch until `should_exit` is set."""
         while not should_exit.wait(_POLL_SECONDS):
-            if self._installed_folder() in (None, self._served):
-                continue
-            # `make model` takes the same lock to install a network, and may hold it for long. So
-            # no network is replaced while it loads.
-            with _locked(self._repository), self._loading:
-                self._served = self._installed_folder()
-                report = self._reload()
-            if report and not should_exit.is_set():  # otherwise it failed because the server ended
-                self._log(report)
+            for network in self._changed():
+                # `make model` takes the same lock to install a network, and may hold it for long.
+                # So no network is replaced while it loads.
+                with _locked(self._repository), self._loading:
+                    report = self._update(network)
+                if report and not should_exit.is_set():  # otherwise the server has ended
+                    self._log(report)
 
-    def _reload(self) -> str | None:
-        """Reload the installed network, or stay with the old one.
+    def _changed(self) -> list[str]:
+        """Networks that were installed, removed or configured since they were last looked at."""
+        installed = installed_networks(self._repository)
+        found = {name: read_identity(self._repository, name) for name in installed}
+        if found[NETWORK] is None:  # it cannot be removed
+            del found[NETWORK]
+        gone = self._known.keys() - found.keys() - {NETWORK}
+        return [*gone, *(name for name in found if found[name] != self._known.get(name))]
+
+    def _update(self, network: str) -> str | None:
+        """Serve the network as it is installed now.
 
         Returns:
-            A sentence on what is served now; None if the server has to be restarted first.
+            A sentence for the log; None if there is nothing to say.
         """
-        self._generation += 1
-        steps = {step: f"{step}.{self._generation}" for step in STEPS}
+        identity = read_identity(self._repository, network)
+        if identity is None and network != NETWORK:
+            self._known.pop(network, None)
+            return self._remove(network)
+        self._known[network] = identity
+        return self._replace(network, identity)
+
+    def _replace(self, network: str, identity: Identity | None) -> str | None:
+        """Load the network and cut its endpoint over to it, or stay with what is served."""
+        before = self.served.get(network)
+        same = before is not None and _same_network(before.identity, identity)
+        model = before.staged.model if before and same else self._next_model(network)
         error: Exception | None = None
+        staged = None
         try:
-            self._load_and_cut_over(steps)
+            check_network(self._settings, network)
+            staged = self._stage.replacement(network, model)
+            self._load_and_cut_over(staged, is_loaded=same)
         except LoadStuckError as stuck:
             self._on_stuck(f"The new network was not loaded: {stuck}.")
             return None
         except (ControlError, StartError, OSError) as raised:
             error = raised
         try:
-            served = self._control.steps(ENSEMBLE)
-            is_new = steps[NETWORK] in served
-            version = self._control.version(steps[NETWORK] if is_new else self._steps[NETWORK])
+            # Loading may have failed only as far as the answer is concerned.
+            if staged and (error is None or (not same and self._is_served(staged))):
+                return self._finish(staged, identity, before)
         except ControlError as silent:
             self._on_stuck(f"Triton does not say which network it serves: {silent}.")
             return None
-        self._on_models_changed(served)
-        if not is_new:
-            self._unload(steps)
-            return f"The new network was not loaded, the old one is still served: {error}"
-        self._unload(self._steps)
-        self._steps = steps
-        config = read_config(self._repository, NETWORK, chosen_configs(self._settings))
-        return f"Now serving version {version} of the network, {network_precision(config).upper()}."
+        self._on_models_changed(self.models)
+        if not same:
+            self._unload(model)
+        return self._keep(network, before, error)
 
-    def _installed_folder(self) -> tuple[int, int] | None:
-        """Identity of the installed network's folder, which every installation replaces."""
-        try:
-            status = (self._repository / NETWORK).stat()
-        except OSError:
-            return None
-        return status.st_ino, status.st_ctime_ns
+    def _is_served(self, staged: Staged) -> bool:
+        """Whether Triton has cut the endpoint over to this network."""
+        served = self._control.is_served(staged.endpoint)
+        return served and staged.model in self._control.steps(staged.endpoint)
 
-    def _load_and_cut_over(self, steps: Mapping[str, str]) -> None:
-        """Load the steps with the new network, then cut the ensemble over to them.
+    def _next_model(self, network: str) -> str:
+        self._generation += 1
+        return f"{network}.{self._generation}"
 
-        Args:
-            steps: step -> name of the model that is to serve it.
+    def _load_and_cut_over(self, staged: Staged, *, is_loaded: bool) -> None:
+        """Load the network, then cut its endpoint over to it.
 
         Raises:
             LoadStuckError: Triton waits for ever.
-            ControlError, StartError, OSError: a part failed. The old network is still served.
+            ControlError, StartError, OSError: a part failed. What was served still is.
         """
-        configs = chosen_configs(self._settings)
-        network = read_network_config(self._repository, configs, plans=self._plans)
-        check_precision(network, self._settings.precision)
-        self._stage(steps, configs)
         # Whatever can fail comes before the served ensemble is changed.
-        for step, name in steps.items():
+        if not is_loaded:
+            self._stage.add_network(staged)
             # In a container the network's backend may be in C++ and need no process.
-            has_process = not (self._plans and step == NETWORK)
-            load(self._control.load, name, server=self.server, has_process=has_process)
-        ensemble = read_config(self._repository, ENSEMBLE, configs)
-        for one in ensemble.ensemble_scheduling.step:
-            one.model_name = steps[one.model_name]
-        # Cut over, in one moment: the earlier processes may end from now on.
+            has_process = self._settings.triton is None
+            load(self._control.load, staged.model, server=self.server, has_process=has_process)
+        self._stage.write_endpoint(staged)
+        # Cut over, in one moment: the earlier process may end from now on.
         self._on_models_changed(None)
-        self._control.load(ENSEMBLE, ensemble)
+        self._control.load(staged.endpoint)
 
-    def _stage(self, steps: Mapping[str, str], configs: str | None) -> None:
-        """Copy the steps under their new names, and give each a double."""
-        for step, name in steps.items():
-            shutil.copytree(
-                self._repository / step,
-                self._models / name,
-                ignore=shutil.ignore_patterns("configs"),
-            )
-            self._write_config(self._models / name / "config.pbtxt", step, steps)
-            # Triton reads this one first; it was told the name when it was started.
-            chosen = self._models / name / "configs" / f"{self._config_name}.pbtxt"
-            self._write_config(chosen, step, steps, configs)
-            # The doubles of the first steps consist of the endpoint; for a later one Triton would
-            # reload the endpoint. This one consists of itself: Triton cannot load it, but knows its
-            # name, which is enough.
-            shutil.copytree(self._closed / step, self._closed / name)
-            double = read_config(self._closed, step)
-            double.name = name
-            double.ensemble_scheduling.step[0].model_name = name
-            write_config(self._closed / name / "config.pbtxt", double)
+    def _finish(self, staged: Staged, identity: Identity | None, before: Served | None) -> str:
+        """Take note of a new network or endpoint, and unload the one before."""
+        self._accept(staged, identity)
+        self._on_models_changed(self.models)
+        self._on_endpoints_changed(list(self.served))
+        if before is not None and before.staged.model == staged.model:
+            return f"Now serving {staged.endpoint} as it is configured now."
+        if before is not None:
+            self._unload(before.staged.model)
+        now = self.served[staged.network]
+        name = "the network" if staged.network == NETWORK else staged.network
+        return f"Now serving version {now.version} of {name}, {now.precision.upper()}."
 
-    def _write_config(
-        self, path: Path, step: str, steps: Mapping[str, str], configs: str | None = None
-    ) -> None:
-        config = read_config(self._repository, step, configs)
-        config.name = steps[step]
-        if "network" in config.parameters:
-            config.parameters["network"].string_value = steps[NETWORK]
-        write_config(path, config)
+    def _keep(self, network: str, before: Served | None, error: Exception | None) -> str:
+        """Stay with what is served, if anything is."""
+        name = "" if network == NETWORK else f" {network}"
+        if before is None:
+            self._stage.remove_endpoint(network)
+            return self._refuse(network, f"The network{name} is not served: {error}")
+        with suppress(StartError, OSError):  # then a later change of it will fail as well
+            self._stage.write_endpoint(before.staged)
+        sentence = f"The new network{name} was not loaded, the old one is still served: {error}"
+        return self._refuse(network, sentence)
 
-    def _unload(self, steps: Mapping[str, str]) -> None:
-        """Unload these steps, once the requests that they have are answered."""
-        for step, name in steps.items():
-            with suppress(ControlError):  # then it stays in memory
-                self._control.unload(name)
-            if name != step:
-                shutil.rmtree(self._models / name, ignore_errors=True)
-                shutil.rmtree(self._closed / name, ignore_errors=True)
+    def _accept(self, staged: Staged, identity: Identity | None) -> None:
+        version = self._control.version(staged.model)
+        configs = chosen_configs(self._settings, staged.network)
+        config = read_config(self._repository, staged.network, configs)
+        self.refused.pop(staged.network, None)
+        self.served[staged.network] = Served(
+            staged=staged, identity=identity, version=version, precision=network_precision(config)
+        )
+
+    def _refuse(self, network: str, sentence: str) -> str:
+        self.refused[network] = sentence
+        return sentence
+
+    def _remove(self, network: str) -> str | None:
+        """Unload an endpoint and its network, once their requests are answered."""
+        self.refused.pop(network, None)
+        before = self.served.pop(network, None)
+        if before is None:
+            return None
+        self._on_endpoints_changed(list(self.served))
+        self._on_models_changed(None)
+        with suppress(ControlError):
+            self._control.unload(before.staged.endpoint)
+        self._stage.remove_endpoint(network)
+        self._unload(before.staged.model)
+        self._on_models_changed(self.models)
+        return f"{before.staged.endpoint} was removed."
+
+    def _withdraw(self, network: str, model: str) -> None:
+        self._stage.remove_endpoint(network)
+        self._stage.remove_network(model)
+
+    def _unload(self, model: str) -> None:
+        """Unload a network, once the requests that it has are answered."""
+        with suppress(ControlError):  # then it stays in memory
+            self._control.unload(model)
+        self._stage.remove_network(model)
 
 
-def write_config(path: Path, config: model_config_pb2.ModelConfig) -> None:
-    """Write a configuration, and make its folder."""
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(text_format.MessageToString(config), "utf-8")
+def _same_network(before: Identity | None, now: Identity | None) -> bool:
+    return before is not None and now is not None and before.network == now.network
 
 
 @contextmanager

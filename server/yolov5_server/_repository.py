@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
@@ -12,15 +16,33 @@ from ._errors import StartError
 from ._settings import Settings
 from .hardware import cpu_has_bf16, has_cuda_provider, has_gpu
 
-NETWORK = "yolov5"
-STEPS = ("preprocess", NETWORK, "postprocess")
-ENSEMBLE = "yolov5_ensemble"
-MODELS = (*STEPS, ENSEMBLE)
+FIRST, LAST = "preprocess", "postprocess"  # the steps that all networks share
+NETWORK = "yolov5"  # the network without a name; others have folders of their own
+_SUFFIX = "_ensemble"
+ENSEMBLE = f"{NETWORK}{_SUFFIX}"
+MODELS = (FIRST, NETWORK, LAST, ENSEMBLE)
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 # In the embedded server, configurations with these names replace config.pbtxt of the network, where
 # `make model` writes them, and of the ensemble. `embedded-bf16` does so if the network runs on a
 # CPU that has BF16, and has such a configuration, which it gets if it keeps its mAP in BF16.
 EMBEDDED_CONFIGS = "embedded"
 EMBEDDED_BF16_CONFIGS = "embedded-bf16"
+
+
+def endpoint_name(network: str) -> str:
+    """Name of the ensemble that is this network's endpoint."""
+    return f"{network}{_SUFFIX}"
+
+
+def installed_networks(repository: Path) -> list[str]:
+    """Names of the networks that have an endpoint; the one without a name is the first."""
+    names = [NETWORK]
+    for config in sorted(repository.glob(f"*{_SUFFIX}/config.pbtxt")):
+        name = config.parent.name.removesuffix(_SUFFIX)
+        if name != NETWORK and _NAME.fullmatch(name):
+            # While it is being removed, only one of the two may be there.
+            names += [name] * (repository / name / "config.pbtxt").is_file()
+    return names
 
 
 def read_config(
@@ -52,9 +74,13 @@ def read_config(
 
 
 def read_network_config(
-    repository: Path, configs: str | None = None, *, plans: bool = False
+    repository: Path,
+    configs: str | None = None,
+    *,
+    network: str = NETWORK,
+    plans: bool = False,
 ) -> model_config_pb2.ModelConfig:
-    """Read the configuration of the served network, and check that its weights are installed.
+    """Read the configuration of an installed network, and check that its weights are there.
 
     Args:
         configs: see `chosen_configs`.
@@ -63,30 +89,35 @@ def read_network_config(
     Raises:
         StartError: something is missing or cannot be run.
     """
-    config = read_config(repository, NETWORK, configs)
+    config = read_config(repository, network, configs)
     weights = config.default_model_filename or "model.onnx"
-    if not any((version / weights).is_file() for version in (repository / NETWORK).glob("[0-9]*")):
-        raise StartError(f"{repository.name}/yolov5 holds no {weights}; `make model` installs one.")
+    folder = f"{repository.name}/{network}"
+    if not any((version / weights).is_file() for version in (repository / network).glob("[0-9]*")):
+        raise StartError(f"{folder} holds no {weights}; `make model` installs one.")
     if not plans and is_plan(config):
         raise StartError(
-            f"{repository.name}/yolov5 is a TensorRT plan, which the embedded server cannot run;"
+            f"{folder} is a TensorRT plan, which the embedded server cannot run;"
             " `make engine ARGS=--undo` goes back to ONNX, a Triton container runs the plan."
         )
     return config
 
 
-def chosen_configs(settings: Settings) -> str | None:
-    """Name of the configurations that replace config.pbtxt in models that have them, or None."""
+def chosen_configs(settings: Settings, network: str = NETWORK) -> str | None:
+    """Name of the configurations that replace config.pbtxt of this network and its endpoint.
+
+    Returns:
+        None if config.pbtxt itself is served.
+    """
     if settings.triton is not None:
         return None
-    if is_plan(read_config(settings.repository, NETWORK)):
+    if is_plan(read_config(settings.repository, network)):
         return None
     usable = [EMBEDDED_CONFIGS]
     on_cpu = not (has_gpu() and has_cuda_provider())
     bf16 = on_cpu and settings.precision == "auto" and cpu_has_bf16()
     if bf16 and importlib.util.find_spec("openvino"):
         usable.insert(0, EMBEDDED_BF16_CONFIGS)  # preferred
-    folder = settings.repository / NETWORK / "configs"
+    folder = settings.repository / network / "configs"
     return next((name for name in usable if (folder / f"{name}.pbtxt").is_file()), None)
 
 
@@ -98,3 +129,20 @@ def is_plan(config: model_config_pb2.ModelConfig) -> bool:
 def network_precision(config: model_config_pb2.ModelConfig) -> str:
     """What the network computes in: fp32, fp16, bf16, int8 or int8-symmetric."""
     return config.parameters["precision"].string_value or "fp32"
+
+
+def step_function(repository: Path, module: str, function: str) -> Callable[..., Any]:
+    """A function of a module of `preprocess`, which holds what the steps require of a network.
+
+    Raises:
+        StartError: the repository has no such module.
+    """
+    folder = str(repository / FIRST / "1")
+    sys.path.insert(0, folder)  # its modules import their neighbours, as in the server
+    try:
+        found: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise StartError(f"{FIRST}/1/{module}.py cannot be used: {error}.") from None
+    finally:
+        sys.path.remove(folder)
+    return found

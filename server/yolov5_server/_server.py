@@ -16,27 +16,31 @@ from collections.abc import Callable, Collection
 from http.client import HTTPException
 from pathlib import Path
 from traceback import format_exc
+from typing import Any
 
 from ._checks import SHARED_MEMORY
 from ._console import log
-from ._control import ControlError, ModelControl
+from ._control import ModelControl
 from ._errors import StartError
 from ._guard import GroupGuard
 from ._health import Health
 from ._http import open_directly
 from ._loading import StartingProcesses
 from ._log import LogPump
+from ._models import list_models
 from ._paths import make_folder, plain
 from ._reload import Reloader
 from ._repository import (
-    MODELS,
+    ENSEMBLE,
+    FIRST,
+    LAST,
     NETWORK,
-    STEPS,
     chosen_configs,
     network_precision,
     read_config,
 )
-from ._settings import CLOSED_STEPS, FLAGS, Settings
+from ._settings import FLAGS, Settings
+from ._stage import CLOSED, CONFIG_NAME, MODELS, Stage, Staged
 from ._watchdog import Fault, Watchdog
 from .embedded import assemble_backends, server_environment, triton_folder
 
@@ -47,9 +51,7 @@ _ORPHAN_SECONDS = _DRAIN_SECONDS + 1  # for Triton to end after this process was
 _START_SECONDS = 900.0  # for all models to be ready; a TensorRT engine may be built first
 _SHARED_MEMORY_PREFIX = "yolov5_triton_"
 _PR_SET_PDEATHSIG = 1
-# Folders in the server's own folder that Triton reads as repositories.
-_MODELS, _CLOSED = "models", "closed"
-_NO_CONFIGS = "none"  # no model in the repository has configurations of this name
+_REQUIRED = (FIRST, LAST, NETWORK, ENSEMBLE)  # without these the server does not start
 
 
 class Server:
@@ -66,7 +68,7 @@ class Server:
         self._watchdog: Watchdog | None = None
         self._guard: GroupGuard | None = None
         self._starting: StartingProcesses | None = None
-        self._configs: str | None = None
+        self._staged: list[Staged] = []
         self._loading = threading.Lock()
         self._ended = threading.Event()
         self._fault: Fault | None = None
@@ -81,17 +83,18 @@ class Server:
         _remove_stale_shared_memory()
         self._folder = make_folder()
         binary, backends = self._find_triton()
-        self._configs = chosen_configs(self.settings)
         _compile_steps(self.settings.repository)
-        self._make_repositories()
         reloader = self._make_reloader()
+        self._staged = reloader.stage_all()
         environment = server_environment(self._folder)
         self._process = self._spawn(self._command(binary, backends), environment)
         assert self._process.stdout is not None
         self._log = LogPump(self._process.stdout, verbose=self.settings.verbose)
         # In a container the network's backend may be in C++ and need no process.
-        steps = [s for s in STEPS if not self.settings.triton or s != NETWORK]
-        self._starting = StartingProcesses(self._process.pid, steps)
+        networks = [] if self.settings.triton else [one.model for one in self._staged]
+        self._starting = StartingProcesses(
+            self._process.pid, [FIRST, LAST, *networks], self._log.failures
+        )
         self._guard = GroupGuard(self._process.pid, _ORPHAN_SECONDS)
         reloader.server = self._process.pid
         self._reloader = reloader
@@ -119,12 +122,11 @@ class Server:
         assert self._folder is not None
         return Reloader(
             settings=self.settings,
-            models=self._folder / _MODELS,
-            closed=self._folder / _CLOSED,
-            config_name=self._configs or _NO_CONFIGS,
+            stage=Stage(self.settings, self._folder),
             control=self._control,
             loading=self._loading,
             on_models_changed=self._expect,
+            on_endpoints_changed=self._health.serve,
             on_stuck=self._on_stuck,
             log=log,
         )
@@ -150,31 +152,27 @@ class Server:
             preexec_fn=in_child,
         )
 
-    def _make_repositories(self) -> None:
-        """Make Triton's two repositories: links to the models, and the doubles of the steps.
-
-        With links, a reload can put the steps of another network beside those of the first.
-        """
-        assert self._folder is not None
-        (self._folder / _MODELS).mkdir()
-        for model in MODELS:
-            (self._folder / _MODELS / model).symlink_to(self.settings.repository / model)
-        shutil.copytree(CLOSED_STEPS, self._folder / _CLOSED)
-
     def _command(self, binary: Path, backends: Path) -> list[str]:
         s = self.settings
         # HTTP and gRPC write IPv6 in two ways; with the wrong one Triton binds to another address.
+        models = [
+            FIRST,
+            LAST,
+            *(name for one in self._staged for name in (one.model, one.endpoint)),
+        ]
         ipv6 = ":" in s.host
         http_address, grpc_address = (f"ipv6:{s.host}", f"[{s.host}]") if ipv6 else (s.host,) * 2
         return [
             str(binary),
             # Relative to the working directory: Triton tells callers these names.
-            f"--model-repository={_MODELS}",
-            f"--model-repository={_CLOSED}",
+            f"--model-repository={MODELS}",
+            f"--model-repository={CLOSED}",
             # Models are loaded by name: then the launcher can load another network later, and
             # readiness is that of the server, not of every model that happens to be loading.
             "--model-control-mode=explicit",
-            *(f"--load-model={model}" for model in MODELS),
+            *(f"--load-model={model}" for model in models),
+            # One network that fails does not keep the others from being served.
+            "--exit-on-error=false",
             "--strict-readiness=false",
             f"--backend-directory={backends}",
             f"--http-address={http_address}",
@@ -183,7 +181,7 @@ class Server:
             f"--http-port={s.http_port}",
             f"--grpc-port={s.grpc_port}",
             f"--metrics-port={s.metrics_port}",
-            f"--model-config-name={self._configs or _NO_CONFIGS}",
+            f"--model-config-name={CONFIG_NAME}",
             *FLAGS.read_text("utf-8").split(),
             # Only the launcher may manage the server.
             f"--http-restricted-api={self._control.restriction}",
@@ -209,7 +207,7 @@ class Server:
         started = time.monotonic()
         while not should_exit.wait(_READY_POLL_SECONDS):
             if self._process.poll() is not None:
-                raise StartError(f"Triton did not start: {self._log.failure()}.")
+                raise StartError(f"Triton did not start: {self._log.failure(_REQUIRED)}.")
             if self._log.stub_failure:
                 raise StartError(f"Triton cannot start its models: {self._log.stub_failure}.")
             if self._is_ready():
@@ -218,8 +216,10 @@ class Server:
                 self._log.release()
                 self._start_watching()
                 return True
+            if self._has_failed():
+                raise StartError(f"Triton did not start: {self._log.failure(_REQUIRED)}.")
             if self._starting.are_stuck():
-                reason = self._log.failure()
+                reason = self._log.failure(_REQUIRED)
                 raise StartError(f"A model's process ended while Triton was starting: {reason}.")
             if time.monotonic() - started > _START_SECONDS:
                 raise StartError(f"Triton was not ready after {_START_SECONDS:.0f} s.")
@@ -233,11 +233,13 @@ class Server:
             health=self._health,
             on_fault=self._on_fault,
         )
-        self._watchdog.expect(STEPS)
+        self._health.refused = self._reloader.refused
+        self._reloader.started(self._staged)
+        self._watchdog.expect(self._reloader.models)
         for work in (
             self._reloader.watch,
             self._watchdog.watch_processes,
-            self._watchdog.watch_endpoint,
+            self._watchdog.watch_endpoints,
         ):
             threading.Thread(target=self._run_until_exit, args=(work,), daemon=True).start()
 
@@ -270,22 +272,43 @@ class Server:
     @property
     def precision(self) -> str:
         """Precision and backend of the network at the start, for people."""
-        config = read_config(self.settings.repository, NETWORK, self._configs)
+        config = read_config(self.settings.repository, NETWORK, chosen_configs(self.settings))
         return f"{network_precision(config).upper()}, by {config.backend or config.platform}"
 
     @property
     def version(self) -> int | None:
         """Version of the served network; None if Triton does not tell."""
-        try:
-            return self._control.version(NETWORK)
-        except ControlError:
-            return None
+        served = self._reloader.served.get(NETWORK) if self._reloader else None
+        return served.version if served else None
+
+    @property
+    def networks(self) -> list[str]:
+        """Names of the networks that are served."""
+        return [*self._reloader.served] if self._reloader else []
+
+    @property
+    def further_endpoints(self) -> list[str]:
+        """Names of the endpoints that are served beside the one without a name."""
+        served = self._reloader.served.values() if self._reloader else ()
+        return [one.staged.endpoint for one in served if one.staged.network != NETWORK]
+
+    def list_models(self) -> dict[str, Any]:
+        """What is served, and what is not, for operators: the answer to /models."""
+        if self._reloader is None or self._process is None:
+            return {"models": [], "steps": []}
+        return list_models(self._reloader, self._health, self._process.pid)
 
     def _is_ready(self) -> bool:
+        return self._answers("health/ready") and self._answers(f"models/{ENSEMBLE}/ready")
+
+    def _has_failed(self) -> bool:
+        """Whether the server runs without the endpoint: it answers when all models were loaded."""
+        return self._answers("health/ready") and not self._answers(f"models/{ENSEMBLE}/ready")
+
+    def _answers(self, path: str) -> bool:
         base = f"http://{self.settings.url(self.settings.http_port)}/v2"
         try:
-            for path in ("health/ready", "models/yolov5_ensemble/ready"):
-                open_directly(f"{base}/{path}", timeout=1).close()
+            open_directly(f"{base}/{path}", timeout=1).close()
         except (OSError, HTTPException):
             return False
         return True
@@ -336,7 +359,7 @@ def _compile_steps(repository: Path) -> None:
     If their interpreters wrote it later, the folders would change, and Triton would load the steps
     again whenever it loads the ensemble.
     """
-    for step in STEPS:
+    for step in (FIRST, LAST):
         compileall.compile_dir(repository / step, quiet=2)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from ._backoff import Backoff
 from ._checks import check, check_repository, gpu_warning, port_error
@@ -39,12 +40,13 @@ def supervise(
     if warning := gpu_warning(settings):
         log(warning)
     health = Health(settings)
+    supervisor = _Supervisor(settings, health, announce)
     try:
-        probes = HealthServer(settings, health)
+        probes = HealthServer(settings, health, supervisor.list_models)
     except OSError as error:
         raise port_error(settings, "HEALTH_PORT", error) from None
     try:
-        _Supervisor(settings, health, announce).run(should_exit, force_exit)
+        supervisor.run(should_exit, force_exit)
     finally:
         probes.shutdown()
         probes.server_close()
@@ -60,6 +62,11 @@ class _Supervisor:
         self._backoff = Backoff()
         self._down_since: float | None = None  # None until the first server has been ready
         self._uptime = 0.0  # of the last server, in seconds
+        self._server: Server | None = None
+
+    def list_models(self) -> dict[str, Any]:
+        """What the present server serves."""
+        return self._server.list_models() if self._server else {"models": [], "steps": []}
 
     def run(self, should_exit: threading.Event, force_exit: threading.Event) -> None:
         while (fault := self._run_server(should_exit, force_exit)) is not None:
@@ -82,7 +89,7 @@ class _Supervisor:
         Raises:
             StartError: it did not start, and no server did before.
         """
-        server = Server(self._settings, self._health)
+        self._server = server = Server(self._settings, self._health)
         ready_at: float | None = None
         try:
             if self._down_since is not None:
@@ -91,7 +98,7 @@ class _Supervisor:
             if not server.wait_ready(should_exit):
                 return None
             ready_at = time.monotonic()
-            self._health.up()
+            self._health.up(server.networks)
             if self._down_since is None:
                 self._announce(server)
             else:

@@ -19,8 +19,10 @@ from dataclasses import dataclass
 import psutil
 
 from ._hang import HangDetector
-from ._health import BUSY_REASONS, Health
+from ._health import Health
+from ._probe import BUSY_REASONS
 from ._processes import ModelProcess, cpu_seconds, is_alive, is_stopped, model_processes
+from ._repository import NETWORK
 
 _POLL_SECONDS = 0.2  # between two checks of the processes
 _STOPPED_SECONDS = 1.0  # that a process may be stopped, as by a debugger
@@ -112,25 +114,41 @@ class Watchdog:
                 return
             _wait_for_exit(pids, _POLL_SECONDS)
 
-    def watch_endpoint(self, should_exit: threading.Event) -> None:
-        """Watch the endpoint until `should_exit` is set or a fault is found."""
-        detector = HangDetector()
+    def watch_endpoints(self, should_exit: threading.Event) -> None:
+        """Watch the endpoints, one after the other, until `should_exit` is set or there is a fault.
+
+        One that fails is watched alone until it answers or the server is ended.
+        """
+        detector, network = HangDetector(), NETWORK
         while not should_exit.wait(_POLL_SECONDS if detector.is_failing else _CANARY_SECONDS):
-            reason = self._health.unanswered_reason()
-            if reason is None or self._loading.locked():  # a network is being reloaded
+            networks = self._health.networks or [NETWORK]
+            if network not in networks:
                 detector.reset()
-                continue
-            verdict = detector.judge(
-                reason,
-                may_be_busy=reason in BUSY_REASONS,
-                now=time.monotonic(),
-                cpu=cpu_seconds(self._server.pid),
-                finished=self._health.finished_images(),
-            )
-            if verdict and not should_exit.is_set():
-                sentence = f"Triton hangs: {verdict}."
-                self._on_fault(Fault(what="tritonserver", reason="hung", sentence=sentence))
+                network = networks[0]
+            elif not detector.is_failing:
+                network = networks[(networks.index(network) + 1) % len(networks)]
+            if verdict := self._judge(network, detector):
+                if not should_exit.is_set():
+                    sentence = f"Triton hangs: {verdict}."
+                    self._on_fault(Fault(what="tritonserver", reason="hung", sentence=sentence))
                 return
+
+    def _judge(self, network: str, detector: HangDetector) -> str | None:
+        """Why the server should be ended, as this network's endpoint shows; None if it should not.
+
+        Progress is that of the endpoint: the others go on when one network's process hangs.
+        """
+        reason = self._health.unanswered_reason(network)
+        if reason is None or self._loading.locked():  # a network is being reloaded
+            detector.reset()
+            return None
+        return detector.judge(
+            reason,
+            may_be_busy=reason in BUSY_REASONS,
+            now=time.monotonic(),
+            cpu=cpu_seconds(self._server.pid),
+            finished=self._health.finished_images(network),
+        )
 
     def _find_fault(self) -> Fault | None:
         if self._is_stopped_too_long(self._server):

@@ -9,7 +9,8 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 import pytest
-from decode import REASONS, Decoder, ImageError, ImageLimits
+from decode import REASONS, Decoder, ImageError
+from image_limits import ImageLimits
 from numpy.typing import NDArray
 from support import PHOTO
 

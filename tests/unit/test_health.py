@@ -12,9 +12,10 @@ import pytest
 from support import free_ports
 
 from yolov5_client._commands import status
-from yolov5_server import Settings, _health
-from yolov5_server._health import LATE, SATURATED, Health, Statistics
+from yolov5_server import Settings, _probe
+from yolov5_server._health import Health
 from yolov5_server._health_server import _metrics
+from yolov5_server._probe import LATE, PIXEL, SATURATED, Statistics
 
 
 class Clock:
@@ -59,7 +60,7 @@ def test_launcher_that_pauses_between_starts_is_live(health: Health, clock: Cloc
 
 
 def test_client_sends_the_same_canary_as_the_launcher() -> None:
-    assert status._PIXEL == _health._PIXEL
+    assert status._PIXEL == PIXEL
 
 
 # -- the launcher's own reports ----------------------------------------------------------------
@@ -126,7 +127,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         assert self.path == "/v2/models/yolov5_ensemble/infer"
-        assert self.rfile.read(int(self.headers["Content-Length"])) == _health._PIXEL
+        assert self.rfile.read(int(self.headers["Content-Length"])) == PIXEL
         self.server.asked += 1
         self.server.during()
         self.server.answered += self.server.status == 200
@@ -230,7 +231,7 @@ def test_answer_to_a_caller_during_a_failed_canary_is_health(
 def test_canary_that_is_not_answered_in_time_is_late(
     running: Health, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_health, "_FIRST_CANARY_TIMEOUT", 0.05)
+    monkeypatch.setattr(_probe, "_FIRST_CANARY_TIMEOUT", 0.05)
     endpoint.during = lambda: time.sleep(0.3)
     assert running.check() == LATE
 
@@ -323,6 +324,6 @@ def test_slow_network_has_more_time_for_a_canary(
     endpoint.answered, endpoint.compute = answered, {"ns": ns, "count": count}
     base = f"http://127.0.0.1:{endpoint.server_address[1]}/v2"
     for before in (answered - 1, answered):
-        found = Statistics(base, before=before, batch=batch)
+        found = Statistics(base, "yolov5_ensemble", before=before, batch=batch)
         assert (found.answered, found.has_grown) == (answered, before < answered)
         assert found.canary_timeout == seconds

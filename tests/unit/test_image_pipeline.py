@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from decode import Decoder, ImageError, ImageLimits
+from decode import Decoder, ImageError
+from image_limits import ImageLimits
 from image_pipeline import ImagePipeline
 from letterbox import letterbox
 from network_spec import NetworkSpec

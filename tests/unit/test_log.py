@@ -49,13 +49,13 @@ def pumped(text: str, *, verbose: bool = False) -> Pumped:
 
 def test_failed_start_is_one_sentence() -> None:
     one = pumped(NOISE + WARNING + FAILED)
-    assert one.pump.failure() == "it could not load yolov5: the dims differ"
+    assert one.pump.failure(["yolov5"]) == "it could not load yolov5: the dims differ"
     assert one.lines == []
 
 
 def test_unknown_failure_shows_all_held_lines() -> None:
     one = pumped(NOISE + WARNING)
-    assert one.pump.failure() == "its own messages above say why"
+    assert one.pump.failure(["yolov5"]) == "its own messages above say why"
     assert one.lines == [WARNING.rstrip()]
 
 

@@ -1,4 +1,4 @@
-"""Reload a network; the test takes Triton's place, and keeps account of what it was told to do."""
+"""Serve what is installed; the test takes Triton's place, and keeps account of what it is told."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from tritonclient.grpc import model_config_pb2
 
 from yolov5_server import Settings, _reload
 from yolov5_server._control import ControlError, ModelControl
+from yolov5_server._errors import StartError
 from yolov5_server._loading import LoadStuckError
-from yolov5_server._reload import Reloader, write_config
+from yolov5_server._reload import Reloader
+from yolov5_server._stage import Stage
 
-STEPS = ("preprocess", "yolov5", "postprocess")
-SECOND = {step: f"{step}.2" for step in STEPS}
+STEPS = ["postprocess", "preprocess"]
+VERSIONS = {"yolov5": 1, "yolov5.2": 4, "yolov5.3": 5}
 
 
 def read(path: Path) -> model_config_pb2.ModelConfig:
@@ -34,16 +36,16 @@ class Triton(ModelControl):
 
     Attributes:
         done: what it was told to do, and what it was told of.
-        served: the models that the endpoint is made of.
+        served: the network of each endpoint that is served.
         broken: what it cannot do, with the error.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, models: Path) -> None:
         super().__init__("127.0.0.1:1")
+        self.models = models
         self.done: list[Any] = []
-        self.served = [*STEPS]
+        self.served = {"yolov5_ensemble": "yolov5"}
         self.broken: dict[str, Exception] = {}
-        self.ensemble: model_config_pb2.ModelConfig | None = None
 
     def _fail(self, what: str) -> None:
         if what in self.broken:
@@ -52,21 +54,29 @@ class Triton(ModelControl):
     def load(self, model: str, config: model_config_pb2.ModelConfig | None = None) -> None:
         self.done.append(f"load {model}")
         self._fail(f"load {model}")
-        if config is not None:
-            self.served = [step.model_name for step in config.ensemble_scheduling.step]
+        if model.endswith("_ensemble"):
+            config = read(self.models / model / "configs" / "served.pbtxt")
+            names = [step.model_name for step in config.ensemble_scheduling.step]
+            self.served[model] = names[1]
 
     def unload(self, model: str) -> None:
         self.done.append(f"unload {model}")
         self._fail(f"unload {model}")
+        self.served.pop(model, None)
+
+    def is_served(self, model: str) -> bool:
+        self._fail("is_served")
+        return model in self.served
+
+    def failures(self) -> dict[str, str]:
+        return {}
 
     def steps(self, ensemble: str) -> list[str]:
-        assert ensemble == "yolov5_ensemble"
-        self._fail("steps")
-        return self.served
+        return ["preprocess", self.served[ensemble], "postprocess"]
 
     def version(self, model: str) -> int:
         self._fail("version")
-        return {"yolov5": 1, "yolov5.2": 4, "yolov5.3": 5}[model]
+        return VERSIONS.get(model, 7)
 
 
 class Place:
@@ -74,19 +84,25 @@ class Place:
 
     Attributes:
         said: lines of the log, and sentences of `on_stuck`.
+        endpoints: the networks that are served, as they were last told.
     """
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, triton: Path | None) -> None:
-        self.repository, self.models = folder / "repository", folder / "models"
-        self.closed, self.triton = folder / "closed", Triton()
-        for model in (*STEPS, "yolov5_ensemble"):
-            (self.repository / model / "1").mkdir(parents=True)
-            source = ROOT / "model_repository" / model / "config.pbtxt"
-            shutil.copy(source, self.repository / model)
-        self.install("first")
-        shutil.copytree(ROOT / "server" / "closed_steps", self.closed)
-        self.models.mkdir()
+        self.repository = folder / "repository"
+        self.models, self.closed = folder / "models", folder / "closed"
+        self.triton = Triton(self.models)
+        shutil.copytree(
+            ROOT / "model_repository",
+            self.repository,
+            symlinks=True,
+            ignore=lambda folder, names: (
+                {*names} - {"config.pbtxt", "labels.txt"} if folder.endswith("/yolov5") else ()
+            ),
+        )
+        (self.repository / "yolov5" / "1").mkdir()
+        (self.repository / "yolov5" / "1" / "model.onnx").write_text("first")
         self.said: list[str] = []
+        self.endpoints: list[str] = []
         self.loading = threading.Lock()
         self.process: dict[str, bool] = {}
 
@@ -96,37 +112,54 @@ class Place:
             control(name)
 
         monkeypatch.setattr(_reload, "load", load)
-        monkeypatch.setattr(_reload, "chosen_configs", lambda settings: self.configs)
-        self.configs: str | None = None
+        settings = Settings(repository=self.repository, triton=triton)
         self.reloader = Reloader(
-            settings=Settings(repository=self.repository, triton=triton),
-            models=self.models,
-            closed=self.closed,
-            config_name="chosen",
+            settings=settings,
+            stage=Stage(settings, folder),
             control=self.triton,
             loading=self.loading,
             on_models_changed=self.changed,
+            on_endpoints_changed=self.told,
             on_stuck=lambda sentence: self.said.append(f"stuck: {sentence}"),
             log=self.said.append,
         )
         self.reloader.server = 77
+        self.reloader.started(self.reloader.stage_all())
 
     def changed(self, models: Collection[str] | None) -> None:
         self.triton.done.append(None if models is None else sorted(models))
 
-    def install(self, weights: str | None) -> None:
+    def told(self, networks: Collection[str]) -> None:
+        self.endpoints = [*networks]
+
+    def install(self, weights: str | None, name: str = "yolov5") -> None:
         """As `make model` does: another folder takes the place of the network's."""
-        network, new = self.repository / "yolov5", self.repository / "new"
-        shutil.copytree(network, new)
+        network, new = self.repository / name, self.repository / "new"
+        shutil.copytree(self.repository / "yolov5", new)
         if weights is not None:
             (new / "1" / "model.onnx").write_text(weights)
-        (new / "configs").mkdir(exist_ok=True)
-        (new / "configs" / "embedded.pbtxt").write_text(
-            (new / "config.pbtxt").read_text().replace('name: "yolov5"', 'name: "yolov5"\n# own')
-        )
-        network.rename(self.repository / "old")
+        config = new / "config.pbtxt"
+        config.write_text(config.read_text().replace('name: "yolov5"', f'name: "{name}"'))
+        if network.exists():
+            network.rename(self.repository / "old")
         new.rename(network)
-        shutil.rmtree(self.repository / "old")
+        shutil.rmtree(self.repository / "old", ignore_errors=True)
+
+    def add(self, name: str, slot: int, more: str = "") -> None:
+        """Install a further network, and write its endpoint."""
+        self.install("weights", name)
+        new = self.repository / "new"
+        shutil.copytree(self.repository / "yolov5_ensemble", new, symlinks=True)
+        for config in (new / "config.pbtxt", new / "configs" / "embedded.pbtxt"):
+            text = config.read_text()
+            text = text.replace('name: "yolov5', f'name: "{name}')
+            text = text.replace('key: "image" value', f'key: "image_{slot}" value')
+            config.write_text(text + more)
+        new.rename(self.repository / f"{name}_ensemble")
+
+    def remove(self, name: str) -> None:
+        shutil.rmtree(self.repository / f"{name}_ensemble")
+        shutil.rmtree(self.repository / name)
 
     def reload(self, weights: str | None = "another") -> None:
         """Install another network, and watch until it is served or given up."""
@@ -138,6 +171,15 @@ class Place:
         waits = iter([False, False, True])
         ended.wait = lambda timeout=None: next(waits)  # type: ignore[method-assign]
         self.reloader.watch(ended)
+
+    def slot(self, endpoint: str = "yolov5_ensemble") -> str:
+        """The input of `preprocess` that this endpoint uses, in both of its configurations."""
+        (one,) = {
+            str(name)
+            for path in ("config.pbtxt", "configs/served.pbtxt")
+            for name in read(self.models / endpoint / path).ensemble_scheduling.step[0].input_map
+        }
+        return one
 
     def folders(self) -> list[str]:
         return sorted(path.name for path in self.models.iterdir())
@@ -151,72 +193,81 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     return Place(tmp_path, monkeypatch, None)
 
 
-CUT_OVER = [
-    *("load preprocess.2", "load yolov5.2", "load postprocess.2", None, "load yolov5_ensemble"),
-    sorted(SECOND.values()),
-]
+FIRST = ["postprocess", "preprocess", "yolov5"]
+SECOND = [*STEPS, "yolov5.2"]
+CUT_OVER = ["load yolov5.2", None, "load yolov5_ensemble", SECOND]
 
 
-def test_new_network_is_loaded_under_new_names_and_then_served(place: Place) -> None:
+def test_new_network_is_loaded_under_a_new_name_and_then_served(place: Place) -> None:
     place.reload()
-    assert place.triton.done == [*CUT_OVER, *(f"unload {step}" for step in STEPS)]
-    assert place.triton.served == [*SECOND.values()]
+    assert place.triton.done == [*CUT_OVER, "unload yolov5"]
     assert place.said == ["Now serving version 4 of the network, FP32."]
-    assert place.folders() == sorted(SECOND.values())
-    assert place.doubles() == sorted([*STEPS, *SECOND.values()])
-    assert place.process == dict.fromkeys(SECOND.values(), True)
+    assert place.folders() == [*SECOND, "yolov5_ensemble"]
+    assert place.doubles() == [*SECOND[:2], "yolov5", "yolov5.2"]
+    assert place.process == {"yolov5.2": True}
+    assert place.endpoints == ["yolov5"]
     assert not place.loading.locked()
 
 
-def test_copies_carry_their_new_names(place: Place) -> None:
-    place.configs = "embedded"
+def test_staged_network_carries_its_new_name_and_another_slot(place: Place) -> None:
+    assert place.slot() == "image"
+    (place.repository / "yolov5" / "configs").mkdir()
+    own = (place.repository / "yolov5" / "config.pbtxt").read_text() + "version_policy {}\n"
+    (place.repository / "yolov5" / "configs" / "embedded.pbtxt").write_text(own)
     place.reload()
-    assert place.said == ["Now serving version 4 of the network, FP32."]
-    for step, name in SECOND.items():
-        for path in ("config.pbtxt", "configs/chosen.pbtxt"):
-            config = read(place.models / name / path)
-            assert config.name == name
-            if step != "yolov5":
-                assert config.parameters["network"].string_value == "yolov5.2"
-        assert [one.name for one in (place.models / name / "configs").iterdir()] == ["chosen.pbtxt"]
-        double = read(place.closed / name / "config.pbtxt")
-        assert double.name == name
-        assert [one.model_name for one in double.ensemble_scheduling.step] == [name]
+    for path in ("config.pbtxt", "configs/served.pbtxt"):
+        assert read(place.models / "yolov5.2" / path).name == "yolov5.2"
+    assert read(place.models / "yolov5.2" / path).HasField("version_policy")
+    double = read(place.closed / "yolov5.2" / "config.pbtxt")
+    assert double.name == "yolov5.2"
+    assert [one.model_name for one in double.ensemble_scheduling.step] == ["yolov5.2"]
     assert (place.models / "yolov5.2" / "1" / "model.onnx").read_text() == "another"
+    assert place.slot() == "image_1", "requests under way keep the network in the slot before"
 
 
 def test_second_reload_replaces_the_first(place: Place) -> None:
     place.reload()
     place.triton.done.clear()
     place.reload()
-    third = [f"{step}.3" for step in STEPS]
-    assert place.triton.served == third
-    assert place.triton.done[-3:] == [f"unload {name}" for name in SECOND.values()]
+    assert place.triton.served == {"yolov5_ensemble": "yolov5.3"}
+    assert place.triton.done[-1:] == ["unload yolov5.2"]
     assert place.said[-1] == "Now serving version 5 of the network, FP32."
-    assert (place.folders(), place.doubles()) == (sorted(third), sorted([*STEPS, *third]))
+    assert place.folders() == [*STEPS, "yolov5.3", "yolov5_ensemble"]
+    assert place.doubles() == [*STEPS, "yolov5", "yolov5.3"]
 
 
-@pytest.mark.parametrize("failing", ["load preprocess.2", "load postprocess.2"])
-def test_old_network_is_served_if_the_new_one_cannot_be_loaded(place: Place, failing: str) -> None:
-    place.triton.broken = {failing: ControlError("no room."), "unload yolov5.2": ControlError("x")}
+def test_old_network_is_served_if_the_new_one_cannot_be_loaded(place: Place) -> None:
+    place.triton.broken = {
+        "load yolov5.2": ControlError("no room."),
+        "unload yolov5.2": ControlError("x"),
+    }
     place.reload()
-    assert place.triton.served == [*STEPS]
-    assert None not in place.triton.done
-    assert place.triton.done[-4:] == [sorted(STEPS), *(f"unload {s}" for s in SECOND.values())]
+    assert place.triton.done == ["load yolov5.2", FIRST, "unload yolov5.2"]
     assert place.said == ["The new network was not loaded, the old one is still served: no room."]
-    assert (place.folders(), place.doubles()) == ([], sorted(STEPS))
+    assert place.reloader.refused == {"yolov5": place.said[0]}
+    assert (place.folders(), place.doubles()) == ([*FIRST, "yolov5_ensemble"], FIRST)
+    assert place.slot() == "image"
     place.triton.broken = {}
     place.reload()
     assert place.said[1:] == ["Now serving version 5 of the network, FP32."]
-    assert place.triton.done[-3:] == [f"unload {step}" for step in STEPS]
+    assert place.reloader.refused == {}
+    assert place.triton.done[-1] == "unload yolov5"
+
+
+def test_network_that_contradicts_its_labels_is_not_loaded(place: Place) -> None:
+    place.install("another")
+    (place.repository / "yolov5" / "labels.txt").write_text("one\n")
+    place.watch()
+    assert "output 'output0' has dims [25200, 8], but the last one must be 6" in place.said[0]
+    assert place.triton.done == [FIRST, "unload yolov5.2"]
 
 
 def test_failure_at_the_cut_over_leaves_what_triton_serves(place: Place) -> None:
     place.triton.broken = {"load yolov5_ensemble": ControlError("timed out.")}
     place.reload()
-    assert place.triton.done[3:6] == [None, "load yolov5_ensemble", sorted(STEPS)]
+    assert place.triton.done[1:4] == [None, "load yolov5_ensemble", FIRST]
     assert place.said == ["The new network was not loaded, the old one is still served: timed out."]
-    place.triton.served = [f"{step}.3" for step in STEPS]
+    place.triton.served = {"yolov5_ensemble": "yolov5.3"}
     place.reload()
     assert place.said[1:] == ["Now serving version 5 of the network, FP32."], "it was cut over"
 
@@ -237,7 +288,7 @@ def test_network_without_weights_is_not_loaded(place: Place) -> None:
             "stuck: The new network was not loaded: a process has ended.",
         ),
         (
-            {"steps": ControlError("silence")},
+            {"load yolov5.2": ControlError("no"), "is_served": ControlError("silence")},
             "stuck: Triton does not say which network it serves: silence.",
         ),
         (
@@ -258,7 +309,7 @@ def test_triton_that_is_stuck_is_given_up(
 def test_network_in_cpp_needs_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = Place(tmp_path, monkeypatch, tmp_path)
     place.reload()
-    assert place.process == {"preprocess.2": True, "yolov5.2": False, "postprocess.2": True}
+    assert place.process == {"yolov5.2": False}
 
 
 def test_same_network_is_not_reloaded(place: Place) -> None:
@@ -266,6 +317,102 @@ def test_same_network_is_not_reloaded(place: Place) -> None:
     shutil.rmtree(place.repository / "yolov5")
     place.watch()
     assert (place.triton.done, place.said) == ([], [])
+
+
+# -- further networks --------------------------------------------------------------------------
+
+
+def test_further_network_is_added_and_removed_beside_the_first(place: Place) -> None:
+    place.add("plates", 1)
+    place.watch()
+    with_plates = ["plates.2", *FIRST]
+    assert place.triton.done == ["load plates.2", None, "load plates_ensemble", with_plates]
+    assert place.said == ["Now serving version 7 of plates, FP32."]
+    assert place.endpoints == ["yolov5", "plates"]
+    assert place.slot("plates_ensemble") == "image_1"
+    place.triton.done.clear()
+    place.remove("plates")
+    place.watch()
+    assert place.endpoints == ["yolov5"]
+    assert place.triton.done == [None, "unload plates_ensemble", "unload plates.2", FIRST]
+    assert place.said[1:] == ["plates_ensemble was removed."]
+    assert (place.folders(), place.doubles()) == ([*FIRST, "yolov5_ensemble"], FIRST)
+
+
+def test_changed_endpoint_is_served_with_the_same_network(place: Place) -> None:
+    config = place.repository / "yolov5_ensemble" / "config.pbtxt"
+    own = 'parameters { key: "conf_thres" value: { string_value: "0.5" } }\n'
+    config.write_text(config.read_text() + own)
+    place.watch()
+    assert place.triton.done == [None, "load yolov5_ensemble", FIRST]
+    assert place.said == ["Now serving yolov5_ensemble as it is configured now."]
+    assert place.slot() == "image_1"
+    staged = read(place.models / "yolov5_ensemble" / "config.pbtxt")
+    assert staged.parameters["conf_thres"].string_value == "0.5"
+    config.write_text(config.read_text().replace('"0.5"', '"5"'))
+    place.watch()
+    assert "conf_thres is '5'; allowed: a number from 0 to 1" in place.said[1]
+    assert place.triton.served == {"yolov5_ensemble": "yolov5"}
+    assert place.slot() == "image_1"
+
+
+def test_broken_further_network_is_refused_and_tried_again_when_it_is_replaced(
+    place: Place,
+) -> None:
+    place.add("plates", 1)
+    (place.repository / "plates" / "labels.txt").write_text("one\n")
+    place.watch()
+    assert place.said[0].startswith("The network plates is not served: plates: output 'output0'")
+    assert place.reloader.refused == {"plates": place.said[0]}
+    assert place.endpoints == ["yolov5"]
+    assert place.folders() == [*FIRST, "yolov5_ensemble"]
+    place.watch()
+    assert len(place.said) == 1
+    place.install("other", "plates")
+    place.watch()
+    assert place.said[1:] == ["Now serving version 7 of plates, FP32."]
+    assert place.reloader.refused == {}
+
+
+def test_broken_further_network_does_not_keep_the_server_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(tmp_path, monkeypatch, None)
+    place.add("plates", 1)
+    place.add("helmets", 2)
+    (place.repository / "plates" / "labels.txt").write_text("one\n")
+    again = tmp_path / "again"
+    again.mkdir()
+    settings = Settings(repository=place.repository)
+    stage = Stage(settings, again)
+    place.reloader._stage = stage
+    place.reloader.started(place.reloader.stage_all())
+    assert place.endpoints == ["yolov5", "helmets"]
+    assert place.reloader.refused["plates"].startswith("The network plates is not served: ")
+    assert not (again / "models" / "plates").exists()
+    assert sorted(path.name for path in (again / "closed").iterdir()) == [
+        *("README.md", "helmets", "postprocess", "preprocess", "yolov5")
+    ]
+
+
+def test_two_endpoints_never_get_the_same_slot(place: Place) -> None:
+    place.add("plates", 1)
+    place.add("helmets", 1)
+    place.watch()
+    assert len({place.slot(f"{name}_ensemble") for name in ("yolov5", "plates", "helmets")}) == 3
+
+
+def test_more_endpoints_than_slots_are_refused(place: Place) -> None:
+    stage = place.reloader._stage
+    for number in range(63):
+        stage._slots[f"n{number}"] = number + 1
+    place.add("plates", 1)
+    place.watch()
+    assert place.said == [
+        "The network plates is not served: there are too many endpoints; allowed: 63."
+    ]
+    with pytest.raises(StartError):
+        stage.replacement("yolov5", "yolov5.9")
 
 
 def test_nothing_is_said_when_the_server_ends_meanwhile(place: Place) -> None:
@@ -306,10 +453,3 @@ def test_no_network_is_loaded_while_another_is_installed(
     fcntl.flock(again, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.close(again)
     assert not place.loading.locked()
-
-
-def test_configuration_is_written_into_a_new_folder(tmp_path: Path) -> None:
-    config = model_config_pb2.ModelConfig(name="ü")
-    for _ in range(2):
-        write_config(tmp_path / "new" / "config.pbtxt", config)
-    assert read(tmp_path / "new" / "config.pbtxt").name == "ü"

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 from cpu_count import available_cpus
-from decode import ImageLimits
+from image_limits import ImageLimits
 from parameters import ParameterError
 from settings import SettingsError, read_endpoint_settings, read_settings
 

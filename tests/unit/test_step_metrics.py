@@ -55,6 +55,7 @@ def test_images_received_and_refused_are_counted() -> None:
     triton = Recorder()
     metrics = preprocess_metrics.Metrics(triton)
     plates = metrics.for_model("plates")
+    metrics.start()
     plates.count_received(8)
     plates.count_received(1)
     for reason in (*REASONS, "parameter", "saturated"):
@@ -80,6 +81,7 @@ def test_families_are_kept_as_a_metric_ends_with_its_family() -> None:
 def test_times_of_decoding_and_letterboxing_are_told_apart() -> None:
     triton = Recorder()
     metrics = preprocess_metrics.Metrics(triton)
+    metrics.start()
     metrics.for_model("plates").observe(0.25, 0.5)
     metrics.close()
     assert triton.told() == {
@@ -96,6 +98,7 @@ def test_detections_are_counted_by_the_name_of_their_class() -> None:
     metrics = postprocess_metrics.Metrics(triton)
     names = ("car", "bus", "car", "van")
     plates = metrics.for_model("plates", names)
+    metrics.start()
     plates.count_detections(np.array([2, 0, 1, 2]), names)
     plates.count_detections(np.array([], np.int64), names)
     plates.observe(0.125)
@@ -114,6 +117,7 @@ def test_metrics_of_several_models_all_carry_the_label_model() -> None:
     triton = Recorder()
     metrics = preprocess_metrics.Metrics(triton)
     yolov5 = metrics.for_model("yolov5")
+    metrics.start()
     yolov5.count_received(1)
     metrics.for_model("plates").count_received(2)
     yolov5.count_received(4)
@@ -135,6 +139,7 @@ def test_a_later_network_of_a_model_adds_its_classes() -> None:
     metrics = postprocess_metrics.Metrics(triton)
     metrics.for_model("yolov5", ("car", "bus"))
     metrics.for_model("plates", ("car",))
+    metrics.start()
     metrics.for_model("yolov5", ("van", "car")).count_detections(
         np.array([1, 0, 0]), ("van", "car")
     )
@@ -143,3 +148,16 @@ def test_a_later_network_of_a_model_adds_its_classes() -> None:
         ("yolov5_detections_total", "yolov5 car"): [1],
         ("yolov5_detections_total", "yolov5 van"): [2],
     }
+
+
+def test_several_models_at_the_start_have_no_metrics_without_the_label() -> None:
+    before, after = Recorder(), Recorder()
+    first, last = preprocess_metrics.Metrics(before), postprocess_metrics.Metrics(after)
+    for name in ("plates", "yolov5"):
+        first.for_model(name)
+        last.for_model(name, ("car",))
+    for one in (first, last):
+        one.start()
+        one.close()
+    labels = {label.split()[0] for _, label in (*before.values, *after.values)}
+    assert labels == {"plates", "yolov5"}

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 import cv2
 import numpy as np
 import pytest
-from decode import Decoder, ImageError, ImageLimits
+from decode import Decoder, ImageError
+from image_limits import ImageLimits
 from numpy.typing import NDArray
 from png_rows import MAX_TRAILING, TrailingDataError, inflate_rows
 from strip import strip_to_still

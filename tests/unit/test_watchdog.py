@@ -59,11 +59,11 @@ class UnansweredCanaries(Health):
         super().__init__(Settings())
         self.failed = 0
 
-    def unanswered_reason(self) -> str | None:
+    def unanswered_reason(self, network: str = "") -> str | None:
         self.failed += 1
         return "Triton does not answer"
 
-    def finished_images(self) -> float:
+    def finished_images(self, network: str = "") -> float:
         return 0.0
 
 
@@ -72,7 +72,7 @@ def test_endpoint_that_keeps_failing_is_a_fault_unless_models_are_loading(is_loa
     health, found, loading_models = UnansweredCanaries(), list[Fault](), threading.Lock()
     should_exit = threading.Event()
     one = Watchdog(server=os.getpid(), loading=loading_models, health=health, on_fault=found.append)
-    thread = threading.Thread(target=one.watch_endpoint, args=(should_exit,))
+    thread = threading.Thread(target=one.watch_endpoints, args=(should_exit,))
     if is_loading:
         loading_models.acquire()
     thread.start()
@@ -100,7 +100,7 @@ def test_watchdog_reports_nothing_once_it_should_exit() -> None:
         server=os.getpid(), loading=threading.Lock(), health=health, on_fault=found.append
     )
     should_exit.set()
-    one.watch_endpoint(should_exit)
+    one.watch_endpoints(should_exit)
     assert (health.failed, found) == (0, [])
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from yolov5_server import Settings, _watchdog
-from yolov5_server._health import LATE, Health
+from yolov5_server._health import Health
+from yolov5_server._probe import LATE
 from yolov5_server._processes import ModelProcess
 from yolov5_server._watchdog import Fault, Watchdog, _wait_for_exit
 
@@ -54,7 +55,7 @@ class Machine:
         self._patch = monkeypatch
         self.loading = threading.Lock()
         self.health = Health(Settings())
-        self.health.finished_images = lambda: 0.0  # type: ignore[method-assign]
+        self.health.finished_images = lambda network="": 0.0  # type: ignore[method-assign]
         self.watchdog = Watchdog(
             server=1, loading=self.loading, health=self.health, on_fault=self.found.append
         )
@@ -227,8 +228,8 @@ def watch_endpoint(machine: Machine, reasons: list[str | None]) -> list[float]:
     """Watch with these answers to canaries; the seconds between them."""
     waits = Waits(machine, len(reasons))
     left = iter(reasons)
-    machine.health.unanswered_reason = lambda: next(left)  # type: ignore[method-assign]
-    machine.watchdog.watch_endpoint(waits)
+    machine.health.unanswered_reason = lambda network="": next(left)  # type: ignore[method-assign]
+    machine.watchdog.watch_endpoints(waits)
     return waits.seconds
 
 
@@ -257,13 +258,13 @@ def test_hung_endpoint_is_not_reported_once_the_watch_should_exit(machine: Machi
     waits = Waits(machine, 5)
     reasons = iter(["dead", "dead"])
 
-    def reason() -> str:
+    def reason(network: str = "") -> str:
         if len(waits.seconds) == 2:
             waits.set()
         return next(reasons)
 
     machine.health.unanswered_reason = reason  # type: ignore[method-assign]
-    machine.watchdog.watch_endpoint(waits)
+    machine.watchdog.watch_endpoints(waits)
     assert machine.found == []
 
 

@@ -29,6 +29,7 @@ class TritonPythonModel:
             Path(args["model_repository"]).parent, self.serve, pb_utils.Logger.log_error
         )
         network = self.served.find(0).network
+        self.metrics.start()
         self.warm_up(network, "cpu")
         if on_gpu:
             self.warm_up(network, f"cuda:{args['model_instance_device_id']}")
@@ -132,8 +133,7 @@ def find(network, rows, thresholds, class_conf_thres, placement):
         thresholds,
         class_conf_thres,
         placement,
-        best_class_only=network.best_class_only,
-        end_to_end=network.end_to_end,
+        **network.head,
     )
 
 

@@ -34,6 +34,7 @@ class Metrics:
         )
         self._buffer = MetricsBuffer(pb_utils.Logger.log_error)
         self._models: dict[str, ModelMetrics] = {}
+        self._started = False
 
     def for_model(self, model: str, class_names: Sequence[str]) -> ModelMetrics:
         """The metrics of this model. If there are several models, all carry the label `model`.
@@ -41,42 +42,50 @@ class Metrics:
         Args:
             class_names: the only values that the label `label` can have; index = class.
         """
-        with self._buffer.calling:
-            if model not in self._models:
-                self._models[model] = ModelMetrics(self._detections, self._nms, self._buffer)
-            several = len(self._models) > 1
-            for name, metrics in self._models.items():
-                metrics.label({"model": name} if several else {})
-            self._models[model].add_classes(class_names)
+        if model not in self._models:
+            self._models[model] = ModelMetrics(self._detections, self._nms, self._buffer)
+        self._models[model].class_names |= dict.fromkeys(class_names)
+        if self._started:
+            self._label()
         return self._models[model]
+
+    def start(self) -> None:
+        """Create the metrics of the models so far; later ones are created at once."""
+        self._started = True
+        self._label()
 
     def close(self) -> None:
         self._buffer.close()
 
+    def _label(self) -> None:
+        with self._buffer.calling:
+            for name, metrics in self._models.items():
+                metrics.label({"model": name} if len(self._models) > 1 else {})
+
 
 class ModelMetrics:
-    """A counter for each class name, and the histogram of one model."""
+    """A counter for each class name, and the histogram of one model.
+
+    Attributes:
+        class_names: of the model and its earlier networks; equal ones are counted together.
+    """
 
     def __init__(self, detections: Any, nms: Any, buffer: MetricsBuffer) -> None:
         self._families = detections, nms
         self._buffer = buffer
         self._labels: Mapping[str, str] | None = None
         self._by_label: dict[str, Any] = {}
+        self.class_names: dict[str, None] = {}
 
     def label(self, labels: Mapping[str, str]) -> None:
-        """Create the metrics, with these labels, unless they have them already."""
+        """Create the metrics that are missing, with these labels."""
+        detections, nms = self._families
         if self._labels != labels:
             self._labels = labels
-            self._nms_seconds = self._families[1].Metric(labels=labels, buckets=_BUCKETS)
-            names, self._by_label = list(self._by_label), {}
-            self.add_classes(names)
-
-    def add_classes(self, names: Sequence[str]) -> None:
-        """Create the counters of these classes; equal names are counted together."""
-        for name in names:
-            if name not in self._by_label:
-                labels = {**(self._labels or {}), "label": name}
-                self._by_label[name] = self._families[0].Metric(labels=labels)
+            self._by_label = {}
+            self._nms_seconds = nms.Metric(labels=labels, buckets=_BUCKETS)
+        for name in self.class_names.keys() - self._by_label.keys():
+            self._by_label[name] = detections.Metric(labels={**labels, "label": name})
 
     def observe(self, seconds: float) -> None:
         """Record the time of one image, in seconds."""

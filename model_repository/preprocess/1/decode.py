@@ -15,11 +15,11 @@ import re
 import struct
 from collections.abc import Callable
 from copy import copy
-from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 from headers import Header, read_header
+from image_limits import ImageLimits
 from numpy.typing import NDArray
 from pixel_budget import PixelBudget
 from png_rows import MAX_TRAILING, TrailingDataError, inflate_rows
@@ -67,20 +67,6 @@ class ImageError(ValueError):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
-
-
-@dataclass(frozen=True)
-class ImageLimits:
-    """The largest image allowed.
-
-    Attributes:
-        bytes: of the encoded file.
-        pixels: of the decoded picture. It also limits the pixels decoded at the same time, and the
-            scans of a JPEG.
-    """
-
-    bytes: int
-    pixels: int
 
 
 class Decoder:

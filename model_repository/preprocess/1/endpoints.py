@@ -62,8 +62,17 @@ def read_endpoint(folder: Path) -> Endpoint:
         name=folder.name.removesuffix(SUFFIX),
         slot=slot,
         network=read_network_spec(folder.parent / network),
-        parameters={key: value.string_value for key, value in config.parameters.items()},
+        parameters=_texts(config),
     )
+
+
+def read_parameters(folder: Path) -> dict[str, str]:
+    """The `parameters` in the configuration of the model in this folder, as text.
+
+    Raises:
+        EndpointError: the file is missing or not valid.
+    """
+    return _texts(_read_config(folder))
 
 
 class EndpointRegistry(Generic[T]):
@@ -129,6 +138,10 @@ def _read_config(folder: Path) -> Any:
     except (OSError, ValueError, text_format.ParseError) as error:
         reason = getattr(error, "strerror", None) or error
         raise EndpointError(f"{folder.name}/config.pbtxt cannot be read: {reason}") from None
+
+
+def _texts(config: Any) -> dict[str, str]:
+    return {key: value.string_value for key, value in config.parameters.items()}
 
 
 def _wiring(endpoint: str, config: Any) -> tuple[int, str]:

@@ -36,6 +36,7 @@ class TritonPythonModel:
             Path(args["model_repository"]).parent, self.serve, pb_utils.Logger.log_error
         )
         settings = self.served.find(0).settings  # those of the pool and the queue are common
+        self.metrics.start()
         self.max_queue_seconds = settings.max_queue_seconds
         self.pool = ThreadPoolExecutor(settings.threads)
         self.queue = AdmissionQueue(
@@ -51,8 +52,7 @@ class TritonPythonModel:
             self.given,
             endpoint.parameters,
             network.class_names,
-            best_class_only=network.best_class_only,
-            end_to_end=network.end_to_end,
+            **network.head,
         )
         self.tensor_bytes = max(self.tensor_bytes, 3 * 4 * network.height * network.width)
         malloc.configure(self.tensor_bytes)
@@ -108,8 +108,7 @@ class TritonPythonModel:
             read_json(text or "{}"),
             served.network.class_names,
             served.settings.defaults,
-            best_class_only=served.network.best_class_only,
-            end_to_end=served.network.end_to_end,
+            **served.network.head,
         )
 
     def expire(self, call, seconds):

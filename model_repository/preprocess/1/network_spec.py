@@ -53,6 +53,11 @@ class NetworkSpec:
         """Values in a row of the output."""
         return 6 if self.best_class_only else 5 + len(self.class_names)
 
+    @property
+    def head(self) -> dict[str, bool]:
+        """What the reading of parameters and of rows needs to know, by the argument's name."""
+        return {"best_class_only": self.best_class_only, "end_to_end": self.end_to_end}
+
 
 def read_network_spec(folder: Path) -> NetworkSpec:
     """Read `config.pbtxt` and `labels.txt` (one class name a line) of the network in this folder.

@@ -38,19 +38,32 @@ class Metrics:
         }
         self._buffer = MetricsBuffer(pb_utils.Logger.log_error)
         self._models: dict[str, ModelMetrics] = {}
+        self._started = False
 
     def for_model(self, model: str) -> ModelMetrics:
         """The metrics of this model. If there are several models, all carry the label `model`."""
-        with self._buffer.calling:
-            if model not in self._models:
-                self._models[model] = ModelMetrics(self._families, self._buffer)
-                several = len(self._models) > 1
-                for name, metrics in self._models.items():
-                    metrics.label({"model": name} if several else {})
+        if model not in self._models:
+            self._models[model] = ModelMetrics(self._families, self._buffer)
+            if self._started:
+                self._label()
         return self._models[model]
+
+    def start(self) -> None:
+        """Create the metrics of the models so far; later ones are created at once.
+
+        Triton goes on showing metrics without the label, with their last values, when a second
+        model comes. So those of the models at the start are created together.
+        """
+        self._started = True
+        self._label()
 
     def close(self) -> None:
         self._buffer.close()
+
+    def _label(self) -> None:
+        with self._buffer.calling:
+            for name, metrics in self._models.items():
+                metrics.label({"model": name} if len(self._models) > 1 else {})
 
 
 class ModelMetrics:

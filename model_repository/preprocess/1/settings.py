@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cpu_count import available_cpus
-from decode import ImageLimits
+from image_limits import ImageLimits
 from parameters import PARAMETER_NAMES, Parameters, read_defaults
 
 _BY_ENDPOINT = ("max_image_bytes", "max_image_pixels", "scaled_decoding")

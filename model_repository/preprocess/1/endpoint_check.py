@@ -1,0 +1,26 @@
+"""Check an endpoint before it is served, without a server and without an image library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from endpoints import read_endpoint, read_parameters
+from settings import read_endpoint_settings
+
+
+def check_endpoint(folder: Path) -> None:
+    """Check that the shared steps can serve this endpoint.
+
+    Args:
+        folder: of the endpoint; its network and `preprocess` are beside it.
+
+    Raises:
+        ValueError: they cannot; one sentence.
+    """
+    endpoint = read_endpoint(folder)
+    read_endpoint_settings(
+        read_parameters(folder.parent / "preprocess"),
+        endpoint.parameters,
+        endpoint.network.class_names,
+        **endpoint.network.head,
+    )

@@ -1,0 +1,213 @@
+"""The folders that Triton reads as its repositories, made of the model repository.
+
+There are two. In `models` each network and each endpoint has a folder of its own, with the
+configuration chosen for this server; weights and the shared steps are links. A network that
+replaces another one is put beside it, under another name. In `closed` every step has a double, a
+model of its name: server/closed_steps/README.md says why.
+
+Each endpoint has a slot, the number of its input of `preprocess` (endpoints.py there). A network
+that replaces another one gets another slot, so that requests under way keep the old network.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from google.protobuf import text_format
+
+from ._errors import StartError
+from ._repository import FIRST, LAST, NETWORK, chosen_configs, endpoint_name, read_config
+from ._settings import CLOSED_STEPS, Settings
+
+MODELS, CLOSED = "models", "closed"
+CONFIG_NAME = "served"  # of the configurations that Triton prefers to config.pbtxt
+_INPUT = "image"
+_NOT_LINKED = ("config.pbtxt", "configs", "versions")  # `versions` holds earlier ones
+_Config: TypeAlias = Any  # a ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Staged:
+    """An endpoint as Triton is to serve it.
+
+    Attributes:
+        network: its name.
+        model: name of the model that is the network: the same, or with a number added.
+        slot: number of the input of `preprocess`.
+    """
+
+    network: str
+    model: str
+    slot: int
+
+    @property
+    def endpoint(self) -> str:
+        """Name of the ensemble."""
+        return endpoint_name(self.network)
+
+    @property
+    def input(self) -> str:
+        """Name of the input of `preprocess`."""
+        return f"{_INPUT}_{self.slot}" if self.slot else _INPUT
+
+
+class Stage:
+    """Makes and changes the two folders.
+
+    Args:
+        settings: of the server.
+        folder: to make them in.
+    """
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self._settings = settings
+        self._repository = settings.repository
+        self._models = folder / MODELS
+        self._closed = folder / CLOSED
+        self._count = len(read_config(self._repository, FIRST).input)  # of slots
+        self._last_slot = -1
+        self._slots: dict[str, int] = {}  # by network; of the endpoints that are staged
+        self._models.mkdir()
+        shutil.copytree(CLOSED_STEPS, self._closed)
+        for step in (FIRST, LAST):
+            (self._models / step).symlink_to(self._repository / step)
+
+    def add_endpoint(self, network: str) -> Staged:
+        """Stage an endpoint and its network before the server starts.
+
+        Raises:
+            StartError, OSError: a file is missing or not valid.
+        """
+        staged = Staged(network=network, model=network, slot=self._next_slot(network))
+        self.add_network(staged)
+        if network != NETWORK:  # its double is among those that are copied
+            # Triton loads it with the network. The doubles of later networks are not loaded.
+            self._add_double(staged.model, staged.endpoint)
+        self.write_endpoint(staged)
+        return staged
+
+    def replacement(self, network: str, model: str) -> Staged:
+        """What is to replace the endpoint of this network, or to be its first one.
+
+        Raises:
+            StartError: there are too many endpoints.
+        """
+        return Staged(network=network, model=model, slot=self._next_slot(network))
+
+    def add_network(self, staged: Staged) -> None:
+        """Stage a network under the name of its model.
+
+        Raises:
+            StartError, OSError: a file is missing or not valid.
+        """
+        source, target = self._repository / staged.network, self._models / staged.model
+        target.mkdir()
+        for path in source.iterdir():
+            if path.name == "labels.txt":  # the shared steps may read it when it has been replaced
+                shutil.copy(path, target)
+            elif path.name not in _NOT_LINKED:
+                (target / path.name).symlink_to(path)
+        self._write_configs(staged, staged.network, target, _rename)
+        if staged.model != staged.network:
+            # Of itself: Triton cannot load it, but knows its name, which is enough. For a double
+            # that consists of an endpoint, Triton would reload the endpoint.
+            self._add_double(staged.model, staged.model)
+
+    def write_endpoint(self, staged: Staged) -> None:
+        """Write the endpoint's configuration, or replace it.
+
+        Raises:
+            StartError, OSError: a file is missing or not valid.
+        """
+        folder = self._models / staged.endpoint
+        (folder / "1").mkdir(parents=True, exist_ok=True)
+        self._write_configs(staged, staged.endpoint, folder, _wire)
+        self._slots[staged.network] = self._last_slot = staged.slot
+        self._mark_changed()
+
+    def remove_endpoint(self, network: str) -> None:
+        """Remove an endpoint that is no longer served."""
+        shutil.rmtree(self._models / endpoint_name(network), ignore_errors=True)
+        self._slots.pop(network, None)
+
+    def remove_network(self, model: str) -> None:
+        """Remove a network that is no longer served. The double of its name stays for a first one:
+        Triton would tell callers that there is no such model."""
+        shutil.rmtree(self._models / model, ignore_errors=True)
+        if "." in model:
+            shutil.rmtree(self._closed / model, ignore_errors=True)
+
+    def _write_configs(
+        self, staged: Staged, source: str, folder: Path, change: Callable[[_Config, Staged], None]
+    ) -> None:
+        """Write both configurations of the model `source` of the repository, changed."""
+        chosen = chosen_configs(self._settings, staged.network)
+        for name, configs in (("config", None), (f"configs/{CONFIG_NAME}", chosen)):
+            config = read_config(self._repository, source, configs)
+            change(config, staged)
+            _write(folder / f"{name}.pbtxt", config)
+
+    def _add_double(self, model: str, step: str) -> None:
+        folder = self._closed / model
+        (folder / "1").mkdir(parents=True, exist_ok=True)
+        double = read_config(self._closed, NETWORK)
+        double.name = model
+        double.ensemble_scheduling.step[0].model_name = step
+        _write(folder / "config.pbtxt", double)
+
+    def _next_slot(self, network: str) -> int:
+        """The slot in the repository at first, and then the free one that was not used longest."""
+        used = set(self._slots.values())
+        if network not in self._slots:
+            wanted = _read_slot(read_config(self._repository, endpoint_name(network)))
+            if wanted < self._count and wanted not in used:
+                return wanted
+        for step in range(1, self._count + 1):
+            slot = (self._last_slot + step) % self._count
+            if slot not in used:
+                return slot
+        raise StartError(f"there are too many endpoints; allowed: {self._count - 1}.")
+
+    def _mark_changed(self) -> None:
+        """Let the shared steps see a change, however soon after the last one."""
+        before = self._models.stat().st_mtime_ns
+        now = max(time.time_ns(), before + 1)
+        os.utime(self._models, ns=(now, now))
+
+
+def _rename(config: _Config, staged: Staged) -> None:
+    config.name = staged.model
+
+
+def _wire(config: _Config, staged: Staged) -> None:
+    for step in config.ensemble_scheduling.step:
+        if step.model_name == staged.network:
+            step.model_name = staged.model
+        elif step.model_name == FIRST:
+            tensors = list(step.input_map.values())
+            step.input_map.clear()
+            for tensor in tensors:
+                step.input_map[staged.input] = tensor
+
+
+def _write(path: Path, config: _Config) -> None:
+    """Write a configuration, replacing an earlier one in one moment."""
+    path.parent.mkdir(exist_ok=True)
+    new = path.with_suffix(".new")
+    new.write_text(text_format.MessageToString(config), "utf-8")
+    new.replace(path)
+
+
+def _read_slot(config: _Config) -> int:
+    """The slot in the configuration of an endpoint; 0 if it says none."""
+    for step in config.ensemble_scheduling.step:
+        for name in step.input_map if step.model_name == FIRST else ():
+            number = name.removeprefix(f"{_INPUT}_")
+            return int(number) if number.isdecimal() else 0
+    return 0
