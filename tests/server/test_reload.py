@@ -80,16 +80,16 @@ class Site:
             new.rename(self.repository / "yolov5")
         shutil.rmtree(folder)
 
-    def exchange_and_kill(self, model: str, *, library: str = "") -> None:
-        """Replace the network, and kill the new process of this model while it loads.
+    def exchange_and_kill(self, *, library: str = "") -> None:
+        """Replace the network, and kill the new one's process while it loads.
 
         Args:
             library: wait until the process has opened this one.
         """
-        before = self.server.processes(f"/{model}")
+        before = self.server.processes("/yolov5")
         self.exchange(*OTHER)
         deadline = time.monotonic() + SECONDS
-        while not (found := {*self.server.processes(f"/{model}.")}.difference(before)) or not all(
+        while not (found := {*self.server.processes("/yolov5.")}.difference(before)) or not all(
             library in Path(f"/proc/{pid}/maps").read_text() for pid in found
         ):
             assert time.monotonic() < deadline
@@ -221,15 +221,15 @@ def test_no_request_fails_or_uses_two_networks_during_a_reload(
     assert last == first
     assert set(answers) == {first, second}
     assert min(answers.values()) > count
-    # One network and its steps are left, closed to callers as the first ones were.
+    # One network and the steps are left, closed to callers as the first ones were.
     wait_until(lambda: len(server.processes("triton_python_backend_stub")) == 3, SECONDS)
-    (process,) = server.processes("/preprocess.")
-    (served,) = re.findall(r"/(preprocess\.\d+)/", Path(f"/proc/{process}/cmdline").read_text())
+    (process,) = server.processes("/yolov5.")
+    (served,) = re.findall(r"/(yolov5\.\d+)/", Path(f"/proc/{process}/cmdline").read_text())
     with grpc.InferenceServerClient(server.grpc) as client:
         with pytest.raises(grpc.InferenceServerException, match="2 identifiers"):
             infer(client, [PHOTO.read_bytes()], model=served)
         with pytest.raises(grpc.InferenceServerException, match="not found"):
-            earlier = f"preprocess.{int(served.partition('.')[2]) - 1}"
+            earlier = f"yolov5.{int(served.partition('.')[2]) - 1}"
             infer(client, [PHOTO.read_bytes()], model=earlier)
 
 
@@ -278,16 +278,11 @@ def served_version(server: RunningServer) -> str:
     return version
 
 
-@pytest.mark.parametrize(
-    "model, library", [("yolov5", "onnxruntime"), ("postprocess", "libtorch_cpu")]
-)
-def test_network_whose_process_is_killed_while_loading_is_not_served(
-    shared_site: Site, model: str, library: str
-) -> None:
+def test_network_whose_process_is_killed_while_loading_is_not_served(shared_site: Site) -> None:
     server = shared_site.server
     before, version = shared_site.answer(), served_version(server)
     with callers(server, 2, pause=0.05) as (_, failures):
-        shared_site.exchange_and_kill(model, library=library)
+        shared_site.exchange_and_kill(library="onnxruntime")
         wait_until(lambda: not is_locked(shared_site.repository), 30)
         shared_site.wait_for("The new network was not loaded, the old one is still served:")
     assert failures == []
@@ -298,18 +293,18 @@ def test_network_whose_process_is_killed_while_loading_is_not_served(
 
 def test_process_killed_before_triton_knows_it_does_not_hold_the_lock(site: Site) -> None:
     """Triton waits for that process for ever, and is restarted."""
-    site.exchange_and_kill("postprocess")
+    site.exchange_and_kill()
     wait_until(lambda: not is_locked(site.repository), 30)
     site.wait_for("Triton is back after")
     log = site.log()
-    assert "The new network was not loaded: a process of postprocess.2 " in log
+    assert "The new network was not loaded: a process of yolov5.2 " in log
     assert f"It serves version {served_version(site.server)} of the network." in log
     assert ready(site.server) == (True, "")
 
 
 def test_launcher_killed_during_a_stuck_load_leaves_nothing(site: Site) -> None:
     server = site.server
-    site.exchange_and_kill("postprocess")
+    site.exchange_and_kill()
     time.sleep(1)
     server.stop(signal.SIGKILL)
     wait_until(lambda: not [left for left in server.leftovers() if "/dev/" not in left], 10)
@@ -352,7 +347,7 @@ def test_only_the_launcher_can_load_a_model(shared_site: Site) -> None:
 def test_server_can_be_ended_during_a_reload(site: Site) -> None:
     server = site.server
     site.exchange(*REDUCED)
-    wait_until(lambda: bool(server.processes("postprocess.2")), SECONDS)
+    wait_until(lambda: bool(server.processes("yolov5.2")), SECONDS)
     assert server.stop() < 10
     assert server.process.returncode == 0
     with suppress(AssertionError):  # ended processes stay listed for a moment
