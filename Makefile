@@ -14,6 +14,7 @@ GATEWAY_PORT := 8443
 SERVER := 127.0.0.1:8001
 SOURCE := examples/bccd/photos
 WEIGHTS :=
+NAME :=
 DATA := data.yaml
 ARGS :=
 
@@ -49,8 +50,8 @@ detect: $(INSTALLED) ## Find objects in SOURCE, a file, folder, 'glob*', video o
 page: $(INSTALLED) ## A page to try images on, beside a running server (HTTP_PORT; ARGS=--port=8080)
 	@$(VENV)/bin/yolov5-client page --server http://127.0.0.1:$(call quote,HTTP_PORT) $(ARGS)
 
-model: $(INSTALLED) ## Serve your own network: WEIGHTS=best.pt, .onnx or yolov5s; without it the bundled one again
-	@$(PY) -m yolov5_build $(if $(WEIGHTS),$(call quote,WEIGHTS)) $(ARGS)
+model: $(INSTALLED) ## Serve your own network: WEIGHTS=best.pt, .onnx or yolov5s; without it the bundled one again (NAME: a further one)
+	@$(PY) -m yolov5_build $(if $(WEIGHTS),$(call quote,WEIGHTS)) $(if $(NAME),--name=$(call quote,NAME)) $(ARGS)
 
 engine: $(INSTALLED) $(NETWORK) ## Build a TensorRT plan of the network (needs an NVIDIA GPU; ARGS=--undo goes back)
 	@$(PY) -m yolov5_build.engine $(ARGS)

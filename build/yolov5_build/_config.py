@@ -77,6 +77,7 @@ class NetworkConfig:
         rows: of the output, None if they follow from the size of the input.
         columns: of the output.
         max_batch_size: images in a batch.
+        name: of the network.
     """
 
     metadata: Metadata
@@ -86,6 +87,7 @@ class NetworkConfig:
     rows: int | None
     columns: int
     max_batch_size: int
+    name: str = contract.MODEL
 
 
 def config_texts(network: NetworkConfig, *, bf16: bool, prefiltered: bool) -> dict[str, str]:
@@ -151,6 +153,7 @@ def _render(
     metadata, rect = network.metadata, network.letterbox == contract.RECT
     values = {
         **{name: value for name, value in vars(contract).items() if name.isupper()},
+        "name": network.name,
         "provenance": metadata.provenance,
         "backend": backend,
         "precision": precision,

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,12 +11,13 @@ import onnx
 
 from . import _contract as contract
 from ._config import NetworkConfig, config_texts
+from ._endpoint import endpoint_for
 from ._errors import BuildError
+from ._networks import check_target
 from ._version import new_version
 from .metadata import read_metadata
 
 MAX_BATCH_SIZE = 8
-_BATCH_LINE = re.compile(r"(?m)^max_batch_size: (\d+)$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +44,11 @@ def install_onnx(
     imgsz: tuple[int, int] | None = None,
     bf16: bool = False,
     prefiltered: Path | None = None,
+    name: str = contract.MODEL,
 ) -> Installed:
-    """Write configurations, labels and weights of `yolov5` together, as a new version.
+    """Write configurations, labels and weights of a network together, as a new version.
+
+    A network without an endpoint gets one.
 
     Args:
         weights: ONNX from `export_onnx` or `import_onnx`.
@@ -57,34 +58,34 @@ def install_onnx(
             it was exported for, else 640 x 640).
         bf16: also write the configuration with which the embedded server computes in BF16.
         prefiltered: ONNX from `export_prefiltered`, for the embedded server.
+        name: of the network.
 
     Raises:
         BuildError: the network does not support this letterbox mode, a class name cannot be
-            written as a line, or the repository cannot be written to. The installed network
-            stays as it is.
+            written as a line, the name is not allowed, there are as many networks as a server
+            takes, or the repository cannot be written to. The installed network stays as it is.
     """
-    network = _network_config(onnx.load(weights), letterbox, imgsz)
+    check_target(repository, name)
+    network = _network_config(onnx.load(weights), letterbox, imgsz, name)
     configs = config_texts(network, bf16=bf16, prefiltered=prefiltered is not None)
     labels = network.metadata.names
-    with new_version(repository, partial(_batch_limit, repository, network.max_batch_size)) as (
-        folder,
-        version,
-    ):
+    exchanging = partial(endpoint_for, repository, name, network.max_batch_size)
+    with new_version(repository, exchanging, name=name) as (folder, version):
         shutil.copyfile(weights, version / contract.WEIGHTS_FILE)
         if prefiltered:
             shutil.copyfile(prefiltered, version / contract.PREFILTERED_FILE)
         lines = "".join(f"{label}\n" for label in labels)
         (folder / contract.LABELS_FILE).write_text(lines, "utf-8")
-        for name, text in configs.items():
-            (folder / name).parent.mkdir(exist_ok=True)
-            (folder / name).write_text(text, "utf-8")
+        for file, text in configs.items():
+            (folder / file).parent.mkdir(exist_ok=True)
+            (folder / file).write_text(text, "utf-8")
     return Installed(
         version=int(version.name), height=network.height, width=network.width, names=labels
     )
 
 
 def _network_config(
-    model: onnx.ModelProto, letterbox: str, imgsz: tuple[int, int] | None
+    model: onnx.ModelProto, letterbox: str, imgsz: tuple[int, int] | None, name: str
 ) -> NetworkConfig:
     """Collect and check the facts that a network's configurations state.
 
@@ -118,41 +119,8 @@ def _network_config(
         rows=rows or None,
         columns=columns,
         max_batch_size=metadata.max_batch_size or MAX_BATCH_SIZE,
+        name=name,
     )
-
-
-@contextmanager
-def _batch_limit(repository: Path, new: int) -> Iterator[None]:
-    """Set the batch limit of the endpoint to that of the network, which is exchanged in the block.
-
-    Triton refuses an endpoint with a larger limit than its network's. Until the network is
-    exchanged, the limit is therefore the smaller one of the old and the new network's. All
-    configurations of the ensemble are changed, whichever the server will choose. A smaller limit
-    that an operator has set stays as it is.
-    """
-    ensemble = repository / contract.ENSEMBLE
-    configs = (ensemble / contract.CONFIG_FILE, *ensemble.glob("configs/*.pbtxt"))
-    limits = {config: limit for config in configs if (limit := _read_limit(config))}
-    before = _read_limit(repository / contract.MODEL / contract.CONFIG_FILE)
-    following = [config for config, now in limits.items() if now > new or now == before]
-    _write_limit(following, min(new, before or new))
-    yield
-    _write_limit(following, new)
-
-
-def _read_limit(config: Path) -> int | None:
-    found = _BATCH_LINE.search(config.read_text("utf-8")) if config.is_file() else None
-    return int(found[1]) if found else None
-
-
-def _write_limit(configs: Iterable[Path], limit: int) -> None:
-    for config in configs:
-        text = config.read_text("utf-8")
-        changed = _BATCH_LINE.sub(f"max_batch_size: {limit}", text)
-        if changed != text:
-            new = config.with_name(f".{config.name}.new")
-            new.write_text(changed, "utf-8")
-            new.replace(config)
 
 
 def _shape(tensors: object, name: str) -> list[int]:

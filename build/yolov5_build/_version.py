@@ -17,7 +17,6 @@ from ._staging import abandoned, staging_folder
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
-_STAGING = f".{MODEL}-"
 _OLD = "old"
 
 
@@ -29,15 +28,19 @@ def version_folder(model: Path) -> Path | None:
 
 @contextmanager
 def new_version(
-    repository: Path, exchanging: Callable[[], AbstractContextManager[None]] = nullcontext
+    repository: Path,
+    exchanging: Callable[[], AbstractContextManager[None]] = nullcontext,
+    *,
+    name: str = MODEL,
 ) -> Iterator[tuple[Path, Path]]:
-    """Provide an empty `yolov5/` to fill in, which replaces the served one at the end of the block.
+    """Provide an empty folder to fill in, which replaces the served one at the end of the block.
 
     Other processes see either the old folder or the new one, complete; on a file system without
     an atomic exchange, for a moment neither. If the block raises an exception, the old one stays.
 
     Args:
         exchanging: entered around the exchange, while no server loads the network.
+        name: of the network.
 
     Yields:
         The folder of the new model, and in it that of its version, one more than the served one.
@@ -45,14 +48,14 @@ def new_version(
     Raises:
         BuildError: the repository cannot be written to.
     """
-    served = repository / MODEL
+    served = repository / name
     try:
-        _restore_interrupted(repository)
+        _restore_interrupted(served)
         newest = version_folder(served)
         number = int(newest.name) + 1 if newest else 1
         # Beside the repository: inside it, Triton would take the staging folder for a model.
-        with staging_folder(repository.parent, _STAGING) as staging:
-            new = staging / MODEL
+        with staging_folder(repository.parent, staging_prefix(name)) as staging:
+            new = staging / MODEL  # whatever the network's name is: one may be called _OLD
             version = new / str(number)
             version.mkdir(parents=True)
             yield new, version
@@ -67,11 +70,15 @@ def new_version(
         ) from None
 
 
-def _restore_interrupted(repository: Path) -> None:
+def staging_prefix(name: str) -> str:
+    """How the names of a network's temporary folders begin."""
+    return f".{MODEL}-" if name == MODEL else f".{MODEL}-{name}-"
+
+
+def _restore_interrupted(served: Path) -> None:
     """Restore the served network if a process was killed during an exchange that was not atomic,
     between its two renames."""
-    served = repository / MODEL
-    for folder in abandoned(repository.parent, _STAGING):
+    for folder in abandoned(served.parent.parent, staging_prefix(served.name)):
         if not served.exists() and (folder / _OLD).is_dir():
             (folder / _OLD).rename(served)
 

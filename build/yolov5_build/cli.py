@@ -20,12 +20,14 @@ from yolov5_server.hardware import cpu_has_bf16
 from . import _contract as contract
 from ._checkpoint import Checkpoint, load_checkpoint
 from ._download import fetch_release, is_release_name
+from ._endpoint import new_slot
 from ._errors import BuildError, report_failure
 from ._evaluate import Measurement, evaluate
 from ._export import export_onnx
 from ._install import Installed, install_onnx
 from ._labels import read_names_file
 from ._limits import limited, run_in_child
+from ._networks import check_target, endpoint_name
 from ._onnx_import import import_onnx
 from ._prefiltered import export_prefiltered
 from ._quantise import CALIBRATION_PHOTOS, TARGETS, quantise
@@ -39,7 +41,7 @@ ALLOWED_MAP_LOSS = 0.005  # of mAP50-95
 
 def run(arguments: list[str] | None = None) -> int:
     """Run the command in a child process, so that a hostile file can crash or exhaust only that."""
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     try:
         return run_in_child(lambda: main(arguments), Path(options.weights))
     except OSError as error:
@@ -56,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         The exit status; the sentence to a status other than 0 is on stderr.
     """
     prepare_stdio()
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     try:
         if options.save:
             weights = _find_weights(options.weights)
@@ -74,6 +76,13 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    options = _parser().parse_args(arguments)
+    options.weights_given = options.weights is not None
+    options.weights = options.weights or str(BUNDLED)
+    return options
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="yolov5_build",
@@ -81,10 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "weights",
-        nargs="?",
-        default=str(BUNDLED),
-        help="file or release (default: bundled best.pt)",
+        "weights", nargs="?", help="file or release (default: bundled best.pt, without --name)"
     )
     parser.add_argument(
         "--imgsz",
@@ -117,6 +123,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--repository", type=Path, default=REPOSITORY, help="model repository to install into"
+    )
+    parser.add_argument(
+        "--name",
+        default=contract.MODEL,
+        help="name of the network, whose endpoint is NAME_ensemble (default: %(default)s)",
     )
     return parser
 
@@ -157,6 +168,13 @@ def _load_checkpoint(path: Path, names_file: Path | None) -> Checkpoint:
 
 def _install(options: argparse.Namespace) -> Installed:
     imgsz = _imgsz(options.imgsz)
+    check_target(options.repository, options.name)
+    new_slot(options.repository, options.name)  # refuses at once, not after minutes of export
+    if options.name != contract.MODEL and not options.weights_given:
+        raise BuildError(
+            f"NAME is {options.name!r}, but WEIGHTS is missing; only {contract.MODEL} is restored"
+            " to the bundled network."
+        )
     weights = _find_weights(options.weights)
     with tempfile.TemporaryDirectory() as folder:
         exported = Path(folder, contract.WEIGHTS_FILE)
@@ -180,6 +198,7 @@ def _install(options: argparse.Namespace) -> Installed:
             imgsz=imgsz,
             bf16=_measure_bf16(options, exported),
             prefiltered=prefiltered if prefiltered.exists() else None,
+            name=options.name,
         )
 
 
@@ -317,9 +336,12 @@ def _imgsz(given: list[int] | None) -> tuple[int, int] | None:
 
 
 def _report(options: argparse.Namespace, installed: Installed) -> None:
+    further = options.name != contract.MODEL
     print(
-        f"Installed {Path(options.weights).name} as version {installed.version}:"
+        f"Installed {Path(options.weights).name} as version {installed.version}"
+        f"{f' of {options.name}' if further else ''}:"
         f" {len(installed.names)} classes, {installed.height}x{installed.width},"
-        f" letterbox {options.letterbox}. A server that runs on this repository takes it over"
-        " within seconds."
+        f" letterbox {options.letterbox}."
+        f"{f' Its endpoint is {endpoint_name(options.name)}.' if further else ''}"
+        " A server that runs on this repository takes it over within seconds."
     )

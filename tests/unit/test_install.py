@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import onnx
 import pytest
-from onnx import TensorProto, helper
+from empty_network import OPEN, write
 
 from yolov5_build import BuildError, Installed, install_onnx
-from yolov5_build._install import _batch_limit
-
-OPEN: tuple[str, str] = ("height", "width")
+from yolov5_build._endpoint import batch_limit
 
 
 @pytest.fixture
@@ -21,32 +17,6 @@ def repository(tmp_path: Path) -> Path:
     folder = tmp_path / "repository"
     folder.mkdir()
     return folder
-
-
-def write(
-    folder: Path,
-    *size: int | str,
-    rows: int | str = 252,
-    columns: int = 7,
-    output: str = "output0",
-    metadata: Mapping[str, str] | None = None,
-) -> Path:
-    """An ONNX file with no more than what is read of it."""
-    image = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, *size])
-    made = helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch", rows, columns])
-    model = helper.make_model(helper.make_graph([], "g", [image], [made]))
-    entries = {
-        "names": "{0: 'car', 1: 'bus'}",
-        "stride": "32",
-        "head": "full",
-        "precision": "fp32",
-        "provenance": "From a test.",
-        **(metadata or {}),
-    }
-    helper.set_model_props(model, entries)
-    path = folder / "made.onnx"
-    onnx.save(model, path)
-    return path
 
 
 def refusal(weights: Path, repository: Path, **options: Any) -> str:
@@ -168,7 +138,7 @@ def test_installation_that_ends_early_leaves_a_batch_limit_that_fits_the_served_
     served = tmp_path / "yolov5" / "config.pbtxt"
     served.parent.mkdir()
     served.write_text(f"max_batch_size: {old}\n")
-    with pytest.raises(RuntimeError), _batch_limit(tmp_path, new):
+    with pytest.raises(RuntimeError), batch_limit(tmp_path, new):
         raise RuntimeError
     assert ensemble.read_text() == "max_batch_size: 1\n"
     assert [*ensemble.parent.iterdir()] == [ensemble]
