@@ -53,8 +53,8 @@ page: $(INSTALLED) ## A page to try images on, beside a running server (HTTP_POR
 model: $(INSTALLED) ## Serve your own network: WEIGHTS=best.pt, .onnx or yolov5s; without it the bundled one again (NAME: a further one)
 	@$(PY) -m yolov5_build $(if $(WEIGHTS),$(call quote,WEIGHTS)) $(if $(NAME),--name=$(call quote,NAME)) $(ARGS)
 
-engine: $(INSTALLED) $(NETWORK) ## Build a TensorRT plan of the network (needs an NVIDIA GPU; ARGS=--undo goes back)
-	@$(PY) -m yolov5_build.engine $(ARGS)
+engine: $(INSTALLED) $(NETWORK) ## Build a TensorRT plan of the network (needs an NVIDIA GPU; NAME; ARGS=--undo goes back)
+	@$(PY) -m yolov5_build.engine $(if $(NAME),--name=$(call quote,NAME)) $(ARGS)
 
 eval: $(INSTALLED) ## mAP of the running server on a labelled data set: DATA=data.yaml (SERVER, ARGS)
 	@$(VENV)/bin/yolov5-client eval $(call quote,DATA) --server $(call quote,SERVER) $(ARGS)

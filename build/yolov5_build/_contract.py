@@ -45,6 +45,7 @@ EXACT, WHOLE = "exact", "whole"
 # What a file computes in. TensorRT takes INT8 only as signed numbers around zero.
 FP32, FP16, INT8, INT8_SYMMETRIC = "fp32", "fp16", "int8", "int8-symmetric"
 PRECISIONS = (FP32, FP16, INT8, INT8_SYMMETRIC)
+INT8_TARGETS = {"cpu": INT8, "tensorrt": INT8_SYMMETRIC}  # what runs an INT8 file -> its precision
 BF16 = "bf16"  # chosen by the runtime, for a file in FP32
 
 # What a network was made of: a checkpoint leaves the choice of precision, an ONNX file has its own.

@@ -33,12 +33,14 @@ class Measurement:
         map50, map50_95: mean average precision at IoU 0.5, and over 0.5 to 0.95.
         milliseconds: median time of the network alone for one image, on all cores of the CPU.
         bytes: size of the file.
+        photos: number of photos that it was measured on.
     """
 
     map50: float
     map50_95: float
     milliseconds: float
     bytes: int
+    photos: int = 0
 
 
 def evaluate(
@@ -79,6 +81,7 @@ def evaluate(
         map50_95=result.map50_95,
         milliseconds=float(np.median(seconds)) * 1000,
         bytes=path.stat().st_size,
+        photos=len(split.photos),
     )
 
 

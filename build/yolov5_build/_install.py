@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,8 @@ from ._config import NetworkConfig, config_texts
 from ._endpoint import endpoint_for
 from ._errors import BuildError
 from ._networks import check_target
-from ._version import new_version
+from ._record import Accuracy, new_record, write_record
+from ._version import new_version, version_folder
 from .metadata import read_metadata
 
 MAX_BATCH_SIZE = 8
@@ -25,7 +27,7 @@ class Installed:
     """A network that has been installed.
 
     Attributes:
-        version: one more than that of the network installed before.
+        version: one more than the highest that was served or kept.
         height, width: of the input in pixels; with letterbox `rect` the largest.
         names: class names, index = class.
     """
@@ -45,6 +47,8 @@ def install_onnx(
     bf16: bool = False,
     prefiltered: Path | None = None,
     name: str = contract.MODEL,
+    options: Sequence[str] = (),
+    accuracy: Accuracy | None = None,
 ) -> Installed:
     """Write configurations, labels and weights of a network together, as a new version.
 
@@ -59,6 +63,8 @@ def install_onnx(
         bf16: also write the configuration with which the embedded server computes in BF16.
         prefiltered: ONNX from `export_prefiltered`, for the embedded server.
         name: of the network.
+        options: those of the command, for the record.
+        accuracy: in the form that is served, for the record.
 
     Raises:
         BuildError: the network does not support this letterbox mode, a class name cannot be
@@ -79,8 +85,12 @@ def install_onnx(
         for file, text in configs.items():
             (folder / file).parent.mkdir(exist_ok=True)
             (folder / file).write_text(text, "utf-8")
+        if record := new_record(network.metadata.provenance, options, accuracy):
+            write_record(version, record)
+    # Another process may have installed one meanwhile, so that this one got another number.
+    installed = version_folder(repository / name) or version
     return Installed(
-        version=int(version.name), height=network.height, width=network.width, names=labels
+        version=int(installed.name), height=network.height, width=network.width, names=labels
     )
 
 

@@ -59,14 +59,12 @@ def profile_for(config: model_config_pb2.ModelConfig, opt_batch: int | None = No
     Raises:
         BuildError: `opt_batch` is out of range, or the configuration does not state the sizes.
     """
-    largest = config.max_batch_size
+    largest, place = config.max_batch_size, f"{config.name}/{CONFIG_FILE}"
     if largest < 1 or len(config.input) != 1 or len(config.input[0].dims) != 3:
-        raise BuildError(
-            f"{MODEL}/{CONFIG_FILE} must state a max_batch_size and one input with three dims."
-        )
+        raise BuildError(f"{place} must state a max_batch_size and one input with three dims.")
     batch = largest if opt_batch is None else opt_batch
     if not 1 <= batch <= largest:
-        raise BuildError(f"--opt-batch is {batch}; {MODEL}/{CONFIG_FILE} allows 1 to {largest}.")
+        raise BuildError(f"--opt-batch is {batch}; {place} allows 1 to {largest}.")
     channels, *sides = config.input[0].dims
     low, high = sides, sides
     if min(sides) < 1:
@@ -77,8 +75,8 @@ def profile_for(config: model_config_pb2.ModelConfig, opt_batch: int | None = No
             high = []
         if len(high) != 2:
             raise BuildError(
-                f"{MODEL}/{CONFIG_FILE} leaves the input's size open without the parameters imgsz"
-                " and stride; `make model` writes them."
+                f"{place} leaves the input's size open without the parameters imgsz and stride;"
+                " `make model` writes them."
             )
         low = [stride, stride]
     return Profile(
@@ -174,25 +172,26 @@ def check_versions(building: str, target: str | None) -> int:
     return here[0]
 
 
-def to_plan(config: str, note: str) -> str:
+def to_plan(config: str, note: str, name: str = MODEL) -> str:
     """Convert the `config.pbtxt` of an ONNX model to one for the plan made from it.
 
     Args:
         config: the text for ONNX Runtime.
         note: what the plan depends on, in one line; it becomes a comment.
+        name: of the network, for errors.
 
     Raises:
         BuildError: the text differs from what `make model` writes.
     """
-    changed = _replace(_replace(config, *_FILE), *_BACKEND)
+    changed = _replace(_replace(config, *_FILE, name=name), *_BACKEND, name=name)
     start = re.search(_pattern(*_BACKEND[2:]), changed, re.MULTILINE)
     assert start is not None
     changed = f"{changed[: start.start()]}{_NOTE}{note}\n{changed[start.start() :]}"
-    _check_rest_is_same(config, changed)
+    _check_rest_is_same(config, changed, name)
     return changed
 
 
-def to_onnx(config: str) -> str:
+def to_onnx(config: str, name: str = MODEL) -> str:
     """Convert a text from `to_plan` back, identical to the byte.
 
     Raises:
@@ -200,20 +199,20 @@ def to_onnx(config: str) -> str:
     """
     changed = re.sub(rf"^{re.escape(_NOTE)}.*\n", "", config, flags=re.MULTILINE)
     for key, value, plan_key, plan_value in (_FILE, _BACKEND):
-        changed = _replace(changed, plan_key, plan_value, key, value)
-    _check_rest_is_same(config, changed)
+        changed = _replace(changed, plan_key, plan_value, key, value, name=name)
+    _check_rest_is_same(config, changed, name)
     return changed
 
 
-def is_plan(config: str) -> bool:
-    return bool(parse_config(config).platform == _BACKEND[3])
+def is_plan(config: str, name: str = MODEL) -> bool:
+    return bool(parse_config(config, name).platform == _BACKEND[3])
 
 
-def parse_config(text: str) -> model_config_pb2.ModelConfig:
+def parse_config(text: str, name: str = MODEL) -> model_config_pb2.ModelConfig:
     try:
         return text_format.Parse(text, model_config_pb2.ModelConfig())
     except text_format.ParseError as error:
-        raise BuildError(f"{MODEL}/{CONFIG_FILE} is not valid: {error}.") from None
+        raise BuildError(f"{name}/{CONFIG_FILE} is not valid: {error}.") from None
 
 
 def relative_error(answer: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
@@ -236,24 +235,24 @@ def _pattern(key: str, value: str) -> str:
     return rf'^([ \t]*){key}([ \t]*:[ \t]*)"{re.escape(value)}"'
 
 
-def _replace(text: str, key: str, value: str, new_key: str, new_value: str) -> str:
+def _replace(text: str, key: str, value: str, new_key: str, new_value: str, *, name: str) -> str:
     changed, count = re.subn(
         _pattern(key, value), rf'\g<1>{new_key}\g<2>"{new_value}"', text, flags=re.MULTILINE
     )
     if count != 1:
         raise BuildError(
-            f'{MODEL}/{CONFIG_FILE} must have one line that begins with {key}: "{value}",'
+            f'{name}/{CONFIG_FILE} must have one line that begins with {key}: "{value}",'
             " as `make model` and `make engine` write it."
         )
     return changed
 
 
-def _check_rest_is_same(before: str, after: str) -> None:
-    configs = [parse_config(before), parse_config(after)]
+def _check_rest_is_same(before: str, after: str, name: str) -> None:
+    configs = [parse_config(before, name), parse_config(after, name)]
     for config in configs:
         for name in ("backend", "platform", "default_model_filename"):
             config.ClearField(name)
     if configs[0] != configs[1]:
         raise BuildError(
-            f"{MODEL}/{CONFIG_FILE} cannot be switched without changing more than that."
+            f"{name}/{CONFIG_FILE} cannot be switched without changing more than that."
         )

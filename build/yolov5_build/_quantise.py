@@ -19,13 +19,10 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from ._contract import INPUT, INT8, INT8_SYMMETRIC, PRECISION_KEY, SQUARE
+from ._contract import INPUT, INT8_SYMMETRIC, INT8_TARGETS, PRECISION_KEY, SQUARE
 from ._errors import BuildError
 from .photos import PhotoLoader
 
-# Unsigned numbers with a zero point use all 256 steps, and CPUs multiply them fast. TensorRT takes
-# only signed numbers around zero.
-TARGETS = {"cpu": INT8, "tensorrt": INT8_SYMMETRIC}
 CALIBRATION_PHOTOS = 64
 
 
@@ -44,7 +41,7 @@ def quantise(
 
     Args:
         photos: calibration photos, similar to those that the network will see.
-        device: one of `TARGETS`.
+        device: one of `INT8_TARGETS`.
         letterbox: the mode in which the network will be served.
 
     Raises:
@@ -54,7 +51,9 @@ def quantise(
     sides = [side.dim_value for side in model.graph.input[0].type.tensor_type.shape.dim[2:]]
     if not all(sides):
         raise BuildError("INT8 needs a fixed input size, which letterbox rect does not have.")
-    precision = TARGETS[device]
+    precision = INT8_TARGETS[device]
+    # Unsigned numbers with a zero point use all 256 steps, and CPUs multiply them fast. TensorRT
+    # takes only signed numbers around zero.
     symmetric = precision == INT8_SYMMETRIC
     with tempfile.TemporaryDirectory() as folder, _quiet():
         prepared = Path(folder, "prepared.onnx")

@@ -1,8 +1,4 @@
-"""Install trained weights as the served model.
-
-WEIGHTS is a best.pt, a .safetensors or .onnx file, or the name of an official release such as
-yolov5s, which is downloaded. Without it, the bundled model is restored.
-"""
+"""Install trained weights as the served model: the work behind `make model`."""
 
 from __future__ import annotations
 
@@ -27,21 +23,26 @@ from ._export import export_onnx
 from ._install import Installed, install_onnx
 from ._labels import read_names_file
 from ._limits import limited, run_in_child
+from ._manage import manage
 from ._networks import check_target, endpoint_name
 from ._onnx_import import import_onnx
+from ._options import manages, parse
 from ._prefiltered import export_prefiltered
-from ._quantise import CALIBRATION_PHOTOS, TARGETS, quantise
+from ._quantise import CALIBRATION_PHOTOS, quantise
+from ._record import Accuracy
 from ._runtimes import ONNX_RUNTIME, OPENVINO_BF16
 from ._safetensors import SUFFIX, load_safetensors, save_safetensors
 from .metadata import read_metadata
-from .paths import BUNDLED, BUNDLED_DATA, REPOSITORY
+from .paths import BUNDLED, BUNDLED_DATA
 
 ALLOWED_MAP_LOSS = 0.005  # of mAP50-95
 
 
 def run(arguments: list[str] | None = None) -> int:
     """Run the command in a child process, so that a hostile file can crash or exhaust only that."""
-    options = _parse(arguments)
+    options = parse(arguments)
+    if manages(options):
+        return main(arguments)  # no file of somebody else's is read
     try:
         return run_in_child(lambda: main(arguments), Path(options.weights))
     except OSError as error:
@@ -58,7 +59,9 @@ def main(arguments: list[str] | None = None) -> int:
         The exit status; the sentence to a status other than 0 is on stderr.
     """
     prepare_stdio()
-    options = _parse(arguments)
+    options = parse(arguments)
+    if manages(options):
+        return manage(options)
     try:
         if options.save:
             weights = _find_weights(options.weights)
@@ -74,83 +77,6 @@ def main(arguments: list[str] | None = None) -> int:
         print("error: interrupted; the installed model is unchanged.", file=sys.stderr)
         return 130
     return 0
-
-
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    options = _parser().parse_args(arguments)
-    options.weights_given = options.weights is not None
-    options.weights = options.weights or str(BUNDLED)
-    return options
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="yolov5_build",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "weights", nargs="?", help="file or release (default: bundled best.pt, without --name)"
-    )
-    parser.add_argument(
-        "--imgsz",
-        type=int,
-        nargs="+",
-        help="height and width, or one number for both (default: the file's, else 640)",
-    )
-    parser.add_argument(
-        "--letterbox",
-        choices=contract.LETTERBOX_MODES,
-        default=contract.SQUARE,
-        help="how a photo is fitted into the input (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--names",
-        type=Path,
-        help="class names to use instead of the file's: one per line, or a data.yaml",
-    )
-    _add_precision_options(parser)
-    parser.add_argument(
-        "--reduced-head",
-        action="store_true",
-        help="return only the best class of each box: smaller output, but no multi_label",
-    )
-    parser.add_argument(
-        "--save",
-        type=Path,
-        metavar=f"FILE{SUFFIX}",
-        help="convert the checkpoint to this file instead of installing it",
-    )
-    parser.add_argument(
-        "--repository", type=Path, default=REPOSITORY, help="model repository to install into"
-    )
-    parser.add_argument(
-        "--name",
-        default=contract.MODEL,
-        help="name of the network, whose endpoint is NAME_ensemble (default: %(default)s)",
-    )
-    return parser
-
-
-def _add_precision_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--half", action="store_true", help="compute in FP16")
-    parser.add_argument(
-        "--int8",
-        choices=tuple(TARGETS),
-        nargs="?",
-        const="cpu",
-        help="compute in INT8, calibrated on the training photos of --data (default target: cpu)",
-    )
-    parser.add_argument(
-        "--data",
-        type=Path,
-        help="data.yaml of a labelled data set; measures the mAP before installing",
-    )
-    parser.add_argument(
-        "--accept-loss",
-        action="store_true",
-        help="install INT8 even if it loses more than half a point of mAP",
-    )
 
 
 def _find_weights(weights: str) -> Path:
@@ -176,6 +102,7 @@ def _install(options: argparse.Namespace) -> Installed:
             " to the bundled network."
         )
     weights = _find_weights(options.weights)
+    measured = None
     with tempfile.TemporaryDirectory() as folder:
         exported = Path(folder, contract.WEIGHTS_FILE)
         prefiltered = Path(folder, contract.PREFILTERED_FILE)
@@ -190,21 +117,50 @@ def _install(options: argparse.Namespace) -> Installed:
             with limited(weights):
                 import_onnx(weights, exported, names=names, imgsz=imgsz, prefiltered=prefiltered)
         else:
-            exported = _export_and_quantise(options, weights, imgsz, Path(folder))
+            exported, measured = _export_and_quantise(options, weights, imgsz, Path(folder))
+        bf16, measured_now = _measure_bf16(options, exported)
         return install_onnx(
             exported,
             options.repository,
             letterbox=options.letterbox,
             imgsz=imgsz,
-            bf16=_measure_bf16(options, exported),
+            bf16=bf16,
             prefiltered=prefiltered if prefiltered.exists() else None,
             name=options.name,
+            options=_options_given(options),
+            accuracy=_accuracy(measured_now or measured),
         )
+
+
+def _options_given(options: argparse.Namespace) -> list[str]:
+    """The options that change what is served, as on the command line; of paths only the names."""
+    given = [f"--{name}" for name in ("half", "accept_loss", "reduced_head") if vars(options)[name]]
+    if options.imgsz:
+        given += ["--imgsz", *map(str, options.imgsz)]
+    if options.letterbox != contract.SQUARE:
+        given += ["--letterbox", options.letterbox]
+    if options.int8:
+        given += ["--int8", options.int8]
+    for name in ("names", "data"):
+        if vars(options)[name]:
+            given += [f"--{name}", vars(options)[name].name]
+    return [word.replace("_", "-") if word.startswith("--") else word for word in given]
+
+
+def _accuracy(measured: Measurement | None) -> Accuracy | None:
+    if measured is None:
+        return None
+    return Accuracy(
+        map50=round(measured.map50, 4),
+        map50_95=round(measured.map50_95, 4),
+        photos=measured.photos,
+    )
 
 
 def _export_and_quantise(
     options: argparse.Namespace, weights: Path, imgsz: tuple[int, int] | None, folder: Path
-) -> Path:
+) -> tuple[Path, Measurement | None]:
+    """Make the file to serve of a checkpoint; FP16 and INT8 are measured if there are labels."""
     if options.half and options.int8:
         raise BuildError("--half and --int8 exclude each other.")
     if options.int8 and not options.data:
@@ -219,7 +175,7 @@ def _export_and_quantise(
     with limited(weights):
         exported, full = _export_checkpoint(options, weights, imgsz, folder, compare=measured)
     if validation is None or not measured:
-        return exported
+        return exported, None
     if options.int8:
         exported = folder / "int8.onnx"
         training = read_split(options.data, "train")
@@ -234,7 +190,7 @@ def _export_and_quantise(
             f"INT8 loses {lost:.4f} of mAP50-95, more than {ALLOWED_MAP_LOSS}, so it was not"
             " installed; --accept-loss installs it anyway."
         )
-    return exported
+    return exported, after
 
 
 def _print_notes(split: Split) -> None:
@@ -275,10 +231,13 @@ def _export_checkpoint(
     return exported, export("fp32.onnx") if options.half and compare else exported
 
 
-def _measure_bf16(options: argparse.Namespace, exported: Path) -> bool:
+def _measure_bf16(options: argparse.Namespace, exported: Path) -> tuple[bool, Measurement | None]:
     """Whether OpenVINO in BF16 is faster than ONNX Runtime here and keeps the mAP.
 
     Measures both if there are labels, and prints the decision.
+
+    Returns:
+        The decision, and what was measured of the form that is served.
     """
     bf16 = cpu_has_bf16()
     bundled = options.weights == str(BUNDLED)
@@ -289,21 +248,21 @@ def _measure_bf16(options: argparse.Namespace, exported: Path) -> bool:
         _print_notes(split)
         before = _measure(options, exported, split)
     if read_metadata(exported).precision != contract.FP32:
-        return False
+        return False, before
     if not bf16:
         print("Served in FP32: this CPU has no BF16.")
-        return False
+        return False, before
     if before is None or split is None:
         print(
             "Served in FP32: the loss of mAP in BF16 is not known for this network. With"
             " ARGS='--data data.yaml' it is measured, and BF16 is served if it keeps the mAP and is"
             " faster."
         )
-        return False
+        return False, None
     after = _measure(options, exported, split, OPENVINO_BF16)
     good = _replaces(after, before)
     print(f"BF16 is {'served, unless PRECISION=fp32' if good else 'not served'}.")
-    return good
+    return good, after if good else before
 
 
 def _replaces(after: Measurement, before: Measurement) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,9 @@ from ._contract import (
     WEIGHTS_FILE,
 )
 from ._errors import report_failure
-from ._version import copy_weights, new_version, version_folder
+from ._manage import check_installed
+from ._record import RECORD_FILE, read_record, renewed, write_record
+from ._version import VERSIONS, link_tree, new_version, version_folder
 from .paths import DOCKERFILE, REPOSITORY
 from .photos import example_images
 
@@ -79,10 +80,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--repository", type=Path, default=REPOSITORY, help="model repository to work on"
     )
+    parser.add_argument("--name", default=MODEL, help="name of the network (default: %(default)s)")
     options = parser.parse_args(arguments)
     try:
+        if options.name != MODEL:
+            check_installed(options.repository, options.name)
         if options.undo:
-            undo(options.repository)
+            undo(options.repository, options.name)
         else:
             make_plan(options)
     except (BuildError, OSError) as error:
@@ -90,17 +94,17 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def undo(repository: Path) -> None:
+def undo(repository: Path, name: str = MODEL) -> None:
     """Install the ONNX file of the served plan as the model again.
 
     Raises:
         BuildError: the served model is not a plan, or its ONNX file is missing.
     """
-    served = read_served(repository)
-    if not _plan.is_plan(served.config):
-        raise BuildError(f"{MODEL} is not served as a TensorRT plan, so there is nothing to undo.")
-    install(repository, _plan.to_onnx(served.config))
-    print(f"{MODEL} is served by ONNX Runtime again.")
+    served = read_served(repository, name)
+    if not _plan.is_plan(served.config, name):
+        raise BuildError(f"{name} is not served as a TensorRT plan, so there is nothing to undo.")
+    install(repository, _plan.to_onnx(served.config, name), name=name)
+    print(f"{name} is served by ONNX Runtime again.")
 
 
 def make_plan(options: argparse.Namespace) -> None:
@@ -110,12 +114,15 @@ def make_plan(options: argparse.Namespace) -> None:
         BuildError: one of these failed, or the network has an end-to-end head; the installed model
             stays as it is.
     """
-    served = read_served(options.repository)
-    text = _plan.to_onnx(served.config) if _plan.is_plan(served.config) else served.config
-    config = _plan.parse_config(text)
+    name = options.name
+    served = read_served(options.repository, name)
+    text = served.config
+    if _plan.is_plan(text, name):
+        text = _plan.to_onnx(text, name)
+    config = _plan.parse_config(text, name)
     if config.parameters[HEAD_KEY].string_value == END2END:
         raise BuildError(
-            f"{MODEL} chooses its boxes itself, and such a choice cannot be compared with that of a"
+            f"{name} chooses its boxes itself, and such a choice cannot be compared with that of a"
             " plan; install an export without that."
         )
     profile = _plan.profile_for(config, options.opt_batch)
@@ -125,7 +132,7 @@ def make_plan(options: argparse.Namespace) -> None:
     precision = _plan.choose_precision(options.precision, graph_precision(served.weights), major)
     gpu = _tensorrt.gpu()
     environment = f"TensorRT {trt.__version__}, {gpu.name} (compute capability {gpu.capability})"
-    switched = _plan.to_plan(text, f"{environment}, {precision.name}.")
+    switched = _plan.to_plan(text, f"{environment}, {precision.name}.", name)
     print(f"Building {precision.name} with {environment}; this takes minutes ...", flush=True)
     plan = _tensorrt.build(
         trt,
@@ -138,9 +145,9 @@ def make_plan(options: argparse.Namespace) -> None:
     )
     tolerance = _plan.TOLERANCES[precision.name]
     error = verify_plan(trt, plan, served.weights, config, profile, tolerance)
-    install(options.repository, switched, plan)
+    install(options.repository, switched, plan, name)
     print(
-        f"{MODEL} is now served as a TensorRT plan for batches up to {config.max_batch_size}; its"
+        f"{name} is now served as a TensorRT plan for batches up to {config.max_batch_size}; its"
         f" rows for the example photos are within {error:.2g} of ONNX Runtime's.\n"
         f"It runs only with {environment}."
     )
@@ -152,25 +159,25 @@ def make_plan(options: argparse.Namespace) -> None:
         )
 
 
-def read_served(repository: Path) -> Served:
+def read_served(repository: Path, name: str = MODEL) -> Served:
     """Read the installed model.
 
     Raises:
         BuildError: a file is missing.
     """
-    folder = repository / MODEL
+    folder = repository / name
     version = version_folder(folder)
     if version is None or not (version / WEIGHTS_FILE).is_file():
         raise BuildError(
-            f"{repository.name}/{MODEL} holds no {WEIGHTS_FILE}; `make model` installs one."
+            f"{repository.name}/{name} holds no {WEIGHTS_FILE}; `make model` installs one."
         )
     try:
         # As bytes, because reading text would convert line ends.
         config = (folder / CONFIG_FILE).read_bytes().decode("utf-8")
     except OSError as error:
-        raise BuildError(f"{MODEL}/{CONFIG_FILE} cannot be read: {error.strerror}.") from None
+        raise BuildError(f"{name}/{CONFIG_FILE} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:
-        raise BuildError(f"{MODEL}/{CONFIG_FILE} is not UTF-8.") from None
+        raise BuildError(f"{name}/{CONFIG_FILE} is not UTF-8.") from None
     return Served(config=config, weights=version / WEIGHTS_FILE)
 
 
@@ -257,21 +264,23 @@ def verify_plan(
     return error
 
 
-def install(repository: Path, config: str, plan: bytes | None = None) -> None:
-    """Install a new version: the files of the served one, with this configuration and plan."""
-    served = repository / MODEL
+def install(repository: Path, config: str, plan: bytes | None = None, name: str = MODEL) -> None:
+    """Install a new version: the files of the served one, with this configuration and plan.
+
+    The served version is not kept: it is the same network, and the way back is `undo`.
+    """
+    served = repository / name
     current = version_folder(served)
     assert current is not None
-    with new_version(repository) as (new, version):
-        for source, target in ((served, new), (current, version)):
-            for path in source.iterdir():
-                if path.is_file() and path.name not in (CONFIG_FILE, PLAN_FILE):
-                    copy_weights(path, target / path.name)
-                elif path.is_dir() and not path.name.isdecimal():
-                    shutil.copytree(path, target / path.name)
+    with new_version(repository, name=name, keep=False) as (new, version):
+        others = {path.name for path in served.iterdir() if path.name.isdecimal()}
+        link_tree(served, new, without={VERSIONS, CONFIG_FILE, PLAN_FILE, *others})
+        link_tree(current, version, without={PLAN_FILE, RECORD_FILE})
         (new / CONFIG_FILE).write_bytes(config.encode())
         if plan is not None:
             (version / PLAN_FILE).write_bytes(plan)
+        if record := read_record(current):
+            write_record(version, renewed(record))
 
 
 if __name__ == "__main__":

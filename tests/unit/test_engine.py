@@ -4,6 +4,7 @@ import importlib.util
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +20,8 @@ from support import REPOSITORY
 
 from yolov5_build import BuildError, _plan, _tensorrt, engine
 from yolov5_build._plan import BuildPrecision, Profile, choose_precision, to_onnx, to_plan
+from yolov5_build._record import Accuracy, Record, read_record, write_record
+from yolov5_build._version import kept_versions, link_tree
 
 CONFIG = """\
 # The trained network, with a comment that must be kept.
@@ -611,6 +614,41 @@ def test_plan_is_installed_and_undone(
     assert engine.main([*arguments, "--undo"]) == 1
     error = "error: yolov5 is not served as a TensorRT plan, so there is nothing to undo.\n"
     assert capsys.readouterr().err == error
+
+
+def test_plan_of_a_further_network_is_installed_and_undone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its earlier versions stay. The ONNX file itself is no earlier one: it is the same network."""
+    repository = make_repository(tmp_path)
+    serve_by(monkeypatch, FakeTensorRT("10.16.1.11"), repository)
+    before = contents(repository / "yolov5")
+    network = (repository / "yolov5").rename(repository / "plates")
+    config = network / "config.pbtxt"
+    config.write_text(config.read_text().replace('"yolov5"', '"plates"'))
+    record = Record(installed="2026-11-26T17:00:00Z", file="plates.pt", sha256="0" * 64)
+    accuracy = Accuracy(map50=0.5, map50_95=0.4, photos=3)
+    write_record(network / "1", replace(record, accuracy=accuracy))
+    link_tree(network, network / "versions" / "0", without=["versions"])
+    arguments = [f"--repository={repository}", "--name=plates"]
+    assert engine.main(arguments) == 0
+    assert "\nplates is now served as a TensorRT plan for batches" in capsys.readouterr().out
+    assert 'platform: "tensorrt_plan"' in config.read_text()
+    assert [path.name for path in kept_versions(network)] == ["0"]
+    made = read_record(network / "2")
+    assert made is not None and made.accuracy is None  # of the plan, it was not measured
+    assert made.file == "plates.pt" and made.installed > record.installed
+    assert engine.main([*arguments, "--undo"]) == 0
+    assert capsys.readouterr().out == "plates is served by ONNX Runtime again.\n"
+    assert (network / "3" / "model.onnx").read_bytes() == before["1/model.onnx"]
+    assert [path.name for path in kept_versions(network)] == ["0"]
+    for name, sentence in (
+        ("yolov5", "model_repository/yolov5 holds no model.onnx; `make model` installs one."),
+        ("cars", "there is no network 'cars' in model_repository; installed: plates."),
+        ("plates", "plates is not served as a TensorRT plan, so there is nothing to undo."),
+    ):
+        assert engine.main([arguments[0], f"--name={name}", "--undo"]) == 1
+        assert capsys.readouterr().err == f"error: {sentence}\n"
 
 
 def test_class_column_of_a_reduced_head_is_not_compared(
