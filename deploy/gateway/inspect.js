@@ -1,4 +1,4 @@
-// Inspect what nginx itself cannot read: JSON, and the messages of gRPC.
+// Inspect what nginx itself cannot read: JSON, the messages of gRPC, and which endpoints there are.
 //
 // Triton 2.51 recurses once for each level of JSON until its stack overflows, divides by zero when it
 // is asked to classify an output of strings, and allocates 16 bytes for each byte of JSON. Only
@@ -13,8 +13,10 @@ const MAX_STEPS = 65536;
 const MAX_FIELDS = 4096;
 const FORBIDDEN = 'classification';
 const LONGEST_NAME = 6 * FORBIDDEN.length; // each letter may be written as \u0063
-const ENDPOINT = /^yolov5_ensemble$/; // CHANGE: further networks have endpoints of their own
-const LONGEST_MODEL = 256;
+const LONGEST_ENDPOINT = 64; // a name has at most 40 letters, and `_ensemble` follows
+const LIST = '/list'; // in the folder `endpoints`, written by endpoints.py
+const MAX_TAG = 5; // bytes of a field's number or length: protobuf refuses more
+const MAX_NUMBER = 10;
 const WINDOW = 65536;
 
 const QUOTE = 0x22;
@@ -51,6 +53,44 @@ function fail(r) {
     return '1';
 }
 
+/**
+ * Return the names of the endpoints. The file is read for each request, so that a network which is
+ * added or removed needs no reload of nginx: a reload closes connections, and with them may lose
+ * requests over gRPC.
+ */
+function served(r) {
+    const text = fs.readFileSync(r.variables.document_root + LIST, 'utf8');
+    return text.split('\n').filter((line) => line !== '');
+}
+
+/** Return whether a caller may use this endpoint: `*` in the file of keys means all. */
+function permitted(r, name) {
+    const limits = r.variables.limits;
+    return limits === '*' || limits.split(/[\s,]+/).indexOf(name) >= 0;
+}
+
+/** Return the endpoint that the path names, or '' if there is none of that name. */
+function endpoint(r) {
+    const name = r.variables.path_endpoint;
+    return name && served(r).indexOf(name) >= 0 ? name : '';
+}
+
+/** Return 1 if the caller has no right to the endpoint that the path names. */
+function forbidden(r) {
+    const name = r.variables.endpoint;
+    if (!name || permitted(r, name)) {
+        return '0';
+    }
+    r.variables.fault = 'endpoint';
+    return '1';
+}
+
+/** Return the endpoints that the caller may use, for a sentence. A stranger learns of one alone. */
+function allowed(r) {
+    const names = served(r).filter((name) => permitted(r, name));
+    return names.length > 1 && !r.variables.caller ? '' : names.join(', ');
+}
+
 /** Handle POST .../infer and .../generate, unless the body is one raw image. */
 function json(r) {
     const length = r.variables.json_length;
@@ -59,9 +99,19 @@ function json(r) {
     });
 }
 
-/** Handle ModelInfer. */
+/** Handle ModelInfer, and ModelReady and ModelMetadata, whose only field of interest is the name. */
 function grpc(r) {
-    inspectAndForward(r, '/inference.GRPCInferenceService/inspected', inspectMessage);
+    const detection = r.variables.target.endsWith('/ModelInfer');
+    inspectAndForward(r, '/inference.GRPCInferenceService/inspected', (body) => {
+        const found = inspectMessage(body, detection);
+        if (served(r).indexOf(found.name) < 0) {
+            throw new Refusal('model');
+        }
+        if (!permitted(r, found.name)) {
+            throw new Refusal('endpoint');
+        }
+        return found.images;
+    });
 }
 
 /** Pass the request on after `inspect` has read the body and returned its number of images; answer
@@ -76,7 +126,7 @@ function inspectAndForward(r, next, inspect) {
             throw e;
         }
         r.variables.fault = e.fault;
-        r.return(e.fault === 'compressed' ? 415 : 400);
+        r.return({ compressed: 415, endpoint: 403 }[e.fault] || 400);
     } finally {
         body.close();
     }
@@ -218,7 +268,11 @@ function unescaped(text) {
 
 // https://protobuf.dev/programming-guides/encoding/; field numbers: grpc_service.proto of KServe.
 
-function inspectMessage(body) {
+/**
+ * Return the name of the model, and for a detection the number of images, after an examination of
+ * all fields. Of a field that is repeated protobuf takes the last one, also if that is empty.
+ */
+function inspectMessage(body, detection) {
     // A flag of compression and a length precede the message, and nothing follows it.
     if (body.size < 5) {
         throw new Refusal('malformed');
@@ -236,20 +290,19 @@ function inspectMessage(body) {
     let name = { from: 0, to: 0 };
     let images = 0;
     const count = { fields: 0 };
-    eachField(body, 5, body.size, count, (number, from, to) => {
-        if (number === 1 && from < to) {
-            name = { from: from, to: to }; // the last of several counts
-        } else if (number === 5) {
+    eachField(body, 5, body.size, count, (number, from, to, value) => {
+        if (number === 1 && value === null) {
+            name = { from: from, to: to };
+        } else if (number === 5 && detection) {
             images = Math.max(images, batchSize(body, from, to, count));
-        } else if (number === 6) {
+        } else if (number === 6 && detection) {
             inspectOutput(body, from, to, count);
         }
     });
-    if (name.to - name.from > LONGEST_MODEL
-        || !ENDPOINT.test(body.text(name.from, name.to))) {
+    if (name.to - name.from > LONGEST_ENDPOINT) {
         throw new Refusal('model');
     }
-    return images;
+    return { name: body.text(name.from, name.to), images: images };
 }
 
 /** Return the first dimension of an InferInputTensor's shape, field 3. */
@@ -257,7 +310,7 @@ function batchSize(body, from, to, count) {
     let images = 0;
     eachField(body, from, to, count, (number, begin, end, value) => {
         if (number === 3 && images === 0) {
-            images = begin < end ? varint(body, begin, end).value : value;
+            images = begin < end ? varint(body, begin, end, MAX_NUMBER).value : Number(value);
         }
     });
     return images;
@@ -278,9 +331,10 @@ function inspectOutput(body, from, to, count) {
     });
 }
 
-function varint(body, at, to) {
+/** Read a number of at most `longest` bytes. It need not be in its shortest form. */
+function varint(body, at, to, longest) {
     let value = 0;
-    for (let factor = 1; factor < 1e21 && at < to; factor *= 128) {
+    for (let i = 0, factor = 1; i < longest && at < to; i++, factor *= 128) {
         const next = body.byte(at++);
         value += (next & 127) * factor;
         if (next < 128) {
@@ -290,12 +344,15 @@ function varint(body, at, to) {
     throw new Refusal('malformed');
 }
 
-/** Call `see(field, from, to, value)` for each field of numbers or of bytes between two positions. */
+/**
+ * Call `see(field, from, to, value)` for each field of numbers or of bytes between two positions.
+ * `value` is null for bytes.
+ */
 function eachField(body, from, to, count, see) {
     let at = from;
 
-    function number() {
-        const read = varint(body, at, to);
+    function number(longest) {
+        const read = varint(body, at, to, longest);
         at = read.end;
         return read.value;
     }
@@ -305,21 +362,21 @@ function eachField(body, from, to, count, see) {
             throw new Refusal('too_many_parts');
         }
         // Cut to 32 bits, as protobuf does.
-        const tag = number() % 4294967296;
+        const tag = number(MAX_TAG) % 4294967296;
         const field = Math.floor(tag / 8);
         switch (tag % 8) {
         case 0:
-            see(field, at, at, number());
+            see(field, at, at, number(MAX_NUMBER));
             break;
         case 1:
             at += 8;
             break;
         case 2: {
-            const size = number();
+            const size = number(MAX_TAG);
             if (size > to - at) {
                 throw new Refusal('malformed');
             }
-            see(field, at, at + size, 0);
+            see(field, at, at + size, null);
             at += size;
             break;
         }
@@ -335,4 +392,4 @@ function eachField(body, from, to, count, see) {
     }
 }
 
-export default { ambiguous, json, grpc };
+export default { ambiguous, endpoint, forbidden, allowed, json, grpc };

@@ -1,8 +1,8 @@
 """`make gateway`: nginx with TLS and API keys in front of Triton, in the foreground.
 
 All files of nginx are in one folder. Missing ones are created there: a self-signed certificate, a
-certificate authority for clients, an API key. If no Triton answers, the launcher is started with
-the flags that are not listed here.
+certificate authority for clients, an API key. The list of endpoints there follows the model
+repository. If no Triton answers, the launcher is started with the flags that are not listed here.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ import time
 from collections.abc import Sequence
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+
+from endpoints import EndpointList
 
 from yolov5_server import Settings, StartError, exit_with_make
 
@@ -55,16 +57,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         nginx = _find_nginx()
         _check_port(public, options.port)
         _write_files(folder, public, options.port, _find_modules(nginx[0]))
+        endpoints = _list_endpoints(options.repository, folder)
         exit_with_make(should_exit)
         try:
             if not _responds(triton, "health/live"):
                 flags = [f"--{name.replace('_', '-')}={port}" for name, port in ports.items()]
+                flags.append(f"--repository={options.repository}")
                 command = [sys.executable, "-m", "yolov5_server", *flags, *launcher]
                 children["Triton"] = _start(command)
-            while not _responds(triton, "models/yolov5_ensemble/ready") and not should_exit.wait(
-                0.1
-            ):
+            while not _any_ready(triton, endpoints.names) and not should_exit.wait(0.1):
                 _check_running(children)
+                endpoints.refresh()
             if not should_exit.is_set():
                 children["nginx"] = _start([*nginx, "-p", f"{folder}/", "-c", "nginx.conf"])
                 while not _accepts_connections(public, options.port) and not should_exit.wait(0.05):
@@ -72,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _announce(public.url(options.port), folder)
             while not should_exit.wait(0.1):
                 _check_running(children)
+                endpoints.refresh()
         finally:
             _shut_down(children)
     except StartError as error:
@@ -94,6 +98,12 @@ def _options(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[
             default=getattr(default, f"{name}_port"),
             help=f"Triton's port for {name} (%(default)s)",
         )
+    parser.add_argument(
+        "--repository",
+        type=Path,
+        default=default.repository,
+        help="the model repository, whose endpoints are let through (%(default)s)",
+    )
     parser.add_argument(
         "--folder",
         type=Path,
@@ -215,6 +225,25 @@ def _check_running(children: Children) -> None:
     for name, child in children.items():
         if child.poll() is not None:
             raise StartError(f"{name} ended by itself (exit status {child.returncode}).")
+
+
+def _list_endpoints(repository: Path, folder: Path) -> EndpointList:
+    endpoints = EndpointList(repository, folder)
+    try:
+        endpoints.update()
+    except OSError as error:
+        raise StartError(f"{error.filename} cannot be used ({error.strerror}).") from None
+    if not endpoints.names:
+        raise StartError(
+            f"{repository} has no endpoint; needed: the folders NAME and NAME_ensemble, as"
+            " `make model` writes them."
+        )
+    return endpoints
+
+
+def _any_ready(triton: Settings, endpoints: Sequence[str]) -> bool:
+    """Whether an endpoint is served. A network that cannot be loaded must not stop the others."""
+    return any(_responds(triton, f"models/{name}/ready") for name in endpoints)
 
 
 def _responds(triton: Settings, path: str) -> bool:
