@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import http.client
+import importlib.util
 import json
 import os
 import select
@@ -18,17 +19,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import psutil
 import pytest
 import tritonclient.grpc as triton
 import tritonclient.http as triton_http
 import trustme
 from support import (
+    BUNDLED,
     PHOTO,
     RAW,
     ROOT,
@@ -37,6 +41,7 @@ from support import (
     assert_same,
     free_ports,
     image_tensor,
+    make_repository,
     parse_binary,
     post_raw,
     running_server,
@@ -44,6 +49,7 @@ from support import (
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import InferenceServerException
 
+from yolov5_build.cli import main as build
 from yolov5_client import (
     TLS,
     Client,
@@ -250,8 +256,9 @@ def exchange(
     return None
 
 
-def grpc_data(body: bytes) -> bytes:
-    pieces = [body[start : start + 16384] for start in range(0, len(body), 16384)]
+def grpc_data(body: bytes, size: int = 16384) -> bytes:
+    """Make DATA frames of at most `size` bytes, and the end of the stream."""
+    pieces = [body[start : start + size] for start in range(0, len(body), size)]
     return b"".join(frame(0, 0, 1, piece) for piece in pieces) + frame(0, 1, 1)
 
 
@@ -279,10 +286,11 @@ def image_request(image: bytes) -> service_pb2.ModelInferRequest:
 
 
 @contextmanager
-def running_gateway(server: RunningServer, folder: Path) -> Iterator[Gateway]:
+def running_gateway(server: RunningServer, folder: Path, *arguments: str) -> Iterator[Gateway]:
     (port,) = free_ports(1)
     names = ("--http-port", "--grpc-port", "--metrics-port")
     flags = [f"{name}={number}" for name, number in zip(names, server.ports)]
+    flags.extend(arguments)
     command = [sys.executable, "deploy/gateway/run.py", f"--port={port}", f"--folder={folder}"]
     with (folder / "output").open("wb") as output:
         process = subprocess.Popen(
@@ -809,6 +817,479 @@ def test_plain_http_gets_an_explanation(gateway: Gateway) -> None:
         answer = connection.recv(4096)
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert b'{"error": "not a request that the gateway understands' in answer
+
+
+# ---------------------------------------------------------------------------------------------
+# Endpoints, and keys that are for some of them
+
+YOLOV5, PLATES = "yolov5_ensemble", "plates_ensemble"
+KEYS = {
+    "all": ("a1" * 32, "all"),
+    "both": ("b2" * 32, "both [yolov5_ensemble, plates_ensemble]"),
+    "yolov5": ("c3" * 32, "yolov5 [yolov5_ensemble]"),
+    "plates": ("d4" * 32, "plates  [plates_ensemble]"),
+    "none": ("e5" * 32, "none ["),
+    "without a name": ("f6" * 32, "[plates_ensemble]"),
+}
+NO_RIGHT = "the caller has no right to this endpoint; allowed: "
+SERVICE = "/inference.GRPCInferenceService/"
+NOT_SERVED = "Request for unknown model: 'plates_ensemble' is not found"
+
+
+@dataclass
+class Site:
+    """A gateway with a repository of its own, whose second endpoint Triton does not know."""
+
+    gateway: Gateway
+    repository: Path
+
+    def key(self, name: str) -> dict[str, str]:
+        return {"x-api-key": KEYS[name][0]}
+
+    def question(self, path: str, key: str, method: str = "GET") -> Reply:
+        body = IMAGE if method == "POST" else None
+        return self.gateway.ask(path, body, {**RAW, **self.key(key)}, method=method, key=False)
+
+    def call(self, method: str, body: bytes, key: str) -> tuple[str, str, bytes]:
+        return raw_call(self.gateway, method, body, self.key(key))
+
+
+@pytest.fixture(scope="module")
+def site(
+    server: RunningServer, authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Site]:
+    folder = tmp_path_factory.mktemp("site")
+    authority.cert_pem.write_to_path(str(folder / "client-ca.pem"))
+    lines = [f'"{key}" "{name}";\n' for key, name in KEYS.values()]
+    (folder / "keys.map").write_text("".join(lines))
+    repository = tmp_path_factory.mktemp("models")
+    for name in ("yolov5", YOLOV5, "plates", PLATES, "preprocess", "postprocess"):
+        (repository / name).mkdir()
+    with running_gateway(server, folder, f"--repository={repository}") as running:
+        yield Site(running, repository)
+
+
+def raw_call(
+    gateway: Gateway | str, method: str, body: bytes, key: Mapping[str, str] | None = None
+) -> tuple[str, str, bytes]:
+    """Send these bytes as a message; return the status, its sentence and the answer's bytes.
+
+    Args:
+        gateway: or the address of a server without TLS.
+    """
+    if isinstance(gateway, str):
+        channel = grpc.insecure_channel(gateway)
+    else:
+        credentials = grpc.ssl_channel_credentials(gateway.certificate.read_bytes())
+        channel = grpc.secure_channel(gateway.address, credentials)
+    with channel:
+        send = channel.unary_unary(SERVICE + method)
+        try:
+            answer = send(body, metadata=[*(key or {}).items()], timeout=30)
+        except grpc.RpcError as error:
+            return error.code().name, error.details(), b""
+    return "OK", "", answer
+
+
+def varint(value: int, length: int = 1) -> bytes:
+    """Encode a number in at least `length` bytes."""
+    found = b""
+    while value > 127 or len(found) + 1 < length:
+        found += bytes([value & 127 | 128])
+        value >>= 7
+    return found + bytes([value])
+
+
+def name_field(name: str, tag: bytes = b"\x0a", size: int = 1) -> bytes:
+    return tag + varint(len(name), size) + name.encode()
+
+
+def number_of_detections(answer: bytes) -> int:
+    found = service_pb2.ModelInferResponse.FromString(answer)
+    index = [output.name for output in found.outputs].index("num_dets")
+    return int(struct.unpack("<i", found.raw_output_contents[index])[0])
+
+
+# How a ModelInferRequest can name its model: {spelling: message of (name, the other fields)}.
+SPELLINGS: dict[str, Callable[[str, bytes], bytes]] = {
+    "as usual": lambda name, rest: name_field(name) + rest,
+    "at the end": lambda name, rest: rest + name_field(name),
+    "twice": lambda name, rest: name_field(YOLOV5) + rest + name_field(name),
+    "twice, an endpoint last of three": lambda name, rest: (
+        name_field("postprocess") + name_field(YOLOV5) + rest + name_field(name)
+    ),
+    "after unknown fields": lambda name, rest: (
+        varint(2000 << 3)
+        + varint(2**64 - 1)
+        + varint(2001 << 3 | 1)
+        + b"\x0a\x0fyolov5"
+        + varint(2002 << 3 | 2)
+        + varint(17)
+        + name_field(YOLOV5)
+        + varint(2003 << 3 | 5)
+        + b"\x0a\x02xy"
+        + rest
+        + name_field(name)
+    ),
+    "after its number with another type": lambda name, rest: b"\x08\x05" + name_field(name) + rest,
+    "before its number with another type": lambda name, rest: (
+        rest + name_field(name) + b"\x08\x05" + b"\x0d\x0a\x02xy"
+    ),
+    "with a number in five bytes": lambda name, rest: (
+        name_field(YOLOV5) + rest + name_field(name, varint(10, 5))
+    ),
+    "with a number of 35 bits": lambda name, rest: (
+        name_field(YOLOV5) + rest + name_field(name, b"\x8a\x80\x80\x80\x10")
+    ),
+    "with a length in five bytes": lambda name, rest: (
+        name_field(YOLOV5) + rest + name_field(name, size=5)
+    ),
+    "behind two megabytes": lambda name, rest: (
+        name_field(YOLOV5)
+        + rest
+        + varint(2004 << 3 | 2)
+        + varint(2 << 20)
+        + bytes(2 << 20)
+        + name_field(name)
+    ),
+    "across the edge of what is read at once": lambda name, rest: across_the_edge(name, rest),
+}
+
+
+def across_the_edge(name: str, rest: bytes) -> bytes:
+    """Put the middle of the name at the end of the script's first window of 64 kB."""
+    head = name_field(YOLOV5) + rest + varint(2005 << 3 | 2)
+    size = 65536 - 5 - len(head) - 3 - 2 - len(name) // 2
+    body = head + varint(size, 3) + bytes(size) + name_field(name)
+    assert body[65536 - 5 - len(name) // 2 :] == name.encode()
+    return body
+
+
+def without_a_name(image: bytes) -> bytes:
+    """Return the fields of a ModelInferRequest, except for the model's name."""
+    request = image_request(image)
+    request.model_name = ""
+    return bytes(request.SerializeToString())
+
+
+@pytest.fixture(scope="module")
+def other_fields() -> bytes:
+    return without_a_name(IMAGE)
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_no_spelling_of_a_message_reaches_another_model(
+    server: RunningServer, site: Site, other_fields: bytes, spelling: str
+) -> None:
+    make = SPELLINGS[spelling]
+    # The server reads the same name in this spelling, and so the gateway has to.
+    for step in ("preprocess", "yolov5"):
+        body = make(step, other_fields)
+        status, sentence, _ = raw_call(server.grpc, "ModelInfer", body)
+        assert f"2 identifiers of model '{step}'" in sentence, (status, sentence)
+        for key, allowed in (("all", f"{PLATES}, {YOLOV5}"), ("plates", PLATES)):
+            status, sentence, _ = site.call("ModelInfer", body, key)
+            assert (status, sentence) == ("INVALID_ARGUMENT", f"no such model; allowed: {allowed}")
+    body = make(YOLOV5, other_fields)
+    for key in ("all", "yolov5"):
+        status, sentence, answer = site.call("ModelInfer", body, key)
+        assert (status, sentence) == ("OK", "")
+        assert number_of_detections(answer) == 11
+    status, sentence, _ = site.call("ModelInfer", body, "plates")
+    assert (status, sentence) == ("PERMISSION_DENIED", NO_RIGHT + PLATES)
+    body = make(PLATES, other_fields)
+    status, sentence, _ = site.call("ModelInfer", body, "yolov5")
+    assert (status, sentence) == ("PERMISSION_DENIED", NO_RIGHT + YOLOV5)
+    status, sentence, _ = site.call("ModelInfer", body, "plates")
+    assert NOT_SERVED in sentence, status
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda rest: name_field(YOLOV5) + rest + name_field(""), "no such model"),
+        (lambda rest: rest, "no such model"),
+        (lambda rest: name_field(YOLOV5 + "\0") + rest, "no such model"),
+        (lambda rest: name_field(YOLOV5 + "\n") + rest, "no such model"),
+        (lambda rest: name_field("models::yolov5_ensemble") + rest, "no such model"),
+        (lambda rest: name_field("Yolov5_ensemble") + rest, "no such model"),
+        (lambda rest: name_field(f"{PLATES}\n{YOLOV5}") + rest, "no such model"),
+        (lambda rest: rest + name_field(YOLOV5, varint(10, 6)), "the message is cut off"),
+        (lambda rest: rest + name_field(YOLOV5, size=6), "the message is cut off"),
+        (lambda rest: rest + b"\x0b" + name_field("yolov5") + b"\x0c", "the message is cut off"),
+        (lambda rest: rest + b"\x0a\xff\xff\xff\xff\x7f", "the message is cut off"),
+        (lambda rest: rest + b"\x0a\x80", "the message is cut off"),
+        (lambda rest: rest + b"\x0f", "the message is cut off"),
+    ],
+)
+def test_message_in_doubt_is_refused(
+    site: Site, other_fields: bytes, make: Callable[[bytes], bytes], expected: str
+) -> None:
+    status, sentence, _ = site.call("ModelInfer", make(other_fields), "all")
+    assert status == "INVALID_ARGUMENT"
+    assert sentence.startswith(expected)
+
+
+def logged_call(gateway: Gateway, path: str, frames: bytes, status: str) -> dict[str, Any]:
+    """Send these frames as a call, and return its line of the log, which has this gRPC status."""
+    before = len(gateway.log())
+    with gateway.connect("h2") as connection:
+        call = headers_frame(gateway, path, GRPC_HEADERS)
+        exchange(connection, PREFACE + frame(1, 4, 1, call) + frames, answered)
+    entries = gateway.logged(before, ("first", "200", status))
+    (entry,) = [one for one in entries if one["request"] == f"POST {path}"]
+    assert entry["grpc_status"] == status
+    return entry
+
+
+@pytest.mark.parametrize("size", [1, 7])
+@pytest.mark.parametrize("model", [YOLOV5, "yolov5", PLATES])
+def test_name_is_read_however_the_message_is_cut_into_frames(
+    gateway: Gateway, size: int, model: str
+) -> None:
+    body = message(name_field(model) + without_a_name(IMAGE[:3000]))
+    entry = logged_call(gateway, MODEL_INFER, grpc_data(body, size), "3")
+    assert entry["grpc_status"] == "3"
+    # What passes is refused by the server itself, as it is half a picture.
+    assert bool(entry["triton_seconds"]) == (model == YOLOV5)
+
+
+@pytest.mark.parametrize("names", [(YOLOV5, "yolov5"), ("yolov5", YOLOV5)])
+def test_several_messages_in_a_call_are_refused(
+    gateway: Gateway, other_fields: bytes, names: tuple[str, str]
+) -> None:
+    body = b"".join(message(name_field(name) + other_fields) for name in names)
+    for method in ("ModelInfer", "ModelReady", "ModelMetadata", "ModelStreamInfer"):
+        status = "12" if method == "ModelStreamInfer" else "3"
+        entry = logged_call(gateway, SERVICE + method, grpc_data(body), status)
+        assert not entry["triton_seconds"]
+
+
+@pytest.mark.parametrize("method", ["ModelReady", "ModelMetadata"])
+def test_questions_about_a_model_need_the_right_to_it(
+    server: RunningServer, site: Site, method: str
+) -> None:
+    asked = name_field(YOLOV5)
+    direct = raw_call(server.grpc, method, asked)
+    assert direct[0] == "OK"
+    for key in ("all", "both", "yolov5"):
+        assert site.call(method, asked, key) == direct
+    for key in ("plates", "without a name"):
+        assert site.call(method, asked, key)[:2] == ("PERMISSION_DENIED", NO_RIGHT + PLATES)
+    assert site.call(method, asked, "none")[:2] == ("PERMISSION_DENIED", NO_RIGHT + "none")
+    for name in ("preprocess", "yolov5", "postprocess", "", "models::yolov5", "x" * 1000):
+        for body in (name_field(name), asked + b"\x12\x011" + name_field(name)):
+            status, sentence, _ = site.call(method, body, "yolov5")
+            assert (status, sentence) == ("INVALID_ARGUMENT", f"no such model; allowed: {YOLOV5}")
+    status, sentence, _ = site.call(method, b"\x0a\x7fyolov5", "all")
+    assert status == "INVALID_ARGUMENT"
+    assert sentence.startswith(f"the message is cut off or is not a {method}Request;")
+
+
+@pytest.mark.parametrize("method", ["ModelStreamInfer", "ModelStatistics", "ModelConfig"])
+def test_other_calls_about_a_model_are_open_to_no_key(site: Site, method: str) -> None:
+    for key in ("all", "yolov5", "plates"):
+        for name in (YOLOV5, PLATES, "yolov5"):
+            status, sentence, _ = site.call(method, name_field(name), key)
+            assert status == "UNIMPLEMENTED"
+            assert sentence.startswith("no such route")
+
+
+@SCHEMES
+def test_client_is_told_that_its_key_is_for_another_endpoint(site: Site, scheme: str) -> None:
+    before = len(site.gateway.log())
+    for key in ("all", "both", "yolov5"):
+        with site.gateway.client(scheme, site.key(key)) as client:
+            assert len(client.detect(PHOTO)) == 11
+            assert client.status().ready
+    with (
+        site.gateway.client(scheme, site.key("plates")) as client,
+        pytest.raises(DeniedError, match=f"{NO_RIGHT}{PLATES}$"),
+    ):
+        client.detect(PHOTO)
+    refused = ("plates", "403", "") if scheme else ("plates", "200", "7")
+    site.gateway.logged(before, refused, ("both", "200", "" if scheme else "0"))
+
+
+def test_rights_hold_on_every_route(site: Site) -> None:
+    for path, method in ((f"/v2/models/{YOLOV5}/infer", "POST"), (f"/v2/models/{YOLOV5}", "GET")):
+        assert site.question(path, "yolov5", method).status == 200
+        for key, allowed in (("plates", PLATES), ("none", "none")):
+            reply = site.question(path, key, method)
+            assert (reply.status, reply.json()) == (403, {"error": NO_RIGHT + allowed})
+    for path, method in (
+        (f"/v2/models/{PLATES}/infer", "POST"),
+        (f"/v2/models/{PLATES}", "GET"),
+        (f"/v2/models/{PLATES}/ready", "GET"),
+    ):
+        assert site.question(path, "yolov5", method).status == 403
+        for key in ("plates", "both", "without a name"):
+            assert site.question(path, key, method).status in {400, 404}
+    assert (
+        NOT_SERVED in site.question(f"/v2/models/{PLATES}/infer", "plates", "POST").json()["error"]
+    )
+    for key in KEYS:
+        assert site.question("/v2", key).status == 200
+        for model in ("yolov5", "preprocess", "other_ensemble", "Plates_ensemble"):
+            assert site.question(f"/v2/models/{model}/infer", key, "POST").status == 404
+
+
+def test_client_certificate_may_be_for_some_endpoints(
+    site: Site, authority: trustme.CA, tmp_path: Path
+) -> None:
+    mine = authority.issue_cert("client.example", common_name="robot [plates_ensemble]")
+    mine.cert_chain_pems[0].write_to_path(str(tmp_path / "mine.pem"))
+    mine.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    tls = TLS(
+        ca=site.gateway.certificate, certificate=tmp_path / "mine.pem", key=tmp_path / "key.pem"
+    )
+    before = len(site.gateway.log())
+    with site.gateway.client("", {}, tls) as client, pytest.raises(DeniedError, match=NO_RIGHT):
+        client.detect(PHOTO)
+    site.gateway.logged(before, ("robot", "200", "7"))
+
+
+def test_sentence_lists_the_endpoints_of_the_caller_and_none_to_strangers(site: Site) -> None:
+    allowed = {
+        "all": f"/v2/models/ENDPOINT/infer and generate, GET /v2, /v2/health/live and ready,"
+        f" /v2/models/ENDPOINT and its ready, and the same over gRPC, where ENDPOINT is one of"
+        f" {PLATES}, {YOLOV5}",
+        "plates": f"/v2/models/{PLATES}/infer and generate, GET /v2, /v2/health/live and ready,"
+        f" /v2/models/{PLATES} and its ready, and the same over gRPC",
+    }
+    for key, expected in allowed.items():
+        error = site.question("/v2/models/stats", key).json()["error"]
+        assert error == f"no such route; allowed: POST {expected}"
+    error = site.gateway.ask("/v2/models/stats", headers={}, method="GET", key=False).json()
+    assert "ENDPOINT/infer" in error["error"]
+    assert "plates" not in error["error"]
+
+
+def test_sentence_for_one_endpoint_names_it(gateway: Gateway) -> None:
+    for key in (True, False):
+        error = gateway.ask("/v2/models/stats", headers={}, method="GET", key=key).json()["error"]
+        assert error == (
+            "no such route; allowed: POST /v2/models/yolov5_ensemble/infer and generate, GET /v2,"
+            " /v2/health/live and ready, /v2/models/yolov5_ensemble and its ready, and the same"
+            " over gRPC"
+        )
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 5) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_endpoint_comes_and_goes_without_a_failed_request(site: Site) -> None:
+    stop = threading.Event()
+    answers: dict[str, list[int]] = {"https://": [], "": []}
+
+    def detect_for_ever(scheme: str) -> None:
+        with site.gateway.client(scheme, site.key("yolov5")) as client:
+            while not stop.is_set():
+                answers[scheme].append(len(client.detect(PHOTO)))
+
+    def reaches(key: str = "all") -> bool:
+        over_http = site.question("/v2/models/helmets_ensemble/ready", key)
+        _, sentence, _ = site.call("ModelReady", name_field("helmets_ensemble"), key)
+        # Before, the gateway refuses; then the server says that it does not serve it.
+        known = "no such model" not in sentence
+        assert known == ("no such route" not in over_http.body.decode()), (sentence, over_http)
+        return known
+
+    workers = site.gateway._workers()
+    with ThreadPoolExecutor() as threads:
+        callers = [threads.submit(detect_for_ever, scheme) for scheme in answers]
+        try:
+            for _ in range(3):
+                for name in ("helmets", "helmets_ensemble"):
+                    (site.repository / name).mkdir()
+                wait_until(lambda: settled(reaches) is True)
+                reply = site.question("/v2/models/helmets_ensemble/ready", "yolov5")
+                assert reply.status == 403
+                for name in ("helmets", "helmets_ensemble"):
+                    (site.repository / name).rmdir()
+                wait_until(lambda: settled(reaches) is False)
+        finally:
+            stop.set()
+        for caller in callers:
+            caller.result()  # raises if a request has failed
+    assert all(len(found) > 10 and {*found} == {11} for found in answers.values())
+    assert site.gateway._workers() == workers  # nginx was not reloaded
+
+
+def settled(ask: Callable[[], bool]) -> bool | None:
+    """The answer; None if the list has changed between its two questions."""
+    try:
+        return ask()
+    except AssertionError:
+        return None
+
+
+def test_repository_without_an_endpoint_is_named(tmp_path: Path) -> None:
+    (tmp_path / "models" / "yolov5").mkdir(parents=True)
+    for repository, expected in (
+        (tmp_path / "models", f"{tmp_path}/models has no endpoint; needed: the folders NAME and"),
+        (tmp_path / "missing", f"{tmp_path}/missing cannot be used (No such file or directory)."),
+    ):
+        command = [sys.executable, "deploy/gateway/run.py", f"--port={free_ports(1)[0]}"]
+        done = subprocess.run(
+            [*command, f"--folder={tmp_path / 'gateway'}", f"--repository={repository}"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"error: {expected}")
+        assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("yolov5_build._networks") is None,
+    reason="make model cannot install a further network yet",
+)
+def test_two_served_networks_answer_the_keys_that_have_a_right_to_them(tmp_path: Path) -> None:
+    """A further network is installed while gateway and server run, used, and removed."""
+    repository = make_repository(tmp_path, BUNDLED)
+    folder = tmp_path / "gateway"
+    folder.mkdir()
+    lines = [f'"{key}" "{name}";\n' for key, name in KEYS.values()]
+    (folder / "keys.map").write_text("".join(lines))
+    (tmp_path / "names").write_text("one\ntwo\nthree\n")
+    install = [str(BUNDLED), "--name=plates", f"--names={tmp_path / 'names'}"]
+    with (
+        running_server(f"--repository={repository}") as server,
+        running_gateway(server, folder, f"--repository={repository}") as gateway,
+    ):
+        site = Site(gateway, repository)
+        assert build([*install, f"--repository={repository}"]) == 0
+        ready = f"/v2/models/{PLATES}/ready"
+        wait_until(lambda: site.question(ready, "plates").status == 200, 60)
+        labels = {}
+        for key, model in (("plates", PLATES), ("yolov5", YOLOV5)):
+            body = name_field(model) + without_a_name(IMAGE)
+            status, sentence, answer = site.call("ModelInfer", body, key)
+            assert (status, sentence) == ("OK", "")
+            found = service_pb2.ModelInferResponse.FromString(answer)
+            index = [output.name for output in found.outputs].index("det_labels")
+            labels[model] = found.raw_output_contents[index]
+            other = YOLOV5 if model == PLATES else PLATES
+            body = name_field(other) + without_a_name(IMAGE)
+            assert site.call("ModelInfer", body, key)[0] == "PERMISSION_DENIED"
+            assert site.question(f"/v2/models/{other}/infer", key, "POST").status == 403
+            assert site.question(f"/v2/models/{model}/infer", key, "POST").status == 200
+        assert b"two" in labels[PLATES] and b"RBC" in labels[YOLOV5]
+        for step in ("plates", "yolov5", "preprocess", "postprocess"):
+            body = name_field(step) + without_a_name(IMAGE)
+            assert site.call("ModelInfer", body, "all")[0] == "INVALID_ARGUMENT"
+            assert raw_call(server.grpc, "ModelInfer", body)[0] == "INVALID_ARGUMENT"
+        for name in ("plates", PLATES):
+            shutil.rmtree(repository / name)
+        wait_until(lambda: site.question(ready, "plates").status == 404)
+        assert site.question(f"/v2/models/{YOLOV5}/infer", "yolov5", "POST").status == 200
 
 
 # ---------------------------------------------------------------------------------------------
