@@ -16,12 +16,14 @@ from yolov5_build.paths import BUNDLED_PHOTOS
 from yolov5_build.photos import photos_in
 
 from ._contenders import CONTENDERS, Contender
+from ._load import MODEL, endpoint
 from ._measure import Sample, accuracy, check, measure, start_all
 from ._report import REFERENCE, accuracy_table, plot, step_table, table, write_csv, write_ratios
 from ._scaling import measure_scaling
 
 _ROOT = Path(__file__).parents[2]
 BUNDLED = _ROOT / "examples" / "bccd" / "best.pt"
+_STEPS = ("preprocess", "postprocess")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,11 +35,13 @@ def main(arguments: list[str] | None = None) -> int:
         repositories = _repositories(options, wanted, Path(folder))
         if repositories is None:
             return 1
-        network = repositories[()] / "yolov5" / "1" / "model.onnx"
+        network = repositories[()] / options.model / "1" / "model.onnx"
         if options.scaling:
             return measure_scaling(options, network, repositories[()], machine())
         samples = []
-        with start_all(wanted, network=network, repositories=repositories) as entries:
+        with start_all(
+            wanted, network=network, repositories=repositories, model=options.model
+        ) as entries:
             check(entries, photos, network)
             print(f"{len(wanted)} contenders give the same answers; measuring.", flush=True)
             accuracies = accuracy(entries, options.data) if options.data else {}
@@ -65,7 +69,8 @@ def _write_report(
     title = f"{options.weights.stem}, {photos} photos from {options.photos.name}, {machine()}"
     text = f"{title}; medians of {options.rounds} rounds of {options.seconds:.0f} s\n\n"
     text += f"{table(samples)}\nMilliseconds for an image in ours, in Triton's statistics"
-    text += f" (of preprocess and yolov5 the handing over only):\n\n{step_table(samples)}"
+    text += f" (of preprocess and {options.model} the handing over only):\n\n"
+    text += step_table(samples)
     if accuracies:
         text += f"\nThrough the server, on {options.data.parent.name}/{options.data.name}:\n\n"
         text += accuracy_table(accuracies)
@@ -89,13 +94,26 @@ def _repositories(
     found: dict[tuple[str, ...], Path] = {}
     for flags in dict.fromkeys([(), *(one.build for one in wanted)]):
         repository = folder / f"{len(found)}" / "model_repository"
-        source = _ROOT / "model_repository"
-        shutil.copytree(source, repository, ignore=shutil.ignore_patterns("yolov5"))
-        data = [f"--data={options.data}"] if options.data else []
-        if build([str(options.weights), *data, *flags, f"--repository={repository}"]):
+        _copy_steps(_ROOT / "model_repository", repository, options.model)
+        more = [*flags, f"--repository={repository}"]
+        if options.data:
+            more.append(f"--data={options.data}")
+        if options.model != MODEL:
+            more.append(f"--name={options.model}")
+        if build([str(options.weights), *more]):
             return None
         found[flags] = repository
     return found
+
+
+def _copy_steps(source: Path, repository: Path, model: str) -> None:
+    """Copy the steps around the network. No installed network is measured, or takes memory.
+
+    The endpoint of another network than `yolov5` is left out as well: `make model` makes a new one.
+    """
+    kept = [*_STEPS, endpoint(model)] if model == MODEL else _STEPS
+    for name in kept:
+        shutil.copytree(source / name, repository / name)
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
@@ -115,6 +133,12 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
     parser.add_argument(
         "--weights", type=Path, default=BUNDLED, help="the network (default: the bundled one)"
+    )
+    parser.add_argument(
+        "--model",
+        default=MODEL,
+        metavar="NAME",
+        help="name under which the network is served and asked (%(default)s)",
     )
     parser.add_argument(
         "--data", type=Path, help="labelled photos, for accuracy, and to decide on BF16 or INT8"

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ._load import MODEL, endpoint
+
 _CPUS = len(os.sched_getaffinity(0))
 _START_SECONDS = 120
 
@@ -27,10 +29,11 @@ class Contender:
     Attributes:
         sender: arguments of `_load.make_sender`; HTTP and GRPC stand for the server's addresses,
             NETWORK for the path of the ONNX file.
-        service: a module beside this one and its last arguments, in which GRPC_PORT, REPOSITORY
-            and FOLDER (an empty folder) are replaced by their values; None for our server, () for
-            no server.
-        ready_path: the path that is answered with 200 when the server is ready.
+        service: a module beside this one and its last arguments, in which GRPC_PORT, REPOSITORY,
+            MODEL and FOLDER (an empty folder) are replaced by their values; None for our server,
+            () for no server.
+        ready_path: the path that is answered with 200 when the server is ready; MODEL and ENDPOINT
+            stand for the names of the network and of its endpoint.
         callers: a fixed number of callers.
         precision: of our server, as for `make serve`. Only with "fp32" must its answers be equal
             to the bare functions' up to rounding.
@@ -41,7 +44,7 @@ class Contender:
     about: str
     sender: tuple[str, ...]
     service: tuple[str, ...] | None = None
-    ready_path: str = "/v2/models/yolov5_ensemble/ready"
+    ready_path: str = "/v2/models/ENDPOINT/ready"
     callers: int | None = None
     precision: str = "fp32"
     build: tuple[str, ...] = ()
@@ -93,8 +96,8 @@ CONTENDERS = (
         name="client-side",
         about="letterbox and suppression in the client, a float tensor to a Triton of the network",
         sender=("work", "GRPC", "NETWORK"),
-        service=("_triton", "GRPC_PORT", "REPOSITORY", "FOLDER"),
-        ready_path="/v2/models/yolov5/ready",
+        service=("_triton", "GRPC_PORT", "REPOSITORY", "FOLDER", "MODEL"),
+        ready_path="/v2/models/MODEL/ready",
     ),
     Contender(
         name="fastapi",
@@ -134,12 +137,14 @@ class Running:
     Attributes:
         places: the values of HTTP, GRPC and NETWORK, and METRICS, the address of our metrics.
         process: the PID of the server, whose descendants belong to it; 0 for none.
+        model: name of the network, where the server has a name for it.
     """
 
     contender: Contender
     sender: list[str]
     places: dict[str, str]
     process: int = 0
+    model: str = MODEL
 
     @property
     def http(self) -> str:
@@ -165,7 +170,12 @@ class Running:
 
 @contextmanager
 def started(
-    contender: Contender, *, network: Path, repository: Path, cpus: int = _CPUS
+    contender: Contender,
+    *,
+    network: Path,
+    repository: Path,
+    cpus: int = _CPUS,
+    model: str = MODEL,
 ) -> Iterator[Running]:
     """Start a contender, wait until it is ready, and end it after the block.
 
@@ -173,20 +183,21 @@ def started(
         network: the ONNX file, for contenders without Triton.
         repository: the model repository, for Triton.
         cpus: number of cores that it may use.
+        model: name of the network in the repository.
 
     Raises:
         RuntimeError: the contender does not start.
     """
     with (
         tempfile.TemporaryDirectory(prefix="yolov5-bench-", ignore_cleanup_errors=True) as folder,
-        _started(contender, network, repository, cpus, folder) as running,
+        _started(contender, network, repository, cpus, folder, model) as running,
     ):
         yield running
 
 
 @contextmanager
 def _started(
-    contender: Contender, network: Path, repository: Path, cpus: int, folder: str
+    contender: Contender, network: Path, repository: Path, cpus: int, folder: str, model: str
 ) -> Iterator[Running]:
     web, grpc, metrics, health = free_ports(4)
     if contender.service == ():
@@ -196,6 +207,7 @@ def _started(
     else:
         module, *settings = contender.service
         values = {"GRPC_PORT": str(grpc), "REPOSITORY": str(repository), "FOLDER": folder}
+        values["MODEL"] = model
         settings = [values.get(setting, setting) for setting in settings]
         command = [f"yolov5_bench.{module}", str(network), str(web), *settings]
     places = {
@@ -205,7 +217,7 @@ def _started(
         "METRICS": f"127.0.0.1:{metrics}",
     }
     sender = [places.get(part, part) for part in contender.sender]
-    running = Running(contender, sender, places)
+    running = Running(contender, sender, places, model=model)
     if command is None:
         yield running
         return
@@ -217,7 +229,8 @@ def _started(
         preexec_fn=lambda: os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cpus]),
     )
     try:
-        _wait(process, web, contender.ready_path)
+        path = contender.ready_path.replace("ENDPOINT", endpoint(model)).replace("MODEL", model)
+        _wait(process, web, path)
         running.process = process.pid
         yield running
     finally:

@@ -31,16 +31,27 @@ SendImage = Callable[[bytes], tuple[Answer, int]]
 _RAW = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": "0"}
 _JSON = {"Content-Type": "application/json"}
 _PAUSE_SECONDS = 0.02  # after a failed request
+MODEL = "yolov5"  # name of the network, unless another one is given
 
 
-def over_http(address: str, *parameters: str) -> SendImage:
+def endpoint(model: str) -> str:
+    """Return the name of a network's endpoint."""
+    return f"{model}_ensemble"
+
+
+def _named(model: str) -> dict[str, Any]:
+    """Return arguments that name a network other than the usual one."""
+    return {} if model == MODEL else {"model": model}
+
+
+def over_http(address: str, *parameters: str, model: str = MODEL) -> SendImage:
     """Send to the endpoint, with the image itself as the body.
 
     Args:
         parameters: for the headers, such as Conf-Thres=0.4.
     """
     more = {f"X-Yolo-{name}": value for name, _, value in (p.partition("=") for p in parameters)}
-    post = _poster(address, "/v2/models/yolov5_ensemble/infer", {**_RAW, **more})
+    post = _poster(address, f"/v2/models/{endpoint(model)}/infer", {**_RAW, **more})
 
     def send(image: bytes) -> tuple[Answer, int]:
         headers, body = post(image)
@@ -65,11 +76,11 @@ def over_http(address: str, *parameters: str) -> SendImage:
     return send
 
 
-def over_grpc(address: str) -> SendImage:
+def over_grpc(address: str, *, model: str = MODEL) -> SendImage:
     """Send to the endpoint with the project's client."""
     from yolov5_client import Client
 
-    client = Client(address)
+    client = Client(address, **_named(model))
 
     def send(image: bytes) -> tuple[Answer, int]:
         found = client.detect(image)
@@ -82,7 +93,7 @@ def over_grpc(address: str) -> SendImage:
     return send
 
 
-def in_batches(address: str, size: str) -> SendImage:
+def in_batches(address: str, size: str, *, model: str = MODEL) -> SendImage:
     """Send an image several times in one gRPC request, and return the first answer."""
     import tritonclient.grpc as triton
 
@@ -91,7 +102,7 @@ def in_batches(address: str, size: str) -> SendImage:
     def send(image: bytes) -> tuple[Answer, int]:
         tensor = triton.InferInput("image", [int(size), 1], "BYTES")
         tensor.set_data_from_numpy(np.array([[image]] * int(size), np.object_))
-        result = client.infer("yolov5_ensemble", [tensor])
+        result = client.infer(endpoint(model), [tensor])
         count = result.as_numpy("num_dets")[0, 0]
         boxes, scores, classes = (
             result.as_numpy(name)[0, :count] for name in ("det_boxes", "det_scores", "det_classes")
@@ -119,7 +130,7 @@ def over_json(address: str, *, wrapped: bool) -> SendImage:
     return send
 
 
-def with_the_work_in_the_client(address: str, network: str) -> SendImage:
+def with_the_work_in_the_client(address: str, network: str, *, model: str = MODEL) -> SendImage:
     """Letterbox and suppress here and call the network there, as a plain ONNX model requires."""
     import tritonclient.grpc as triton
 
@@ -130,7 +141,7 @@ def with_the_work_in_the_client(address: str, network: str) -> SendImage:
         batch, placement = pipeline.prepare(image)
         tensor = triton.InferInput("images", [*batch.shape], "FP32")
         tensor.set_data_from_numpy(batch)
-        rows = client.infer("yolov5", [tensor]).as_numpy("output0")
+        rows = client.infer(model, [tensor]).as_numpy("output0")
         return pipeline.finish(rows[0], placement), batch.nbytes + rows.nbytes
 
     return send
@@ -169,15 +180,19 @@ def _poster(
     return post
 
 
-def make_sender(kind: str, *where: str) -> SendImage:
-    """A sender with a connection of its own."""
+def make_sender(kind: str, *where: str, model: str = MODEL) -> SendImage:
+    """A sender with a connection of its own.
+
+    Args:
+        model: name of the network on a Triton.
+    """
     senders: dict[str, Callable[..., SendImage]] = {
-        "http": over_http,
-        "grpc": over_grpc,
-        "batch": in_batches,
+        "http": partial(over_http, model=model),
+        "grpc": partial(over_grpc, model=model),
+        "batch": partial(in_batches, model=model),
         "json": lambda address: over_json(address, wrapped=False),
         "base64": lambda address: over_json(address, wrapped=True),
-        "work": with_the_work_in_the_client,
+        "work": partial(with_the_work_in_the_client, model=model),
         "bare": in_process,
     }
     return senders[kind](*where)
@@ -193,6 +208,7 @@ def run_load(
     server: int,
     metrics: str,
     counts: list[int] | None = None,
+    model: str = MODEL,
 ) -> dict[str, Any]:
     """Load a server with callers that send the next image as soon as they have an answer.
 
@@ -202,6 +218,7 @@ def run_load(
         metrics: `host:port` of a Triton's metrics; empty for none.
         counts: of the boxes in each image; with them, failed requests and other answers are counted
             and the callers go on.
+        model: name of the network on a Triton.
 
     Returns:
         images: answered during the measurement; latencies: in seconds, by caller, of requests sent
@@ -214,15 +231,15 @@ def run_load(
     """
     begin = time.perf_counter() + warm
     window = _Window(begin, begin + seconds)
-    make = partial(make_sender, *sender)
+    make = partial(make_sender, *sender, **_named(model))
     loops = [_Caller(make, images, number, counts) for number in range(callers)]
     threads = [threading.Thread(target=loop.run, args=(window,)) for loop in loops]
     for thread in threads:
         thread.start()
     time.sleep(max(0.0, window.begin - time.perf_counter()))
-    before = _cpu_below(os.getpid()), _cpu_below(server), _step_times(metrics)
+    before = _cpu_below(os.getpid()), _cpu_below(server), _step_times(metrics, model)
     time.sleep(max(0.0, window.end - time.perf_counter()))
-    after = _cpu_below(os.getpid()), _cpu_below(server), _step_times(metrics)
+    after = _cpu_below(os.getpid()), _cpu_below(server), _step_times(metrics, model)
     for thread in threads:
         thread.join()
     if window.failures:
@@ -307,7 +324,7 @@ class _Caller:
                 self.bytes_moved += size
 
 
-def _step_times(address: str) -> dict[str, int]:
+def _step_times(address: str, network: str) -> dict[str, int]:
     """Read from Triton's metrics the microseconds since its start, summed over the images."""
     if not address:
         return {}
@@ -320,8 +337,8 @@ def _step_times(address: str) -> dict[str, int]:
         start = f'nv_inference_{metric}{{model="{model}",namespace="models"'
         return int(float(next(line for line in lines if line.startswith(start)).split()[-1]))
 
-    found = {"images": value("count", "yolov5")}
-    for step in ("preprocess", "yolov5", "postprocess"):
+    found = {"images": value("count", network)}
+    for step in ("preprocess", network, "postprocess"):
         found[f"{step} queue"] = value("queue_duration_us", step)
         found[f"{step} in"] = value("compute_input_duration_us", step)
         found[f"{step} work"] = value("compute_infer_duration_us", step)
@@ -351,7 +368,7 @@ def main() -> None:
         request = json.loads(line)
         images = [Path(path).read_bytes() for path in request.pop("photos")]
         if request.pop("check", False):
-            send = make_sender(*request["sender"])
+            send = make_sender(*request["sender"], model=request.get("model", MODEL))
             report: Any = [send(image)[0].as_dict() for image in images]
         else:
             report = run_load(images=images, **request)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ._contenders import Contender, Running, started
+from ._load import MODEL
 from ._pipeline import Answer, Pipeline
 
 
@@ -81,12 +82,14 @@ def start_all(
     *,
     network: Path,
     repositories: Mapping[tuple[str, ...], Path],
+    model: str = MODEL,
 ) -> Iterator[list[tuple[Running, LoadGenerator]]]:
     """Start all contenders; those with the same repository and precision share a server.
 
     Args:
         network: the ONNX file, for contenders without Triton.
         repositories: the model repositories by a contender's `build`.
+        model: name of the network in them.
     """
     with ExitStack() as stack:
         tritons: dict[tuple[str, ...], Running] = {}
@@ -98,7 +101,7 @@ def start_all(
             else:
                 repository = repositories[contender.build]
                 running = stack.enter_context(
-                    started(contender, network=network, repository=repository)
+                    started(contender, network=network, repository=repository, model=model)
                 )
                 if contender.service is None:
                     tritons[served] = running
@@ -119,7 +122,9 @@ def check(
     pipeline = Pipeline(network)
     wanted = [pipeline(photo.read_bytes()) for photo in photos]
     for running, generator in entries:
-        answers = generator.request(sender=running.sender, photos=[*map(str, photos)], check=True)
+        answers = generator.request(
+            sender=running.sender, model=running.model, photos=[*map(str, photos)], check=True
+        )
         for photo, answer, right in zip(photos, answers, wanted):
             found = Answer.from_dict(answer)
             exact = running.contender.is_exact
@@ -138,6 +143,8 @@ def accuracy(
         with tempfile.TemporaryDirectory() as folder:
             client = Path(sys.executable).with_name("yolov5-client")
             command = [str(client), "eval", str(data), f"--server={running.places['GRPC']}"]
+            if running.model != MODEL:
+                command.append(f"--model={running.model}")
             output = subprocess.run(
                 [*command, "--json", f"--project={folder}"],
                 check=True,
@@ -173,6 +180,7 @@ def measure(
                 stack.enter_context(other.paused())
             report = generator.request(
                 sender=running.sender,
+                model=running.model,
                 photos=[*map(str, photos)],
                 callers=running.contender.callers or callers,
                 seconds=seconds,

@@ -68,7 +68,13 @@ def measure_scaling(
     with ExitStack() as stack:
         servers = {
             count: stack.enter_context(
-                started(_DEFAULT, network=network, repository=repository, cpus=count)
+                started(
+                    _DEFAULT,
+                    network=network,
+                    repository=repository,
+                    cpus=count,
+                    model=options.model,
+                )
             )
             for count in _core_counts(cpus)
         }
@@ -155,6 +161,7 @@ def _measure(
 ) -> Point:
     report = generator.request(
         sender=[places.get(part, part) for part in case.sender],
+        model=options.model,
         photos=[*map(str, case.photos)],
         callers=case.callers,
         seconds=options.seconds,

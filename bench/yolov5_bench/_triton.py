@@ -1,4 +1,4 @@
-"""A contender: `python -m yolov5_bench._triton NETWORK HTTP_PORT GRPC_PORT REPOSITORY FOLDER`.
+"""A contender: `python -m yolov5_bench._triton NETWORK HTTP GRPC REPOSITORY FOLDER MODEL`.
 
 A plain Triton with the network alone: its clients do the letterbox and the suppression. Our server
 refuses such calls.
@@ -14,7 +14,7 @@ from yolov5_server.embedded import assemble_backends, server_environment, triton
 
 
 def main() -> None:
-    _, http, grpc, repository, folder = sys.argv[1:]
+    _, http, grpc, repository, folder, model = sys.argv[1:]
     triton = triton_folder()
     binary = triton / "bin" / "tritonserver"
     backends = assemble_backends(triton, Path(folder, "backends"))
@@ -23,7 +23,7 @@ def main() -> None:
         f"--model-repository={repository}",
         f"--backend-directory={backends}",
         "--model-control-mode=explicit",
-        "--load-model=yolov5",
+        f"--load-model={model}",
         # The same configuration as in `make serve`; asked with `images`, it returns all rows.
         "--model-config-name=embedded",
         "--disable-auto-complete-config",

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support import REPOSITORY
 
+from yolov5_bench import __main__ as bench
+from yolov5_bench._load import make_sender
 from yolov5_bench._measure import Sample
 from yolov5_bench._pipeline import Answer
 from yolov5_bench._report import (
@@ -120,3 +126,60 @@ def test_regression_of_a_ratio_is_found() -> None:
         ("fastapi", "1"): (0.8, 0.9),
         ("fastapi", "8"): (0.89, 1.0),
     }
+
+
+@pytest.fixture
+def asked() -> Iterator[tuple[str, list[str]]]:
+    """The address of a server that answers nothing, and the paths that it was asked for."""
+    paths: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            paths.append(self.path)
+            self.send_error(503)
+
+        def log_message(self, *_arguments: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"127.0.0.1:{server.server_port}", paths
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_model_names_the_endpoint_that_is_asked(asked: tuple[str, list[str]]) -> None:
+    address, paths = asked
+    for named in ({}, {"model": "plates"}):
+        with pytest.raises(RuntimeError, match="HTTP 503"):
+            make_sender("http", address, **named)(b"x")
+    assert paths == ["/v2/models/yolov5_ensemble/infer", "/v2/models/plates_ensemble/infer"]
+
+
+@pytest.mark.parametrize("model", ["yolov5", "plates"])
+def test_only_the_measured_network_is_installed(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[list[str]] = []
+    found: list[set[str]] = []
+
+    def build(arguments: list[str]) -> int:
+        calls.append(arguments)
+        repository = arguments[1].removeprefix("--repository=")
+        found.append({path.name for path in Path(repository).iterdir()})
+        return 1
+
+    monkeypatch.setattr(bench, "build", build)
+    weights = str(tmp_path / "best.pt")
+    named = [] if model == "yolov5" else [f"--model={model}"]
+    assert bench.main([f"--weights={weights}", *named]) == 1
+    ((given, _, *more),) = calls
+    assert given == weights
+    steps = {"preprocess", "postprocess"}
+    if named:
+        assert (more, found) == (["--name=plates"], [steps])
+    else:
+        assert (more, found) == ([], [{*steps, "yolov5_ensemble"}])
+    assert found[0] <= {path.name for path in REPOSITORY.iterdir()}
