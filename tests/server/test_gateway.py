@@ -18,11 +18,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import grpc
@@ -877,17 +879,25 @@ def raw_call(
     Args:
         gateway: or the address of a server without TLS.
     """
+    with open_channel(gateway) as channel:
+        return send_bytes(channel, method, body, key)
+
+
+def open_channel(gateway: Gateway | str) -> Any:
     if isinstance(gateway, str):
-        channel = grpc.insecure_channel(gateway)
-    else:
-        credentials = grpc.ssl_channel_credentials(gateway.certificate.read_bytes())
-        channel = grpc.secure_channel(gateway.address, credentials)
-    with channel:
-        send = channel.unary_unary(SERVICE + method)
-        try:
-            answer = send(body, metadata=[*(key or {}).items()], timeout=30)
-        except grpc.RpcError as error:
-            return error.code().name, error.details(), b""
+        return grpc.insecure_channel(gateway)
+    credentials = grpc.ssl_channel_credentials(gateway.certificate.read_bytes())
+    return grpc.secure_channel(gateway.address, credentials)
+
+
+def send_bytes(
+    channel: Any, method: str, body: bytes, key: Mapping[str, str] | None = None
+) -> tuple[str, str, bytes]:
+    send = channel.unary_unary(SERVICE + method)
+    try:
+        answer = send(body, metadata=[*(key or {}).items()], timeout=30)
+    except grpc.RpcError as error:
+        return error.code().name, error.details(), b""
     return "OK", "", answer
 
 
@@ -1002,6 +1012,63 @@ def test_no_spelling_of_a_message_reaches_another_model(
     assert (status, sentence) == ("PERMISSION_DENIED", NO_RIGHT + YOLOV5)
     status, sentence, _ = site.call("ModelInfer", body, "plates")
     assert NOT_SERVED in sentence, status
+
+
+def random_message(random: Random) -> bytes:
+    """Make a ModelReadyRequest of random fields, most of them names, some of them broken."""
+
+    def number(value: int) -> bytes:
+        return varint(value, random.choice([1] * 20 + [2] * 10 + [5] * 10 + [6, 10, 11]))
+
+    def field() -> bytes:
+        which = 8 if random.random() < 0.02 else random.choice([0, 1, 2, 3, 4, 5, 6, 7, 9])
+        if which < 5:
+            names = [YOLOV5] * 8 + [PLATES, "yolov5", "preprocess", "yolov5_ensemblf", "", "\xff"]
+            name = random.choice(names).encode("latin-1")
+            bits = random.choice([0] * 6 + [1 << 32, 7 << 32])
+            return number(10 | bits) + number(len(name)) + name
+        tag = random.choice([1, 2, 3, 1000, 1 << 28]) << 3
+        if which == 5:
+            return number(tag) + number(random.choice([0, 1, 2**63, 2**64 - 1]))
+        if which == 6:
+            return number(tag | 1) + random.randbytes(8)
+        if which == 7:
+            return number(tag | 5) + random.randbytes(4)
+        if which == 8:
+            inner = name_field(random.choice([YOLOV5, PLATES]))
+            return number(tag | 3) + inner + number(tag | 4)
+        data = random.choice([b"1", name_field(PLATES), random.randbytes(9)])
+        return number(tag | 2) + number(len(data)) + data
+
+    body = b"".join(field() for _ in range(random.randrange(1, 5)))
+    if random.random() < 0.1:
+        at = random.randrange(len(body))
+        body = random.choice([body[:at], body[:at] + random.randbytes(1) + body[at + 1 :]])
+    return body
+
+
+def test_random_message_passes_only_if_the_server_reads_the_endpoint_of_the_key(
+    server: RunningServer, site: Site
+) -> None:
+    random = Random(20261126)
+    outcomes = Counter[str]()
+    refusals = ("no such model; ", NO_RIGHT, "the message is cut off or is not a ModelReadyRequest")
+    with open_channel(server.grpc) as direct, open_channel(site.gateway) as through:
+        for _ in range(1000):
+            body = random_message(random)
+            status, sentence, answer = send_bytes(through, "ModelReady", body, site.key("yolov5"))
+            expected = send_bytes(direct, "ModelReady", body)
+            if sentence.startswith(refusals):
+                outcomes["refused, " + expected[0]] += 1
+                continue
+            assert (status, sentence, answer) == expected, body.hex()
+            assert "identifiers of model" not in sentence, body.hex()  # a step
+            if status == "OK":
+                assert answer == b"\x08\x01", body.hex()  # ready, as no other model is
+            outcomes[f"passed, {status}"] += 1
+    assert outcomes["passed, OK"] > 100
+    assert outcomes["refused, OK"] > 100
+    assert outcomes["refused, INVALID_ARGUMENT"] > 10
 
 
 @pytest.mark.parametrize(
