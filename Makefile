@@ -20,6 +20,8 @@ ARGS :=
 
 # A variable's value as one word for the shell, whatever is in it.
 quote = '$(subst ','\'',$(value $(1)))'
+# The flag of the client's commands for the network.
+model = $(if $(NAME),--model $(call quote,NAME))
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -44,11 +46,11 @@ gateway: $(INSTALLED) $(NETWORK) ## Triton behind nginx with TLS and API keys, o
 test: lint $(NETWORK) ## Lint, types, unit tests, and tests against a real server (ARGS for pytest)
 	$(PY) -m pytest -m 'not slow' -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder $(ARGS)
 
-detect: $(INSTALLED) ## Find objects in SOURCE, a file, folder, 'glob*', video or URL (SERVER; ARGS: flags, further ones)
-	@$(VENV)/bin/yolov5-client detect $(call quote,SOURCE) --server $(call quote,SERVER) $(ARGS)
+detect: $(INSTALLED) ## Find objects in SOURCE, a file, folder, 'glob*', video or URL (NAME, SERVER; ARGS: flags, further ones)
+	@$(VENV)/bin/yolov5-client detect $(call quote,SOURCE) --server $(call quote,SERVER) $(model) $(ARGS)
 
-page: $(INSTALLED) ## A page to try images on, beside a running server (HTTP_PORT; ARGS=--port=8080)
-	@$(VENV)/bin/yolov5-client page --server http://127.0.0.1:$(call quote,HTTP_PORT) $(ARGS)
+page: $(INSTALLED) ## A page to try images on, beside a running server (NAME, HTTP_PORT; ARGS=--port=8080)
+	@$(VENV)/bin/yolov5-client page --server http://127.0.0.1:$(call quote,HTTP_PORT) $(model) $(ARGS)
 
 model: $(INSTALLED) ## Serve your own network: WEIGHTS=best.pt, .onnx or yolov5s; without it the bundled one again (NAME: a further one)
 	@$(PY) -m yolov5_build $(if $(WEIGHTS),$(call quote,WEIGHTS)) $(if $(NAME),--name=$(call quote,NAME)) $(ARGS)
@@ -56,8 +58,8 @@ model: $(INSTALLED) ## Serve your own network: WEIGHTS=best.pt, .onnx or yolov5s
 engine: $(INSTALLED) $(NETWORK) ## Build a TensorRT plan of the network (needs an NVIDIA GPU; NAME; ARGS=--undo goes back)
 	@$(PY) -m yolov5_build.engine $(if $(NAME),--name=$(call quote,NAME)) $(ARGS)
 
-eval: $(INSTALLED) ## mAP of the running server on a labelled data set: DATA=data.yaml (SERVER, ARGS)
-	@$(VENV)/bin/yolov5-client eval $(call quote,DATA) --server $(call quote,SERVER) $(ARGS)
+eval: $(INSTALLED) ## mAP of the running server on a labelled data set: DATA=data.yaml (NAME, SERVER, ARGS)
+	@$(VENV)/bin/yolov5-client eval $(call quote,DATA) --server $(call quote,SERVER) $(model) $(ARGS)
 
 bench: $(BENCH) $(NETWORK) ## Against FastAPI, LitServe and a client that does the work (ARGS; half an hour)
 	@$(PY) -m yolov5_bench $(ARGS)

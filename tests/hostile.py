@@ -175,12 +175,28 @@ def http_recorder(*labels: str) -> Iterator[tuple[str, list[bytes]]]:
     if labels:
         answer["det_labels"].data = strings(*(label.encode() for label in labels))
 
+    def record(endpoint: str, image: bytes) -> bytes:
+        received.append(image)
+        return over_http([*answer.values()])
+
+    with http_endpoints(record) as address:
+        yield address, received
+
+
+@contextmanager
+def http_endpoints(answer: Callable[[str, bytes], bytes]) -> Iterator[str]:
+    """Is ready, and answers images; its address.
+
+    Args:
+        answer: takes the name of an endpoint and an image, and returns the whole of what is sent.
+    """
+
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
-            received.append(self.rfile.read(int(self.headers["Content-Length"])))
-            self.wfile.write(over_http([*answer.values()]))
+            image = self.rfile.read(int(self.headers["Content-Length"]))
+            self.wfile.write(answer(self.path.split("/")[3], image))
 
         def do_GET(self) -> None:
             self.wfile.write(http(b'{"version": "2.0"}'))
@@ -192,7 +208,7 @@ def http_recorder(*labels: str) -> Iterator[tuple[str, list[bytes]]]:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_address[1]}", received
+            yield f"http://127.0.0.1:{server.server_address[1]}"
         finally:
             server.shutdown()
             thread.join()

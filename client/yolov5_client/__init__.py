@@ -1,4 +1,4 @@
-"""Thin client of the Triton ensemble `yolov5_ensemble`: encoded images in, boxes out.
+"""Thin client of YOLOv5 networks on Triton: encoded images in, boxes out.
 
 Example:
     >>> from yolov5_client import Client
@@ -22,6 +22,7 @@ from ._errors import (
     ServerError,
     TimedOutError,
     UnavailableError,
+    UnknownModelError,
     YoloClientError,
 )
 from ._status import ServerStatus
@@ -43,6 +44,7 @@ __all__ = [
     "ServerStatus",
     "TimedOutError",
     "UnavailableError",
+    "UnknownModelError",
     "YoloClientError",
     "__version__",
 ]

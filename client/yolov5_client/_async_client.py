@@ -22,6 +22,7 @@ from typing import Any, Literal, Protocol, cast, overload
 from . import _wire
 from ._client import STATUS_TIMEOUT, http_module
 from ._connection import TLS, Backoff, Connection
+from ._contract import NETWORK
 from ._detections import Detections
 from ._errors import UnavailableError, YoloClientError
 from ._status import ServerStatus
@@ -73,6 +74,7 @@ class AsyncClient:
         self,
         address: str = "127.0.0.1:8001",
         *,
+        model: str = NETWORK,
         timeout: float = 60.0,
         retry_for: float = 0.0,
         in_flight: int = 16,
@@ -88,6 +90,7 @@ class AsyncClient:
             headers=headers or {},
             tls=tls,
             keepalive=keepalive,
+            model=model,
         )
         self._slots = asyncio.Semaphore(in_flight)
         self._opened: _Transport | None = None

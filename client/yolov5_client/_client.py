@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol, cast, overload
 
 from . import _wire
 from ._connection import TLS, Backoff, Connection
+from ._contract import NETWORK
 from ._detections import Detections
 from ._errors import UnavailableError, YoloClientError
 from ._grpc import GrpcTransport
@@ -44,7 +45,7 @@ class _Transport(Protocol):
 
 
 class Client:
-    """A blocking client of the endpoint `yolov5_ensemble`. Threads may share one.
+    """A blocking client of one network of a server. Threads may share one.
 
     Each image is sent in a request of its own, and a bad image fails alone. The server combines
     requests that arrive together into batches.
@@ -60,6 +61,7 @@ class Client:
             `dns:///yolo.internal:8001` (its addresses take turns) or
             `ipv4:10.0.0.1:8001,10.0.0.2:8001`. `http://host:8000` or `https://host` use HTTP,
             which needs the extra `http`.
+        model: the name of the network, `plates` for the endpoint `plates_ensemble`.
         timeout: seconds for one request, from the look-up of the server's name to the last byte
             of its answer.
         retry_for: seconds for which a request is sent again, with growing pauses, while the
@@ -84,6 +86,7 @@ class Client:
         self,
         address: str = "127.0.0.1:8001",
         *,
+        model: str = NETWORK,
         timeout: float = 60.0,
         retry_for: float = 0.0,
         in_flight: int = 16,
@@ -99,6 +102,7 @@ class Client:
             headers=headers or {},
             tls=tls,
             keepalive=keepalive,
+            model=model,
         )
         self._transport: _Transport
         if self._connection.http:

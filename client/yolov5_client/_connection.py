@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from ._contract import NETWORK, check_network, endpoint_for
 from ._proxy import Proxy, proxy_for_grpc, proxy_for_http
 
 LARGEST_ANSWER = 16 << 20  # bytes; 1000 detections take 28 kB plus their labels
@@ -79,8 +80,10 @@ class Connection:
     headers: Mapping[str, str] = field(default_factory=dict)
     tls: TLS | bool | None
     keepalive: float | None
+    model: str = NETWORK
 
     def __post_init__(self) -> None:
+        check_network(self.model)
         # The conditions are written to refuse NaN as well.
         if not 0 < self.timeout <= _LONGEST:
             raise ValueError(
@@ -107,6 +110,11 @@ class Connection:
         if self.http:
             _check_url(self.address)
         _ = self.proxy
+
+    @property
+    def endpoint(self) -> str:
+        """The name under which the server has the network's endpoint."""
+        return endpoint_for(self.model)
 
     @property
     def encryption(self) -> TLS | None:

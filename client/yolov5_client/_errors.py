@@ -3,6 +3,7 @@
 YoloClientError
 ├── InvalidRequestError   the server refuses the image or a parameter; do not retry
 ├── UnavailableError      the server cannot be reached or is saturated; retry later
+│   └── UnknownModelError the server has no endpoint for the network, or not yet
 ├── TimedOutError         no answer within the timeout
 ├── ImageTypeError        the argument for an image has a type that cannot be sent; also a TypeError
 ├── DeniedError           the credentials are missing or not accepted
@@ -50,6 +51,16 @@ class UnavailableError(YoloClientError):
         >>> Client("127.0.0.1:9").detect(b"an image")
         Traceback (most recent call last):
         yolov5_client._errors.UnavailableError: ...
+    """
+
+
+class UnknownModelError(UnavailableError):
+    """The server has no endpoint for the client's network, or has not loaded it yet.
+
+    Example:
+        >>> Client("127.0.0.1:8001", model="plates").detect("photo.jpg")
+        Traceback (most recent call last):
+        yolov5_client._errors.UnknownModelError: the server has no endpoint 'plates_ensemble', ...
     """
 
 

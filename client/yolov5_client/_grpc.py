@@ -62,7 +62,7 @@ def _request(connection: Connection, image: bytes, parameters: Mapping[str, Any]
     tensor = triton.InferInput(names.IMAGE, [1, 1], "BYTES")
     tensor.set_data_from_numpy(np.array([[image]], np.object_))
     return {
-        "model_name": names.MODEL,
+        "model_name": connection.endpoint,
         "inputs": [tensor],
         "parameters": _wire.parameters_for_grpc(parameters),
         "client_timeout": connection.timeout,
@@ -131,13 +131,13 @@ class GrpcTransport:
 
     def status(self, timeout: float) -> ServerStatus:
         budget = _TimeBudget(self._connection, timeout)
-        ask = self._triton
+        ask, endpoint = self._triton, self._connection.endpoint
         metadata = self._call(ask.get_server_metadata, **budget.options())
         return ServerStatus(
             address=self._connection.address,
             version=_wire.one_line(metadata.version),
             ready=self._call(ask.is_server_ready, **budget.options()),
-            models={names.MODEL: self._call(ask.is_model_ready, names.MODEL, **budget.options())},
+            models={endpoint: self._call(ask.is_model_ready, endpoint, **budget.options())},
         )
 
     def _call(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
@@ -166,15 +166,13 @@ class AsyncGrpcTransport:
 
     async def status(self, timeout: float) -> ServerStatus:
         budget = _TimeBudget(self._connection, timeout)
-        ask = self._triton
+        ask, endpoint = self._triton, self._connection.endpoint
         metadata = await self._call(ask.get_server_metadata, **budget.options())
         return ServerStatus(
             address=self._connection.address,
             version=_wire.one_line(metadata.version),
             ready=await self._call(ask.is_server_ready, **budget.options()),
-            models={
-                names.MODEL: await self._call(ask.is_model_ready, names.MODEL, **budget.options())
-            },
+            models={endpoint: await self._call(ask.is_model_ready, endpoint, **budget.options())},
         )
 
     async def _call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

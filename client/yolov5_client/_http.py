@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 import httpcore
 import httpx
 
-from . import _contract as names
 from . import _deadline, _wire
 from ._connection import LARGEST_ANSWER, Connection
 from ._errors import (
@@ -30,7 +29,6 @@ from ._errors import (
 from ._status import ServerStatus
 
 T = TypeVar("T")
-_INFER = f"/v2/models/{names.MODEL}/infer"
 _BINARY = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": "0"}
 _LENGTH = "Inference-Header-Content-Length"
 # httpx's messages for a connection that ends early, for example when a server restarts.
@@ -82,10 +80,10 @@ def _construct(make: Callable[[], T], connection: Connection) -> T:
         raise ValueError(f"{connection.address} is no address: {error}.") from None
 
 
-def _request(image: bytes, parameters: Mapping[str, Any]) -> dict[str, Any]:
+def _request(connection: Connection, image: bytes, parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "method": "POST",
-        "url": _INFER,
+        "url": f"/v2/models/{connection.endpoint}/infer",
         "content": image,
         "headers": {**_BINARY, **_wire.headers_for_http(parameters)},
     }
@@ -167,9 +165,6 @@ def _error(error: Exception, connection: Connection) -> YoloClientError:
     return UnavailableError(f"{reason}{via}")
 
 
-_READY = {names.MODEL: f"/v2/models/{names.MODEL}/ready"}
-
-
 class HttpTransport:
     """The blocking transport. Threads may share one."""
 
@@ -187,11 +182,13 @@ class HttpTransport:
         )
 
     def infer(self, image: bytes, parameters: Mapping[str, Any]) -> _wire.Outputs:
-        request = _request(image, parameters)
+        request = _request(self._connection, image, parameters)
         with self._deadline.within(self._connection.timeout):
             return _outputs(_check(self._send(**request), self._connection))
 
     def status(self, timeout: float) -> ServerStatus:
+        endpoint = self._connection.endpoint
+
         def ready(path: str) -> bool:
             return self._send(method="GET", url=path).status == 200
 
@@ -200,7 +197,7 @@ class HttpTransport:
                 address=self._connection.address,
                 version=_version(_check(self._send(method="GET", url="/v2"), self._connection)),
                 ready=ready("/v2/health/ready"),
-                models={model: ready(path) for model, path in _READY.items()},
+                models={endpoint: ready(f"/v2/models/{endpoint}/ready")},
             )
 
     def _send(self, **request: Any) -> _Response:
@@ -231,7 +228,7 @@ class AsyncHttpTransport:
         self._http = _construct(lambda: httpx.AsyncClient(**options), connection)
 
     async def infer(self, image: bytes, parameters: Mapping[str, Any]) -> _wire.Outputs:
-        request = _request(image, parameters)
+        request = _request(self._connection, image, parameters)
         answer = await self._within(self._connection.timeout, self._send(**request))
         return _outputs(_check(answer, self._connection))
 
@@ -239,6 +236,8 @@ class AsyncHttpTransport:
         return await self._within(timeout, self._status())
 
     async def _status(self) -> ServerStatus:
+        endpoint = self._connection.endpoint
+
         async def ready(path: str) -> bool:
             return (await self._send(method="GET", url=path)).status == 200
 
@@ -246,7 +245,7 @@ class AsyncHttpTransport:
             address=self._connection.address,
             version=_version(_check(await self._send(method="GET", url="/v2"), self._connection)),
             ready=await ready("/v2/health/ready"),
-            models={model: await ready(path) for model, path in _READY.items()},
+            models={endpoint: await ready(f"/v2/models/{endpoint}/ready")},
         )
 
     async def _within(self, timeout: float, work: Coroutine[Any, Any, T]) -> T:

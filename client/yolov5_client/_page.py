@@ -37,7 +37,9 @@ MAX_BODY = 32 << 20  # bytes
 
 _LENGTH = "Inference-Header-Content-Length"
 _BINARY = "application/octet-stream"
-_METHODS = {"/": "GET", INFER: "POST"}
+_ROUTE = re.compile(INFER.replace(names.NETWORK, "([^/]*)"))
+# Where the page has the name of the network that it asks at first.
+_NETWORK = b'id="model" value="%s"'
 _HEADER = re.compile(r"[!-9;-~]+:[\t -~\x80-\xff]*")
 _HOSTS = {"localhost", "127.0.0.1", "[::1]"}
 
@@ -103,11 +105,14 @@ class Upstream:
     def via(self) -> str:
         return f" (through {self.proxy})" if self.proxy else ""
 
-    def infer(self, image: bytes, parameters: list[tuple[str, str]]) -> Response:
+    def infer(
+        self, image: bytes, parameters: list[tuple[str, str]], route: str = INFER
+    ) -> Response:
         """Send one image to Triton and return the answer.
 
         Args:
             parameters: headers, as the caller wrote them.
+            route: the path of the endpoint.
 
         Raises:
             RefusedError: Triton gives no valid answer.
@@ -123,7 +128,7 @@ class Upstream:
         ]
         try:
             with _time_limit(connection, self.timeout):
-                path = urlsplit(self.address).path.rstrip("/") + INFER
+                path = urlsplit(self.address).path.rstrip("/") + route
                 connection.putrequest("POST", prefix + path)
                 for name, value in headers:
                     connection.putheader(name, value)
@@ -223,6 +228,9 @@ def _is_http(address: str) -> bool:
 class PageServer(socketserver.ThreadingTCPServer):
     """Listens as soon as it is made, and answers while `serve_forever` runs.
 
+    Args:
+        model: the network that the page asks until another one is chosen on it.
+
     Raises:
         OSError: it cannot listen on the host and port.
     """
@@ -232,11 +240,15 @@ class PageServer(socketserver.ThreadingTCPServer):
     block_on_close = False
     request_queue_size = 64
 
-    def __init__(self, host: str, port: int, upstream: Upstream) -> None:
+    def __init__(
+        self, host: str, port: int, upstream: Upstream, model: str = names.NETWORK
+    ) -> None:
         family, _, _, _, found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         self.address_family = family
         self.upstream = upstream
-        self.page = Path(__file__).with_name("page.html").read_bytes()
+        page = Path(__file__).with_name("page.html").read_bytes()
+        default, chosen = (_NETWORK % name.encode() for name in (names.NETWORK, model))
+        self.page = page.replace(default, chosen)
         self.policy = _content_security_policy(self.page)
         super().__init__((str(found[0]), port), _Handler)
         bound = self.socket.getsockname()[0]
@@ -268,6 +280,21 @@ def _content_security_policy(page: bytes) -> str:
     )
 
 
+def _check_route(path: str) -> None:
+    """Check that a path is that of an endpoint, whether or not the server has it.
+
+    Raises:
+        RefusedError: it is not.
+    """
+    match = _ROUTE.fullmatch(path)
+    if match is None:
+        raise RefusedError(HTTPStatus.NOT_FOUND, f"no such path; allowed: / and {INFER}")
+    try:
+        names.check_network(match[1])
+    except ValueError as error:
+        raise RefusedError(HTTPStatus.NOT_FOUND, str(error).rstrip(".")) from None
+
+
 class _Handler(BaseHTTPRequestHandler):
     server: PageServer
     protocol_version = "HTTP/1.1"
@@ -285,7 +312,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send(Response(HTTPStatus.OK, headers, self.server.page))
             else:
                 image, parameters = self._image(), self._parameters()
-                self._send(self.server.upstream.infer(image, parameters))
+                self._send(self.server.upstream.infer(image, parameters, path))
         except RefusedError as error:
             self._refuse(error)
 
@@ -300,13 +327,14 @@ class _Handler(BaseHTTPRequestHandler):
             raise RefusedError(
                 HTTPStatus.FORBIDDEN, f"the header Host names another machine; allowed: {allowed}"
             )
-        if path not in _METHODS:
-            raise RefusedError(HTTPStatus.NOT_FOUND, f"no such path; allowed: / and {INFER}")
-        if self.command != _METHODS[path]:
+        if path != "/":
+            _check_route(path)
+        method = "GET" if path == "/" else "POST"
+        if self.command != method:
             raise RefusedError(
                 HTTPStatus.METHOD_NOT_ALLOWED,
-                f"{path} cannot be asked for with {self.command}; allowed: {_METHODS[path]}",
-                {"Allow": _METHODS[path]},
+                f"{path} cannot be asked for with {self.command}; allowed: {method}",
+                {"Allow": method},
             )
         origins = (f"http://{host}", f"https://{host}")
         # A link from elsewhere may lead to the page; only the page may ask for detections.

@@ -21,7 +21,7 @@ class ServerStatus:
         address: the address that the client was given.
         version: the version of Triton.
         ready: whether Triton is ready.
-        models: whether the endpoint is ready, by its name.
+        models: whether the client's endpoint is ready, by its name.
     """
 
     address: str

@@ -27,6 +27,7 @@ from ._errors import (
     ServerError,
     TimedOutError,
     UnavailableError,
+    UnknownModelError,
     YoloClientError,
 )
 
@@ -55,7 +56,7 @@ Example:
 
 Outputs = Mapping[str, NDArray[Any]]
 
-_PREFIX = f"in ensemble '{names.MODEL}', "
+_PREFIX = re.compile(r"^in ensemble '[\w-]+', ", re.ASCII)
 _GRPC_ERRORS: dict[str, type[YoloClientError]] = {
     "INVALID_ARGUMENT": InvalidRequestError,
     "RESOURCE_EXHAUSTED": InvalidRequestError,  # larger than gRPC allows on this connection
@@ -67,7 +68,7 @@ _GRPC_ERRORS: dict[str, type[YoloClientError]] = {
     "PERMISSION_DENIED": DeniedError,
 }
 # What Triton says of a model that it does not have, or for a moment while it loads another one.
-_NO_MODEL = "Request for unknown model"
+_NO_MODEL = re.compile(r"Request for unknown model(?:: '([\w-]+)' is not found)?", re.ASCII)
 # The messages of gRPC's own client about an answer that is too large.
 _ANSWER_TOO_LARGE = re.compile("CLIENT: .*larger than max|Decompressed message larger than max")
 _HTTP_ERRORS: dict[int, type[YoloClientError]] = {
@@ -456,9 +457,9 @@ def error_from_grpc(status: str, message: str, *, via: str = "") -> YoloClientEr
     """
     status = status.removeprefix("StatusCode.")
     kind = _GRPC_ERRORS.get(status, ServerError)
-    if message.startswith(_NO_MODEL):
-        kind = UnavailableError
-    sentence = one_line(message.removeprefix(_PREFIX)) or f"the server answers with {status}."
+    if missing := _NO_MODEL.match(message):
+        return _no_model(missing, message, via)
+    sentence = one_line(_PREFIX.sub("", message, 1)) or f"the server answers with {status}."
     if status == "RESOURCE_EXHAUSTED" and _ANSWER_TOO_LARGE.search(message):
         return ServerError(f"the answer is larger than this client takes: {sentence}")
     return kind(sentence + via * (kind in (UnavailableError, TimedOutError)))
@@ -472,12 +473,21 @@ def error_from_http(status: int, reason: str, body: bytes, *, via: str = "") -> 
     """
     kind = _HTTP_ERRORS.get(status, ServerError)
     try:
-        sentence = one_line(str(json.loads(body)["error"]).removeprefix(_PREFIX))
+        sentence = one_line(_PREFIX.sub("", str(json.loads(body)["error"]), 1))
     except (ValueError, KeyError, TypeError, RecursionError):
         return kind(one_line(f"HTTP {status} {reason}") + via)
-    if sentence.startswith(_NO_MODEL):
-        kind = UnavailableError
+    if missing := _NO_MODEL.match(sentence):
+        return _no_model(missing, sentence, "")
     return kind(sentence or f"HTTP {status}")
+
+
+def _no_model(match: re.Match[str], message: str, via: str) -> UnavailableError:
+    """Return the error for a model that Triton does not have, or has not loaded."""
+    if match[1] is None:
+        return UnavailableError(one_line(message) + via)
+    return UnknownModelError(
+        f"the server has no endpoint {match[1]!r}, or has not loaded it yet{via}."
+    )
 
 
 def for_list_position(error: YoloClientError, number: int) -> YoloClientError:

@@ -44,6 +44,7 @@ def resolved(part: Any) -> Any:
 
 def check(answer: requests.Response, path: str, method: str = "post") -> Any:
     """Check an answer against the description, and return its JSON, if any."""
+    path = path.replace("/yolov5_ensemble", "/{endpoint}")
     described = resolved(DOCUMENT["paths"][path][method]["responses"][str(answer.status_code)])
     if not answer.content:
         assert "content" not in described
@@ -85,6 +86,20 @@ def infer_json(**parameters: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("path", ["", "/ready"])
 def test_metadata_and_readiness_follow_the_document(server: RunningServer, path: str) -> None:
     check(requests.get(server.http + ENDPOINT + path), ENDPOINT + path, "get")
+
+
+def test_answer_of_an_endpoint_that_is_not_there_follows_the_document(
+    server: RunningServer,
+) -> None:
+    for path in ("/infer", "/generate"):
+        answer = requests.post(f"{server.http}/v2/models/plates_ensemble{path}", JPEG, headers=RAW)
+        assert "'plates_ensemble' is not found" in check(answer, ENDPOINT + path)["error"]
+        assert answer.status_code == 400
+    answer = requests.get(f"{server.http}/v2/models/plates_ensemble")
+    assert "'plates_ensemble' is not found" in check(answer, ENDPOINT, "get")["error"]
+    check(
+        requests.get(f"{server.http}/v2/models/plates_ensemble/ready"), f"{ENDPOINT}/ready", "get"
+    )
 
 
 @pytest.mark.parametrize("path", ["/v2/health/live", "/v2/health/ready"])

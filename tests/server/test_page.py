@@ -583,6 +583,25 @@ def forgiving(browser: Browser, url: str) -> Iterator[Page]:
     context.close()
 
 
+def test_network_that_is_named_on_the_page_or_in_its_address_is_asked(
+    forgiving: Page, url: str
+) -> None:
+    forgiving.set_input_files("#file", PHOTO)
+    settled(forgiving, "done")
+    for name, sentence in {
+        "plates": "Request for unknown model: 'plates_ensemble' is not found",
+        "Plates": "model is 'Plates'; allowed: up to 40 lower-case letters, ",
+    }.items():
+        forgiving.fill("#model", name)
+        expect(forgiving.locator("#error")).to_contain_text(sentence)
+    forgiving.fill("#model", "yolov5")
+    settled(forgiving, "done")
+    forgiving.goto(f"{url}/?model=plates")
+    assert forgiving.input_value("#model") == "plates"
+    forgiving.set_input_files("#file", PHOTO)
+    expect(forgiving.locator("#error")).to_contain_text("'plates_ensemble' is not found")
+
+
 def test_file_that_is_not_an_image_shows_the_servers_sentence(
     forgiving: Page, tmp_path: Path
 ) -> None:

@@ -62,6 +62,24 @@ def test_unusable_arguments_of_a_client_are_refused(
         kind(**arguments)
 
 
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("", "Plates", "pla tes", "-plates", "_plates", "plätes", "a/b", "plates.2", "a" * 41),
+        *("plates_ensemble", "preprocess", "postprocess", "plates\n", None, 7),
+    ],
+)
+def test_name_that_no_network_can_have_is_refused(kind: Any, name: Any) -> None:
+    with pytest.raises(ValueError, match=r"^model is .*; allowed: up to 40 lower-case letters, .*"):
+        kind(model=name)
+
+
+@pytest.mark.parametrize("name", ["yolov5", "a", "7", "plates-2_b", "a" * 40, "preprocess2"])
+def test_endpoint_is_named_after_the_network(name: str) -> None:
+    assert connection(model=name).endpoint == f"{name}_ensemble"
+
+
 def test_tls_files_are_checked_when_they_are_given(tmp_path: Path) -> None:
     pem = tmp_path / "one.pem"
     pem.touch()

@@ -95,6 +95,29 @@ BOTH = pytest.mark.parametrize("asking", [detect, detect_async])
 STATUS = pytest.mark.parametrize("asking", [status, status_async])
 
 
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_named_network_is_asked_at_its_own_endpoint(
+    recorder: tuple[str, Recorder], kind: type[Client] | type[AsyncClient]
+) -> None:
+    address, server = recorder
+
+    async def asking() -> ServerStatus:
+        async with AsyncClient(address, model="plates") as client:
+            await client.detect(b"an image")
+            return await client.status()
+
+    if kind is AsyncClient:
+        found = asyncio.run(asking())
+    else:
+        with Client(address, model="plates") as client:
+            client.detect(b"an image")
+            found = client.status()
+    assert found.models == {"plates_ensemble": True}
+    infer, ready = server.seen[0][1], server.seen[-1][1]
+    assert service_pb2.ModelInferRequest.FromString(infer).model_name == "plates_ensemble"
+    assert service_pb2.ModelReadyRequest.FromString(ready).name == "plates_ensemble"
+
+
 @BOTH
 def test_image_and_parameters_are_sent(
     recorder: tuple[str, Recorder], asking: Callable[..., Detections]

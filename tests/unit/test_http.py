@@ -122,6 +122,28 @@ BOTH = pytest.mark.parametrize("asking", [detect, detect_async])
 STATUS = pytest.mark.parametrize("asking", [status, status_async])
 
 
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_named_network_is_asked_at_its_own_endpoint(
+    recorder: tuple[str, Recorder], kind: type[Client] | type[AsyncClient]
+) -> None:
+    address, server = recorder
+
+    async def asking() -> ServerStatus:
+        async with AsyncClient(address, model="plates") as client:
+            await client.detect(b"an image")
+            return await client.status()
+
+    if kind is AsyncClient:
+        found = asyncio.run(asking())
+    else:
+        with Client(address, model="plates") as client:
+            client.detect(b"an image")
+            found = client.status()
+    assert found.models == {"plates_ensemble": True}
+    paths = [path for _, path, _, _ in server.seen if "/models/" in path]
+    assert paths == ["/v2/models/plates_ensemble/infer", "/v2/models/plates_ensemble/ready"]
+
+
 @BOTH
 def test_image_is_the_body_and_parameters_are_headers(
     recorder: tuple[str, Recorder], asking: Callable[..., Detections]

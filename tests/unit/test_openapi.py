@@ -14,9 +14,11 @@ from parameters import PARAMETER_NAMES, ParameterError, parse_parameters
 from support import REPOSITORY, ROOT
 from tritonclient.grpc import model_config_pb2
 
+from yolov5_client._contract import NETWORK, check_network, endpoint_for
+
 DOCUMENT = yaml.safe_load((ROOT / "docs" / "openapi.yaml").read_text())
 SCHEMAS = DOCUMENT["components"]["schemas"]
-INFER = DOCUMENT["paths"]["/v2/models/yolov5_ensemble/infer"]["post"]
+INFER = DOCUMENT["paths"]["/v2/models/{endpoint}/infer"]["post"]
 
 
 def config(model: str) -> model_config_pb2.ModelConfig:
@@ -33,6 +35,21 @@ def test_it_is_valid() -> None:
     import openapi_spec_validator  # takes a quarter of a second in each process of the tests
 
     openapi_spec_validator.validate(DOCUMENT)
+
+
+def test_the_endpoint_is_that_of_any_network_and_the_clients_by_default() -> None:
+    paths = [path for path in DOCUMENT["paths"] if "/models/" in path]
+    wanted = [{"$ref": "#/components/parameters/endpoint"}]
+    assert [DOCUMENT["paths"][path]["parameters"] for path in paths] == [wanted] * len(paths)
+    assert SCHEMAS["Endpoint"]["default"] == endpoint_for(NETWORK)
+    validator = Draft202012Validator(SCHEMAS["Endpoint"])
+    for name in ("yolov5", "plates", "7", "a-b_c", "a" * 40, "a" * 41, "A", "-a", "_a", "", "a.b"):
+        try:
+            check_network(name)
+        except ValueError:
+            assert not validator.is_valid(endpoint_for(name)), name
+        else:
+            assert validator.is_valid(endpoint_for(name)), name
 
 
 def test_every_parameter_is_in_each_form_of_the_request() -> None:

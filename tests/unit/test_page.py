@@ -8,13 +8,14 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
 from google.protobuf import text_format
 from parameters import PARAMETER_NAMES
 from support import REPOSITORY, ROOT
 from tritonclient.grpc import model_config_pb2
 
 from yolov5_client import _contract
-from yolov5_client._page import INFER, MAX_BODY
+from yolov5_client._page import INFER, MAX_BODY, PageServer, RefusedError, Upstream, _check_route
 
 PAGE = (ROOT / "client" / "yolov5_client" / "page.html").read_text()
 
@@ -43,6 +44,23 @@ def test_page_uses_the_route_that_is_passed_on() -> None:
     assert f'const INFER = "{INFER.removeprefix("/")}";' in PAGE
     for output in _contract.OUTPUTS:
         assert f"outputs.{output}" in PAGE
+
+
+def test_page_begins_with_the_network_that_the_command_names() -> None:
+    upstream = Upstream(address="http://127.0.0.1:9")
+    for name in (_contract.NETWORK, "plates"):
+        with PageServer("127.0.0.1", 0, upstream, model=name) as server:
+            (field,) = re.findall(
+                r'<input type="text" id="model" value="([^"]*)"', server.page.decode()
+            )
+        assert field == name
+
+
+@pytest.mark.parametrize("name", ["Plates", "", "a%20b", "preprocess", "plates_ensemble"])
+def test_route_of_a_network_that_cannot_exist_is_refused(name: str) -> None:
+    _check_route("/v2/models/plates_ensemble/infer")
+    with pytest.raises(RefusedError, match=f"^model is '{name}'; allowed: up to 40 lower-case"):
+        _check_route(f"/v2/models/{name}_ensemble/infer")
 
 
 def test_page_refers_to_no_other_site() -> None:

@@ -16,6 +16,7 @@ from yolov5_client import (
     ServerError,
     TimedOutError,
     UnavailableError,
+    UnknownModelError,
 )
 from yolov5_client import _wire as wire
 
@@ -286,7 +287,9 @@ def test_first_missing_output_is_named() -> None:
 # -- errors ----------------------------------------------------------------------------------
 
 VIA = " (through the proxy)"
-NO_MODEL = "Request for unknown model: 'yolov5_ensemble' is not found"
+NO_MODEL = "Request for unknown model: 'plates_ensemble' is not found"
+UNKNOWN = "the server has no endpoint 'plates_ensemble', or has not loaded it yet"
+NOT_LOADED = "Request for unknown model: 'plates_ensemble' has no available versions"
 
 
 @pytest.mark.parametrize(
@@ -295,12 +298,15 @@ NO_MODEL = "Request for unknown model: 'yolov5_ensemble' is not found"
         ("INVALID_ARGUMENT", "image 1: no", InvalidRequestError, "image 1: no"),
         ("UNAVAILABLE", "gone", UnavailableError, "gone" + VIA),
         ("NOT_FOUND", "no model", UnavailableError, "no model" + VIA),
-        ("INVALID_ARGUMENT", NO_MODEL, UnavailableError, NO_MODEL + VIA),
+        ("INVALID_ARGUMENT", NO_MODEL, UnknownModelError, f"{UNKNOWN}{VIA}."),
+        ("NOT_FOUND", NO_MODEL, UnknownModelError, f"{UNKNOWN}{VIA}."),
+        ("NOT_FOUND", NOT_LOADED, UnavailableError, NOT_LOADED + VIA),
         ("CANCELLED", "ends", UnavailableError, "ends" + VIA),
         ("DEADLINE_EXCEEDED", "late", TimedOutError, "late" + VIA),
         ("UNAUTHENTICATED", "who", DeniedError, "who"),
         ("PERMISSION_DENIED", "", DeniedError, "the server answers with PERMISSION_DENIED."),
         ("INTERNAL", "in ensemble 'yolov5_ensemble', bad", ServerError, "bad"),
+        ("INTERNAL", "in ensemble 'plates-2_ensemble', bad", ServerError, "bad"),
         (
             "RESOURCE_EXHAUSTED",
             "CLIENT: Sent message larger than max",
@@ -341,10 +347,13 @@ def test_http_status_becomes_an_error(status: int, kind: type[Exception]) -> Non
     assert str(wire.error_from_http(status, "Why", b'{"error": ""}')) == f"HTTP {status}"
 
 
-def test_server_that_does_not_have_the_model_is_unavailable() -> None:
+def test_endpoint_that_the_server_does_not_have_is_named() -> None:
     body = json.dumps({"error": NO_MODEL}).encode()
     error = wire.error_from_http(400, "Bad Request", body, via=VIA)
-    assert (type(error), str(error)) == (UnavailableError, NO_MODEL)
+    assert (type(error), str(error)) == (UnknownModelError, f"{UNKNOWN}.")
+    assert isinstance(error, UnavailableError), "a client that waits for the network goes on"
+    error = wire.error_from_http(400, "", json.dumps({"error": NOT_LOADED}).encode())
+    assert (type(error), str(error)) == (UnavailableError, NOT_LOADED)
 
 
 def test_image_of_a_list_is_named_by_its_position() -> None:

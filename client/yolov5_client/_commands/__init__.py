@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .._client import Client
 from .._connection import TLS
+from .._contract import NETWORK
 
 
 class UsageError(Exception):
@@ -67,8 +68,27 @@ def connection_flags() -> argparse.ArgumentParser:
     return parser
 
 
-def connect(options: argparse.Namespace, *, retry_for: float = 0.0, in_flight: int = 16) -> Client:
+def model_flag(parser: argparse.ArgumentParser) -> None:
+    """Add the flag for the network, which a resumed `detect` keeps, unlike those of the server."""
+    parser.add_argument(
+        "--model",
+        default=NETWORK,
+        metavar="NAME",
+        help="name of the network on the server, as `make models` lists it (%(default)s)",
+    )
+
+
+def connect(
+    options: argparse.Namespace,
+    *,
+    model: str | None = None,
+    retry_for: float = 0.0,
+    in_flight: int = 16,
+) -> Client:
     """Make the client that the flags describe.
+
+    Args:
+        model: the network, if it is not the one of the flag.
 
     Raises:
         UsageError: a flag cannot be used.
@@ -79,6 +99,7 @@ def connect(options: argparse.Namespace, *, retry_for: float = 0.0, in_flight: i
             tls = TLS(ca=options.ca, certificate=options.cert, key=options.key)
         return Client(
             options.server,
+            model=options.model if model is None else model,
             timeout=options.timeout,
             retry_for=retry_for,
             in_flight=in_flight,

@@ -8,13 +8,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from .._errors import UnavailableError
 from .._journal import RunRecord
 from .._outputs import OutputOptions
 from .._sources import STDIN, expand
-from . import UsageError, connect, result_flags, result_folder
+from . import UsageError, connect, model_flag, result_flags, result_folder
 from ._report import Report
 from ._run import NO_OPENCV, Run
+from .status import require_ready
 
 PROJECT = "runs/detect"
 _NO_OPENCV_CROPS = "--save-crop needs OpenCV: pip install opencv-python-headless"
@@ -30,7 +30,8 @@ def add_parser(commands: Any, connection: argparse.ArgumentParser) -> None:
         "detect", parents=[connection], help="find objects in images and videos"
     )
     _add_source_flags(detect)
-    _add_parameter_flags(detect.add_argument_group("detections (default: the server's settings)"))
+    model_flag(detect)
+    add_parameter_flags(detect.add_argument_group("detections (default: the server's settings)"))
     _add_sending_flags(detect.add_argument_group("sending"))
     _add_output_flags(detect.add_argument_group("output"))
     defaults = vars(detect.parse_args([]))
@@ -67,7 +68,7 @@ def _add_source_flags(detect: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_parameter_flags(group: argparse._ArgumentGroup) -> None:
+def add_parameter_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--conf-thres", type=float, metavar="0..1", help="minimum confidence")
     group.add_argument(
         "--iou-thres",
@@ -179,9 +180,7 @@ def run(options: argparse.Namespace, defaults: dict[str, Any]) -> int:
     kinds = {source.kind for source in sources} if isinstance(sources, list) else set()
     output_options = _output_options(options, video=bool(kinds - {"image"}))
     with connect(options) as client:
-        status = client.status()
-        if not (status.ready and all(status.models.values())):
-            raise UnavailableError("the server is not ready.")
+        require_ready(client)
     if record is None:
         kept = {name: getattr(options, name) for name in defaults if name not in _FOLDER_OPTIONS}
         record = RunRecord(kept, str(Path.cwd()))

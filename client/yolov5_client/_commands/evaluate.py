@@ -18,7 +18,7 @@ from .._client import Client
 from .._detections import Detections
 from .._errors import DataError, InvalidRequestError
 from .._val_defaults import CONF_THRES, IOU_THRES, MAX_DET
-from . import OK, UsageError, connect, result_flags, result_folder
+from . import OK, UsageError, connect, model_flag, result_flags, result_folder
 from ._report import printable
 from .detect import add_class_conf_thres, whole_number
 
@@ -39,6 +39,7 @@ def add_parser(commands: Any, connection: argparse.ArgumentParser) -> None:
     evaluate.add_argument(
         "data", type=Path, metavar="DATA.YAML", help="the data set, described as for YOLOv5"
     )
+    model_flag(evaluate)
     evaluate.add_argument(
         "--split",
         nargs="+",

@@ -7,8 +7,9 @@ import signal
 import sys
 from typing import Any
 
+from .._contract import check_network
 from .._page import PageServer, Upstream
-from . import OK, UsageError, read_headers, server_flags
+from . import OK, UsageError, model_flag, read_headers, server_flags
 
 
 def add_parser(commands: Any, connection: argparse.ArgumentParser) -> None:
@@ -20,6 +21,7 @@ def add_parser(commands: Any, connection: argparse.ArgumentParser) -> None:
         "page", parents=[server], help="serve a page to try images on, in a browser"
     )
     page.set_defaults(run=run)
+    model_flag(page)
     page.add_argument("--host", default="127.0.0.1", help="address to bind to (%(default)s)")
     page.add_argument("--port", type=_port, default=8080, help="port to bind to (%(default)s)")
 
@@ -32,6 +34,7 @@ def run(options: argparse.Namespace) -> int:
     """
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(OK))
     try:
+        check_network(options.model, "--model")
         upstream = Upstream(
             address=options.server,
             timeout=options.timeout,
@@ -40,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     except ValueError as error:
         raise UsageError(str(error)) from None
     try:
-        server = PageServer(options.host, options.port, upstream)
+        server = PageServer(options.host, options.port, upstream, model=options.model)
     except OSError as error:
         raise UsageError(
             f"cannot listen on {options.host}, port {options.port}: {error.strerror};"
