@@ -15,13 +15,15 @@ SERVER := 127.0.0.1:8001
 SOURCE := examples/bccd/photos
 WEIGHTS :=
 NAME :=
+A := yolov5
+B :=
 DATA := data.yaml
 ARGS :=
 
 # A variable's value as one word for the shell, whatever is in it.
 quote = '$(subst ','\'',$(value $(1)))'
 # The flag of the client's commands for the network.
-model = $(if $(NAME),--model $(call quote,NAME))
+model = $(if $(NAME),--model=$(call quote,NAME))
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -31,7 +33,7 @@ BENCH := $(VENV)/.bench
 NETWORK := $(firstword $(wildcard model_repository/yolov5/[0-9]*/model.*) model_repository/yolov5/1/model.onnx)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve gateway test lint format detect page model engine eval bench gpu-check lock clean
+.PHONY: help setup serve gateway test lint format detect page model engine eval compare bench gpu-check lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +62,9 @@ engine: $(INSTALLED) $(NETWORK) ## Build a TensorRT plan of the network (needs a
 
 eval: $(INSTALLED) ## mAP of the running server on a labelled data set: DATA=data.yaml (NAME, SERVER, ARGS)
 	@$(VENV)/bin/yolov5-client eval $(call quote,DATA) --server $(call quote,SERVER) $(model) $(ARGS)
+
+compare: $(INSTALLED) ## How far two networks agree on SOURCE: A=yolov5 B=plates (SERVER; ARGS: flags, further sources)
+	@$(VENV)/bin/yolov5-client compare $(call quote,A) $(call quote,B) $(call quote,SOURCE) --server $(call quote,SERVER) $(ARGS)
 
 bench: $(BENCH) $(NETWORK) ## Against FastAPI, LitServe and a client that does the work (ARGS; half an hour)
 	@$(PY) -m yolov5_bench $(ARGS)

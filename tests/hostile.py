@@ -18,6 +18,8 @@ import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2
 
+from yolov5_client import Detections
+
 Send = Callable[[bytes], None]
 
 
@@ -104,6 +106,20 @@ def tensors() -> dict[str, Tensor]:
         Tensor("image_size", "INT32", [1, 2], np.array([480, 640], "<i4").tobytes()),
     ]
     return {tensor.name: tensor for tensor in all_of_them}
+
+
+def tensors_for(found: Detections) -> list[Tensor]:
+    """Return the answer to one image in which these are found."""
+    n = len(found)
+    labels = strings(*(label.encode() for label in found.labels))
+    return [
+        Tensor("num_dets", "INT32", [1, 1], np.array([n], "<i4").tobytes()),
+        Tensor("det_boxes", "FP32", [1, n, 4], found.boxes.astype("<f4").tobytes()),
+        Tensor("det_scores", "FP32", [1, n], found.scores.astype("<f4").tobytes()),
+        Tensor("det_classes", "INT32", [1, n], found.classes.astype("<i4").tobytes()),
+        Tensor("det_labels", "BYTES", [1, n], labels),
+        Tensor("image_size", "INT32", [1, 2], np.array(found.image_size, "<i4").tobytes()),
+    ]
 
 
 def over_http(answer: Sequence[Tensor]) -> bytes:

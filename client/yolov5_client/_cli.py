@@ -12,6 +12,7 @@ from ._commands import (
     NO_SERVER,
     USAGE,
     UsageError,
+    compare,
     connection_flags,
     detect,
     evaluate,
@@ -64,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     connection = connection_flags()
-    for command in (detect, evaluate, page, status):
+    for command in (detect, compare, evaluate, page, status):
         command.add_parser(commands, connection)
     return parser
 

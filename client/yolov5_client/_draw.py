@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -75,6 +76,7 @@ def draw(
     line: int | None = None,
     labels: bool = True,
     confidences: bool = True,
+    colours: Sequence[tuple[int, int, int]] | None = None,
 ) -> None:
     """Draw the detections into the picture, in place.
 
@@ -82,15 +84,17 @@ def draw(
         line: thickness in pixels; None chooses it by the picture's size.
         labels: draw the class names.
         confidences: draw the scores beside the class names.
+        colours: BGR of each detection; None gives each class its own.
     """
+    if colours is None:
+        colours = [_COLOURS[index % len(_COLOURS)] for index in detections.classes.tolist()]
     height, width = picture.shape[:2]
     line = line or max(2, round((height + width) / 2 * 0.003))
     scale, stroke = line / 3, max(1, line - 1)
     # Draw the best detections last, on top.
-    for box, score, index, label in reversed(
-        list(zip(detections.boxes, detections.scores, detections.classes, detections.labels))
+    for box, score, colour, label in reversed(
+        list(zip(detections.boxes, detections.scores, colours, detections.labels))
     ):
-        colour = _COLOURS[int(index) % len(_COLOURS)]
         x1, y1, x2, y2 = (round(float(side)) for side in box)
         cv2.rectangle(picture, (x1, y1), (x2, y2), colour, line, cv2.LINE_AA)
         if not labels:

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from ._boxes import overlaps
 from ._dataset import Split, read_names, read_split
 from ._errors import DataError
 from ._val_defaults import CONF_THRES, IOU_THRES, MAX_DET
@@ -259,8 +260,8 @@ def _val(
     for one, rows, boxes in zip(predictions, labels, truths):
         order = np.argsort(-np.asarray(one.scores, float), kind="stable")
         mine = np.asarray(one.classes, np.int64)[order]
-        overlaps = _overlaps(np.asarray(one.boxes, float).reshape(-1, 4)[order], boxes)
-        right.append(match(overlaps, mine[:, None] == rows[None, :, 0]))
+        ious = overlaps(np.asarray(one.boxes, float).reshape(-1, 4)[order], boxes)
+        right.append(match(ious, mine[:, None] == rows[None, :, 0]))
         scores.append(np.asarray(one.scores, float)[order])
         indices.append(mine)
     return val_figures(right, scores, indices, counts)
@@ -276,12 +277,12 @@ def _confusion(
     for one, rows, boxes in zip(predictions, labels, truths):
         sure = one.scores > CONFUSION_CONF
         mine, theirs = one.classes[sure].astype(int), rows[:, 0].astype(int)
-        overlaps = _overlaps(np.asarray(one.boxes, float)[sure], boxes)
+        ious = overlaps(np.asarray(one.boxes, float)[sure], boxes)
         free_mine, free_theirs = set(range(len(mine))), set(range(len(theirs)))
         # Match by descending overlap; each detection and each label counts once.
-        for flat in np.argsort(-overlaps, axis=None):
+        for flat in np.argsort(-ious, axis=None):
             i, j = divmod(int(flat), len(theirs))
-            if overlaps[i, j] <= CONFUSION_IOU:
+            if ious[i, j] <= CONFUSION_IOU:
                 break
             if i in free_mine and j in free_theirs:
                 matrix[mine[i], theirs[j]] += 1
@@ -292,14 +293,3 @@ def _confusion(
         for j in free_theirs:
             matrix[classes, theirs[j]] += 1
     return matrix
-
-
-def _overlaps(one: Floats, other: Floats) -> Floats:
-    """Compute the IoU of boxes [n, 4] and [m, 4]: [n, m]."""
-    low = np.maximum(one[:, None, :2], other[None, :, :2])
-    high = np.minimum(one[:, None, 2:], other[None, :, 2:])
-    shared = (high - low).clip(0).prod(2)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (one, other)]
-    union = areas[0][:, None] + areas[1][None, :] - shared
-    result: Floats = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
-    return result

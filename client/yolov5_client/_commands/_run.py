@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,7 +137,7 @@ class Run:
         report: Report,
     ) -> None:
         self._options = options
-        self._parameters = _parameters(options)
+        self._parameters = given_parameters(options)
         self._output_options = output_options
         self._record = record
         self._report = report
@@ -346,25 +346,14 @@ class Run:
     # -- results --------------------------------------------------------------------------------
 
     def _handle_answer(self, client: Client, item: _PendingImage, answer: Answer) -> None:
-        for pause in _RETRY_FAULTS_AFTER:
-            if not isinstance(answer, (TimedOutError, ServerError)):
-                break
-            time.sleep(pause)
-            try:
-                answer = client.detect(item, **self._parameters)
-            except (YoloClientError, OSError) as error:
-                answer = error
-        if isinstance(answer, (UnavailableError, DeniedError)):
-            raise answer
-        if isinstance(answer, InvalidRequestError) and _PARAMETER.match(str(answer)):
-            raise answer
+        answer = settled(client, item, answer, self._parameters)
         self._report.advance()
         if self._output_options.needs_folder and self._journal is None:
             self._journal = self._create_folder()
         if isinstance(answer, Detections):
             self._save(item, answer)
         elif isinstance(answer, InvalidRequestError):
-            sentence = str(answer).removeprefix("image 1 of 1: ")
+            sentence = answer_reason(answer)
             line = self._line(item, self._stem(item) if item.clip else None) | {"error": sentence}
             self._write_frame(item)
             self._write_line(line)
@@ -374,8 +363,7 @@ class Run:
             if item.clip:
                 item.clip.has_failures = True
                 self._write_frame(item)
-            sentence = _reason(answer) if isinstance(answer, OSError) else str(answer)
-            self._report.failure(item.name, sentence)
+            self._report.failure(item.name, answer_reason(answer))
 
     def _create_folder(self) -> Journal:
         while True:
@@ -472,6 +460,37 @@ class Run:
             write_coco(self._folder / "results.json", self._journal.lines())
 
 
+def settled(
+    client: Client, image: Callable[[], bytes], answer: Answer, parameters: Mapping[str, Any]
+) -> Answer:
+    """Return an image's last answer, after further attempts if the server failed on it.
+
+    Raises:
+        UnavailableError, DeniedError: there is no server that answers.
+        InvalidRequestError: the server refuses a parameter, and thus every image.
+    """
+    for pause in _RETRY_FAULTS_AFTER:
+        if not isinstance(answer, (TimedOutError, ServerError)):
+            break
+        time.sleep(pause)
+        try:
+            answer = client.detect(image, **parameters)
+        except (YoloClientError, OSError) as error:
+            answer = error
+    if isinstance(answer, (UnavailableError, DeniedError)):
+        raise answer
+    if isinstance(answer, InvalidRequestError) and _PARAMETER.match(str(answer)):
+        raise answer
+    return answer
+
+
+def answer_reason(answer: YoloClientError | OSError) -> str:
+    """Return why an image has no detections."""
+    if isinstance(answer, OSError):
+        return _reason(answer)
+    return str(answer).removeprefix("image 1 of 1: ")
+
+
 def _failing_loader(sentence: str) -> Callable[[], bytes]:
     def fail() -> bytes:
         raise OSError(sentence)
@@ -491,7 +510,8 @@ def class_list(words: list[str]) -> list[str]:
     ]
 
 
-def _parameters(options: argparse.Namespace) -> dict[str, Any]:
+def given_parameters(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the parameters of the endpoint that the flags name."""
     given = {name: getattr(options, name) for name in _PARAMETERS}
     given["classes"] = class_list(options.classes) if options.classes else None
     return {name: value for name, value in given.items() if value is not None}
