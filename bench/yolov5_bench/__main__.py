@@ -109,9 +109,9 @@ def _repositories(
 def _copy_steps(source: Path, repository: Path, model: str) -> None:
     """Copy the steps around the network. No installed network is measured, or takes memory.
 
-    The endpoint of another network than `yolov5` is left out as well: `make model` makes a new one.
+    A server always has the network `yolov5`, so beside another one it is copied as well.
     """
-    kept = [*_STEPS, endpoint(model)] if model == MODEL else _STEPS
+    kept = [*_STEPS, endpoint(MODEL), *([MODEL] if model != MODEL else [])]
     for name in kept:
         shutil.copytree(source / name, repository / name)
 
