@@ -33,7 +33,7 @@ BENCH := $(VENV)/.bench
 NETWORK := $(firstword $(wildcard model_repository/yolov5/[0-9]*/model.*) model_repository/yolov5/1/model.onnx)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve gateway test lint format detect page model engine eval compare bench gpu-check lock clean
+.PHONY: help setup serve gateway test lint format detect page model models engine eval compare bench gpu-check lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ page: $(INSTALLED) ## A page to try images on, beside a running server (NAME, HT
 
 model: $(INSTALLED) ## Serve your own network: WEIGHTS=best.pt, .onnx or yolov5s; without it the bundled one again (NAME: a further one)
 	@$(PY) -m yolov5_build $(if $(WEIGHTS),$(call quote,WEIGHTS)) $(if $(NAME),--name=$(call quote,NAME)) $(ARGS)
+
+models: $(INSTALLED) ## List the installed networks, their versions, and what a server serves of them (ARGS=--json)
+	@$(PY) -m yolov5_build.models --host=$(call quote,HOST) --metrics-port=$(call quote,METRICS_PORT) $(if $(HEALTH_PORT),--health-port=$(call quote,HEALTH_PORT)) $(ARGS)
 
 engine: $(INSTALLED) $(NETWORK) ## Build a TensorRT plan of the network (needs an NVIDIA GPU; NAME; ARGS=--undo goes back)
 	@$(PY) -m yolov5_build.engine $(if $(NAME),--name=$(call quote,NAME)) $(ARGS)

@@ -78,9 +78,14 @@ def _now() -> str:
 
 def write_record(version: Path, record: Record) -> None:
     """Write a record into the folder of a version."""
+    (version / RECORD_FILE).write_text(json.dumps(as_values(record), indent=1) + "\n", "utf-8")
+
+
+def as_values(record: Record) -> dict[str, Any]:
+    """The keys and values of the JSON object."""
     values = asdict(record)
-    values |= values.pop("accuracy") or {}
-    (version / RECORD_FILE).write_text(json.dumps(values, indent=1) + "\n", "utf-8")
+    accuracy = values.pop("accuracy")
+    return values | (accuracy or {})
 
 
 def read_record(version: Path) -> Record | None:

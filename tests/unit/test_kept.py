@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 import threading
 from datetime import datetime, timezone
 from pathlib import Path
@@ -299,6 +301,15 @@ def test_command_goes_back(repository: Path, capsys: pytest.CaptureFixture[str])
         assert command.main([where, *flags]) == 1
         said = capsys.readouterr().err
         assert said.startswith(f"error: {sentence}") and said.count("\n") == 1
+
+
+def test_nothing_that_takes_seconds_is_imported_to_go_back_or_to_list() -> None:
+    script = (
+        "import sys; import yolov5_build.__main__, yolov5_build.models;"
+        "print(sorted({'torch', 'onnx', 'onnxruntime', 'cv2'} & sys.modules.keys()))"
+    )
+    answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (answer.stdout, answer.stderr) == ("[]\n", "")
 
 
 def test_command_removes_a_network_its_endpoint_first(
