@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from . import _contract as contract
 from ._networks import printable
 from ._record import Record, read_record
 from ._version import kept_versions, version_folder
+
+_PROVENANCE = re.compile(r"^# From (.+), sha256 ", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +31,8 @@ class Version:
         letterbox: one of `LETTERBOX_MODES`.
         precision: one of `PRECISIONS`, or `plan` if it is a TensorRT plan.
         bf16: whether a CPU that has BF16 computes in it.
-        record: what it was installed from.
+        file: name of the file of weights that it was made of.
+        record: of its installation; versions from before there were records have none.
         fault: one sentence if a file is missing or damaged.
     """
 
@@ -39,6 +43,7 @@ class Version:
     letterbox: str | None = None
     precision: str | None = None
     bf16: bool = False
+    file: str | None = None
     record: Record | None = None
     fault: str | None = None
 
@@ -51,6 +56,7 @@ def read_versions(network: Path) -> list[Version]:
 
 def _describe(folder: Path, kept: bool) -> Version:
     version = version_folder(folder)
+    record = read_record(version) if version else None
     facts: dict[str, Any] = {"fault": None}
     try:
         facts |= _read_config(folder)
@@ -61,12 +67,9 @@ def _describe(folder: Path, kept: bool) -> Version:
         facts["fault"] = f"{file} cannot be read: {reason}."
     if version is None or not any(version.glob("model.*")):
         facts["fault"] = "it has no weights; `make model` installs them."
-    return Version(
-        number=int(version.name) if version else None,
-        kept=kept,
-        record=read_record(version) if version else None,
-        **facts,
-    )
+    if record:
+        facts["file"] = printable(record.file)
+    return Version(number=int(version.name) if version else None, kept=kept, record=record, **facts)
 
 
 def _labels(folder: Path) -> Iterator[str]:
@@ -75,7 +78,7 @@ def _labels(folder: Path) -> Iterator[str]:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """Size, letterbox and precision.
+    """Size, letterbox, precision, and the file that the network was made of.
 
     Raises:
         OSError, UnicodeDecodeError, ParseError, ValueError: the file is missing or damaged.
@@ -90,7 +93,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
         _, height, width = image.dims
     plan = config.platform == "tensorrt_plan"
     precision = parameters.get(contract.PRECISION_KEY, contract.FP32)
+    file = _PROVENANCE.search(text)
     return {
+        "file": printable(file[1]) if file else None,
         "size": (height, width),
         "letterbox": printable(parameters.get(contract.LETTERBOX_KEY, contract.SQUARE)),
         "precision": "plan" if plan else printable(precision),

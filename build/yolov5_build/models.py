@@ -87,7 +87,7 @@ def _rows(name: str, versions: Sequence[Version], server: Server | None) -> Iter
             "x".join(map(str, version.size)) if version.size else _UNKNOWN,
             version.letterbox or _UNKNOWN,
             _precision(version, served if state == SERVED else None),
-            printable(record.file) if record else _UNKNOWN,
+            version.file or _UNKNOWN,
             printable(record.installed[:16].replace("T", " ")) if record else _UNKNOWN,
             f"{accuracy.map50_95:.4f}" if accuracy else _UNKNOWN,
             _megabytes(served.memory) if served and state == SERVED else _UNKNOWN,
@@ -184,6 +184,7 @@ def _versions_as_json(
             "precision": version.precision,
             "bf16": version.bf16,
             "fault": version.fault,
+            "file": version.file,
             **(as_values(version.record) if version.record else {}),
         }
 

@@ -220,6 +220,14 @@ def test_network_without_any_version_is_listed(
     assert note == "plates, version -: it has no weights; `make model` installs them."
 
 
+def test_version_without_a_record_has_its_source_from_the_configuration(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (repository / "plates" / "1" / "installed.json").unlink()
+    line = listing(capsys, repository)[3].split()
+    assert line[-4:] == ["plates.pt", "-", "-", "-"]
+
+
 def test_plan_is_called_so(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = repository / "yolov5" / "config.pbtxt"
     config.write_text(to_plan(config.read_text(), "of a test"))
