@@ -112,7 +112,8 @@ def new_slot(repository: Path, name: str) -> int | None:
 def endpoint_for(repository: Path, name: str, max_batch_size: int) -> Iterator[None]:
     """Provide the endpoint of a network, which is exchanged in the block.
 
-    If it has none, it is written after the block: a running server must find the network complete.
+    If it has none, a new one appears after the block: a running server must find the network
+    complete.
 
     Args:
         name: of the network.
@@ -122,28 +123,28 @@ def endpoint_for(repository: Path, name: str, max_batch_size: int) -> Iterator[N
         BuildError: there are as many networks as a server takes. The block is not run.
     """
     slot = new_slot(repository, name)
-    with batch_limit(repository, max_batch_size, name):
-        yield
-    if slot is not None:
-        texts = endpoint_texts(name, slot=slot, max_batch_size=max_batch_size)
-        _write_endpoint(repository, name, texts)
-
-
-def _write_endpoint(repository: Path, name: str, texts: dict[str, str]) -> None:
-    """Write the folder of an endpoint, which appears in one step."""
+    if slot is None:
+        with batch_limit(repository, max_batch_size, name):
+            yield
+        return
     with staging_folder(repository.parent, staging_prefix(name)) as staging:
         folder = staging / "endpoint"
-        (folder / "configs").mkdir(parents=True)
-        for file, text in texts.items():
-            (folder / file).write_text(text, "utf-8")
-        bf16 = folder / contract.EMBEDDED_BF16_CONFIG_FILE
-        try:
-            bf16.symlink_to(Path(contract.EMBEDDED_CONFIG_FILE).name)
-        except OSError:  # a file system without links
-            bf16.write_text(texts[contract.EMBEDDED_CONFIG_FILE], "utf-8")
-        (folder / "1").mkdir()  # Triton requires a version
-        (folder / "1" / ".gitkeep").touch()  # and git a file in it
+        _write_endpoint(folder, endpoint_texts(name, slot=slot, max_batch_size=max_batch_size))
+        yield
         folder.rename(repository / endpoint_name(name))
+
+
+def _write_endpoint(folder: Path, texts: dict[str, str]) -> None:
+    (folder / "configs").mkdir(parents=True)
+    for file, text in texts.items():
+        (folder / file).write_text(text, "utf-8")
+    bf16 = folder / contract.EMBEDDED_BF16_CONFIG_FILE
+    try:
+        bf16.symlink_to(Path(contract.EMBEDDED_CONFIG_FILE).name)
+    except OSError:  # a file system without links
+        bf16.write_text(texts[contract.EMBEDDED_CONFIG_FILE], "utf-8")
+    (folder / "1").mkdir()  # Triton requires a version
+    (folder / "1" / ".gitkeep").touch()  # and git a file in it
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from yolov5_client.stdio import prepare_stdio
@@ -38,6 +39,9 @@ def manage(options: argparse.Namespace) -> int:
             )
     except (BuildError, OSError) as error:
         return report_failure(error)
+    except KeyboardInterrupt:
+        print("error: interrupted.", file=sys.stderr)
+        return 130
     return 0
 
 

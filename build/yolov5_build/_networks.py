@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from google.protobuf import text_format
@@ -77,6 +78,25 @@ def _slot_or_none(config: Path) -> int | None:
         return read_slot(config)
     except BuildError:
         return None
+
+
+def endpoint_faults(repository: Path) -> Iterator[str]:
+    """Sentences on endpoints that are missing or damaged, or that two networks cannot share."""
+    owners: dict[int, str] = {}
+    for name in installed_networks(repository):
+        endpoint = endpoint_name(name)
+        try:
+            slot = read_slot(repository / endpoint / contract.CONFIG_FILE)
+        except BuildError as error:
+            yield str(error)
+            continue
+        if slot in owners:  # by a merge in git, for instance
+            yield (
+                f"{endpoint} and {owners[slot]} both take {slot_input(slot)}, of which one server"
+                f" can serve only one; remove and install {name} again."
+            )
+        elif slot is not None:
+            owners[slot] = endpoint
 
 
 def used_slots(repository: Path) -> set[int]:

@@ -13,7 +13,7 @@ from typing import Any
 from yolov5_client.stdio import prepare_stdio
 
 from ._listing import Version, read_versions
-from ._networks import endpoint_name, installed_networks, printable
+from ._networks import endpoint_faults, endpoint_name, installed_networks, printable
 from ._record import as_values
 from ._served import Served, Server, ask_server
 from .paths import REPOSITORY
@@ -40,12 +40,20 @@ def main(arguments: list[str] | None = None) -> int:
         name: read_versions(options.repository / name)
         for name in installed_networks(options.repository)
     }
+    notes = [
+        *_faults(networks),
+        *endpoint_faults(options.repository),
+        *_differences(networks, server, f"{options.host}:{port}"),
+    ]
     if options.json:
-        print(json.dumps(_as_json(networks, server), indent=1, ensure_ascii=False))
+        print(json.dumps(_as_json(networks, server) | {"notes": notes}, indent=1))
         return 0
     rows = [row for name, versions in networks.items() for row in _rows(name, versions, server)]
     print("\n".join(_table([_COLUMNS, *rows])))
-    for note in _notes(networks, server, f"{options.host}:{port}"):
+    if server and server.steps:
+        shared = (f"{name} {_megabytes(memory)}" for name, memory in server.steps.items())
+        notes.append(f"All networks share {', '.join(shared)}.")
+    for note in notes:
         print(printable(note))
     return 0
 
@@ -119,28 +127,29 @@ def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
 
 
-def _notes(
-    networks: dict[str, list[Version]], server: Server | None, address: str
-) -> Iterator[str]:
-    """Sentences on what is not as it should be, and on what all networks share."""
-    for name, (current, *kept) in networks.items():
-        for version in (current, *kept):
+def _faults(networks: dict[str, list[Version]]) -> Iterator[str]:
+    """Sentences on files that are missing or damaged."""
+    for name, versions in networks.items():
+        for version in versions:
             if version.fault:
                 yield f"{name}, version {version.number or _UNKNOWN}: {version.fault}"
+
+
+def _differences(
+    networks: dict[str, list[Version]], server: Server | None, address: str
+) -> Iterator[str]:
+    """Sentences on what the server does not serve as it is installed."""
     if server is None:
         yield f"No server answers at {address}."
         return
     for name, (current, *_) in networks.items():
-        yield from _differences(name, current, server.networks.get(name))
-    for name in server.networks.keys() - networks.keys():
+        yield from _difference(name, current, server.networks.get(name))
+    for name in sorted(server.networks.keys() - networks.keys()):
         yield f"{name}: the server still serves it, but it is not installed any more."
-    if server.steps:
-        shared = (f"{name} {_megabytes(memory)}" for name, memory in server.steps.items())
-        yield f"All networks share {', '.join(shared)}."
 
 
-def _differences(name: str, current: Version, served: Served | None) -> Iterator[str]:
-    """What the server does not serve as it is installed, and why."""
+def _difference(name: str, current: Version, served: Served | None) -> Iterator[str]:
+    """Whether the server serves this network as it is installed, and if not, why."""
     because = f": {served.reason}" if served and served.reason else "."
     if served is None:
         yield f"{name}: the server does not know it."

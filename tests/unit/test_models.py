@@ -228,6 +228,20 @@ def test_version_without_a_record_has_its_source_from_the_configuration(
     assert line[-4:] == ["plates.pt", "-", "-", "-"]
 
 
+def test_endpoint_that_no_server_can_serve_is_named(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = repository / "plates_ensemble" / "config.pbtxt"
+    config.write_text(config.read_text().replace('"image_1"', '"image"'))
+    assert listing(capsys, repository)[-2] == (
+        "plates_ensemble and yolov5_ensemble both take image, of which one server can serve only"
+        " one; remove and install plates again."
+    )
+    shutil.rmtree(config.parent)
+    note = "plates_ensemble/config.pbtxt cannot be read: No such file or directory."
+    assert listing(capsys, repository)[-2] == note
+
+
 def test_plan_is_called_so(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = repository / "yolov5" / "config.pbtxt"
     config.write_text(to_plan(config.read_text(), "of a test"))
@@ -270,9 +284,11 @@ def test_json_holds_what_the_table_shows(
     assert [one["state"] for one in first["versions"]] == ["served", "kept"]
     assert (second["name"], second["served"]) == ("plates", None)
     assert [one["state"] for one in second["versions"]] == ["installed"]
+    assert shown["notes"] == ["plates: the server does not know it."]
     (port,) = free_ports(1)
     shown = json.loads("\n".join(run(capsys, repository, port, "--json")))
     assert (shown["server"], shown["steps"]) == (False, {})
+    assert shown["notes"] == [f"No server answers at 127.0.0.1:{port}."]
 
 
 def test_port_for_probes_follows_that_of_metrics(

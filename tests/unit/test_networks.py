@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from empty_network import write
 from google.protobuf import text_format
-from support import REPOSITORY
+from support import REPOSITORY, ROOT
 from tritonclient.grpc import model_config_pb2
 
 from yolov5_build import BuildError, install_onnx
@@ -233,6 +237,39 @@ def test_network_of_the_project_is_installed_without_its_endpoint(tmp_path: Path
     add(repository, "yolov5", tmp_path)
     assert [path.name for path in repository.iterdir()] == ["yolov5"]
     assert new_slot(repository, "plates") == 1  # 0 stays for yolov5's, which git brings back
+
+
+def test_endpoint_that_cannot_be_written_leaves_the_repository_as_it_was(
+    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mkdir = Path.mkdir
+
+    def full(path: Path, *arguments: Any, **options: Any) -> None:
+        if path.parent.name == "endpoint":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        mkdir(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(BuildError, match="^repository cannot be written to: No space left on dev"):
+        add(repository, "plates", tmp_path)
+    assert [path.name for path in repository.iterdir()] == ["yolov5_ensemble"]
+    assert not list(tmp_path.glob(".yolov5-*"))
+
+
+@pytest.mark.parametrize("target", ["model", "engine"])
+def test_make_hands_over_the_name_from_its_command_line_alone(target: str) -> None:
+    command = ["make", "--dry-run", "--old-file=.venv/.installed", "--old-file=Makefile", target]
+
+    def made(*variables: str) -> str:
+        environment = {**os.environ, "NAME": "from-the-environment"}
+        answer = subprocess.run(
+            [*command, *variables], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        return answer.stdout.splitlines()[-1]
+
+    assert "--name" not in made()
+    assert " --name='plates' --x" in made("NAME=plates", "ARGS=--x")
+    assert r" --name='a'\''; b'" in made("NAME=a'; b")
 
 
 def test_names_of_a_network_and_its_endpoint_cannot_clash() -> None:
