@@ -13,6 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from .._agreement import IOU
+from .._client import Client
 from .._contract import check_network
 from .._detections import Detections
 from .._errors import InvalidRequestError, YoloClientError
@@ -121,10 +122,8 @@ def run(options: argparse.Namespace) -> int:
     sources, total = expand(options.source, stdin=sys.stdin.buffer, exclude=options.save)
     work = Comparison(options)
     with ExitStack() as stack:
-        sides = _connect(options, stack)
         try:
-            for side in sides:
-                _ask(side, require_ready)
+            sides = _connect(options, stack)
             # disable=None: silent unless standard error is a terminal.
             with tqdm(total=total, unit="photo", disable=None) as progress:
                 for photo in _answers(sides, sources, given_parameters(options)):
@@ -160,14 +159,17 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _connect(options: argparse.Namespace, stack: ExitStack) -> tuple[Side, Side]:
+    """Make the clients of both, once each has a server that is ready now."""
+
+    def client(model: str, server: str, **sending: Any) -> Client:
+        of_server = argparse.Namespace(**{**vars(options), "server": server})
+        return stack.enter_context(connect(of_server, model=model, **sending))
+
     def side(letter: str, model: str, server: str) -> Side:
-        client = connect(
-            argparse.Namespace(**{**vars(options), "server": server}),
-            model=model,
-            retry_for=options.retry_for,
-            in_flight=options.in_flight,
-        )
-        return Side(letter, model, server, stack.enter_context(client))
+        # The first client does not wait for a server, or for an endpoint that may never come.
+        _ask(Side(letter, model, server, client(model, server)), require_ready)
+        sending = {"retry_for": options.retry_for, "in_flight": options.in_flight}
+        return Side(letter, model, server, client(model, server, **sending))
 
     server = options.server
     return side("A", options.a, server), side("B", options.b, options.server_b or server)
