@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-import endpoints
+import endpoint_registry
 import network_spec
 import pytest
 import settings
@@ -141,9 +141,11 @@ def test_build_tool_offers_what_the_steps_can_do() -> None:
 
 
 def test_steps_read_the_endpoint_from_its_wiring() -> None:
-    endpoint = endpoints.read_endpoint(REPOSITORY / build_names.ENSEMBLE)
+    endpoint = endpoint_registry.read_endpoint(REPOSITORY / build_names.ENSEMBLE)
     assert (endpoint.name, endpoint.slot) == (build_names.MODEL, 0)
-    assert [tensor.name for tensor in read_config("preprocess").input] == [*endpoints.INPUTS]
+    assert [tensor.name for tensor in read_config("preprocess").input] == [
+        *endpoint_registry.INPUTS
+    ]
 
 
 def test_every_default_is_in_the_configuration() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 from completion import CompletionSender
-from endpoints import EndpointError, EndpointRegistry
+from endpoint_registry import EndpointError, EndpointRegistry
 from network_spec import NetworkSpec
 from nms import InputError, check_lowest, detect
 from pack import pack_detections

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from endpoints import read_endpoint, read_parameters
+from endpoint_registry import read_endpoint, read_parameters
 from settings import read_endpoint_settings
 
 

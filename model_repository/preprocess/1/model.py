@@ -14,7 +14,7 @@ import triton_python_backend_utils as pb_utils
 from admission_queue import AdmissionQueue, QueuedRequest, QueueFullError
 from completion import CompletionListener
 from decode import Decoder, ImageError
-from endpoints import INPUTS, EndpointError, EndpointRegistry
+from endpoint_registry import INPUTS, EndpointError, EndpointRegistry
 from gather import Gather
 from image_pipeline import ImagePipeline
 from network_spec import NetworkSpec

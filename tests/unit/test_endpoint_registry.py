@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from endpoints import Endpoint, EndpointError, EndpointRegistry, read_endpoint
+from endpoint_registry import Endpoint, EndpointError, EndpointRegistry, read_endpoint
 from network_spec import NetworkSpecError
 from support import ROOT
 

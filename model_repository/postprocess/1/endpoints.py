@@ -1,1 +1,0 @@
-../../preprocess/1/endpoints.py
