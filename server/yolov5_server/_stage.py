@@ -5,8 +5,8 @@ configuration chosen for this server; weights and the shared steps are links. A 
 replaces another one is put beside it, under another name. In `closed` every step has a double, a
 model of its name: server/closed_steps/README.md says why.
 
-Each endpoint has a slot, the number of its input of `preprocess` (endpoint_registry.py there). A network
-that replaces another one gets another slot, so that requests under way keep the old network.
+Each endpoint has a slot, the number of its input of `preprocess` (endpoint_registry.py there). A
+network that replaces another one gets another slot, so that requests under way keep the old one.
 """
 
 from __future__ import annotations
