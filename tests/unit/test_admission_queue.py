@@ -15,7 +15,9 @@ import admission_queue
 import in_flight
 import pytest
 from admission_queue import AdmissionQueue, QueuedRequest, QueueFullError
+from in_flight import InFlight
 
+NETWORK = "yolov5"
 FIRST_TIMEOUT = 1.0  # seconds, before the first completion
 
 
@@ -26,13 +28,19 @@ class Crowd:
         self.queue = AdmissionQueue(**arguments)
         self.events: Queue[tuple[Any, ...]] = Queue()
 
+    @property
+    def in_flight(self) -> InFlight:
+        return self.queue._queue.in_flight(NETWORK)
+
     def submit(self, name: str, images: int = 1, *, seconds: float = 60) -> None:
         self.queue.submit(
             QueuedRequest(
+                network=NETWORK,
                 images=images,
                 deadline=monotonic() + seconds,
                 on_admit=lambda admission_id: self.events.put((name, admission_id)),
                 on_expire=lambda: self.events.put((name, "expired")),
+                on_evict=lambda sentence: self.events.put((name, sentence)),
             )
         )
 
@@ -65,7 +73,7 @@ def test_requests_beyond_max_in_flight_wait_for_completions(crowd: Crowd) -> Non
 
 def test_expired_request_is_refused_in_time_and_delays_no_other() -> None:
     crowd = Crowd(capacity=8, max_in_flight=1)
-    crowd.queue._in_flight.usual_interval = 5.0  # a slow network: nothing is presumed lost for 3 s
+    crowd.in_flight.usual_interval = 5.0  # a slow network: nothing is presumed lost for 3 s
     crowd.submit("a")
     assert crowd.next() == ("a", 1)
     crowd.submit("b", seconds=0.2)
@@ -78,7 +86,7 @@ def test_expired_request_is_refused_in_time_and_delays_no_other() -> None:
 
 def test_completion_admits_the_request_behind_an_expired_one() -> None:
     crowd = Crowd(capacity=8, max_in_flight=1)
-    crowd.queue._in_flight.usual_interval = 5.0
+    crowd.in_flight.usual_interval = 5.0
     crowd.submit("a")
     assert crowd.next() == ("a", 1)
     crowd.submit("b", seconds=0.0)
@@ -156,7 +164,7 @@ def fill(crowd: Crowd, images: int) -> int:
 def busy() -> Iterator[Crowd]:
     """A queue in which every request has to wait."""
     crowd = Crowd(capacity=64, max_in_flight=1)
-    crowd.queue._in_flight.usual_interval = 60  # nothing is presumed lost for 3 s
+    crowd.in_flight.usual_interval = 60  # nothing is presumed lost for 3 s
     crowd.submit("first", 1)
     assert crowd.next() == ("first", 1)
     yield crowd
@@ -251,12 +259,17 @@ def test_thread_looks_again_when_the_next_request_expires_but_not_too_often(busy
     assert busy.queue._pause() == 3.0  # when requests in flight may be presumed lost
     with busy.queue._changed:
         insort(
-            busy.queue._queue,
+            next(iter(busy.queue._queue.waiting)).entries,
             (
                 0,
                 0,
                 QueuedRequest(
-                    images=1, deadline=monotonic() - 9, on_admit=print, on_expire=lambda: None
+                    network=NETWORK,
+                    images=1,
+                    deadline=monotonic() - 9,
+                    on_admit=print,
+                    on_expire=lambda: None,
+                    on_evict=print,
                 ),
             ),
         )
@@ -265,7 +278,7 @@ def test_thread_looks_again_when_the_next_request_expires_but_not_too_often(busy
 
 def test_network_counts_as_down_when_four_times_the_capacity_is_lost() -> None:
     queue = AdmissionQueue(capacity=4, max_in_flight=1)
-    in_flight = queue._in_flight
+    in_flight = queue._queue.in_flight(NETWORK)
     for images, timeout in ((15, 0.05), (1, 1.0)):
         in_flight.usual_interval = 0.001
         in_flight.admit(images)
@@ -281,14 +294,16 @@ def test_request_is_admitted_on_the_thread_that_submits_or_completes(crowd: Crow
     def submit() -> None:
         crowd.queue.submit(
             QueuedRequest(
+                network=NETWORK,
                 images=2,
                 deadline=monotonic() + 60,
                 on_admit=lambda admission_id: threads.append(threading.current_thread()),
                 on_expire=lambda: None,
+                on_evict=print,
             )
         )
 
-    crowd.queue._in_flight.usual_interval = 60  # nothing is presumed lost for 3 s
+    crowd.in_flight.usual_interval = 60  # nothing is presumed lost for 3 s
     submit()
     submit()
     submit()
@@ -350,7 +365,7 @@ def test_lost_requests_delay_others_briefly_if_the_network_is_fast() -> None:
 def test_requests_are_admitted_slowly_while_all_get_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(in_flight, "_MIN_TIMEOUT_WHEN_DOWN", 0.4)
     crowd = Crowd(capacity=1, max_in_flight=2)
-    crowd.queue._in_flight.usual_interval = 0.001
+    crowd.in_flight.usual_interval = 0.001
     for _ in range(2):
         crowd.submit("lost", 2)
         crowd.next()
@@ -360,8 +375,8 @@ def test_requests_are_admitted_slowly_while_all_get_lost(monkeypatch: pytest.Mon
         crowd.next()
     assert monotonic() - started > 0.4
     crowd.queue.complete(8)
-    crowd.queue._in_flight.usual_interval = 0.001  # not what this busy machine took
-    assert crowd.queue._in_flight.timeout() == 0.05
+    crowd.in_flight.usual_interval = 0.001  # not what this busy machine took
+    assert crowd.in_flight.timeout() == 0.05
     crowd.submit("y", 2)
     crowd.next()
     crowd.submit("z")
@@ -370,7 +385,7 @@ def test_requests_are_admitted_slowly_while_all_get_lost(monkeypatch: pytest.Mon
 
 
 def test_requests_of_a_slow_network_are_not_presumed_lost(crowd: Crowd) -> None:
-    crowd.queue._in_flight.usual_interval = 2.0  # seconds from one completion to the next
+    crowd.in_flight.usual_interval = 2.0  # seconds from one completion to the next
     crowd.submit("a", 2)
     assert crowd.next() == ("a", 2)
     crowd.submit("b")
@@ -381,13 +396,13 @@ def test_requests_of_a_slow_network_are_not_presumed_lost(crowd: Crowd) -> None:
 
 
 def test_late_completion_of_a_request_presumed_lost_gives_the_next_more_time(crowd: Crowd) -> None:
-    crowd.queue._in_flight.usual_interval = 0.02  # seconds, far less than the requests take now
+    crowd.in_flight.usual_interval = 0.02  # seconds, far less than the requests take now
     for admission_id, name in ((2, "a"), (4, "b"), (6, "c")):
         crowd.submit(name, 2)
         assert crowd.next() == (name, admission_id)
     time.sleep(0.25)
     crowd.queue.complete(2)  # a was late
-    assert crowd.queue._in_flight.usual_interval > 0.2
+    assert crowd.in_flight.usual_interval > 0.2
     crowd.submit("d")
     with pytest.raises(Empty):
         crowd.next(0.5)

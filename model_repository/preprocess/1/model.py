@@ -87,10 +87,13 @@ class TritonPythonModel:
             parameters = self.read_parameters(request, call.served)
             self.queue.submit(
                 QueuedRequest(
+                    network=call.served.name,
+                    weight=call.served.settings.weight,
                     images=len(call.elements),
                     deadline=monotonic() + seconds,
                     on_admit=partial(self.prepare, call, parameters),
                     on_expire=partial(self.expire, call, seconds),
+                    on_evict=partial(self.refuse, call, SATURATED),
                 )
             )
         except ParameterError as error:
@@ -134,7 +137,9 @@ class TritonPythonModel:
         """
         try:
             if not self.has_failed(call, results):
-                call.respond(self.pack(call, parameters, results, batch, admission_id))
+                response = self.pack(call, parameters, results, batch, admission_id)
+                self.queue.hand_on(admission_id)
+                call.respond(response)
                 return
         except Exception:
             pb_utils.Logger.log_error(traceback.format_exc())
