@@ -38,8 +38,8 @@ FOLDERS = {
     "importer": tuple(
         f"build/yolov5_build/_{name}.py"
         for name in (
-            *("checkpoint", "config", "install", "labels", "onnx_*", "safetensors"),
-            *("unpickler", "version"),
+            *("checkpoint", "config", "endpoint", "install", "kept", "labels", "manage"),
+            *("networks", "onnx_*", "record", "safetensors", "unpickler", "version"),
         )
     ),
     "launcher": tuple(
