@@ -32,10 +32,12 @@ class Crowd:
     def in_flight(self) -> InFlight:
         return self.queue._queue.in_flight(NETWORK)
 
-    def submit(self, name: str, images: int = 1, *, seconds: float = 60) -> None:
+    def submit(
+        self, name: str, images: int = 1, *, seconds: float = 60, network: str = NETWORK
+    ) -> None:
         self.queue.submit(
             QueuedRequest(
-                network=NETWORK,
+                network=network,
                 images=images,
                 deadline=monotonic() + seconds,
                 on_admit=lambda admission_id: self.events.put((name, admission_id)),
@@ -422,3 +424,97 @@ def test_process_ends_though_the_queue_is_not_closed() -> None:
     script = "import admission_queue; admission_queue.AdmissionQueue(capacity=1, max_in_flight=1)"
     folder = Path(admission_queue.__file__).parent
     subprocess.run([sys.executable, "-c", script], cwd=folder, check=True, timeout=60)
+
+
+def test_request_that_makes_room_for_another_network_is_told_so() -> None:
+    crowd = Crowd(capacity=4, max_in_flight=1)
+    for name in ("in flight", "a", "b", "c", "d"):
+        crowd.submit(name)
+    assert crowd.next() == ("in flight", 1)
+    crowd.submit("x", network="plates")
+    sentence = (
+        "saturated: the queue of 4 images is full, and network 'plates' had less than its share "
+        "of it"
+    )
+    assert crowd.next() == ("d", sentence)
+    crowd.queue.complete(1)
+    assert sorted(admitted(crowd, 4)) == ["a", "b", "c", "x"]
+    crowd.queue.close()
+
+
+def test_networks_share_the_bound_of_what_is_in_flight(crowd: Crowd) -> None:
+    crowd.submit("a")
+    crowd.submit("b", network="plates")
+    assert {crowd.next(), crowd.next()} == {("a", 1), ("b", 2)}
+    crowd.submit("c", network="helmets")
+    crowd.assert_quiet()
+    crowd.queue.complete(2)
+    assert crowd.next() == ("c", 3)
+    crowd.queue.hand_on(3)
+    crowd.queue.hand_on(99)
+    crowd.queue.complete(3)  # retires no request of another network
+    for name in "de":
+        crowd.submit(name, network="plates")
+    assert crowd.next() == ("d", 4)
+    crowd.assert_quiet()
+
+
+def test_hung_network_does_not_keep_another_from_being_admitted() -> None:
+    crowd = Crowd(capacity=64, max_in_flight=4)
+    for _ in range(30):
+        crowd.submit("hung")
+    for _ in range(20):
+        crowd.submit("well", network="plates")
+    done = 0
+    deadline = monotonic() + 20
+    while done < 20 and monotonic() < deadline:
+        name, admission_id = crowd.next()
+        if name == "well":
+            crowd.queue.complete(admission_id)
+            done += 1
+    assert done == 20
+    crowd.queue.close()
+
+
+def test_bounds_hold_with_callers_of_several_networks_on_several_threads() -> None:
+    queue = AdmissionQueue(capacity=16, max_in_flight=4, cores=2)
+    ended: Queue[str] = Queue()
+    in_flight: Queue[int] = Queue()
+    most = 0
+
+    def work() -> None:
+        nonlocal most
+        while (admission_id := in_flight.get()) >= 0:
+            most = max(most, queue._queue._in_flight.images)
+            queue.hand_on(admission_id)
+            queue.complete(admission_id)
+            ended.put("admitted")
+
+    def call(network: str) -> None:
+        for _ in range(200):
+            request = QueuedRequest(
+                network=network,
+                images=1,
+                deadline=monotonic() + 60,
+                on_admit=in_flight.put,
+                on_expire=lambda: ended.put("expired"),
+                on_evict=lambda sentence: ended.put("evicted"),
+            )
+            try:
+                queue.submit(request)
+            except QueueFullError:
+                ended.put("refused")
+
+    workers = [threading.Thread(target=work, daemon=True) for _ in range(3)]
+    callers = [threading.Thread(target=call, args=name, daemon=True) for name in "abc"]
+    for thread in (*workers, *callers):
+        thread.start()
+    ends = [ended.get(timeout=60) for _ in range(3 * 200)]
+    for _ in workers:
+        in_flight.put(-1)
+    for thread in (*workers, *callers):
+        thread.join(60)
+    assert ended.empty() and "expired" not in ends
+    assert most <= 4
+    assert queue._queue._in_flight.images == 0
+    queue.close()
