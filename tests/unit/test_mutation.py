@@ -31,8 +31,8 @@ FOLDERS = {
     "client": tuple(
         f"client/yolov5_client/_{name}.py"
         for name in (
-            *("connection", "deadline", "detections", "draw", "grpc", "http", "interchange"),
-            *("journal", "outputs", "sources", "wire"),
+            *("agreement", "boxes", "connection", "deadline", "detections", "draw", "grpc"),
+            *("http", "interchange", "journal", "outputs", "sources", "wire"),
         )
     ),
     "importer": tuple(
