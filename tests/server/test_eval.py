@@ -82,7 +82,7 @@ def test_as_val_prepares_photos_as_val_py_does(server: RunningServer, tmp_path: 
     """The photos are 640 pixels wide; only the canvas differs."""
     data = bundled_set(tmp_path / "set")
     found = figures(server, data, tmp_path, "--as-val")
-    assert found["as_val"] == "square"
+    assert (found["as_val"], found["model"]) == ("square", "yolov5")
     got = all_of(found["yolov5"])
     assert {key: got[key] for key in YOLOV5} == pytest.approx(YOLOV5, abs=0.0005)
 

@@ -111,6 +111,7 @@ def run(options: argparse.Namespace) -> int:
     figures = _figures(result, names, len(split.photos), multi_label)
     figures["left_out"] = len(answers) - len(kept)
     figures["as_val"] = options.as_val
+    figures["model"] = options.model
     folder = result_folder(options)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(figures, indent=2) + "\n", "utf-8")
