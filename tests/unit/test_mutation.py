@@ -44,7 +44,9 @@ FOLDERS = {
     ),
     "launcher": tuple(
         f"server/yolov5_server/_{name}.py"
-        for name in ("backoff", "hang", "health", "loading", "reload", "watchdog")
+        for name in (
+            *("backoff", "hang", "health", "loading", "probe", "reload", "stage", "watchdog"),
+        )
     ),
 }
 
