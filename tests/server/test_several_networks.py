@@ -24,6 +24,7 @@ from support import (
     BUNDLED,
     PHOTO,
     PHOTOS,
+    SHARED,
     Outputs,
     RunningServer,
     compare,
@@ -31,6 +32,7 @@ from support import (
     make_repository,
     post,
     ready,
+    ready_triton,
     reference,
     running_server,
     samples,
@@ -240,6 +242,60 @@ def test_one_more_network_costs_its_process_and_little_else(
     assert found["small"]["version"] == 1
     assert found["small"]["precision"] == "fp32"
     assert 0 < found["small"]["memory_bytes"] < 400 << 20
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="other people's networks are not at hand")
+def test_networks_of_others_added_one_by_one_equal_their_references(
+    bundled_repository: Path, tmp_path: Path
+) -> None:
+    repository = Path(shutil.copytree(bundled_repository, tmp_path / "models", symlinks=True))
+    told: list[dict[str, dict[str, Any]]] = []
+    with running_server(f"--repository={repository}") as server:
+        told.append(models(server))
+        for name, weights, letterbox in (
+            ("nano", "yolov5n_v7.0", "square"),
+            ("small", "yolov5s_v5.0", "rect"),
+        ):
+            path = SHARED / "weights" / f"{weights}.pt"
+            flags = [f"--name={name}", f"--letterbox={letterbox}"]
+            assert build([str(path), *flags, f"--repository={repository}"]) == 0
+            wait_for_line(server, f"Now serving version 1 of {name}, FP32.")
+            photos = [*(SHARED / "coco" / "images").iterdir(), *(SHARED / "photos").iterdir()]
+            answers = SHARED / "reference" / f"{weights}_{letterbox}.json"
+            assert_equal(server, name, photos, answers, 73)
+            told.append(models(server))
+        blood = [*(SHARED / "bccd" / "images" / "test").iterdir()]
+        answers = SHARED / "reference" / "bccd_yolov5n_square.json"
+        assert_equal(server, "yolov5", blood, answers, 72)
+    for name in told[-1]:
+        sizes = [one[name]["memory_bytes"] >> 20 if name in one else 0 for one in told]
+        print(f"{name}: {' -> '.join(map(str, sizes))} MB")
+    for step in ("preprocess", "postprocess"):
+        assert told[-1][step]["memory_bytes"] - told[0][step]["memory_bytes"] < 100 << 20
+
+
+def assert_equal(
+    server: RunningServer, network: str, photos: Sequence[Path], answers: Path, count: int
+) -> None:
+    wanted = reference(answers)
+    found = {
+        path.name: ask(server, network, path.read_bytes()) for path in photos if path.name in wanted
+    }
+    result = compare(found, wanted)
+    print(network, result)
+    assert result.images == count
+    assert result.unmatched <= 0.002 * result.detections
+    assert result.box <= 0.1
+    assert result.score <= 1e-3
+
+
+def test_plain_triton_serves_every_endpoint_of_a_repository(installed: Path) -> None:
+    with ready_triton(installed) as client:
+        for network in ("yolov5", "rect", "small"):
+            found = infer(client, [PHOTO.read_bytes()], model=f"{network}_ensemble")
+            labels = {label.decode() for label in found["det_labels"].ravel()}
+            assert labels <= ({*LABELS} if network == "small" else {"Platelets", "RBC", "WBC"})
+            assert found["num_dets"].item() > 3
 
 
 # -- networks come and go ----------------------------------------------------------------------
