@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from http.client import HTTPException
 
+from ._errors import StartError
 from ._http import open_directly
 from ._repository import endpoint_name, read_config
 from ._settings import Settings
@@ -27,6 +28,7 @@ BUSY_REASONS = (SATURATED, LATE)  # of an overloaded server as well as of a hung
 _DECODED = re.compile(
     r"^yolov5_decode_seconds_count(?P<labels>{.*?})? (?P<value>[0-9.e+]+)$", re.MULTILINE
 )
+_DEFAULT_BATCH = 8  # images
 _CANARY_TIMEOUT = 2.0  # seconds, at least, for the answer to an image of one pixel
 _FIRST_CANARY_TIMEOUT = 20.0  # the same for the first image of a server
 
@@ -87,7 +89,9 @@ class EndpointProbe:
         self._label = f'model="{network}"'
         self._base = f"http://{settings.url(settings.http_port)}/v2"
         self._metrics = f"http://{settings.url(settings.metrics_port)}/metrics"
-        self._batch = read_config(settings.repository, self._endpoint).max_batch_size
+        self._batch = _DEFAULT_BATCH
+        with contextlib.suppress(StartError):  # the endpoint was removed in this moment
+            self._batch = read_config(settings.repository, self._endpoint).max_batch_size
         self._canaries = canaries
         self._clock = clock
         self._answered = 0

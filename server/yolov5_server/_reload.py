@@ -125,6 +125,7 @@ class Reloader:
         self._on_stuck = on_stuck
         self._log = log
         self._known: dict[str, Identity | None] = {}  # what was last served or refused
+        self._precisions: dict[str, str] = {}
         self._generation = 1  # number of networks loaded so far, also of those that failed to load
         self.served: dict[str, Served] = {}
         self.refused: dict[str, str] = {}
@@ -146,6 +147,7 @@ class Reloader:
             try:
                 if network != NETWORK:  # the first one was checked before
                     check_network(self._settings, network)
+                self._read_precision(network)
                 staged.append(self._stage.add_endpoint(network))
             except (StartError, OSError) as error:
                 if network == NETWORK:
@@ -162,7 +164,7 @@ class Reloader:
         """
         reasons = self._control.failures()
         for one in staged:
-            if one.endpoint in reasons or one.model in reasons:
+            if one.endpoint in reasons:
                 reason = reasons.get(one.model) or reasons[one.endpoint]
                 with suppress(ControlError):
                     self._control.unload(one.model)
@@ -214,6 +216,7 @@ class Reloader:
         staged = None
         try:
             check_network(self._settings, network)
+            self._read_precision(network)
             staged = self._stage.replacement(network, model)
             self._load_and_cut_over(staged, is_loaded=same)
         except LoadStuckError as stuck:
@@ -286,12 +289,17 @@ class Reloader:
 
     def _accept(self, staged: Staged, identity: Identity | None) -> None:
         version = self._control.version(staged.model)
-        configs = chosen_configs(self._settings, staged.network)
-        config = read_config(self._repository, staged.network, configs)
         self.refused.pop(staged.network, None)
         self.served[staged.network] = Served(
-            staged=staged, identity=identity, version=version, precision=network_precision(config)
+            staged=staged,
+            identity=identity,
+            version=version,
+            precision=self._precisions[staged.network],
         )
+
+    def _read_precision(self, network: str) -> None:
+        config = read_config(self._repository, network, chosen_configs(self._settings, network))
+        self._precisions[network] = network_precision(config)
 
     def _refuse(self, network: str, sentence: str) -> str:
         self.refused[network] = sentence

@@ -20,7 +20,7 @@ from typing import Any
 
 from ._checks import SHARED_MEMORY
 from ._console import log
-from ._control import ModelControl
+from ._control import ControlError, ModelControl
 from ._errors import StartError
 from ._guard import GroupGuard
 from ._health import Health
@@ -234,7 +234,10 @@ class Server:
             on_fault=self._on_fault,
         )
         self._health.refused = self._reloader.refused
-        self._reloader.started(self._staged)
+        try:
+            self._reloader.started(self._staged)
+        except ControlError as error:
+            raise StartError(f"Triton does not say what it serves: {error}.") from None
         self._watchdog.expect(self._reloader.models)
         for work in (
             self._reloader.watch,

@@ -84,7 +84,7 @@ class Stage:
         Raises:
             StartError, OSError: a file is missing or not valid.
         """
-        staged = Staged(network=network, model=network, slot=self._next_slot(network))
+        staged = Staged(network=network, model=network, slot=self._own_slot(network))
         self.add_network(staged)
         if network != NETWORK:  # its double is among those that are copied
             # Triton loads it with the network. The doubles of later networks are not loaded.
@@ -98,7 +98,7 @@ class Stage:
         Raises:
             StartError: there are too many endpoints.
         """
-        return Staged(network=network, model=model, slot=self._next_slot(network))
+        return Staged(network=network, model=model, slot=self._next_slot())
 
     def add_network(self, staged: Staged) -> None:
         """Stage a network under the name of its model.
@@ -161,16 +161,16 @@ class Stage:
         double.ensemble_scheduling.step[0].model_name = step
         _write(folder / "config.pbtxt", double)
 
-    def _next_slot(self, network: str) -> int:
-        """The slot in the repository at first, and then the free one that was not used longest."""
-        used = set(self._slots.values())
-        if network not in self._slots:
-            wanted = _read_slot(read_config(self._repository, endpoint_name(network)))
-            if wanted < self._count and wanted not in used:
-                return wanted
+    def _own_slot(self, network: str) -> int:
+        """The slot in the repository, unless another endpoint has it."""
+        own = _read_slot(read_config(self._repository, endpoint_name(network)))
+        return own if own < self._count and own not in self._slots.values() else self._next_slot()
+
+    def _next_slot(self) -> int:
+        """The free slot that was not used longest: requests of before may still be under way."""
         for step in range(1, self._count + 1):
             slot = (self._last_slot + step) % self._count
-            if slot not in used:
+            if slot not in self._slots.values():
                 return slot
         raise StartError(f"there are too many endpoints; allowed: {self._count - 1}.")
 

@@ -220,10 +220,13 @@ class Call:
         timeout: seconds that the caller allows it to wait; 0 for no limit.
     """
 
+    slot, elements = -1, ()
+
     def __init__(self, request):
-        (image,) = request.inputs()  # an endpoint fills one
-        self.slot = INPUTS.index(image.name())
-        self.elements = image.as_numpy().reshape(-1)
+        # An endpoint fills one; of several, which only other callers can fill, the last one counts.
+        for image in request.inputs():
+            self.slot = INPUTS.index(image.name())
+            self.elements = image.as_numpy().reshape(-1)
         self.outputs = request.requested_output_names()
         self.timeout = request.timeout() / 1e6  # from microseconds
         self.sender = request.get_response_sender()
