@@ -54,10 +54,11 @@ def test_status_lists_every_network_of_the_launcher(capsys: pytest.CaptureFixtur
 
 def test_status_asks_for_each_network_that_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with http_recorder() as (server, _):
-        assert main(["status", "--server", server, "--model", "plates", "yolov5"]) == 0
+        assert main(["status", "--server", server, "--deep", "--model", "plates", "yolov5"]) == 0
         assert capsys.readouterr().out.splitlines()[1:] == [
             "  plates_ensemble: ready",
             "  yolov5_ensemble: ready",
+            "  each answered an image",
         ]
         assert main(["status", "--server", server, "--model", "Plates"]) == 2
         assert "error: model is 'Plates'; allowed: " in capsys.readouterr().err

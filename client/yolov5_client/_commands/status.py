@@ -60,7 +60,8 @@ def run(options: argparse.Namespace) -> int:
                 print(f"  {endpoint}: {'ready' if ready else _not_ready(client, status.ready)}")
         all_ready = all_ready and status.ready and all(status.models.values())
     if options.deep:
-        print("  an image was answered")
+        several = len(options.model) > 1
+        print("  each answered an image" if several else "  an image was answered")
     if options.health:
         all_ready = _print_served(options.health, options.timeout) and all_ready
     return OK if all_ready else NO_SERVER
