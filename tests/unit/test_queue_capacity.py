@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 import pytest
+from fuzzing import fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 from in_flight import InFlight
@@ -181,6 +182,7 @@ def test_evicted_request_is_told_why() -> None:
 REQUESTS = st.tuples(st.sampled_from("abc"), st.sampled_from([1, 1, 1, 2, 8]))
 
 
+@fuzz(100)
 @given(
     st.lists(REQUESTS, max_size=120),
     st.tuples(*[st.sampled_from([0.01, 0.5, 1.0, 3.0, 100.0])] * 3),
@@ -212,6 +214,7 @@ def test_bounds_and_shares_hold_for_any_requests(
             assert before[network] + images <= share * queue.weights[network]
 
 
+@fuzz(100)
 @given(st.lists(REQUESTS, max_size=120), st.integers(8, 40))
 def test_network_with_nothing_in_a_full_queue_finds_room_if_another_holds_most_of_it(
     requests: list[tuple[str, int]], capacity: int
