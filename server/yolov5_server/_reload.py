@@ -172,6 +172,8 @@ class Reloader:
                 self._refuse(one.network, f"The network {one.network} is not served: {reason}")
             else:
                 self._accept(one, self._known[one.network])
+        for sentence in self.refused.values():
+            self._log(sentence)
         self._on_endpoints_changed(list(self.served))
 
     def watch(self, should_exit: threading.Event) -> None:

@@ -433,7 +433,7 @@ def test_request_that_makes_room_for_another_network_is_told_so() -> None:
     assert crowd.next() == ("in flight", 1)
     crowd.submit("x", network="plates")
     sentence = (
-        "saturated: the queue of 4 images is full, and network 'plates' had less than its share "
+        "saturated: the queue of 4 images is full, and another network had less than its share "
         "of it"
     )
     assert crowd.next() == ("d", sentence)

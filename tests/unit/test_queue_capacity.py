@@ -173,8 +173,8 @@ def test_single_images_stay_where_only_batches_are_in_the_way() -> None:
 
 
 def test_evicted_request_is_told_why() -> None:
-    assert QueueCapacity(8).evicted("plates") == (
-        "saturated: the queue of 8 images is full, and network 'plates' had less than its share "
+    assert QueueCapacity(8).evicted == (
+        "saturated: the queue of 8 images is full, and another network had less than its share "
         "of it"
     )
 

@@ -389,6 +389,7 @@ def test_broken_further_network_does_not_keep_the_server_from_starting(
     place.reloader.started(place.reloader.stage_all())
     assert place.endpoints == ["yolov5", "helmets"]
     assert place.reloader.refused["plates"].startswith("The network plates is not served: ")
+    assert place.said == [place.reloader.refused["plates"]]
     assert not (again / "models" / "plates").exists()
     assert sorted(path.name for path in (again / "closed").iterdir()) == [
         *("README.md", "helmets", "postprocess", "preprocess", "yolov5")

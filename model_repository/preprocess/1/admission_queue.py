@@ -52,7 +52,7 @@ class AdmissionQueue:
         with self._changed:
             evicted = self._queue.add(request)
         for other in evicted:
-            other.on_evict(self._queue.evicted(request))
+            other.on_evict(self._queue.evicted)
         self._dispatch()
         with self._changed:
             if self._queue.waiting and self._idle:

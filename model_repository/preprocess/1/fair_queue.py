@@ -191,9 +191,10 @@ class FairQueue:
             queue.in_flight.timeout() for queue in self._networks.values() if queue.is_active
         )
 
-    def evicted(self, request: QueuedRequest) -> str:
-        """What requests are told that have made room for this one."""
-        return self._room.evicted(request.network)
+    @property
+    def evicted(self) -> str:
+        """What requests are told that have made room for another network's."""
+        return self._room.evicted
 
     def _give_up_overdue(self) -> bool:
         """Presume requests lost of networks that have completed none for too long."""

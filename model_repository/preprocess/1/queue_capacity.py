@@ -63,11 +63,15 @@ class QueueCapacity:
             )
         return victims
 
-    def evicted(self, network: str) -> str:
-        """What a request is told that has made room for one of this network."""
+    @property
+    def evicted(self) -> str:
+        """What a request is told that has made room for another one.
+
+        The other network is not named: not every caller may know of it.
+        """
         return (
-            f"saturated: the queue of {self._capacity} images is full, and network '{network}' "
-            "had less than its share of it"
+            f"saturated: the queue of {self._capacity} images is full, and another network had"
+            " less than its share of it"
         )
 
     @property
