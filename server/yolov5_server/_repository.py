@@ -22,6 +22,8 @@ _SUFFIX = "_ensemble"
 ENSEMBLE = f"{NETWORK}{_SUFFIX}"
 MODELS = (FIRST, NETWORK, LAST, ENSEMBLE)
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
+_NUMBER = re.compile(r"\s*[+-]?(\d+)")  # as Triton reads it
+_LARGEST_VERSION = 2**63 - 1
 # In the embedded server, configurations with these names replace config.pbtxt of the network, where
 # `make model` writes them, and of the ensemble. `embedded-bf16` does so if the network runs on a
 # CPU that has BF16, and has such a configuration, which it gets if it keeps its mAP in BF16.
@@ -39,10 +41,15 @@ def installed_networks(repository: Path) -> list[str]:
     names = [NETWORK]
     for config in sorted(repository.glob(f"*{_SUFFIX}/config.pbtxt")):
         name = config.parent.name.removesuffix(_SUFFIX)
-        if name != NETWORK and _NAME.fullmatch(name):
+        if name != NETWORK and _is_name(name):
             # While it is being removed, only one of the two may be there.
             names += [name] * (repository / name / "config.pbtxt").is_file()
     return names
+
+
+def _is_name(name: str) -> bool:
+    """Whether a network may have this name, which must not be that of another model."""
+    return bool(_NAME.fullmatch(name)) and name not in MODELS and not name.endswith(_SUFFIX)
 
 
 def read_config(
@@ -92,6 +99,7 @@ def read_network_config(
     config = read_config(repository, network, configs)
     weights = config.default_model_filename or "model.onnx"
     folder = f"{repository.name}/{network}"
+    _check_versions(repository / network)
     if not any((version / weights).is_file() for version in (repository / network).glob("[0-9]*")):
         raise StartError(f"{folder} holds no {weights}; `make model` installs one.")
     if not plans and is_plan(config):
@@ -100,6 +108,21 @@ def read_network_config(
             " `make engine ARGS=--undo` goes back to ONNX, a Triton container runs the plan."
         )
     return config
+
+
+def _check_versions(network: Path) -> None:
+    """Check the names of a network's folders: a larger number ends Triton (2.51) altogether.
+
+    Raises:
+        StartError: a number is too large.
+    """
+    for path in network.iterdir():
+        number = _NUMBER.match(path.name)
+        if number and path.is_dir() and int(number[1]) > _LARGEST_VERSION:
+            raise StartError(
+                f"{network.parent.name}/{network.name}/{path.name} is no version; allowed: a folder"
+                f" that has a whole number up to {_LARGEST_VERSION} as its name."
+            )
 
 
 def chosen_configs(settings: Settings, network: str = NETWORK) -> str | None:

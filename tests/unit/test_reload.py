@@ -21,7 +21,7 @@ from yolov5_server._control import ControlError, ModelControl
 from yolov5_server._errors import StartError
 from yolov5_server._loading import LoadStuckError
 from yolov5_server._reload import Reloader
-from yolov5_server._stage import Stage
+from yolov5_server._stage import Stage, Staged
 
 STEPS = ["postprocess", "preprocess"]
 VERSIONS = {"yolov5": 1, "yolov5.2": 4, "yolov5.3": 5}
@@ -171,6 +171,13 @@ class Place:
         waits = iter([False, False, True])
         ended.wait = lambda timeout=None: next(waits)  # type: ignore[method-assign]
         self.reloader.watch(ended)
+
+    def restage(self) -> list[Staged]:
+        """Stage what is installed, as the next start does."""
+        for folder in (self.models, self.closed):
+            shutil.rmtree(folder)
+        self.reloader._stage = Stage(Settings(repository=self.repository), self.models.parent)
+        return self.reloader.stage_all()
 
     def slot(self, endpoint: str = "yolov5_ensemble") -> str:
         """The input of `preprocess` that this endpoint uses, in both of its configurations."""
@@ -394,6 +401,33 @@ def test_broken_further_network_does_not_keep_the_server_from_starting(
     assert sorted(path.name for path in (again / "closed").iterdir()) == [
         *("README.md", "helmets", "postprocess", "preprocess", "yolov5")
     ]
+
+
+@pytest.mark.parametrize("name", ["preprocess", "postprocess", "yolov5_ensemble", "Plates", "a.2"])
+def test_endpoint_with_the_name_of_another_model_is_left_alone(place: Place, name: str) -> None:
+    network, endpoint = place.repository / name, place.repository / f"{name}_ensemble"
+    shutil.copytree(place.repository / "yolov5_ensemble", endpoint, symlinks=True)
+    if not network.exists():
+        shutil.copytree(place.repository / "yolov5", network)
+    before = place.folders()
+    place.watch()
+    assert (place.triton.done, place.folders(), place.said) == ([], before, [])
+    staged = place.restage()
+    assert [one.network for one in staged] == ["yolov5"]
+    assert place.folders() == before
+    assert place.reloader.refused == {}
+
+
+@pytest.mark.parametrize("folder", [str(2**63), "99999999999999999999", "+99999999999999999999x"])
+def test_network_with_a_number_that_would_end_triton_is_refused(place: Place, folder: str) -> None:
+    place.add("plates", 1)
+    (place.repository / "plates" / folder).mkdir()
+    place.watch()
+    assert f"repository/plates/{folder} is no version; allowed: a folder" in place.said[0]
+    assert place.triton.done == [FIRST, "unload plates.2"]
+    assert [one.network for one in place.restage()] == ["yolov5"]
+    (place.repository / "plates" / folder).rename(place.repository / "plates" / str(2**63 - 1))
+    assert [one.network for one in place.restage()] == ["yolov5", "plates"]
 
 
 def test_two_endpoints_never_get_the_same_slot(place: Place) -> None:
