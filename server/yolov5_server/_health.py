@@ -67,6 +67,13 @@ class Health:
         with self._lock:
             self._probes = probes
 
+    def replaced(self, network: str) -> None:
+        """Judge this network's endpoint anew: it is another one from now on."""
+        probe = self._new_probe(network)
+        with self._lock:
+            if network in self._probes:
+                self._probes[network] = probe
+
     def _new_probe(self, network: str) -> EndpointProbe:
         return EndpointProbe(self._settings, network, self.canaries, self._clock)
 
@@ -167,8 +174,23 @@ class Health:
         """Probe the endpoint. The caller holds its lock."""
         found = probe.probe()
         with self._lock:
-            if any(one.reason for one in self._probes.values()):
+            if any(one.reason and not self._fails_alone(one) for one in self._probes.values()):
                 self._unhealthy_since = self._unhealthy_since or self._clock()
             elif self._down_reason is None:
                 self._unhealthy_since = None
         return found
+
+    def is_to_blame(self, network: str) -> bool:
+        """Whether this endpoint has never answered while another one does.
+
+        Then its network or its settings are at fault. A restart would not help it, and would harm
+        the others.
+        """
+        with self._lock:
+            probe = self._probes.get(network)
+            return probe is not None and self._fails_alone(probe)
+
+    def _fails_alone(self, probe: EndpointProbe) -> bool:
+        return not probe.has_answered and any(
+            one.has_answered and one.reason is None for one in self._probes.values()
+        )

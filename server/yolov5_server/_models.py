@@ -21,22 +21,23 @@ def list_models(reloader: Reloader, health: Health, server: int) -> dict[str, An
 
     Returns:
         `models`: for each network its name, endpoint, version, precision, whether it is ready, why
-        it is not served as it is installed, and the memory of its process in bytes. `steps`: name
-        and memory of each. Memory is the proportional set size: shared pages are divided among the
-        processes that have them.
+        it is not ready or not served as it is installed, and the memory of its process in bytes.
+        `steps`: name and memory of each. Memory is the proportional set size: shared pages are
+        divided among the processes that have them.
     """
     memory = _memory_by_model(server)
     models = []
     for name in sorted({*reloader.served, *reloader.refused}):
         served = reloader.served.get(name)
+        fault = health.check(name) if served else None
         models.append(
             {
                 "name": name,
                 "endpoint": endpoint_name(name),
                 "version": served.version if served else None,
                 "precision": served.precision if served else None,
-                "ready": served is not None and health.check(name) is None,
-                "reason": reloader.refused.get(name),
+                "ready": served is not None and fault is None,
+                "reason": reloader.refused.get(name) or fault,
                 "memory_bytes": memory.get(served.staged.model) if served else None,
             }
         )

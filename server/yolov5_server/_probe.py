@@ -79,6 +79,7 @@ class EndpointProbe:
         reason: why it did not answer at the last time; None if it did.
         probed_at: when that was.
         answered_at: when an image was last seen to be answered.
+        has_answered: whether an image was ever seen to be answered.
         canary_timeout: seconds for an image of one pixel.
     """
 
@@ -100,6 +101,7 @@ class EndpointProbe:
         self.reason: str | None = None
         self.probed_at = float("-inf")
         self.answered_at = clock()
+        self.has_answered = False
         self.canary_timeout = _CANARY_TIMEOUT
 
     def probe(self) -> str | None:
@@ -118,7 +120,7 @@ class EndpointProbe:
             reason = _sentence(error)
         self.reason, self.probed_at = reason, self._clock()
         if reason is None:
-            self.answered_at = self.probed_at
+            self.answered_at, self.has_answered = self.probed_at, True
         return reason
 
     def finished_images(self) -> float:

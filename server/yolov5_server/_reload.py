@@ -93,6 +93,7 @@ class Reloader:
         on_models_changed: called with the models that answer from now on; with None until that is
             known.
         on_endpoints_changed: called with the names of the networks that are served.
+        on_replaced: called with the name of a network whose endpoint is another one from now on.
         on_stuck: called with a sentence when Triton can load nothing any more; ends the server.
         log: writes a line to the operator's log.
 
@@ -114,6 +115,7 @@ class Reloader:
         on_endpoints_changed: Callable[[Collection[str]], None],
         on_stuck: Callable[[str], None],
         log: Callable[[str], None],
+        on_replaced: Callable[[str], None] = lambda network: None,
     ) -> None:
         self._settings = settings
         self._repository = settings.repository
@@ -122,6 +124,7 @@ class Reloader:
         self._loading = loading
         self._on_models_changed = on_models_changed
         self._on_endpoints_changed = on_endpoints_changed
+        self._on_replaced = on_replaced
         self._on_stuck = on_stuck
         self._log = log
         self._known: dict[str, Identity | None] = {}  # what was last served or refused
@@ -270,6 +273,7 @@ class Reloader:
         self._accept(staged, identity)
         self._on_models_changed(self.models)
         self._on_endpoints_changed(list(self.served))
+        self._on_replaced(staged.network)
         if before is not None and before.staged.model == staged.model:
             return f"Now serving {staged.endpoint} as it is configured now."
         if before is not None:

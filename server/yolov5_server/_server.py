@@ -127,6 +127,7 @@ class Server:
             loading=self._loading,
             on_models_changed=self._expect,
             on_endpoints_changed=self._health.serve,
+            on_replaced=self._health.replaced,
             on_stuck=self._on_stuck,
             log=log,
         )

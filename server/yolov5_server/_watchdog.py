@@ -18,11 +18,12 @@ from dataclasses import dataclass
 
 import psutil
 
+from ._console import log
 from ._hang import HangDetector
 from ._health import Health
 from ._probe import BUSY_REASONS
 from ._processes import ModelProcess, cpu_seconds, is_alive, is_stopped, model_processes
-from ._repository import NETWORK
+from ._repository import NETWORK, endpoint_name
 
 _POLL_SECONDS = 0.2  # between two checks of the processes
 _STOPPED_SECONDS = 1.0  # that a process may be stopped, as by a debugger
@@ -72,6 +73,7 @@ class Watchdog:
         self._seen: set[psutil.Process] = set()  # all processes at the last `expect`
         self._missing: str | None = None  # a model that should answer and has no process
         self._stopped: dict[psutil.Process, float] = {}  # since when
+        self._blamed: set[str] = set()  # networks whose endpoints have never answered
 
     def expect(self, models: Collection[str] | None) -> None:
         """Set the models that answer from now on; their latest processes must not end.
@@ -140,15 +142,28 @@ class Watchdog:
         """
         reason = self._health.unanswered_reason(network)
         if reason is None or self._loading.locked():  # a network is being reloaded
+            if reason is None:
+                self._blamed.discard(network)
             detector.reset()
             return None
-        return detector.judge(
+        verdict = detector.judge(
             reason,
             may_be_busy=reason in BUSY_REASONS,
             now=time.monotonic(),
             cpu=cpu_seconds(self._server.pid),
             finished=self._health.finished_images(network),
         )
+        if verdict and self._health.is_to_blame(network):
+            self._blame(network, verdict)
+            detector.reset()
+            return None
+        return verdict
+
+    def _blame(self, network: str, verdict: str) -> None:
+        """Say once that an endpoint does not work, which is no reason to end the others."""
+        if network not in self._blamed:
+            self._blamed.add(network)
+            log(f"{endpoint_name(network)} cannot be used: {verdict}. The other endpoints go on.")
 
     def _find_fault(self) -> Fault | None:
         if self._is_stopped_too_long(self._server):

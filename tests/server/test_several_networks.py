@@ -459,6 +459,32 @@ def test_endpoint_takes_over_its_own_defaults(site: tuple[RunningServer, Path]) 
 # -- faults ------------------------------------------------------------------------------------
 
 
+def test_endpoint_that_refuses_every_image_does_not_end_the_others(
+    site: tuple[RunningServer, Path],
+) -> None:
+    server, repository = site
+    config = repository / "small_ensemble" / "config.pbtxt"
+    text, said = config.read_text(), len(server.log.read_text())
+    (triton,) = server.processes("bin/tritonserver")
+    # Less than the image has that the launcher sends.
+    setting = 'parameters { key: "max_image_bytes" value: { string_value: "50" } }'
+    config.write_text(f"{text}{setting}\n")
+    line = "small_ensemble cannot be used: the endpoint answers an image with HTTP 400"
+    wait_until(lambda: line in server.log.read_text()[said:], SECONDS)
+    time.sleep(5)
+    assert server.processes("bin/tritonserver") == [triton]
+    assert server.log.read_text()[said:].count("cannot be used") == 1
+    status, body = health(server, "ready")
+    assert status == 503
+    assert body["reason"].startswith("small_ensemble: the endpoint answers an image with HTTP 400")
+    assert health(server, "ready/yolov5") == (200, {"ready": True})
+    assert models(server)["small"]["reason"] in body["reason"]
+    assert ask(server, "yolov5", PHOTO.read_bytes())["num_dets"].item() > 3
+    config.write_text(text)
+    wait_until(lambda: health(server, "ready") == (200, {"ready": True}), SECONDS)
+    assert server.processes("bin/tritonserver") == [triton]
+
+
 @pytest.mark.parametrize("model", ["small", "preprocess"])
 def test_killed_process_brings_all_endpoints_back(
     site: tuple[RunningServer, Path], model: str

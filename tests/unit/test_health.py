@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 import time
+import urllib.error
 from collections.abc import Callable, Iterator
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -305,6 +308,59 @@ def test_progress_counts_answered_and_decoded_images(
         metrics.shutdown()
         thread.join()
     assert one.finished_images() == 12, "as it was last told"
+
+
+# -- several endpoints -------------------------------------------------------------------------
+
+
+def answer(health: Health, network: str, is_answer: bool) -> None:
+    """Choose whether an endpoint answers from now on, or refuses each image."""
+
+    def probe() -> None:
+        if not is_answer:
+            raise urllib.error.HTTPError("", 400, "", Message(), io.BytesIO(b'{"error": "no"}'))
+
+    health._probes[network]._probe = probe  # type: ignore[method-assign]
+
+
+def test_endpoint_that_has_never_answered_is_to_blame_while_another_answers(
+    health: Health, clock: Clock
+) -> None:
+    health.up(["yolov5", "plates"])
+    answer(health, "yolov5", True)
+    answer(health, "plates", False)
+    assert health.unanswered_reason("plates") == "the endpoint answers an image with HTTP 400 (no)"
+    assert not health.is_to_blame("plates"), "none has answered yet"
+    assert health.unanswered_reason("yolov5") is None
+    assert (health.is_to_blame("plates"), health.is_to_blame("yolov5")) == (True, False)
+    for _ in range(7):
+        clock.now += 10
+        assert health.check("yolov5") is None
+        assert health.check() == "plates_ensemble: the endpoint answers an image with HTTP 400 (no)"
+    assert health.is_live, "a restart would not help"
+    answer(health, "yolov5", False)
+    clock.now += 10
+    assert health.check("yolov5")
+    assert not health.is_to_blame("plates"), "it is the server that fails"
+    clock.now += 61
+    assert not health.is_live
+
+
+def test_endpoint_that_is_replaced_has_to_answer_anew(health: Health) -> None:
+    health.up(["yolov5", "plates"])
+    for network in ("yolov5", "plates"):
+        answer(health, network, True)
+        assert health.unanswered_reason(network) is None
+    answer(health, "plates", False)
+    assert health._refresh(health._probes["plates"])
+    assert not health.is_to_blame("plates"), "it has answered: the server may hang"
+    health.replaced("plates")
+    answer(health, "plates", False)
+    assert health.unanswered_reason("plates")
+    assert health.is_to_blame("plates")
+    health.replaced("unknown")
+    assert health.networks == ["yolov5", "plates"]
+    assert not health.is_to_blame("unknown")
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,7 @@ class Place:
     Attributes:
         said: lines of the log, and sentences of `on_stuck`.
         endpoints: the networks that are served, as they were last told.
+        replaced: the networks whose endpoints are others than before, in turn.
     """
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, triton: Path | None) -> None:
@@ -103,6 +104,7 @@ class Place:
         (self.repository / "yolov5" / "1" / "model.onnx").write_text("first")
         self.said: list[str] = []
         self.endpoints: list[str] = []
+        self.replaced: list[str] = []
         self.loading = threading.Lock()
         self.process: dict[str, bool] = {}
 
@@ -122,6 +124,7 @@ class Place:
             on_endpoints_changed=self.told,
             on_stuck=lambda sentence: self.said.append(f"stuck: {sentence}"),
             log=self.said.append,
+            on_replaced=self.replaced.append,
         )
         self.reloader.server = 77
         self.reloader.started(self.reloader.stage_all())
@@ -361,6 +364,20 @@ def test_changed_endpoint_is_served_with_the_same_network(place: Place) -> None:
     assert "conf_thres is '5'; allowed: a number from 0 to 1" in place.said[1]
     assert place.triton.served == {"yolov5_ensemble": "yolov5"}
     assert place.slot() == "image_1"
+
+
+def test_health_learns_which_endpoint_is_another_one(place: Place) -> None:
+    place.add("plates", 1)
+    place.watch()
+    place.reload()
+    config = place.repository / "plates_ensemble" / "config.pbtxt"
+    config.write_text(f"{config.read_text()}\n")
+    place.watch()
+    place.triton.broken = {"load yolov5.4": ControlError("no room.")}
+    place.reload()
+    place.remove("plates")
+    place.watch()
+    assert place.replaced == ["plates", "yolov5", "plates"]
 
 
 def test_broken_further_network_is_refused_and_tried_again_when_it_is_replaced(

@@ -94,6 +94,34 @@ def test_endpoint_that_keeps_failing_is_a_fault_unless_models_are_loading(is_loa
     assert not thread.is_alive()
 
 
+def test_endpoint_that_is_to_blame_is_logged_once_and_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    health, said = UnansweredCanaries(), list[str]()
+    monkeypatch.setattr(_watchdog, "log", said.append)
+    health.up(["plates"])
+    monkeypatch.setattr(health, "is_to_blame", lambda network: network == "plates")
+    found: list[Fault] = []
+    should_exit = threading.Event()
+    one = Watchdog(
+        server=os.getpid(), loading=threading.Lock(), health=health, on_fault=found.append
+    )
+    monkeypatch.setattr(_watchdog, "_CANARY_SECONDS", 0.01)
+    monkeypatch.setattr(_watchdog, "_POLL_SECONDS", 0.01)
+    thread = threading.Thread(target=one.watch_endpoints, args=(should_exit,))
+    thread.start()
+    deadline = time.monotonic() + 10
+    while health.failed < 8:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    should_exit.set()
+    thread.join(5)
+    assert found == []
+    assert said == [
+        "plates_ensemble cannot be used: Triton does not answer. The other endpoints go on."
+    ]
+
+
 def test_watchdog_reports_nothing_once_it_should_exit() -> None:
     health, found, should_exit = UnansweredCanaries(), list[Fault](), threading.Event()
     one = Watchdog(
