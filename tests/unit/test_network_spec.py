@@ -190,3 +190,11 @@ def test_missing_file_is_named(folder: Path, file: str) -> None:
     (folder / file).unlink()
     with pytest.raises(NetworkSpecError, match=f"yolov5/{file} cannot be read"):
         read_network_spec(folder)
+
+
+@pytest.mark.parametrize("file", ["config.pbtxt", "labels.txt"])
+def test_file_that_is_no_text_is_named(folder: Path, file: str) -> None:
+    (folder / file).write_bytes(b"RBC\n\xff\xfe\n")
+    sentence = f"yolov5/{file} cannot be read: byte 4 is no text; allowed: UTF-8"
+    with pytest.raises(NetworkSpecError, match=sentence):
+        read_network_spec(folder)

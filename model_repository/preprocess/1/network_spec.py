@@ -93,18 +93,22 @@ def read_network_spec(folder: Path) -> NetworkSpec:
 
 def _read_files(folder: Path) -> tuple[Any, tuple[str, ...]]:
     """The configuration, and the class names."""
-    network = folder.name
+    config, labels = (_read_text(folder / name) for name in ("config.pbtxt", "labels.txt"))
     try:
-        config = text_format.Parse(
-            (folder / "config.pbtxt").read_text("utf-8"), model_config_pb2.ModelConfig()
-        )
-        return config, tuple((folder / "labels.txt").read_text("utf-8").splitlines())
-    except OSError as error:
-        raise NetworkSpecError(
-            f"{network}/{Path(error.filename).name} cannot be read: {error.strerror}"
-        ) from None
+        found = text_format.Parse(config, model_config_pb2.ModelConfig())
     except text_format.ParseError as error:
-        raise NetworkSpecError(f"{network}/config.pbtxt is not valid: {error}") from None
+        raise NetworkSpecError(f"{folder.name}/config.pbtxt is not valid: {error}") from None
+    return found, tuple(labels.splitlines())
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except OSError as error:
+        reason = error.strerror
+    except UnicodeDecodeError as error:
+        reason = f"byte {error.start} is no text; allowed: UTF-8"
+    raise NetworkSpecError(f"{path.parent.name}/{path.name} cannot be read: {reason}")
 
 
 def _tensors(network: str, config: Any) -> tuple[Any, Any]:
