@@ -12,9 +12,12 @@ from tritonclient.grpc import model_config_pb2
 
 from ._errors import StartError
 from ._repository import (
+    FIRST,
+    LAST,
     MODELS,
     NETWORK,
     chosen_configs,
+    config_path,
     endpoint_name,
     network_precision,
     read_config,
@@ -69,6 +72,8 @@ def check_network(settings: Settings, network: str) -> None:
     )
     check_precision(config, settings.precision)
     endpoint = settings.repository / endpoint_name(network)
+    for one in dict.fromkeys((None, configs)):
+        check_endpoint_config(settings.repository, network, one, config.max_batch_size)
     try:
         step_function(settings.repository, "endpoint_check", "check_endpoint")(endpoint)
     except ValueError as error:
@@ -76,6 +81,36 @@ def check_network(settings: Settings, network: str) -> None:
     check_shared_memory(
         read_config(settings.repository, network), shutil.disk_usage(SHARED_MEMORY).free
     )
+
+
+def check_endpoint_config(
+    repository: Path, network: str, configs: str | None, largest_batch: int
+) -> None:
+    """Check one configuration of an endpoint: Triton does not always say why it cannot load one.
+
+    Args:
+        configs: as in `read_config`.
+        largest_batch: of the network.
+
+    Raises:
+        StartError: it does not fit the models that it connects.
+    """
+    endpoint = endpoint_name(network)
+    config = read_config(repository, endpoint, configs)
+    largest = min(
+        largest_batch, *(read_config(repository, s).max_batch_size for s in (FIRST, LAST))
+    )
+    steps = [step.model_name for step in config.ensemble_scheduling.step]
+    fault = None
+    if config.name not in ("", endpoint):
+        fault = f"name is {config.name!r}; allowed: {endpoint!r}"
+    elif sorted(steps) != sorted((FIRST, network, LAST)):
+        fault = f"its steps are {steps}; allowed: {[FIRST, network, LAST]}"
+    elif not 1 <= config.max_batch_size <= largest:
+        fault = f"max_batch_size is {config.max_batch_size}; allowed: 1 to {largest}"
+    if fault:
+        path = config_path(repository, endpoint, configs).relative_to(repository.parent)
+        raise StartError(f"{path}: {fault}.")
 
 
 def gpu_warning(settings: Settings) -> str | None:

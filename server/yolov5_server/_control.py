@@ -20,6 +20,7 @@ APIS = "model-repository,shared-memory,trace,logging"
 _HEADER = "x-yolov5-launcher"
 # Loading a model by its name also loads its double, which may fail to load: see _reload.py.
 _DOUBLE_FAILED = re.compile(r"load failed for model 'closed::[^\n]*\n?")
+_NO_REASON = "Triton could not load it; its own messages in the log say why."
 _LOAD_SECONDS = 120  # for loading a model: torch may come from a cold, slow disk
 _ANSWER_SECONDS = 5  # for everything else
 
@@ -91,7 +92,7 @@ class ModelControl:
             ControlError: Triton does not tell.
         """
         found = [one for one in self._index({}) if one.get("state") != "READY"]
-        return {one["name"]: str(one.get("reason") or "it is not ready") for one in found}
+        return {one["name"]: str(one.get("reason") or _NO_REASON) for one in found}
 
     def version(self, model: str) -> int:
         """The served version of this model.

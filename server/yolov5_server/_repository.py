@@ -63,9 +63,7 @@ def read_config(
     Raises:
         StartError: it is missing or not valid.
     """
-    path = repository / model / "configs" / f"{configs}.pbtxt"
-    if not path.is_file():
-        path = repository / model / "config.pbtxt"
+    path = config_path(repository, model, configs)
     config = model_config_pb2.ModelConfig()
     try:
         text_format.Parse(path.read_text("utf-8"), config)
@@ -78,6 +76,12 @@ def read_config(
         fault = "".join(c if c.isprintable() else "?" for c in str(error)).rstrip(".")
         raise StartError(f"{path.relative_to(repository.parent)} is not valid: {fault}.") from None
     return config
+
+
+def config_path(repository: Path, model: str, configs: str | None = None) -> Path:
+    """The file that holds the configuration of one model; see `chosen_configs`."""
+    path = repository / model / "configs" / f"{configs}.pbtxt"
+    return path if path.is_file() else repository / model / "config.pbtxt"
 
 
 def read_network_config(

@@ -447,6 +447,43 @@ def test_network_with_a_number_that_would_end_triton_is_refused(place: Place, fo
     assert [one.network for one in place.restage()] == ["yolov5", "plates"]
 
 
+@pytest.mark.parametrize("file", ["config.pbtxt", "configs/embedded.pbtxt"])
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        ('name: "plates_ensemble"', 'name: "p"', "name is 'p'; allowed: 'plates_ensemble'"),
+        (
+            'model_name: "plates"',
+            'model_name: "yolov5"',
+            "its steps are ['preprocess', 'yolov5', 'postprocess'];"
+            " allowed: ['preprocess', 'plates', 'postprocess']",
+        ),
+        ("max_batch_size: 8", "max_batch_size: 9", "max_batch_size is 9; allowed: 1 to 8"),
+        ("max_batch_size: 8", "max_batch_size: 0", "max_batch_size is 0; allowed: 1 to 8"),
+        (None, "", "its steps are []; allowed: ['preprocess', 'plates', 'postprocess']"),
+    ],
+)
+def test_endpoint_that_does_not_fit_its_network_is_refused_by_its_file(
+    place: Place, file: str, old: str | None, new: str, fault: str
+) -> None:
+    place.add("plates", 1)
+    configs = place.repository / "plates" / "configs"
+    configs.mkdir()
+    shutil.copy(configs.parent / "config.pbtxt", configs / "embedded.pbtxt")
+    path = place.repository / "plates_ensemble" / file
+    text = path.read_text()
+    path.write_text(new if old is None else text.replace(old, new))
+    place.watch()
+    sentence = f"The network plates is not served: repository/plates_ensemble/{file}: {fault}."
+    assert place.said == [sentence]
+    assert not any(str(one).startswith("load") for one in place.triton.done)
+    place.reloader.started(place.restage())
+    assert place.said[1:] == [sentence], "also at the next start"
+    path.write_text(text)
+    place.watch()
+    assert place.said[2:] == ["Now serving version 7 of plates, FP32."]
+
+
 def test_two_endpoints_never_get_the_same_slot(place: Place) -> None:
     place.add("plates", 1)
     place.add("helmets", 1)
