@@ -119,9 +119,6 @@ def _copy_steps(source: Path, repository: Path, model: str) -> None:
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="yolov5_bench", description=__doc__)
 
-    def numbers(text: str) -> list[int]:
-        return [int(one) for one in text.split(",")]
-
     names = [one.name for one in CONTENDERS]
     usual = [one.name for one in CONTENDERS if not one.build]
 
@@ -144,6 +141,24 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         "--data", type=Path, help="labelled photos, for accuracy, and to decide on BF16 or INT8"
     )
     parser.add_argument("--photos", type=Path, default=BUNDLED_PHOTOS, help="a file or a folder")
+    _add_load_options(parser)
+    parser.add_argument("--contenders", type=several, default=usual, help=", ".join(names))
+    parser.add_argument(
+        "--scaling",
+        action="store_true",
+        help="measure ours alone, by callers, sizes of photos and requests, detections, cores",
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/bench"), help="folder for reports (%(default)s)"
+    )
+    parser.add_argument("--name", default="bundled", help="name of the reports (%(default)s)")
+    return parser.parse_args(arguments)
+
+
+def _add_load_options(parser: argparse.ArgumentParser) -> None:
+    def numbers(text: str) -> list[int]:
+        return [int(one) for one in text.split(",")]
+
     parser.add_argument(
         "--callers",
         type=numbers,
@@ -159,17 +174,6 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--warm", type=float, default=1.5, help="seconds of load before each (%(default)s)"
     )
-    parser.add_argument("--contenders", type=several, default=usual, help=", ".join(names))
-    parser.add_argument(
-        "--scaling",
-        action="store_true",
-        help="measure ours alone, by callers, sizes of photos and requests, detections, cores",
-    )
-    parser.add_argument(
-        "--output", type=Path, default=Path("runs/bench"), help="folder for reports (%(default)s)"
-    )
-    parser.add_argument("--name", default="bundled", help="name of the reports (%(default)s)")
-    return parser.parse_args(arguments)
 
 
 def machine() -> str:

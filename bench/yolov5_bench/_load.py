@@ -233,9 +233,7 @@ def run_load(
     window = _Window(begin, begin + seconds)
     make = partial(make_sender, *sender, **_named(model))
     loops = [_Caller(make, images, number, counts) for number in range(callers)]
-    threads = [threading.Thread(target=loop.run, args=(window,)) for loop in loops]
-    for thread in threads:
-        thread.start()
+    threads = _start(loops, window)
     time.sleep(max(0.0, window.begin - time.perf_counter()))
     before = _cpu_below(os.getpid()), _cpu_below(server), _step_times(metrics, model)
     time.sleep(max(0.0, window.end - time.perf_counter()))
@@ -250,6 +248,13 @@ def run_load(
         "steps": _milliseconds(before[2], after[2]),
         **_sums(loops),
     }
+
+
+def _start(loops: list[_Caller], window: _Window) -> list[threading.Thread]:
+    threads = [threading.Thread(target=loop.run, args=(window,)) for loop in loops]
+    for thread in threads:
+        thread.start()
+    return threads
 
 
 def _milliseconds(before: dict[str, int], after: dict[str, int]) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -58,8 +58,7 @@ def install_onnx(
         weights: ONNX from `export_onnx` or `import_onnx`.
         repository: the model repository.
         letterbox: `square`, `rect` or `stretch`.
-        imgsz: height and width in pixels, if the network leaves them open (default: what
-            it was exported for, else 640 x 640).
+        imgsz: height and width in pixels if the network leaves them open; by default its own.
         bf16: also write the configuration with which the embedded server computes in BF16.
         prefiltered: ONNX from `export_prefiltered`, for the embedded server.
         name: of the network.
@@ -80,11 +79,8 @@ def install_onnx(
         shutil.copyfile(weights, version / contract.WEIGHTS_FILE)
         if prefiltered:
             shutil.copyfile(prefiltered, version / contract.PREFILTERED_FILE)
-        lines = "".join(f"{label}\n" for label in labels)
-        (folder / contract.LABELS_FILE).write_text(lines, "utf-8")
-        for file, text in configs.items():
-            (folder / file).parent.mkdir(exist_ok=True)
-            (folder / file).write_text(text, "utf-8")
+        texts = {contract.LABELS_FILE: "".join(f"{label}\n" for label in labels), **configs}
+        _write_texts(folder, texts)
         if record := new_record(network.metadata.provenance, options, accuracy):
             write_record(version, record)
     # Another process may have installed one meanwhile, so that this one got another number.
@@ -92,6 +88,12 @@ def install_onnx(
     return Installed(
         version=int(installed.name), height=network.height, width=network.width, names=labels
     )
+
+
+def _write_texts(folder: Path, texts: Mapping[str, str]) -> None:
+    for file, text in texts.items():
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).write_text(text, "utf-8")
 
 
 def _network_config(

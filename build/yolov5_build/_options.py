@@ -86,6 +86,11 @@ def _parser() -> argparse.ArgumentParser:
         default=contract.MODEL,
         help="name of the network, whose endpoint is NAME_ensemble (default: %(default)s)",
     )
+    _add_management_options(parser)
+    return parser
+
+
+def _add_management_options(parser: argparse.ArgumentParser) -> None:
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(
         "--rollback",
@@ -97,7 +102,6 @@ def _parser() -> argparse.ArgumentParser:
     instead.add_argument(
         "--remove", action="store_true", help="instead of installing, remove a further network"
     )
-    return parser
 
 
 def _add_precision_options(parser: argparse.ArgumentParser) -> None:

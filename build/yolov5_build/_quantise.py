@@ -73,6 +73,10 @@ def quantise(
                 "QuantizeBias": not symmetric,  # TensorRT has no INT32 biases
             },
         )
+    _copy_metadata(model, target, precision)
+
+
+def _copy_metadata(model: onnx.ModelProto, target: Path, precision: str) -> None:
     quantised = onnx.load(target)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     onnx.helper.set_model_props(quantised, {**metadata, PRECISION_KEY: precision})

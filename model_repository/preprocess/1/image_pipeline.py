@@ -51,9 +51,8 @@ class ImagePipeline:
             stride=network.stride,
             whole_padding=network.whole_padding,
         )
-        self._reduction = full_size
-        if scaled_decoding:
-            self._reduction = partial(reduction, height=height, width=width, mode=mode)
+        reduce = partial(reduction, height=height, width=width, mode=mode)
+        self._reduction = reduce if scaled_decoding else full_size
         self._normalisers = {"images": make_normaliser(gpu), "pixels": PlaneSplitter()}
         self._builder = BatchBuilder
         self._size = None if mode == "rect" else (height, width)
