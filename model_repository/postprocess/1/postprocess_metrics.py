@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
-from metrics_buffer import MetricsBuffer
+from metrics_buffer import MetricsBuffer, MetricsByModel
 from numpy.typing import NDArray
 
 # Seconds, from a few candidates to many thousands.
 _BUCKETS = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5]
 
 
-class Metrics:
+class Metrics(MetricsByModel["ModelMetrics"]):
     """The families, and the metrics of each model.
 
     Args:
@@ -21,6 +22,7 @@ class Metrics:
     """
 
     def __init__(self, pb_utils: Any) -> None:
+        super().__init__(pb_utils.Logger.log_error)
         family = pb_utils.MetricFamily
         self._detections = family(
             name="yolov5_detections_total",
@@ -32,35 +34,18 @@ class Metrics:
             description="Time to choose the detections of one image",
             kind=family.HISTOGRAM,
         )
-        self._buffer = MetricsBuffer(pb_utils.Logger.log_error)
-        self._models: dict[str, ModelMetrics] = {}
-        self._started = False
 
     def for_model(self, model: str, class_names: Sequence[str]) -> ModelMetrics:
-        """The metrics of this model. If there are several models, all carry the label `model`.
+        """The metrics of this model.
 
         Args:
             class_names: the only values that the label `label` can have; index = class.
         """
-        if model not in self._models:
-            self._models[model] = ModelMetrics(self._detections, self._nms, self._buffer)
-        self._models[model].class_names |= dict.fromkeys(class_names)
-        if self._started:
-            self._label()
-        return self._models[model]
-
-    def start(self) -> None:
-        """Create the metrics of the models so far; later ones are created at once."""
-        self._started = True
+        make = partial(ModelMetrics, self._detections, self._nms, self._buffer)
+        found = self._find(model, make)
+        found.class_names |= dict.fromkeys(class_names)
         self._label()
-
-    def close(self) -> None:
-        self._buffer.close()
-
-    def _label(self) -> None:
-        with self._buffer.calling:
-            for name, metrics in self._models.items():
-                metrics.label({"model": name} if len(self._models) > 1 else {})
+        return found
 
 
 class ModelMetrics:

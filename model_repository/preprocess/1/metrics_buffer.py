@@ -6,9 +6,9 @@ Two calls at a time crash Triton's stub. To create or to drop a metric is a call
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from threading import Condition, Event, Lock, Thread
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 _PAUSE = 0.05  # seconds between two deliveries; counts in between are added up
 
@@ -77,3 +77,50 @@ class MetricsBuffer:
 
     def _has_work(self) -> bool:
         return bool(self._counts or self._times or self._closed.is_set())
+
+
+class Labelled(Protocol):
+    """The metrics of one model."""
+
+    def label(self, labels: Mapping[str, str]) -> None:
+        """Create the metrics that are missing, with these labels."""
+
+
+M = TypeVar("M", bound=Labelled)
+
+
+class MetricsByModel(Generic[M]):
+    """The metrics of each model. If there are several models, all carry the label `model`.
+
+    Args:
+        log: as in `MetricsBuffer`.
+    """
+
+    def __init__(self, log: Callable[[str], None]) -> None:
+        self._buffer = MetricsBuffer(log)
+        self._models: dict[str, M] = {}
+        self._started = False
+
+    def start(self) -> None:
+        """Create the metrics of the models so far; later ones are created at once.
+
+        Triton goes on showing metrics without the label, with their last values, when a second
+        model comes. So those of the models at the start are created together.
+        """
+        self._started = True
+        self._label()
+
+    def close(self) -> None:
+        self._buffer.close()
+
+    def _find(self, model: str, make: Callable[[], M]) -> M:
+        if model not in self._models:
+            self._models[model] = make()
+        return self._models[model]
+
+    def _label(self) -> None:
+        if not self._started:
+            return
+        with self._buffer.calling:
+            for name, metrics in self._models.items():
+                metrics.label({"model": name} if len(self._models) > 1 else {})

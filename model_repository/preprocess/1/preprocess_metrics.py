@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from decode import REASONS
-from metrics_buffer import MetricsBuffer
+from metrics_buffer import MetricsBuffer, MetricsByModel
 
 # Reasons of a refusal, beside those of `decode.REASONS` for an image.
 PARAMETER, SATURATED = "parameter", "saturated"
@@ -14,7 +14,7 @@ PARAMETER, SATURATED = "parameter", "saturated"
 _BUCKETS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5]
 
 
-class Metrics:
+class Metrics(MetricsByModel["ModelMetrics"]):
     """The families, and the metrics of each model.
 
     Args:
@@ -22,6 +22,7 @@ class Metrics:
     """
 
     def __init__(self, pb_utils: Any) -> None:
+        super().__init__(pb_utils.Logger.log_error)
         family = pb_utils.MetricFamily
         self._families = {  # kept, as a metric ends with its family
             name: family(name=f"yolov5_{name}", description=description, kind=kind)
@@ -36,34 +37,12 @@ class Metrics:
                 ),
             )
         }
-        self._buffer = MetricsBuffer(pb_utils.Logger.log_error)
-        self._models: dict[str, ModelMetrics] = {}
-        self._started = False
 
     def for_model(self, model: str) -> ModelMetrics:
-        """The metrics of this model. If there are several models, all carry the label `model`."""
-        if model not in self._models:
-            self._models[model] = ModelMetrics(self._families, self._buffer)
-            if self._started:
-                self._label()
-        return self._models[model]
-
-    def start(self) -> None:
-        """Create the metrics of the models so far; later ones are created at once.
-
-        Triton goes on showing metrics without the label, with their last values, when a second
-        model comes. So those of the models at the start are created together.
-        """
-        self._started = True
+        """The metrics of this model."""
+        found = self._find(model, lambda: ModelMetrics(self._families, self._buffer))
         self._label()
-
-    def close(self) -> None:
-        self._buffer.close()
-
-    def _label(self) -> None:
-        with self._buffer.calling:
-            for name, metrics in self._models.items():
-                metrics.label({"model": name} if len(self._models) > 1 else {})
+        return found
 
 
 class ModelMetrics:
