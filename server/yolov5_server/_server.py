@@ -233,6 +233,8 @@ class Server:
             loading=self._loading,
             health=self._health,
             on_fault=self._on_fault,
+            # In a container the network's backend may be in C++ and need no process.
+            have_processes=self.settings.triton is None,
         )
         self._health.refused = self._reloader.refused
         try:

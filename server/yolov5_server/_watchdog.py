@@ -53,6 +53,7 @@ class Watchdog:
         loading: held while models are being loaded.
         health: of this server.
         on_fault: called with the first fault; ends the server.
+        have_processes: whether each model certainly has one; otherwise only those that had.
     """
 
     def __init__(
@@ -62,11 +63,13 @@ class Watchdog:
         loading: threading.Lock,
         health: Health,
         on_fault: Callable[[Fault], None],
+        have_processes: bool = False,
     ) -> None:
         self._server = psutil.Process(server)
         self._loading = loading
         self._health = health
         self._on_fault = on_fault
+        self._have_processes = have_processes
         self._lock = threading.Lock()  # guards the attributes below
         self._expected: list[ModelProcess] = []
         self._previous: list[ModelProcess] = []  # expected before the models began to change
@@ -94,7 +97,8 @@ class Watchdog:
             had_process = {one.step for one in self._previous}
             for model in models:
                 own = [one for one in running if one.model == model]
-                if not own and model.partition(".")[0] in had_process:
+                step = model.partition(".")[0]
+                if not own and (self._have_processes or step in had_process):
                     self._missing = model  # its process ended after the model was loaded
                 fresh = [one for one in own if one.process not in self._seen]
                 # Triton does not reload a model whose files are unchanged: its process stays.

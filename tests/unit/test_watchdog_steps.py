@@ -157,6 +157,28 @@ def test_model_whose_process_ended_before_the_cut_over_is_a_fault(machine: Machi
     ]
 
 
+def test_first_process_of_a_further_network_may_not_end_before_its_cut_over(
+    machine: Machine,
+) -> None:
+    watchdog = Watchdog(
+        server=1,
+        loading=machine.loading,
+        health=machine.health,
+        on_fault=machine.found.append,
+        have_processes=True,
+    )
+    machine.watchdog = watchdog
+    machine.start("preprocess")
+    watchdog.expect(["preprocess"])
+    loaded = machine.start("plates.2")
+    watchdog.expect(None)
+    loaded.is_alive = False
+    watchdog.expect(["preprocess", "plates.2"])
+    assert machine.watch() == [
+        Fault(what="plates", reason="died", sentence="plates.2: its process has died.")
+    ]
+
+
 def test_process_may_be_stopped_for_a_second(machine: Machine) -> None:
     process = machine.start("yolov5.2")
     machine.watchdog.expect(["yolov5.2"])
