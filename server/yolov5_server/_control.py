@@ -20,6 +20,8 @@ APIS = "model-repository,shared-memory,trace,logging"
 _HEADER = "x-yolov5-launcher"
 # Loading a model by its name also loads its double, which may fail to load: see _reload.py.
 _DOUBLE_FAILED = re.compile(r"load failed for model 'closed::[^\n]*\n?")
+# Where in its code a Python model failed.
+_PLACES = re.compile(r"\s*At:\n(?:[ \t]+[^\n]*\n?)*;?")
 _NO_REASON = "Triton could not load it; its own messages in the log say why."
 _LOAD_SECONDS = 120  # for loading a model: torch may come from a cold, slow disk
 _ANSWER_SECONDS = 5  # for everything else
@@ -92,7 +94,7 @@ class ModelControl:
             ControlError: Triton does not tell.
         """
         found = [one for one in self._index({}) if one.get("state") != "READY"]
-        return {one["name"]: str(one.get("reason") or _NO_REASON) for one in found}
+        return {one["name"]: _without_places(one.get("reason")) or _NO_REASON for one in found}
 
     def version(self, model: str) -> int:
         """The served version of this model.
@@ -131,7 +133,7 @@ class ModelControl:
                 message = str(error)
             if not message.strip():
                 return None
-            raise ControlError(message.strip()) from None
+            raise ControlError(_without_places(message)) from None
         except (OSError, HTTPException, ValueError) as error:
             raise ControlError(str(error)) from None
 
@@ -158,3 +160,8 @@ class ModelControl:
             return self._key.encode() not in Path("/proc", str(pid), "cmdline").read_bytes()
         except (OSError, ValueError, IndexError):
             return False
+
+
+def _without_places(message: object) -> str:
+    """Triton's message without the lines of code that it names; they are in its own log."""
+    return _PLACES.sub("", str(message or "")).strip()

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import io
+import json
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +18,14 @@ from tritonclient.grpc import model_config_pb2
 from yolov5_build._config import NetworkConfig, config_texts
 from yolov5_build._plan import to_plan
 from yolov5_build.metadata import Metadata
-from yolov5_server import Settings, StartError, _checks, _paths, _repository
+from yolov5_server import Settings, StartError, _checks, _control, _paths, _repository
 from yolov5_server._checks import (
     check_ports,
     check_precision,
     check_shared_memory,
     gpu_warning,
 )
-from yolov5_server._control import ModelControl
+from yolov5_server._control import ControlError, ModelControl
 from yolov5_server._paths import is_plain, make_folder, plain
 from yolov5_server._repository import chosen_configs, read_config, read_network_config
 from yolov5_server.embedded import assemble_backends, python_library, triton_folder
@@ -204,6 +208,29 @@ def test_key_is_hidden_from_the_process_list() -> None:
         finally:
             process.kill()
     assert not control.hide_key(process.pid)
+
+
+def test_reason_of_triton_is_told_without_places_in_the_code(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    places = "\n\nAt:\n  /x/session.py(60): open_session\n  /x/model.py(63): initialize\n"
+    reason = "version 1 is at UNAVAILABLE state: Internal: ConfigError: no 'model.onnx'"
+    body = json.dumps({"error": f"load failed for model 'models::a.2': {reason}{places};\n"})
+    control = ModelControl("127.0.0.1:1")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise urllib.error.HTTPError("", 400, "", Message(), io.BytesIO(body.encode()))
+
+    monkeypatch.setattr(_control, "open_directly", refuse)
+    with pytest.raises(ControlError) as caught:
+        control.load("a.2")
+    assert str(caught.value) == f"load failed for model 'models::a.2': {reason}"
+    listed = [{"name": "a", "state": "UNAVAILABLE", "reason": f"{reason}{places}"}, {"name": "b"}]
+    monkeypatch.setattr(
+        _control, "open_directly", lambda *_, **__: io.BytesIO(json.dumps(listed).encode())
+    )
+    assert control.failures()["a"] == reason
+    assert control.failures()["b"].startswith("Triton could not load it")
 
 
 def test_shared_memory_must_hold_a_full_batch(tmp_path: Path) -> None:
