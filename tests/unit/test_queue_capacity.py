@@ -133,6 +133,18 @@ def test_network_with_nothing_in_the_queue_may_exceed_a_share_that_is_too_small(
         queue.submit("b")
 
 
+def test_network_with_nothing_in_the_queue_gets_a_place_beside_any_weights() -> None:
+    queue = Queue(8, a=100, b=0.01, c=1)
+    queue.submit("b")
+    assert queue.fill("a") == 7, "less than its share, 7.9"
+    assert queue.submit("c") == ["a7"]
+    with pytest.raises(QueueFullError):
+        queue.submit("c")
+    with pytest.raises(QueueFullError):
+        queue.submit("b")
+    assert queue.held() == [6, 1, 1]
+
+
 def test_batch_pushes_out_batches_before_single_images() -> None:
     queue = Queue(64, a=1, b=1)
     for _ in range(6):
@@ -208,7 +220,7 @@ def test_bounds_and_shares_hold_for_any_requests(
         share = capacity / sum(queue.weights[name] for name in present)
         for name in {name[0] for name in evicted}:
             assert name != network
-            assert before[name] > share * queue.weights[name]
+            assert before[name] > share * queue.weights[name] or not before[network]
             assert queue.networks[name].entries
         if evicted and before[network]:
             assert before[network] + images <= share * queue.weights[network]

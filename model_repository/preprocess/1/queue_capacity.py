@@ -6,7 +6,8 @@ all of it, a quarter of its capacity is accepted beyond it for requests with sev
 A network may hold all of the queue while no other wants a part of it. When the queue is full, a
 request of a network with less than its share pushes out the newest requests of the network that is
 most over its share. The shares are as the weights of the networks that have requests in the queue.
-The request of each network that is next is never pushed out.
+The request of each network that is next is never pushed out. A network with nothing in the queue
+pushes out others' requests even if its share is less than an image, for it would never be served.
 """
 
 from __future__ import annotations
@@ -98,8 +99,16 @@ class QueueCapacity:
     ) -> list[tuple[NetworkQueue, Entry]]:
         others = [queue for queue in waiting if queue is not newcomer]
         share = self._capacity / (request.weight + sum(queue.weight for queue in others))
-        if newcomer.images and newcomer.images + request.images > share * request.weight:
+        if not newcomer.images:
+            return self._pick(request, others, share) or self._pick(request, others, 0.0)
+        if newcomer.images + request.images > share * request.weight:
             return []
+        return self._pick(request, others, share)
+
+    def _pick(
+        self, request: QueuedRequest, others: Collection[NetworkQueue], share: float
+    ) -> list[tuple[NetworkQueue, Entry]]:
+        """Enough requests of networks that are over this share; none if they are too few."""
         filled = replace(self.filled)
         # A queue that is over its bounds already must not grow.
         most = max(self._capacity, filled.images)
