@@ -106,6 +106,28 @@ def test_network_with_three_times_the_weight_gets_three_times_the_turns(clock: C
     assert Counter(name[0] for name in order) == {"a": 30, "b": 10}
 
 
+def test_network_with_hardly_any_weight_waits_ten_seconds_for_a_turn(clock: Clock) -> None:
+    server = Server(clock, max_in_flight=1)
+    turns = {"a": list[float](), "b": list[float](), "c": list[float]()}
+    order: list[str] = []
+    while clock.now < 160:
+        if server.queued.get("a", 0) < 8:
+            server.submit("a" * 8, weight=100.0)
+        if "b" not in server.queued:
+            server.submit("b", weight=0.01)
+        if clock.now > 140 and "c" not in server.queued:
+            server.submit("c")
+        order += server.complete(*order[-1:])
+        turns[order[-1][0]].append(clock.now)
+        clock.now += 0.1
+    waits = [after - before for before, after in pairwise(turns["b"])]
+    assert len(waits) >= 4
+    assert max(waits) < 10.5
+    assert min(waits) > 9.5, "otherwise the weights count"
+    assert len(turns["a"]) > 40 * len(turns["b"])
+    assert turns["c"], "its debt is not that of others"
+
+
 def test_weight_of_the_newest_request_counts(clock: Clock) -> None:
     server = Server(clock, max_in_flight=1)
     server.submit("b" * 30)

@@ -5,7 +5,8 @@ keep the callers of one network from starving those of another:
 
 - `queue_capacity.py` bounds how much of a full queue a network may hold.
 - The next request is one of the network that has used least of the cores, for its weight
-  (`fair_share.py`).
+  (`fair_share.py`). But none waits for its turn for much longer than ten seconds, however small its
+  weight is: its requests would expire, and the launcher would take it for hung.
 - The last place in flight is left to a network that has nothing in flight, if one was served within
   the last second: it need not wait until another network, perhaps a slow one, finishes an image.
   And while others wait, a network whose requests get lost has only its share of the places.
@@ -29,6 +30,7 @@ from queue_capacity import QueueCapacity
 _LARGEST_REQUEST = 8  # images; Triton's max_batch_size
 _DOWN_FACTOR = 4  # a network counts as down when this many times the capacity is lost in a row
 _RECENT = 1.0  # seconds for which a place is kept for a network after its last request
+_LONGEST_WAIT = 10.0  # seconds for a turn; requests expire after 20
 _REMEMBERED = 64  # idle networks of which the usual times are remembered
 
 
@@ -81,6 +83,7 @@ class FairQueue:
         else:
             self._share.join(queue.usage, request.weight)
             self._waiting[queue.name] = queue
+            queue.turn_at = monotonic()
         self._idle.pop(queue.name, None)
         self._arrivals += 1
         passed_by = (request.images - 1) * self._capacity // _LARGEST_REQUEST
@@ -105,6 +108,7 @@ class FairQueue:
     def admit(self, queue: NetworkQueue) -> tuple[QueuedRequest, int]:
         """Take the network's next request out of the queue; return it with its admission id."""
         self._share.choose(queue.usage)
+        queue.turn_at = monotonic()
         *_, request = entry = queue.entries[0]
         self._remove(queue, entry)
         admission_id = queue.in_flight.admit(request.images)
@@ -134,6 +138,10 @@ class FairQueue:
         lowest = min(charges)
         for queue in limited:  # it cannot save up turns
             self._share.raise_to(queue.usage, lowest)
+        longest = min(waiting, key=lambda queue: queue.turn_at)
+        if monotonic() - longest.turn_at > _LONGEST_WAIT:
+            self._share.lower_to(longest.usage, lowest)
+            return longest
         return [*waiting][charges.index(lowest)]
 
     def _has_its_places(self, queue: NetworkQueue) -> bool:

@@ -106,6 +106,10 @@ class FairShare:
         """Raise the network's charge to this one, if it is lower."""
         usage.charged += max(0.0, charge - self.charge(usage))
 
+    def lower_to(self, usage: Usage, charge: float) -> None:
+        """Lower the network's charge to this one, if it is higher."""
+        usage.charged -= max(0.0, self.charge(usage) - charge)
+
     def restart(self) -> None:
         """Forget who has used more: nothing waits, and nothing is in flight."""
         self._last_chosen = max(self._last_chosen, self._highest)

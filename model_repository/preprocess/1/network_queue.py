@@ -70,6 +70,7 @@ class NetworkQueue:
         name: of the network.
         entries: the requests that wait, in order of admission.
         images: how many they have.
+        turn_at: when it had its last turn, or when its requests began to wait, if that was later.
     """
 
     def __init__(self, name: str, in_flight: InFlight, filled: Filled) -> None:
@@ -78,6 +79,7 @@ class NetworkQueue:
         self.usage = Usage()
         self.entries: list[Entry] = []
         self.images = 0
+        self.turn_at = 0.0
         self._filled = filled
 
     @property
