@@ -67,7 +67,10 @@ def read_config(
     config = model_config_pb2.ModelConfig()
     try:
         text_format.Parse(path.read_text("utf-8"), config)
-    except OSError:
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError):
+            place = path.relative_to(repository.parent)
+            raise StartError(f"{place} cannot be read: {error.strerror}.") from None
         raise StartError(
             f"{repository.name}/{model}/config.pbtxt is missing;"
             " `git checkout model_repository` or `make model` brings it back."

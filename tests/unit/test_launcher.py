@@ -210,6 +210,14 @@ def test_key_is_hidden_from_the_process_list() -> None:
     assert not control.hide_key(process.pid)
 
 
+def test_configuration_that_is_no_file_is_not_called_missing(tmp_path: Path) -> None:
+    (tmp_path / "plates" / "config.pbtxt").mkdir(parents=True)
+    with pytest.raises(StartError, match=r"/plates/config.pbtxt cannot be read: Is a directory\."):
+        read_config(tmp_path, "plates")
+    with pytest.raises(StartError, match=r"/helmets/config.pbtxt is missing; `git checkout"):
+        read_config(tmp_path, "helmets")
+
+
 def test_reason_of_triton_is_told_without_places_in_the_code(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
