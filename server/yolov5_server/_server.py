@@ -12,6 +12,7 @@ import signal
 import subprocess
 import threading
 import time
+import urllib.error
 from collections.abc import Callable, Collection
 from http.client import HTTPException
 from pathlib import Path
@@ -305,19 +306,27 @@ class Server:
         return list_models(self._reloader, self._health, self._process.pid)
 
     def _is_ready(self) -> bool:
-        return self._answers("health/ready") and self._answers(f"models/{ENSEMBLE}/ready")
+        return self._status("health/ready") == 200 == self._status(f"models/{ENSEMBLE}/ready")
 
     def _has_failed(self) -> bool:
-        """Whether the server runs without the endpoint: it answers when all models were loaded."""
-        return self._answers("health/ready") and not self._answers(f"models/{ENSEMBLE}/ready")
+        """Whether the server runs without the endpoint: it answers when all models were loaded.
 
-    def _answers(self, path: str) -> bool:
+        No answer in time, from a busy machine, says nothing.
+        """
+        if self._status("health/ready") != 200:
+            return False
+        return self._status(f"models/{ENSEMBLE}/ready") not in (None, 200)
+
+    def _status(self, path: str) -> int | None:
+        """Triton's HTTP status for this path; None without an answer."""
         base = f"http://{self.settings.url(self.settings.http_port)}/v2"
         try:
-            open_directly(f"{base}/{path}", timeout=1).close()
+            with open_directly(f"{base}/{path}", timeout=1) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
         except (OSError, HTTPException):
-            return False
-        return True
+            return None
 
     def wait(self, should_exit: threading.Event) -> Fault | None:
         """Wait until Triton ends.
