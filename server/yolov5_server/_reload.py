@@ -217,6 +217,7 @@ class Reloader:
         before = self.served.get(network)
         same = before is not None and _same_network(before.identity, identity)
         model = before.staged.model if before and same else self._next_model(network)
+        kept = self._stage.read_endpoint(network)
         error: Exception | None = None
         staged = None
         try:
@@ -239,7 +240,7 @@ class Reloader:
         self._on_models_changed(self.models)
         if not same:
             self._unload(model)
-        return self._keep(network, before, error)
+        return self._keep(network, before, kept, error)
 
     def _is_served(self, staged: Staged) -> bool:
         """Whether Triton has cut the endpoint over to this network."""
@@ -282,14 +283,20 @@ class Reloader:
         name = "the network" if staged.network == NETWORK else staged.network
         return f"Now serving version {now.version} of {name}, {now.precision.upper()}."
 
-    def _keep(self, network: str, before: Served | None, error: Exception | None) -> str:
-        """Stay with what is served, if anything is."""
+    def _keep(
+        self,
+        network: str,
+        before: Served | None,
+        configs: dict[Path, bytes],
+        error: Exception | None,
+    ) -> str:
+        """Stay with what is served, if anything is, and with its configurations."""
         name = "" if network == NETWORK else f" {network}"
         if before is None:
             self._stage.remove_endpoint(network)
             return self._refuse(network, f"The network{name} is not served: {error}")
-        with suppress(StartError, OSError):  # then a later change of it will fail as well
-            self._stage.write_endpoint(before.staged)
+        with suppress(OSError):  # then a later change of it will fail as well
+            self._stage.restore_endpoint(before.staged, configs)
         sentence = f"The new network{name} was not loaded, the old one is still served: {error}"
         return self._refuse(network, sentence)
 

@@ -131,6 +131,22 @@ class Stage:
         self._slots[staged.network] = self._last_slot = staged.slot
         self._mark_changed()
 
+    def read_endpoint(self, network: str) -> dict[Path, bytes]:
+        """The endpoint's configurations as they are staged now."""
+        configs = (self._models / endpoint_name(network)).rglob("*.pbtxt")
+        return {path: path.read_bytes() for path in configs}
+
+    def restore_endpoint(self, staged: Staged, configs: dict[Path, bytes]) -> None:
+        """Go back to what `read_endpoint` has returned for this endpoint.
+
+        The repository may hold other configurations by now, which cannot be served.
+        """
+        for path, config in configs.items():
+            if path.read_bytes() != config:
+                _replace(path, config)
+        self._slots[staged.network] = staged.slot
+        self._mark_changed()
+
     def remove_endpoint(self, network: str) -> None:
         """Remove an endpoint that is no longer served."""
         shutil.rmtree(self._models / endpoint_name(network), ignore_errors=True)
@@ -199,8 +215,12 @@ def _wire(config: _Config, staged: Staged) -> None:
 def _write(path: Path, config: _Config) -> None:
     """Write a configuration, replacing an earlier one in one moment."""
     path.parent.mkdir(exist_ok=True)
+    _replace(path, text_format.MessageToString(config).encode())
+
+
+def _replace(path: Path, content: bytes) -> None:
     new = path.with_suffix(".new")
-    new.write_text(text_format.MessageToString(config), "utf-8")
+    new.write_bytes(content)
     new.replace(path)
 
 

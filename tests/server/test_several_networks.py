@@ -456,6 +456,30 @@ def test_endpoint_takes_over_its_own_defaults(site: tuple[RunningServer, Path]) 
     assert len(ask(server, "rect", PHOTO.read_bytes())["det_scores"][0]) == others
 
 
+def test_endpoint_stays_as_it_was_if_its_new_settings_are_refused(
+    site: tuple[RunningServer, Path],
+) -> None:
+    server, repository = site
+    config = repository / "small_ensemble" / "config.pbtxt"
+    text, said = config.read_text(), len(server.log.read_text())
+    before = fingerprint_of(ask(server, "small", PHOTO.read_bytes()))
+    (triton,) = server.processes("bin/tritonserver")
+    more = (
+        f'parameters {{ key: "{name}" value: {{ string_value: "{value}" }} }}\n'
+        for name, value in (("conf_thres", "0.8"), ("weight", "0"))
+    )
+    config.write_text("".join((text, *more)))
+    line = "the old one is still served: setting 'weight' is '0'; allowed: a number from 0.01"
+    wait_until(lambda: line in server.log.read_text()[said:], SECONDS)
+    end = time.monotonic() + 8
+    while time.monotonic() < end:
+        assert fingerprint_of(ask(server, "small", PHOTO.read_bytes())) == before
+    assert health(server, "ready/small") == (200, {"ready": True})
+    assert server.processes("bin/tritonserver") == [triton]
+    config.write_text(text)
+    wait_until(lambda: "not_served" not in health(server, "ready")[1], SECONDS)
+
+
 # -- faults ------------------------------------------------------------------------------------
 
 

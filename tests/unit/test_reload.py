@@ -484,6 +484,42 @@ def test_endpoint_that_does_not_fit_its_network_is_refused_by_its_file(
     assert place.said[2:] == ["Now serving version 7 of plates, FP32."]
 
 
+def staged_configs(place: Place, endpoint: str) -> dict[str, str]:
+    folder = place.models / endpoint
+    return {name: (folder / name).read_text() for name in ("config.pbtxt", "configs/served.pbtxt")}
+
+
+@pytest.mark.parametrize("network", ["yolov5", "plates"])
+@pytest.mark.parametrize(
+    ("more", "fault"),
+    [
+        ('key: "weight" value: { string_value: "0" }', "setting 'weight' is '0'; allowed: a"),
+        ('key: "conf_thres" value: { string_value: "0.9" }', "no."),
+    ],
+)
+def test_refused_configuration_leaves_that_which_is_served_to_the_steps(
+    place: Place, network: str, more: str, fault: str
+) -> None:
+    place.add("plates", 1)
+    place.watch()
+    endpoint = f"{network}_ensemble"
+    before, served = staged_configs(place, endpoint), place.reloader.served[network]
+    config = place.repository / endpoint / "config.pbtxt"
+    text = config.read_text()
+    place.triton.broken = {f"load {endpoint}": ControlError("no.")}
+    for _ in range(2):
+        config.write_text(f"{config.read_text()}parameters {{ {more} }}\n")
+        place.watch()
+        assert f"the old one is still served: {fault}" in place.said[-1]
+        assert staged_configs(place, endpoint) == before
+        assert place.reloader.served[network] == served
+    place.triton.broken = {}
+    config.write_text(text)
+    place.watch()
+    assert place.said[-1] == f"Now serving {endpoint} as it is configured now."
+    assert place.slot(endpoint) != served.staged.input
+
+
 def test_two_endpoints_never_get_the_same_slot(place: Place) -> None:
     place.add("plates", 1)
     place.add("helmets", 1)
