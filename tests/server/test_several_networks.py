@@ -469,7 +469,7 @@ def test_endpoint_stays_as_it_was_if_its_new_settings_are_refused(
         for name, value in (("conf_thres", "0.8"), ("weight", "0"))
     )
     config.write_text("".join((text, *more)))
-    line = "the old one is still served: setting 'weight' is '0'; allowed: a number from 0.01"
+    line = "small_ensemble/config.pbtxt: setting 'weight' is '0'; allowed: a number from 0.01"
     wait_until(lambda: line in server.log.read_text()[said:], SECONDS)
     end = time.monotonic() + 8
     while time.monotonic() < end:

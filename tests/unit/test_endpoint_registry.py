@@ -70,6 +70,24 @@ def test_endpoint_that_is_added_is_found(repository: Path) -> None:
     assert not warnings
 
 
+def test_endpoint_that_is_removed_while_all_are_read_does_not_disturb_the_others(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = add(repository, "plates", 1)
+    glob = Path.glob
+
+    def glob_and_remove(path: Path, pattern: str) -> list[Path]:
+        found = [*glob(path, pattern)]
+        assert folder / "config.pbtxt" in found
+        shutil.rmtree(folder)
+        return found
+
+    monkeypatch.setattr(Path, "glob", glob_and_remove)
+    warnings: list[str] = []
+    assert registry(repository, warnings).find(0).name == "yolov5"
+    assert warnings == []
+
+
 def test_requests_under_way_keep_the_network_that_is_replaced(repository: Path) -> None:
     add(repository, "plates", 1, labels="a\nb\nc\n")
     endpoints = registry(repository, [])

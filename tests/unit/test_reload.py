@@ -493,7 +493,14 @@ def staged_configs(place: Place, endpoint: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("more", "fault"),
     [
-        ('key: "weight" value: { string_value: "0" }', "setting 'weight' is '0'; allowed: a"),
+        (
+            'key: "weight" value: { string_value: "0" }',
+            "{endpoint}/config.pbtxt: setting 'weight' is '0'; allowed: a number from 0.01",
+        ),
+        (
+            'key: "conf_thres" value: { string_value: "1.4" }',
+            "{endpoint}/config.pbtxt: conf_thres is '1.4'; allowed: a number from 0 to 1",
+        ),
         ('key: "conf_thres" value: { string_value: "0.9" }', "no."),
     ],
 )
@@ -510,7 +517,8 @@ def test_refused_configuration_leaves_that_which_is_served_to_the_steps(
     for _ in range(2):
         config.write_text(f"{config.read_text()}parameters {{ {more} }}\n")
         place.watch()
-        assert f"the old one is still served: {fault}" in place.said[-1]
+        sentence = f"the old one is still served: {fault.format(endpoint=endpoint)}"
+        assert sentence in place.said[-1]
         assert staged_configs(place, endpoint) == before
         assert place.reloader.served[network] == served
     place.triton.broken = {}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from endpoint_registry import read_endpoint, read_parameters
-from settings import read_endpoint_settings
+from parameters import ParameterError
+from settings import SettingsError, read_endpoint_settings
 
 
 def check_endpoint(folder: Path) -> None:
@@ -18,9 +19,12 @@ def check_endpoint(folder: Path) -> None:
         ValueError: they cannot; one sentence.
     """
     endpoint = read_endpoint(folder)
-    read_endpoint_settings(
-        read_parameters(folder.parent / "preprocess"),
-        endpoint.parameters,
-        endpoint.network.class_names,
-        **endpoint.network.head,
-    )
+    try:
+        read_endpoint_settings(
+            read_parameters(folder.parent / "preprocess"),
+            endpoint.parameters,
+            endpoint.network.class_names,
+            **endpoint.network.head,
+        )
+    except (SettingsError, ParameterError) as error:
+        raise ValueError(f"{folder.name}/config.pbtxt: {error}") from None

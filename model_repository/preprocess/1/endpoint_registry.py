@@ -112,7 +112,10 @@ class EndpointRegistry(Generic[T]):
     def _read(self) -> None:
         """Read the endpoints that are new or changed; those that are gone keep their slots."""
         for config in sorted(self._repository.glob(f"*{SUFFIX}/config.pbtxt")):
-            status = config.stat()
+            try:
+                status = config.stat()
+            except OSError:  # it was removed in this moment
+                continue
             identity = (status.st_ino, status.st_mtime_ns)
             if self._seen.get(config) != identity:
                 self._seen[config] = identity
