@@ -46,6 +46,10 @@ BUNDLED = ROOT / "examples" / "bccd" / "best.pt"
 PHOTOS = ROOT / "examples" / "bccd" / "photos"
 PHOTO = PHOTOS / "BloodImage_00007.jpg"
 SHARED = ROOT.parent / "shared" / "data"
+# A shell starts background jobs with SIGINT ignored, and make and the commands would inherit that.
+# It is not set in each child: a process that uses gRPC must not run Python between fork and exec.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 SHARED_MEMORY = Path("/dev/shm")
 
 Outputs = dict[str, NDArray[Any]]
@@ -198,8 +202,6 @@ def running_server(
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
-            # A shell starts background jobs with SIGINT ignored; make would inherit that.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     server = RunningServer(process, ports, log, shared_memory_before=before)
     try:

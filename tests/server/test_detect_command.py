@@ -60,8 +60,6 @@ def start(server: RunningServer, *arguments: str | Path, **options: Any) -> subp
         stdout=pipe,
         stderr=pipe,
         text=True,
-        # A shell that runs the tests in the background may make them ignore SIGINT.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         **options,
     )
 
