@@ -106,13 +106,14 @@ def read_network_config(
     config = read_config(repository, network, configs)
     weights = config.default_model_filename or "model.onnx"
     folder = f"{repository.name}/{network}"
+    name = "" if network == NETWORK else f" NAME={network}"
     _check_versions(repository / network)
     if not any((version / weights).is_file() for version in (repository / network).glob("[0-9]*")):
-        raise StartError(f"{folder} holds no {weights}; `make model` installs one.")
+        raise StartError(f"{folder} holds no {weights}; `make model{name}` installs one.")
     if not plans and is_plan(config):
         raise StartError(
             f"{folder} is a TensorRT plan, which the embedded server cannot run;"
-            " `make engine ARGS=--undo` goes back to ONNX, a Triton container runs the plan."
+            f" `make engine{name} ARGS=--undo` goes back to ONNX, a Triton container runs the plan."
         )
     return config
 
