@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import endpoint_registry
+import endpoints
 import network_spec
 import pytest
 import settings
@@ -19,7 +20,9 @@ from thresholds import Thresholds
 from tritonclient.grpc import model_config_pb2
 
 from yolov5_build import _contract as build_names
+from yolov5_build._networks import is_name
 from yolov5_client import _contract as client_names
+from yolov5_server import _repository
 
 MODELS = ("preprocess", "yolov5", "postprocess", "yolov5_ensemble")
 
@@ -146,6 +149,23 @@ def test_steps_read_the_endpoint_from_its_wiring() -> None:
     assert [tensor.name for tensor in read_config("preprocess").input] == [
         *endpoint_registry.INPUTS
     ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("plates", "a", "0", "a-b_c", "a" * 40, "a" * 41, "", "Plates", "a.b", "a b", "ä", "-a"),
+        *("_a", "a\n", "a_ensemble", "_ensemble", "preprocess", "postprocess", "preprocess-2"),
+    ],
+)
+def test_every_part_allows_the_same_names_of_networks(name: str) -> None:
+    """Each part runs without the others, and so has the rule for itself."""
+    try:
+        by_client = client_names.check_network(name) == name
+    except ValueError:
+        by_client = False
+    by_gateway = endpoints._is_network(name)
+    assert is_name(name) == by_client == _repository._is_name(name) == by_gateway
 
 
 def test_every_default_is_in_the_configuration() -> None:
