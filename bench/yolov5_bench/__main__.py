@@ -14,9 +14,10 @@ from pathlib import Path
 from yolov5_build.cli import main as build
 from yolov5_build.paths import BUNDLED_PHOTOS
 from yolov5_build.photos import photos_in
+from yolov5_client._contract import endpoint_for
 
 from ._contenders import CONTENDERS, Contender
-from ._load import MODEL, endpoint
+from ._load import MODEL
 from ._measure import Sample, accuracy, check, measure, start_all
 from ._report import REFERENCE, accuracy_table, plot, step_table, table, write_csv, write_ratios
 from ._scaling import measure_scaling
@@ -111,7 +112,7 @@ def _copy_steps(source: Path, repository: Path, model: str) -> None:
 
     A server always has the network `yolov5`, so beside another one it is copied as well.
     """
-    kept = [*_STEPS, endpoint(MODEL), *([MODEL] if model != MODEL else [])]
+    kept = [*_STEPS, endpoint_for(MODEL), *([MODEL] if model != MODEL else [])]
     for name in kept:
         shutil.copytree(source / name, repository / name)
 

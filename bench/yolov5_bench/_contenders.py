@@ -16,7 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ._load import MODEL, endpoint
+from yolov5_client._contract import endpoint_for
+
+from ._load import MODEL
 
 _CPUS = len(os.sched_getaffinity(0))
 _START_SECONDS = 120
@@ -229,7 +231,7 @@ def _started(
         preexec_fn=lambda: os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cpus]),
     )
     try:
-        path = contender.ready_path.replace("ENDPOINT", endpoint(model)).replace("MODEL", model)
+        path = contender.ready_path.replace("ENDPOINT", endpoint_for(model)).replace("MODEL", model)
         _wait(process, web, path)
         running.process = process.pid
         yield running

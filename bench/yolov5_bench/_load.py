@@ -23,6 +23,8 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from yolov5_client._contract import NETWORK, endpoint_for
+
 from ._pipeline import Answer, Pipeline
 
 # An image -> its answer, and the bytes on the wire.
@@ -31,17 +33,7 @@ SendImage = Callable[[bytes], tuple[Answer, int]]
 _RAW = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": "0"}
 _JSON = {"Content-Type": "application/json"}
 _PAUSE_SECONDS = 0.02  # after a failed request
-MODEL = "yolov5"  # name of the network, unless another one is given
-
-
-def endpoint(model: str) -> str:
-    """Return the name of a network's endpoint."""
-    return f"{model}_ensemble"
-
-
-def _named(model: str) -> dict[str, Any]:
-    """Return arguments that name a network other than the usual one."""
-    return {} if model == MODEL else {"model": model}
+MODEL = NETWORK  # name of the network, unless another one is given
 
 
 def over_http(address: str, *parameters: str, model: str = MODEL) -> SendImage:
@@ -51,7 +43,7 @@ def over_http(address: str, *parameters: str, model: str = MODEL) -> SendImage:
         parameters: for the headers, such as Conf-Thres=0.4.
     """
     more = {f"X-Yolo-{name}": value for name, _, value in (p.partition("=") for p in parameters)}
-    post = _poster(address, f"/v2/models/{endpoint(model)}/infer", {**_RAW, **more})
+    post = _poster(address, f"/v2/models/{endpoint_for(model)}/infer", {**_RAW, **more})
 
     def send(image: bytes) -> tuple[Answer, int]:
         headers, body = post(image)
@@ -80,7 +72,7 @@ def over_grpc(address: str, *, model: str = MODEL) -> SendImage:
     """Send to the endpoint with the project's client."""
     from yolov5_client import Client
 
-    client = Client(address, **_named(model))
+    client = Client(address, model=model)
 
     def send(image: bytes) -> tuple[Answer, int]:
         found = client.detect(image)
@@ -102,7 +94,7 @@ def in_batches(address: str, size: str, *, model: str = MODEL) -> SendImage:
     def send(image: bytes) -> tuple[Answer, int]:
         tensor = triton.InferInput("image", [int(size), 1], "BYTES")
         tensor.set_data_from_numpy(np.array([[image]] * int(size), np.object_))
-        result = client.infer(endpoint(model), [tensor])
+        result = client.infer(endpoint_for(model), [tensor])
         count = result.as_numpy("num_dets")[0, 0]
         boxes, scores, classes = (
             result.as_numpy(name)[0, :count] for name in ("det_boxes", "det_scores", "det_classes")
@@ -231,7 +223,7 @@ def run_load(
     """
     begin = time.perf_counter() + warm
     window = _Window(begin, begin + seconds)
-    make = partial(make_sender, *sender, **_named(model))
+    make = partial(make_sender, *sender, model=model)
     loops = [_Caller(make, images, number, counts) for number in range(callers)]
     threads = _start(loops, window)
     time.sleep(max(0.0, window.begin - time.perf_counter()))

@@ -176,7 +176,7 @@ def test_failed_and_wrong_answers_are_counted_and_the_load_goes_on(
 ) -> None:
     sent: list[bytes] = []
 
-    def make_sender(*where: str) -> _load.SendImage:
+    def make_sender(*where: str, model: str) -> _load.SendImage:
         def send(image: bytes) -> tuple[Answer, int]:
             sent.append(image)
             if image == b"broken":
