@@ -24,7 +24,7 @@ from ._install import Installed, install_onnx
 from ._labels import read_names_file
 from ._limits import limited, run_in_child
 from ._manage import manage
-from ._networks import check_target, endpoint_name
+from ._networks import check_target, endpoint_name, printable
 from ._onnx_import import import_onnx
 from ._options import manages, parse
 from ._prefiltered import export_prefiltered
@@ -195,8 +195,7 @@ def _export_and_quantise(
 
 def _print_notes(split: Split) -> None:
     for note in split.notes:
-        text = "".join(letter if letter.isprintable() else "?" for letter in note)
-        print(f"warning: {text}", file=sys.stderr)
+        print(f"warning: {printable(note)}", file=sys.stderr)
 
 
 def _export_checkpoint(

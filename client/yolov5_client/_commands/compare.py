@@ -21,7 +21,7 @@ from .._sources import Source, expand
 from . import NO_SERVER, UsageError, connect
 from ._comparison import Answered, Comparison, Photo, Side
 from ._run import answer_reason, given_parameters, settled
-from .detect import add_parameter_flags, seconds, whole_number
+from .detect import add_parameter_flags, add_retry_flag, whole_number
 from .status import require_ready
 
 
@@ -68,13 +68,7 @@ def _add_sending_flags(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="concurrent requests to each of the two (%(default)s)",
     )
-    group.add_argument(
-        "--retry-for",
-        type=seconds,
-        default=300.0,
-        metavar="SECONDS",
-        help="how long to wait for a server that goes away during the run (%(default)g)",
-    )
+    add_retry_flag(group)
 
 
 def _add_output_flags(group: argparse._ArgumentGroup) -> None:

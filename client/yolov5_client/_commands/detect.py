@@ -104,13 +104,7 @@ def _add_sending_flags(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="concurrent requests (%(default)s)",
     )
-    group.add_argument(
-        "--retry-for",
-        type=seconds,
-        default=300.0,
-        metavar="SECONDS",
-        help="how long to wait for a server that goes away during the run (%(default)g)",
-    )
+    add_retry_flag(group)
     group.add_argument(
         "--vid-stride",
         type=whole_number,
@@ -124,6 +118,17 @@ def _add_sending_flags(group: argparse._ArgumentGroup) -> None:
         default=95,
         metavar="1..100",
         help="quality of the frames of a video (%(default)s)",
+    )
+
+
+def add_retry_flag(group: argparse._ArgumentGroup) -> None:
+    """Add --retry-for, for commands that send many images."""
+    group.add_argument(
+        "--retry-for",
+        type=seconds,
+        default=300.0,
+        metavar="SECONDS",
+        help="how long to wait for a server that goes away during the run (%(default)g)",
     )
 
 
