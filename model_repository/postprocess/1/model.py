@@ -48,7 +48,7 @@ class TritonPythonModel:
         class_conf_thres = torch.full((len(network.class_names),), 0.5, device=device)
         for multi_label in (0,) if network.best_class_only else (0, 1):
             thresholds = Thresholds.from_row([0.5, 0.5, 1, 0, multi_label])
-            find(network, rows, thresholds, class_conf_thres, placement)
+            detect(rows, thresholds, class_conf_thres, placement, **network.head)
 
     def execute(self, requests):
         for request in requests:
@@ -89,7 +89,7 @@ class TritonPythonModel:
         detections = []
         for image in zip(output0, thresholds, class_conf_thres, placements):
             started = perf_counter()
-            detections.append([part.cpu().numpy() for part in find(network, *image)])
+            detections.append([part.cpu().numpy() for part in detect(*image, **network.head)])
             metrics.observe(perf_counter() - started)
             metrics.count_detections(detections[-1][2], network.class_names)
         outputs = pack_detections(detections, network.class_names)
@@ -125,16 +125,6 @@ def check(network, output0, nms, class_conf_thres):
             " lines of labels.txt"
         )
     check_lowest(nms[:, CONF_THRES], class_conf_thres)
-
-
-def find(network, rows, thresholds, class_conf_thres, placement):
-    return detect(
-        rows,
-        thresholds,
-        class_conf_thres,
-        placement,
-        **network.head,
-    )
 
 
 def error_response(message, code):

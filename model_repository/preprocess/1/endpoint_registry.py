@@ -56,14 +56,7 @@ def read_endpoint(folder: Path) -> Endpoint:
     Raises:
         EndpointError, NetworkSpecError: a file is missing, or the files contradict each other.
     """
-    config = _read_config(folder)
-    slot, network = _wiring(folder.name, config)
-    return Endpoint(
-        name=folder.name.removesuffix(SUFFIX),
-        slot=slot,
-        network=read_network_spec(folder.parent / network),
-        parameters=_texts(config),
-    )
+    return _read_network(folder, _read_config(folder))
 
 
 def read_parameters(folder: Path) -> dict[str, str]:
@@ -104,7 +97,9 @@ class EndpointRegistry(Generic[T]):
         if changed_at != self._changed_at or slot not in self._by_slot:
             self._changed_at = changed_at
             self._read()
-        found = self._by_slot.get(slot, EndpointError(f"no endpoint uses input {slot}"))
+        if slot not in self._by_slot:
+            raise EndpointError(f"no endpoint uses input {slot}")
+        found = self._by_slot[slot]
         if isinstance(found, EndpointError):
             raise found
         return found
@@ -123,12 +118,13 @@ class EndpointRegistry(Generic[T]):
 
     def _add(self, folder: Path) -> None:
         try:
-            slot, _ = _wiring(folder.name, _read_config(folder))
+            config = _read_config(folder)
+            slot, _ = _wiring(folder.name, config)
         except EndpointError as error:
             self._warn(str(error))
             return
         try:
-            self._by_slot[slot] = self._prepare(read_endpoint(folder))
+            self._by_slot[slot] = self._prepare(_read_network(folder, config))
         except ValueError as error:  # the steps' errors about settings and files
             self._by_slot[slot] = EndpointError(f"{folder.name}: {error}")
             self._warn(f"{folder.name}: {error}")
@@ -141,6 +137,17 @@ def _read_config(folder: Path) -> Any:
     except (OSError, ValueError, text_format.ParseError) as error:
         reason = getattr(error, "strerror", None) or error
         raise EndpointError(f"{folder.name}/config.pbtxt cannot be read: {reason}") from None
+
+
+def _read_network(folder: Path, config: Any) -> Endpoint:
+    """The endpoint in this folder, with this configuration, and its network."""
+    slot, network = _wiring(folder.name, config)
+    return Endpoint(
+        name=folder.name.removesuffix(SUFFIX),
+        slot=slot,
+        network=read_network_spec(folder.parent / network),
+        parameters=_texts(config),
+    )
 
 
 def _texts(config: Any) -> dict[str, str]:

@@ -49,10 +49,7 @@ class TritonPythonModel:
         """Prepare for the requests of an endpoint."""
         network = endpoint.network
         settings = read_endpoint_settings(
-            self.given,
-            endpoint.parameters,
-            network.class_names,
-            **network.head,
+            self.given, endpoint.parameters, network.class_names, **network.head
         )
         self.tensor_bytes = max(self.tensor_bytes, 3 * 4 * network.height * network.width)
         malloc.configure(self.tensor_bytes)
