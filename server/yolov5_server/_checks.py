@@ -52,12 +52,8 @@ def check_repository(settings: Settings) -> None:
     configs = chosen_configs(settings)
     for model in MODELS:
         read_config(settings.repository, model, configs)
-    config = read_network_config(settings.repository, configs, plans=settings.triton is not None)
-    check_precision(config, settings.precision)
-    # config.pbtxt: the embedded configurations leave the number of rows open.
-    check_shared_memory(
-        read_config(settings.repository, NETWORK), shutil.disk_usage(SHARED_MEMORY).free
-    )
+    _check_precision_of(settings, NETWORK, configs)
+    _check_room_for(settings, NETWORK)
 
 
 def check_network(settings: Settings, network: str) -> None:
@@ -67,10 +63,7 @@ def check_network(settings: Settings, network: str) -> None:
         StartError: the network cannot be served.
     """
     configs = chosen_configs(settings, network)
-    config = read_network_config(
-        settings.repository, configs, network=network, plans=settings.triton is not None
-    )
-    check_precision(config, settings.precision)
+    config = _check_precision_of(settings, network, configs)
     endpoint = settings.repository / endpoint_name(network)
     for one in dict.fromkeys((None, configs)):
         check_endpoint_config(settings.repository, network, one, config.max_batch_size)
@@ -78,9 +71,24 @@ def check_network(settings: Settings, network: str) -> None:
         step_function(settings.repository, "endpoint_check", "check_endpoint")(endpoint)
     except ValueError as error:
         raise StartError(f"{error}.") from None
-    check_shared_memory(
-        read_config(settings.repository, network), shutil.disk_usage(SHARED_MEMORY).free
+    _check_room_for(settings, network)
+
+
+def _check_precision_of(
+    settings: Settings, network: str, configs: str | None
+) -> model_config_pb2.ModelConfig:
+    """Check that an installed network is complete and has the wanted precision."""
+    config = read_network_config(
+        settings.repository, configs, network=network, plans=settings.triton is not None
     )
+    check_precision(config, settings.precision)
+    return config
+
+
+def _check_room_for(settings: Settings, network: str) -> None:
+    # config.pbtxt: the embedded configurations leave the number of rows open.
+    config = read_config(settings.repository, network)
+    check_shared_memory(config, shutil.disk_usage(SHARED_MEMORY).free)
 
 
 def check_endpoint_config(

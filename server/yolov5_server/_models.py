@@ -35,7 +35,7 @@ def list_models(reloader: Reloader, health: Health, server: int) -> dict[str, An
                 "name": name,
                 "endpoint": endpoint_name(name),
                 "version": served.version if served else None,
-                "precision": served.precision if served else None,
+                "precision": served.staged.precision if served else None,
                 "ready": served is not None and fault is None,
                 "reason": reloader.refused.get(name) or fault,
                 "memory_bytes": memory.get(served.staged.model) if served else None,

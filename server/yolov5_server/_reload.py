@@ -25,11 +25,8 @@ from ._repository import (
     FIRST,
     LAST,
     NETWORK,
-    chosen_configs,
     endpoint_name,
     installed_networks,
-    network_precision,
-    read_config,
 )
 from ._settings import Settings
 from ._stage import Stage, Staged
@@ -73,13 +70,11 @@ class Served:
         staged: its names and slot.
         identity: of what was installed when it was staged.
         version: of the network.
-        precision: of the network.
     """
 
     staged: Staged
     identity: Identity | None
     version: int
-    precision: str
 
 
 class Reloader:
@@ -128,7 +123,6 @@ class Reloader:
         self._on_stuck = on_stuck
         self._log = log
         self._known: dict[str, Identity | None] = {}  # what was last served or refused
-        self._precisions: dict[str, str] = {}
         self._generation = 1  # number of networks loaded so far, also of those that failed to load
         self.served: dict[str, Served] = {}
         self.refused: dict[str, str] = {}
@@ -150,12 +144,12 @@ class Reloader:
             try:
                 if network != NETWORK:  # the first one was checked before
                     check_network(self._settings, network)
-                self._read_precision(network)
                 staged.append(self._stage.add_endpoint(network))
             except (StartError, OSError) as error:
                 if network == NETWORK:
                     raise
-                self._withdraw(network, network)
+                self._stage.remove_endpoint(network)
+                self._stage.remove_network(network)
                 self._refuse(network, f"The network {network} is not served: {error}")
         return staged
 
@@ -169,9 +163,8 @@ class Reloader:
         for one in staged:
             if one.endpoint in reasons:
                 reason = reasons.get(one.model) or reasons[one.endpoint]
-                with suppress(ControlError):
-                    self._control.unload(one.model)
-                self._withdraw(one.network, one.model)
+                self._stage.remove_endpoint(one.network)
+                self._unload(one.model)
                 self._refuse(one.network, f"The network {one.network} is not served: {reason}")
             else:
                 self._accept(one, self._known[one.network])
@@ -222,7 +215,6 @@ class Reloader:
         staged = None
         try:
             check_network(self._settings, network)
-            self._read_precision(network)
             staged = self._stage.replacement(network, model)
             self._load_and_cut_over(staged, is_loaded=same)
         except LoadStuckError as stuck:
@@ -279,9 +271,9 @@ class Reloader:
             return f"Now serving {staged.endpoint} as it is configured now."
         if before is not None:
             self._unload(before.staged.model)
-        now = self.served[staged.network]
+        version = self.served[staged.network].version
         name = "the network" if staged.network == NETWORK else staged.network
-        return f"Now serving version {now.version} of {name}, {now.precision.upper()}."
+        return f"Now serving version {version} of {name}, {staged.precision.upper()}."
 
     def _keep(
         self,
@@ -303,16 +295,7 @@ class Reloader:
     def _accept(self, staged: Staged, identity: Identity | None) -> None:
         version = self._control.version(staged.model)
         self.refused.pop(staged.network, None)
-        self.served[staged.network] = Served(
-            staged=staged,
-            identity=identity,
-            version=version,
-            precision=self._precisions[staged.network],
-        )
-
-    def _read_precision(self, network: str) -> None:
-        config = read_config(self._repository, network, chosen_configs(self._settings, network))
-        self._precisions[network] = network_precision(config)
+        self.served[staged.network] = Served(staged=staged, identity=identity, version=version)
 
     def _refuse(self, network: str, sentence: str) -> str:
         self.refused[network] = sentence
@@ -332,10 +315,6 @@ class Reloader:
         self._unload(before.staged.model)
         self._on_models_changed(self.models)
         return f"{before.staged.endpoint} was removed."
-
-    def _withdraw(self, network: str, model: str) -> None:
-        self._stage.remove_endpoint(network)
-        self._stage.remove_network(model)
 
     def _unload(self, model: str) -> None:
         """Unload a network, once the requests that it has are answered."""

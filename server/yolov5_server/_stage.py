@@ -22,12 +22,19 @@ from typing import Any, TypeAlias
 from google.protobuf import text_format
 
 from ._errors import StartError
-from ._repository import FIRST, LAST, NETWORK, chosen_configs, endpoint_name, read_config
+from ._repository import (
+    FIRST,
+    LAST,
+    NETWORK,
+    chosen_configs,
+    endpoint_name,
+    network_precision,
+    read_config,
+)
 from ._settings import CLOSED_STEPS, Settings
 
 MODELS, CLOSED = "models", "closed"
 CONFIG_NAME = "served"  # of the configurations that Triton prefers to config.pbtxt
-_INPUT = "image"
 _NOT_LINKED = ("config.pbtxt", "configs", "versions")  # `versions` holds earlier ones
 _Config: TypeAlias = Any  # a ModelConfig
 
@@ -40,21 +47,20 @@ class Staged:
         network: its name.
         model: name of the model that is the network: the same, or with a number added.
         slot: number of the input of `preprocess`.
+        input: name of that input.
+        precision: of the network.
     """
 
     network: str
     model: str
     slot: int
+    input: str
+    precision: str
 
     @property
     def endpoint(self) -> str:
         """Name of the ensemble."""
         return endpoint_name(self.network)
-
-    @property
-    def input(self) -> str:
-        """Name of the input of `preprocess`."""
-        return f"{_INPUT}_{self.slot}" if self.slot else _INPUT
 
 
 class Stage:
@@ -70,7 +76,8 @@ class Stage:
         self._repository = settings.repository
         self._models = folder / MODELS
         self._closed = folder / CLOSED
-        self._count = len(read_config(self._repository, FIRST).input)  # of slots
+        # Index = slot.
+        self._inputs = [tensor.name for tensor in read_config(self._repository, FIRST).input]
         self._last_slot = -1
         self._slots: dict[str, int] = {}  # by network; of the endpoints that are staged
         self._models.mkdir()
@@ -84,7 +91,7 @@ class Stage:
         Raises:
             StartError, OSError: a file is missing or not valid.
         """
-        staged = Staged(network=network, model=network, slot=self._own_slot(network))
+        staged = self._staged(network, network, self._own_slot(network))
         self.add_network(staged)
         if network != NETWORK:  # its double is among those that are copied
             # Triton loads it with the network. The doubles of later networks are not loaded.
@@ -96,9 +103,9 @@ class Stage:
         """What is to replace the endpoint of this network, or to be its first one.
 
         Raises:
-            StartError: there are too many endpoints.
+            StartError: there are too many endpoints, or a file is missing or not valid.
         """
-        return Staged(network=network, model=model, slot=self._next_slot())
+        return self._staged(network, model, self._next_slot())
 
     def add_network(self, staged: Staged) -> None:
         """Stage a network under the name of its model.
@@ -177,18 +184,34 @@ class Stage:
         double.ensemble_scheduling.step[0].model_name = step
         _write(folder / "config.pbtxt", double)
 
+    def _staged(self, network: str, model: str, slot: int) -> Staged:
+        config = read_config(self._repository, network, chosen_configs(self._settings, network))
+        return Staged(
+            network=network,
+            model=model,
+            slot=slot,
+            input=self._inputs[slot],
+            precision=network_precision(config),
+        )
+
     def _own_slot(self, network: str) -> int:
         """The slot in the repository, unless another endpoint has it."""
-        own = _read_slot(read_config(self._repository, endpoint_name(network)))
-        return own if own < self._count and own not in self._slots.values() else self._next_slot()
+        config = read_config(self._repository, endpoint_name(network))
+        for step in config.ensemble_scheduling.step:
+            for name in step.input_map if step.model_name == FIRST else ():
+                own = self._inputs.index(name) if name in self._inputs else None
+                if own is not None and own not in self._slots.values():
+                    return own
+        return self._next_slot()
 
     def _next_slot(self) -> int:
         """The free slot that was not used longest: requests of before may still be under way."""
-        for step in range(1, self._count + 1):
-            slot = (self._last_slot + step) % self._count
+        count = len(self._inputs)
+        for step in range(1, count + 1):
+            slot = (self._last_slot + step) % count
             if slot not in self._slots.values():
                 return slot
-        raise StartError(f"there are too many endpoints; allowed: {self._count - 1}.")
+        raise StartError(f"there are too many endpoints; allowed: {count - 1}.")
 
     def _mark_changed(self) -> None:
         """Let the shared steps see a change, however soon after the last one."""
@@ -222,12 +245,3 @@ def _replace(path: Path, content: bytes) -> None:
     new = path.with_suffix(".new")
     new.write_bytes(content)
     new.replace(path)
-
-
-def _read_slot(config: _Config) -> int:
-    """The slot in the configuration of an endpoint; 0 if it says none."""
-    for step in config.ensemble_scheduling.step:
-        for name in step.input_map if step.model_name == FIRST else ():
-            number = name.removeprefix(f"{_INPUT}_")
-            return int(number) if number.isdecimal() else 0
-    return 0
