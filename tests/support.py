@@ -556,6 +556,14 @@ def row(outputs: Outputs, index: int) -> Outputs:
     return alone
 
 
+Fingerprint = tuple[int, float]
+
+
+def fingerprint(outputs: Outputs) -> Fingerprint:
+    """Tell the answers of two networks apart: number of detections, sum of their scores."""
+    return outputs["num_dets"].item(), round(float(outputs["det_scores"].sum()), 2)
+
+
 def assert_same(one: Outputs, other: Outputs, *, exact: bool = True) -> None:
     """Compare detections: to the bit if `exact`, else up to the summation order of a batch."""
     assert one.keys() == other.keys()

@@ -22,9 +22,10 @@ import tritonclient.grpc as grpc
 from support import (
     BUNDLED,
     PHOTO,
-    Outputs,
+    Fingerprint,
     RunningServer,
     ask_grpc,
+    fingerprint,
     infer,
     make_repository,
     post_raw,
@@ -45,7 +46,6 @@ OTHER = ["--imgsz=256"]
 EVERYTHING = {"conf_thres": 0.01}
 # Triton's rare answer in the moment of a change: docs/operations.md.
 NO_MODEL = "no model"
-Fingerprint = tuple[int, float]  # of an answer: detections, sum of their scores
 
 
 @pytest.fixture
@@ -132,10 +132,6 @@ def shared_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """For tests that leave a healthy server with one network."""
     with running_site(make_repository(tmp_path_factory.mktemp("site"), BUNDLED, *FIRST)) as site:
         yield site
-
-
-def fingerprint(outputs: Outputs) -> Fingerprint:
-    return outputs["num_dets"].item(), round(float(outputs["det_scores"].sum()), 2)
 
 
 def refusal(address: str) -> str:

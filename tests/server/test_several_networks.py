@@ -24,10 +24,12 @@ from support import (
     BUNDLED,
     PHOTO,
     PHOTOS,
+    RAW,
     SHARED,
     Outputs,
     RunningServer,
     compare,
+    fingerprint,
     infer,
     make_repository,
     post,
@@ -49,7 +51,6 @@ DATA = Path(__file__).parents[1] / "data"
 IMAGES = {path.name: path.read_bytes() for path in sorted(PHOTOS.iterdir())}
 SECONDS = 60  # for one change, on two busy cores
 LABELS = ["first", "second", "third"]  # of the network `small`
-RAW = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": "0"}
 # Triton's rare answer in the moment of a change: docs/operations.md.
 NO_MODEL = "Request for unknown model"
 
@@ -161,8 +162,8 @@ def test_requests_of_all_networks_at_once_are_not_mixed_up(
         time.sleep(5)
     assert failures == []
     for network in ("yolov5", "rect", "small"):
-        (only,) = {fingerprint for name, fingerprint in answers if name == network}
-        assert only == fingerprint_of(ask(server, network, PHOTO.read_bytes()))
+        (only,) = {found for name, found in answers if name == network}
+        assert only == fingerprint(ask(server, network, PHOTO.read_bytes()))
 
 
 def test_parameters_are_read_with_the_classes_of_the_network(
@@ -301,10 +302,6 @@ def test_plain_triton_serves_every_endpoint_of_a_repository(installed: Path) -> 
 # -- networks come and go ----------------------------------------------------------------------
 
 
-def fingerprint_of(outputs: Outputs) -> tuple[int, float]:
-    return outputs["num_dets"].item(), round(float(outputs["det_scores"].sum()), 2)
-
-
 @contextmanager
 def load(
     server: RunningServer, callers: dict[str, int]
@@ -322,7 +319,7 @@ def load(
                 except grpc.InferenceServerException as error:
                     failures.append(f"{network}: {error}")
                     continue
-                answers[network, fingerprint_of(outputs)] += 1
+                answers[network, fingerprint(outputs)] += 1
 
     threads = [
         threading.Thread(target=work, args=(network,))
@@ -377,9 +374,7 @@ def test_no_request_fails_while_a_network_is_added_replaced_and_removed(
 ) -> None:
     server, repository = site
     third = Third(repository, tmp_path)
-    own = {
-        name: fingerprint_of(ask(server, name, PHOTO.read_bytes())) for name in ("rect", "small")
-    }
+    own = {name: fingerprint(ask(server, name, PHOTO.read_bytes())) for name in ("rect", "small")}
     started, thirds = time.monotonic(), []
     before = models(server)
     with load(server, {"rect": count, "small": count}) as (answers, failures):
@@ -388,7 +383,7 @@ def test_no_request_fails_while_a_network_is_added_replaced_and_removed(
             third.install(index)
             line = f"Now serving version {index + 1} of third, FP32."
             wait_until(lambda: line in server.log.read_text()[logged:], SECONDS)  # noqa: B023
-            thirds.append(fingerprint_of(ask(server, "third", PHOTO.read_bytes())))
+            thirds.append(fingerprint(ask(server, "third", PHOTO.read_bytes())))
             time.sleep(seconds / 4)
         third.remove()
         wait_until(
@@ -462,7 +457,7 @@ def test_endpoint_stays_as_it_was_if_its_new_settings_are_refused(
     server, repository = site
     config = repository / "small_ensemble" / "config.pbtxt"
     text, said = config.read_text(), len(server.log.read_text())
-    before = fingerprint_of(ask(server, "small", PHOTO.read_bytes()))
+    before = fingerprint(ask(server, "small", PHOTO.read_bytes()))
     (triton,) = server.processes("bin/tritonserver")
     more = (
         f'parameters {{ key: "{name}" value: {{ string_value: "{value}" }} }}\n'
@@ -473,7 +468,7 @@ def test_endpoint_stays_as_it_was_if_its_new_settings_are_refused(
     wait_until(lambda: line in server.log.read_text()[said:], SECONDS)
     end = time.monotonic() + 8
     while time.monotonic() < end:
-        assert fingerprint_of(ask(server, "small", PHOTO.read_bytes())) == before
+        assert fingerprint(ask(server, "small", PHOTO.read_bytes())) == before
     assert health(server, "ready/small") == (200, {"ready": True})
     assert server.processes("bin/tritonserver") == [triton]
     config.write_text(text)
