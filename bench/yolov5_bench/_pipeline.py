@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torchvision.ops import box_iou
 
 from yolov5_build._contract import WHOLE
+from yolov5_build.detector import Detector
 from yolov5_build.metadata import read_metadata
 from yolov5_build.steps import step_module
 
@@ -85,14 +86,6 @@ class Pipeline:
         self._decoder = decode.Decoder(limits)
         normalise = step_module("preprocess", "normalise")
         self._normaliser = normalise.HostNormaliser()
-        self._nms = step_module("postprocess", "nms")
-        self._thresholds = self._nms.Thresholds(
-            conf_thres=CONF_THRES,
-            iou_thres=IOU_THRES,
-            max_det=MAX_DET,
-            agnostic_nms=False,
-            multi_label=False,
-        )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         self._session = onnxruntime.InferenceSession(
@@ -102,7 +95,12 @@ class Pipeline:
         self._input = image.name
         self.height, self.width = image.shape[2:]
         metadata = read_metadata(network)
-        self._class_conf_thres = torch.full((len(metadata.names),), CONF_THRES)
+        self._detect = Detector(
+            classes=len(metadata.names),
+            conf_thres=CONF_THRES,
+            iou_thres=IOU_THRES,
+            max_det=MAX_DET,
+        )
         self._letterbox = partial(
             step_module("preprocess", "letterbox").letterbox,
             height=self.height,
@@ -123,13 +121,8 @@ class Pipeline:
         return rows
 
     def finish(self, rows: NDArray[np.float32], placement: Any) -> Answer:
-        boxes, scores, classes = self._nms.detect(
-            torch.from_numpy(rows),
-            self._thresholds,
-            self._class_conf_thres,
-            placement,
-        )
-        return Answer(boxes=boxes.numpy(), scores=scores.numpy(), classes=classes.numpy())
+        boxes, scores, classes = self._detect(rows, placement)
+        return Answer(boxes=boxes, scores=scores, classes=classes)
 
     def __call__(self, image: bytes) -> Answer:
         batch, placement = self.prepare(image)

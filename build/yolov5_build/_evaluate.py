@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from yolov5_client import evaluation
@@ -20,9 +19,9 @@ from yolov5_client.evaluation import Predictions, Split
 
 from . import _contract as contract
 from ._runtimes import ONNX_RUNTIME, RUNTIMES
+from .detector import Detector
 from .metadata import Metadata, read_metadata
 from .photos import PhotoLoader
-from .steps import step_module
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,26 +90,18 @@ def _detector(metadata: Metadata) -> Callable[[NDArray[np.float32], Any], Predic
     The thresholds are those of the reference's evaluation.
     """
     best_class_only = metadata.head != contract.FULL
-    nms = step_module("postprocess", "nms")
-    thresholds = nms.Thresholds(
+    detector = Detector(
+        classes=len(metadata.names),
         conf_thres=evaluation.CONF_THRES,
         iou_thres=evaluation.IOU_THRES,
         max_det=evaluation.MAX_DET,
-        agnostic_nms=False,
         multi_label=not best_class_only,
+        best_class_only=best_class_only,
+        end_to_end=metadata.head == contract.END2END,
     )
-    class_conf_thres = torch.full((len(metadata.names),), evaluation.CONF_THRES)
 
     def find(rows: NDArray[np.float32], placement: Any) -> Predictions:
-        detections = nms.detect(
-            torch.from_numpy(rows),
-            thresholds,
-            class_conf_thres,
-            placement,
-            best_class_only=best_class_only,
-            end_to_end=metadata.head == contract.END2END,
-        )
-        boxes, scores, indices = (part.numpy() for part in detections)
+        boxes, scores, indices = detector(rows, placement)
         size = placement.height, placement.width
         return Predictions(boxes=boxes, scores=scores, classes=indices, size=size)
 

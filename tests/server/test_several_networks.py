@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 import pytest
 import tritonclient.grpc as grpc
-from nms import detect
+from one_image import detect
 from support import (
     BUNDLED,
     PHOTO,

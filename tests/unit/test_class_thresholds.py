@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+import candidates
 import nms
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from default_parameters import DEFAULTS
 from fuzzing import fuzz
 from hypothesis import given
 from hypothesis import strategies as st
-from nms import MAX_CANDIDATES, InputError, detect
+from nms import InputError
 from numpy.typing import NDArray
+from one_image import asked, detect
 from parameters import parse_parameters
 from placement import Placement
 from prefilter import with_prefilter
@@ -232,31 +234,33 @@ def test_lowest_threshold_is_that_of_the_classes_reported() -> None:
 
 
 def test_network_must_have_been_given_the_lowest_threshold() -> None:
-    by_class = torch.tensor([[0.25, torch.inf], [0.75, 0.5]])
-    nms.check_lowest(torch.tensor([0.25, 0.5]), by_class)
-    for wrong in ([0.25, 0.75], [0.5, 0.5], [0.125, 0.5], [torch.nan, 0.5]):
+    by_class = np.array([[0.25, np.inf], [0.75, 0.5]])
+    nms.check_lowest(np.array([0.25, 0.5]), by_class)
+    for wrong in ([0.25, 0.75], [0.5, 0.5], [0.125, 0.5], [np.nan, 0.5]):
         with pytest.raises(InputError, match="conf_thres is not the lowest of class_conf_thres"):
-            nms.check_lowest(torch.tensor(wrong), by_class)
+            nms.check_lowest(np.array(wrong), by_class)
     with pytest.raises(InputError):
-        nms.check_lowest(torch.tensor([0.25]), torch.tensor([[0.25, torch.nan]]))
+        nms.check_lowest(np.array([0.25]), np.array([[0.25, np.nan]]))
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
 def test_best_candidates_of_all_classes_together_enter_the_suppression(multi_label: bool) -> None:
     """As many as of a single run: classes with low thresholds do not add theirs on top."""
-    count = 20_000 if multi_label else MAX_CANDIDATES + 5000
+    count = 20_000 if multi_label else candidates.MAX_CANDIDATES + 5000
     rows = torch.rand((count, 8), generator=torch.Generator().manual_seed(0))
     rows[:, 4] = 1
     by_class = torch.tensor([0.0, 0.5, 0.25])
     request = Thresholds.from_row([0, 0.45, 300, 0, multi_label])
-    _, found, classes = nms._full_candidates(rows, request, by_class)
+    given = asked(request, by_class, IDENTITY)
+    selected = candidates.select_rows([rows[None]], given.conf_thres)
+    _, found, classes, _ = candidates.find_candidates(selected, given, reduced=False)
     scores, best = rows[:, 5:], rows[:, 5:].argmax(1, keepdim=True)
     wanted = scores > by_class
     if not multi_label:
         wanted &= torch.zeros_like(wanted).scatter(1, best, True)
-    assert int(wanted.sum()) > MAX_CANDIDATES
-    lowest = scores[wanted].sort(descending=True).values[MAX_CANDIDATES - 1]
+    assert int(wanted.sum()) > candidates.MAX_CANDIDATES
+    lowest = scores[wanted].sort(descending=True).values[candidates.MAX_CANDIDATES - 1]
     number, index = (wanted & (scores >= lowest)).nonzero(as_tuple=True)
-    assert len(found) == MAX_CANDIDATES
+    assert len(found) == candidates.MAX_CANDIDATES
     assert torch.equal(classes, index)
     assert torch.equal(found, scores[number, index])

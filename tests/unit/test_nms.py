@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import candidates
 import nms
 import numpy as np
+import one_image
 import pytest
 import torch
-from nms import MAX_CANDIDATES, InputError
-from pack import pack_detections
+from batch_thresholds import BatchThresholds
+from candidates import MAX_CANDIDATES
+from nms import InputError
+from pack import encode_labels, pack_detections
 from placement import Placement
 from thresholds import NOT_REPORTED, Thresholds
 from torch import Tensor
@@ -40,7 +44,7 @@ def detect(
     best_class_only: bool = False,
     end_to_end: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return nms.detect(
+    return one_image.detect(
         rows,
         given,
         by_class(given, reported),
@@ -205,7 +209,7 @@ def test_threshold_of_a_class_applies_to_boxes_that_the_network_has_chosen() -> 
         ([0.1, NOT_REPORTED, 0.9], [0]),
     ):
         limits = thresholds(conf_thres=min(by_class))
-        found = nms.detect(CHOSEN, limits, torch.tensor(by_class), IDENTITY, end_to_end=True)
+        found = one_image.detect(CHOSEN, limits, torch.tensor(by_class), IDENTITY, end_to_end=True)
         assert found[2].tolist() == wanted
 
 
@@ -234,7 +238,7 @@ def test_candidates_beyond_the_most_allowed_are_dropped_worst_and_last_first(sur
     scores[::100] = 0.75  # as many as can be kept: some of the equal ones are dropped
     wanted = torch.ones(count, dtype=torch.bool)
     wanted[:3] = False
-    kept = nms._keep_best(wanted.clone(), scores)
+    kept = candidates.keep_best(wanted.clone(), scores)
     expected = wanted.clone()
     dropped = max(0, surplus - 3)
     worst = (wanted & (scores == 0.5)).nonzero().squeeze(1)
@@ -253,8 +257,9 @@ def test_only_the_best_candidates_enter_the_suppression(best_class_only: bool) -
     rows = torch.rand((count, 6), generator=torch.Generator().manual_seed(0))
     rows[:, 4] = rows[:, 4].sqrt() * 0.5 + 0.5
     rows[:, 5] = 0 if best_class_only else 1
-    candidates = nms._reduced_candidates if best_class_only else nms._full_candidates
-    boxes, scores, classes = candidates(rows, thresholds(), by_class(thresholds(), ALL[:1]))
+    given = one_image.asked(thresholds(), by_class(thresholds(), ALL[:1]), IDENTITY)
+    selected = candidates.select_rows([rows[None]], given.conf_thres)
+    boxes, scores, classes, _ = candidates.find_candidates(selected, given, reduced=best_class_only)
     assert (boxes.shape, classes.shape) == ((MAX_CANDIDATES, 4), (MAX_CANDIDATES,))
     best = rows[:, 4].sort(descending=True).values[:MAX_CANDIDATES]
     assert torch.equal(scores.sort(descending=True).values, best)
@@ -271,16 +276,21 @@ def test_gpu_gives_the_same_detections() -> None:
     host = detect(ROWS, thresholds(), ALL, IDENTITY)
     device = detect(ROWS.cuda(), thresholds(), ALL.cuda(), IDENTITY)
     for one, other in zip(host, device):
-        assert other.is_cuda
-        torch.testing.assert_close(one, other.cpu())
+        torch.testing.assert_close(one, other)
 
 
-def test_pack_pads_to_the_largest_number_of_detections() -> None:
-    found = [part.numpy() for part in detect(ROWS, thresholds(), ALL, IDENTITY)]
-    nothing = [part.numpy() for part in detect(ROWS * 0, thresholds(), ALL, IDENTITY)]
-    packed = pack_detections(
-        [(found[0], found[1], found[2]), (nothing[0], nothing[1], nothing[2])], ("a", "b", "ç")
+def test_pack_pads_to_the_largest_number_of_detections_of_a_request() -> None:
+    asked = thresholds().as_row()
+    given = BatchThresholds.from_arrays(
+        np.array([asked] * 3, np.float32),
+        np.full((3, 3), 0.25, np.float32),
+        np.array([IDENTITY.as_row()] * 3, np.float32),
     )
+    found = nms.detect([torch.stack([ROWS, ROWS * 0]), ROWS[None, :1]], given)
+    assert found.counts == [2, 0, 1]
+    packed, other = pack_detections(found, [2, 1], encode_labels(("a", "b", "ç")))
+    assert other["det_boxes"].tolist() == [[[375, 290, 425, 310]]]
+    assert other["det_labels"].tolist() == [["ç".encode()]]
     assert packed["num_dets"].tolist() == [[2], [0]]
     assert packed["det_boxes"].shape == (2, 2, 4)
     assert packed["det_classes"].tolist() == [[0, 2], [-1, -1]]

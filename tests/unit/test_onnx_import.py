@@ -12,8 +12,8 @@ import onnxruntime
 import pytest
 import torch
 from checkpoints import EXPORT_SIZE, LABELS, export, read_small, unsorted
-from nms import detect
 from numpy.typing import NDArray
+from one_image import detect
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from support import SHARED
 from thresholds import Thresholds

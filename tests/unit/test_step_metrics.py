@@ -101,12 +101,12 @@ def test_detections_are_counted_by_the_name_of_their_class() -> None:
     metrics.start()
     plates.count_detections(np.array([2, 0, 1, 2]), names)
     plates.count_detections(np.array([], np.int64), names)
-    plates.observe(0.125)
+    plates.observe(0.25, images=2)
     metrics.close()
     assert triton.told() == {
         ("yolov5_detections_total", "car"): [3],
         ("yolov5_detections_total", "bus"): [1],
-        ("yolov5_nms_seconds", ""): [0.125],
+        ("yolov5_nms_seconds", ""): [0.125, 0.125],
     }
     assert triton.buckets["yolov5_nms_seconds"] == [
         *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5)

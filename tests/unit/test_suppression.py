@@ -12,9 +12,10 @@ import pytest
 import suppression
 import torch
 import torchvision_ops
+from candidates import MAX_CANDIDATES
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nms import MAX_CANDIDATES, detect
+from one_image import detect
 from placement import Placement
 from suppression import suppress
 from thresholds import Thresholds

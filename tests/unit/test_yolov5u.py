@@ -11,9 +11,10 @@ import nms
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from one_image import detect
 from support import SHARED, Outputs, compare, reference
 from thresholds import Thresholds
-from torch import Tensor
 
 from yolov5_build import Checkpoint, export_onnx, load_checkpoint
 from yolov5_build._runtimes import ONNX_RUNTIME, RUNTIMES
@@ -56,7 +57,7 @@ def answers(
     least = torch.full((3,), thresholds.conf_thres)
     for photo in photos:
         tensor, placement = loader.load(photo)
-        found = nms.detect(torch.from_numpy(run.rows(tensor[None])), thresholds, least, placement)
+        found = detect(torch.from_numpy(run.rows(tensor[None])), thresholds, least, placement)
         yield placement, [part.numpy() for part in found]
 
 
@@ -83,10 +84,10 @@ def test_detections_are_those_of_the_package(exported: Path, letterbox: str, cou
     assert result.score <= 1e-3
 
 
-def unclipped(boxes: Tensor, p: Any) -> Tensor:
+def unclipped(boxes: NDArray[np.float32], placement: NDArray[np.float32]) -> NDArray[np.float32]:
     """The corners of boxes in pixels of the photo, as the package's validation takes them."""
-    pads, gains = (torch.tensor([x, y] * 2) for x, y in ((p.pad_x, p.pad_y), (p.gain_x, p.gain_y)))
-    return (boxes - pads) / gains
+    moved = (boxes.reshape(-1, 2, 2) - placement[:, None, 2:4]) / placement[:, None, :2]
+    return moved.reshape(-1, 4)  # type: ignore[no-any-return]
 
 
 def measured(network: Path, split: Split, side: int) -> tuple[float, float]:

@@ -1,36 +1,46 @@
-"""Turn the network's rows into the detections of one image, in pixels of that image.
+"""Turn the network's rows into detections, in pixels of their images, a whole batch in one pass.
 
-The rules are those of YOLOv5 (v7.0), with which answers are compared: a row counts if its
-objectness is over conf_thres; its score is objectness times class score, for the best class or,
-with multi_label, for each class over conf_thres; non-maximum suppression runs per class, or
-over all classes with agnostic_nms. With a conf_thres for each class, candidates are those of one
-run for each class with that conf_thres, which takes nothing but this class. Boxes that an
-end-to-end network has chosen are not suppressed.
+`candidates.py` says which rows count, by the rules of YOLOv5 (v7.0). Non-maximum suppression runs
+per class, or over all classes with agnostic_nms. Boxes that an end-to-end network has chosen are
+not suppressed.
 
-A full head has rows [N, 5 + C]: cx, cy, w, h in model pixels, objectness, class scores. A reduced
-one has [N, 6]: the box, the best class's score times objectness, its index. An end-to-end one has
-[N, 6]: x1, y1, x2, y2 in model pixels, score, class index; rows that only fill up the tensor have
-the score 0, which is over no conf_thres.
-
-Tensors may be on any device; the result is on the same one.
+The work is done on the device of the rows; the result is moved to the host once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
 import torch
-from placement import Placement
-from suppression import suppress
-from thresholds import Thresholds
+from batch_suppression import suppress_batch
+from batch_thresholds import BatchThresholds
+from candidates import Candidates, InputError, find_candidates, portions, select_rows
+from numpy.typing import NDArray
 from torch import Tensor
 
-MAX_CANDIDATES = 30_000  # the best of them enter the suppression
+__all__ = ["Detections", "InputError", "check_lowest", "detect"]
 
 
-class InputError(ValueError):
-    """The inputs do not fit each other or the model; the ensemble never sends such inputs."""
+@dataclass(frozen=True)
+class Detections:
+    """The detections of B images, one image after the other, and best first in each.
+
+    Attributes:
+        boxes: [K, 4] float32: x1, y1, x2, y2 in pixels of the image, clipped to it.
+        scores: [K] float32.
+        classes: [K] int64.
+        counts: how many are of each image, at most its max_det.
+    """
+
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    classes: NDArray[np.int64]
+    counts: list[int]
 
 
-def check_lowest(conf_thres: Tensor, class_conf_thres: Tensor) -> None:
+def check_lowest(conf_thres: NDArray[np.float32], class_conf_thres: NDArray[np.float32]) -> None:
     """Check that no class needs rows that the network may have left out.
 
     Args:
@@ -40,108 +50,99 @@ def check_lowest(conf_thres: Tensor, class_conf_thres: Tensor) -> None:
     Raises:
         InputError: it is not the lowest of the classes.
     """
-    if not torch.equal(conf_thres, class_conf_thres.amin(1)):
+    if not np.array_equal(conf_thres, class_conf_thres.min(1)):
         raise InputError("conf_thres is not the lowest of class_conf_thres; allowed: the lowest")
 
 
 def detect(
-    rows: Tensor,
-    thresholds: Thresholds,
-    class_conf_thres: Tensor,
-    placement: Placement,
+    outputs: Sequence[Tensor],
+    thresholds: BatchThresholds,
     *,
     best_class_only: bool = False,
     end_to_end: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Find the detections of one image, best first.
+) -> Detections:
+    """Find the detections of each image, best first.
 
     Args:
-        rows: [N, 5 + C] or [N, 6] float, as the head has them.
-        thresholds: as requested, with the lowest conf_thres of all classes.
-        class_conf_thres: [C] float32: the conf_thres of each class, `NOT_REPORTED` for none.
-        placement: where the image lies in the network's input.
+        outputs: `output0` of each request: [b, n, 5 + C] or [b, n, 6] float, as the head has them,
+            on one device. The number of rows n may differ.
+        thresholds: of the images of all requests, on the same device.
         best_class_only, end_to_end: of the head. With the latter, `iou_thres` has no effect.
-
-    Returns:
-        boxes [K, 4] float32: x1, y1, x2, y2 in pixels of the image, clipped to it;
-        scores [K] float32; classes [K] int64. K <= max_det.
 
     Raises:
         InputError: multi_label is requested of rows [N, 6], or a class index is out of range.
     """
-    candidates = _reduced_candidates if best_class_only or end_to_end else _full_candidates
-    boxes, scores, classes = candidates(rows, thresholds, class_conf_thres)
-    boxes = boxes if end_to_end else _corners(boxes)
-    kept = _best(boxes, scores, classes, thresholds, suppressing=not end_to_end)
-    return _to_image(boxes[kept], placement), scores[kept], classes[kept]
+    images = len(thresholds.by_image)
+    rows = select_rows(outputs, thresholds.conf_thres)
+    found = []
+    for first, end, part in portions(rows, images):
+        asked = thresholds if end - first == images else thresholds.part(first, end)
+        candidates = find_candidates(part, asked, reduced=best_class_only or end_to_end)
+        found.append(_sort(_choose(candidates, asked, suppressing=not end_to_end), asked))
+    if len(found) == 1:
+        return found[0]
+    return Detections(
+        np.concatenate([one.boxes for one in found]),
+        np.concatenate([one.scores for one in found]),
+        np.concatenate([one.classes for one in found]),
+        [count for one in found for count in one.counts],
+    )
 
 
-def _best(
-    boxes: Tensor, scores: Tensor, classes: Tensor, thresholds: Thresholds, *, suppressing: bool
-) -> Tensor:
-    """The indices of the boxes that are reported, best first."""
-    if not suppressing:
-        return scores.sort(descending=True, stable=True).indices[: thresholds.max_det]
-    groups = None if thresholds.agnostic_nms else classes
-    return suppress(boxes, scores, groups, thresholds.iou_thres, thresholds.max_det)
+def _choose(
+    candidates: Candidates, thresholds: BatchThresholds, *, suppressing: bool
+) -> NDArray[np.float32]:
+    """The boxes that are reported, and perhaps more of an image than its max_det, on the host.
 
-
-def _full_candidates(
-    rows: Tensor, thresholds: Thresholds, class_conf_thres: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    rows = rows[rows[:, 4] > thresholds.conf_thres].float()
-    objectness = rows[:, 4]
-    all_scores = rows[:, 5:] * objectness[:, None]
-    if thresholds.multi_label:
-        wanted = (all_scores > class_conf_thres) & (objectness[:, None] > class_conf_thres)
-        index, classes = _keep_best(wanted, all_scores).nonzero(as_tuple=True)
-        scores = all_scores[index, classes]
-    else:
-        scores, classes = all_scores.max(1)
-        least = class_conf_thres[classes]
-        wanted = (scores > least) & (objectness > least)
-        index = _keep_best(wanted, scores).nonzero().squeeze(1)
-        scores, classes = scores[index], classes[index]
-    return rows[:, :4][index], scores, classes
-
-
-def _reduced_candidates(
-    rows: Tensor, thresholds: Thresholds, class_conf_thres: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    if thresholds.multi_label:
-        raise InputError("multi_label is true, but the rows hold the best class alone")
-    rows = rows[rows[:, 4] > thresholds.conf_thres].float()
-    scores, classes = rows[:, 4], rows[:, 5].long()
-    if len(classes) and not 0 <= classes.min() <= classes.max() < len(class_conf_thres):
-        raise InputError(f"a row's class is none of the {len(class_conf_thres)} there are")
-    index = _keep_best(scores > class_conf_thres[classes], scores).nonzero().squeeze(1)
-    return rows[index, :4], scores[index], classes[index]
-
-
-def _keep_best(wanted: Tensor, scores: Tensor) -> Tensor:
-    """Keep the best `MAX_CANDIDATES` of `wanted`, a mask of the same shape as `scores`.
-
-    Of equal scores the first are kept. This works on the mask, as there may be millions of
-    candidates, and to list them would copy a row of the network for each.
+    Returns:
+        [K, 7]: x1, y1, x2, y2 in model pixels, score, class, index of the image. Of each image the
+        best are first.
     """
-    surplus = int(wanted.count_nonzero()) - MAX_CANDIDATES
-    if surplus <= 0:
-        return wanted
-    lowest = scores[wanted].kthvalue(surplus + 1).values
-    ties = (wanted & (scores == lowest)).flatten().nonzero().squeeze(1)
-    best = wanted & (scores > lowest)
-    best.view(-1)[ties[: MAX_CANDIDATES - int(best.count_nonzero())]] = True
-    return best
+    if suppressing:
+        candidates = candidates._replace(boxes=corners(candidates.boxes))
+        kept = suppress_batch(candidates, thresholds)
+    else:
+        kept = candidates.scores.sort(descending=True, stable=True).indices
+    chosen: NDArray[np.float32] = as_columns(candidates)[kept].cpu().numpy()  # one copy
+    return chosen
 
 
-def _corners(boxes: Tensor) -> Tensor:
+def _sort(chosen: NDArray[np.float32], thresholds: BatchThresholds) -> Detections:
+    """Put the boxes of each image together, and leave out what is over its max_det."""
+    images = chosen[:, 6].astype(np.int64)
+    if len(thresholds.by_image) > 1:
+        order = images.argsort(kind="stable")
+        chosen, images = chosen[order], images[order]
+    counts = np.bincount(images, minlength=len(thresholds.by_image))
+    most = np.array([one.max_det for one in thresholds.by_image])
+    if (counts > most).any():
+        place = np.arange(len(images)) - (counts.cumsum() - counts)[images]
+        is_kept = place < most[images]
+        chosen, images = chosen[is_kept], images[is_kept]
+        counts = np.minimum(counts, most)
+    return Detections(
+        _to_image(chosen[:, :4], thresholds.placement[images]),
+        np.ascontiguousarray(chosen[:, 4]),
+        chosen[:, 5].astype(np.int64),
+        counts.tolist(),
+    )
+
+
+def corners(boxes: Tensor) -> Tensor:
     """cx, cy, w, h -> x1, y1, x2, y2."""
     centre, half = boxes[:, :2], boxes[:, 2:] / 2
     return torch.cat((centre - half, centre + half), 1)
 
 
-def _to_image(boxes: Tensor, placement: Placement) -> Tensor:
-    p = placement
-    x = ((boxes[:, 0::2] - p.pad_x) / p.gain_x).clamp(0, p.width)
-    y = ((boxes[:, 1::2] - p.pad_y) / p.gain_y).clamp(0, p.height)
-    return torch.stack((x[:, 0], y[:, 0], x[:, 1], y[:, 1]), 1)
+def as_columns(candidates: Candidates) -> Tensor:
+    """The candidates as one tensor [N, 7], as `_choose` returns it."""
+    boxes, scores, classes, images = candidates
+    return torch.cat((boxes, scores[:, None], classes[:, None], images[:, None]), 1)
+
+
+def _to_image(boxes: NDArray[np.float32], placement: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Model pixels -> pixels of the image, clipped to it; for each box the row of its image."""
+    gain, pad, size = placement[:, None, :2], placement[:, None, 2:4], placement[:, None, :3:-1]
+    moved = (boxes.reshape(-1, 2, 2) - pad) / gain
+    clipped: NDArray[np.float32] = np.clip(moved, 0, size)
+    return clipped.reshape(-1, 4)

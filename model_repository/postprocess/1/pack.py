@@ -1,40 +1,56 @@
-"""Pack the detections of a request's images into the arrays of its response."""
+"""Pack the detections of each request's images into the arrays of its response."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from nms import Detections
 from numpy.typing import NDArray
 
-Detections = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]
+
+def encode_labels(class_names: Sequence[str]) -> NDArray[np.object_]:
+    """The class names as bytes [C], index = class."""
+    return np.array([name.encode() for name in class_names], np.object_)
 
 
-def pack_detections(images: Sequence[Detections], labels: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Pad the detections of every image to the largest number among them, K.
+def pack_detections(
+    detections: Detections, requests: Sequence[int], labels: NDArray[np.object_]
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """Pad the detections of every image to the largest number in its request, K.
 
     Args:
-        images: for each of the B images: boxes [n, 4], scores [n], classes [n].
-        labels: class names, index = class.
+        requests: the number of images B of each request.
+        labels: as `encode_labels` returns them.
 
-    Returns:
-        The outputs by name: num_dets [B, 1], det_boxes [B, K, 4], det_scores [B, K] (padding 0),
-        det_classes [B, K] (padding -1), det_labels [B, K] of bytes (padding empty).
+    Yields:
+        For each request its outputs by name: num_dets [B, 1], det_boxes [B, K, 4], det_scores
+        [B, K] (padding 0), det_classes [B, K] (padding -1), det_labels [B, K] of bytes (padding
+        empty).
     """
-    batch = len(images)
-    counts = [len(scores) for _, scores, _ in images]
-    most = max(counts)
-    packed: dict[str, NDArray[Any]] = {
-        "num_dets": np.array(counts, np.int32).reshape(batch, 1),
-        "det_boxes": np.zeros((batch, most, 4), np.float32),
-        "det_scores": np.zeros((batch, most), np.float32),
-        "det_classes": np.full((batch, most), -1, np.int32),
-        "det_labels": np.full((batch, most), b"", np.object_),
-    }
-    for row, (count, (boxes, scores, classes)) in enumerate(zip(counts, images)):
-        packed["det_boxes"][row, :count] = boxes
-        packed["det_scores"][row, :count] = scores
-        packed["det_classes"][row, :count] = classes
-        packed["det_labels"][row, :count] = [labels[index].encode() for index in classes]
-    return packed
+    columns = (
+        ("det_boxes", detections.boxes, 0),
+        ("det_scores", detections.scores, 0),
+        ("det_classes", detections.classes.astype(np.int32), -1),
+        ("det_labels", labels[detections.classes], b""),
+    )
+    image = at = 0
+    for images in requests:
+        counts = detections.counts[image : image + images]
+        packed = {"num_dets": np.array(counts, np.int32)[:, None]}
+        for name, column, padding in columns:
+            packed[name] = _pad(column[at : at + sum(counts)], counts, padding)
+        yield packed
+        image, at = image + images, at + sum(counts)
+
+
+def _pad(column: NDArray[Any], counts: Sequence[int], padding: Any) -> NDArray[Any]:
+    if len(counts) == 1:
+        return column[None]
+    padded = np.full((len(counts), max(counts), *column.shape[1:]), padding, column.dtype)
+    at = 0
+    for row, count in enumerate(counts):
+        padded[row, :count] = column[at : at + count]
+        at += count
+    return padded

@@ -72,12 +72,13 @@ class ModelMetrics:
         for name in self.class_names.keys() - self._by_label.keys():
             self._by_label[name] = detections.Metric(labels={**labels, "label": name})
 
-    def observe(self, seconds: float) -> None:
-        """Record the time of one image, in seconds."""
-        self._buffer.observe(self._nms_seconds, seconds)
+    def observe(self, seconds: float, images: int) -> None:
+        """Record the time of images that were done together, in seconds, in equal shares."""
+        for _ in range(images):
+            self._buffer.observe(self._nms_seconds, seconds / images)
 
     def count_detections(self, classes: NDArray[np.int64], names: Sequence[str]) -> None:
-        """Count one image's detections by their classes [K]; `names` are those of all classes."""
+        """Count detections by their classes [K]; `names` are those of all classes."""
         for index, number in enumerate(np.bincount(classes)):
             if number:
                 self._buffer.increment(self._by_label[names[index]], int(number))

@@ -19,7 +19,7 @@ load_operators()
 # Up to this number of candidates torchvision adds an offset to the coordinates of each class, which
 # keeps classes from overlapping, and suppresses once; beyond it, it suppresses class by class. As
 # the sum rounds the coordinates, the same is done here.
-_OFFSETS_ON_CPU, _OFFSETS_ON_GPU = 1000, 25_000
+MOST_WITH_OFFSETS_ON_CPU, MOST_WITH_OFFSETS_ON_GPU = 1000, 25_000
 
 _CHUNK = 512  # candidates examined at a time
 _BLOCK = 256  # kept boxes compared with them at a time: 0.5 MB, which fits into a core's cache
@@ -38,7 +38,7 @@ def suppress(
     Returns:
         Indices [K] int64, best first, K <= max_det.
     """
-    if len(boxes) <= (_OFFSETS_ON_GPU if boxes.is_cuda else _OFFSETS_ON_CPU):
+    if len(boxes) <= (MOST_WITH_OFFSETS_ON_GPU if boxes.is_cuda else MOST_WITH_OFFSETS_ON_CPU):
         return _suppress_with_offsets(boxes, scores, groups, iou_thres)[:max_det]
     if boxes.is_cuda:
         return _suppress_by_group(boxes, scores, groups, iou_thres)[:max_det]
