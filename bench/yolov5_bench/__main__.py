@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -14,22 +13,24 @@ from pathlib import Path
 from yolov5_build.cli import main as build
 from yolov5_build.paths import BUNDLED_PHOTOS
 from yolov5_build.photos import photos_in
-from yolov5_client._contract import endpoint_for
 
+from ._ceiling import measure_ceiling
+from ._checkout import HERE
 from ._contenders import CONTENDERS, Contender
 from ._load import MODEL
 from ._measure import Sample, accuracy, check, measure, start_all
 from ._report import REFERENCE, accuracy_table, plot, step_table, table, write_csv, write_ratios
 from ._scaling import measure_scaling
 
-_ROOT = Path(__file__).parents[2]
-BUNDLED = _ROOT / "examples" / "bccd" / "best.pt"
-_STEPS = ("preprocess", "postprocess")
+BUNDLED = HERE.root / "examples" / "bccd" / "best.pt"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print and write the reports, and return an exit status."""
     options = _options(arguments)
+    if options.ceiling:
+        return measure_ceiling(options, machine())
+    options.callers = options.callers or [1, 2, 4, 8, 16, 32]
     photos = photos_in(options.photos)[:8] if options.photos.is_dir() else [options.photos]
     wanted = [one for one in CONTENDERS if one.name in options.contenders]
     with tempfile.TemporaryDirectory(prefix="yolov5-bench-") as folder:
@@ -95,7 +96,7 @@ def _repositories(
     found: dict[tuple[str, ...], Path] = {}
     for flags in dict.fromkeys([(), *(one.build for one in wanted)]):
         repository = folder / f"{len(found)}" / "model_repository"
-        _copy_steps(_ROOT / "model_repository", repository, options.model)
+        HERE.copy_steps(repository, options.model)
         more = [*flags, f"--repository={repository}"]
         if options.data:
             more.append(f"--data={options.data}")
@@ -105,16 +106,6 @@ def _repositories(
             return None
         found[flags] = repository
     return found
-
-
-def _copy_steps(source: Path, repository: Path, model: str) -> None:
-    """Copy the steps around the network. No installed network is measured, or takes memory.
-
-    A server always has the network `yolov5`, so beside another one it is copied as well.
-    """
-    kept = [*_STEPS, endpoint_for(MODEL), *([MODEL] if model != MODEL else [])]
-    for name in kept:
-        shutil.copytree(source / name, repository / name)
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
@@ -150,6 +141,17 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         help="measure ours alone, by callers, sizes of photos and requests, detections, cores",
     )
     parser.add_argument(
+        "--ceiling",
+        action="store_true",
+        help="measure all but the network: ours with networks that only hand out stored rows",
+    )
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="DIR",
+        help="with --ceiling: another checkout, whose server takes turns with this one's",
+    )
+    parser.add_argument(
         "--output", type=Path, default=Path("runs/bench"), help="folder for reports (%(default)s)"
     )
     parser.add_argument("--name", default="bundled", help="name of the reports (%(default)s)")
@@ -163,8 +165,7 @@ def _add_load_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--callers",
         type=numbers,
-        default=[1, 2, 4, 8, 16, 32],
-        help="numbers of concurrent callers (1,2,4,8,16,32)",
+        help="numbers of concurrent callers (1,2,4,8,16,32; with --ceiling also 64)",
     )
     parser.add_argument(
         "--rounds", type=int, default=5, help="how often all are measured (%(default)s)"

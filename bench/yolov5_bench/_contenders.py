@@ -18,6 +18,7 @@ from pathlib import Path
 
 from yolov5_client._contract import endpoint_for
 
+from ._checkout import Checkout
 from ._load import MODEL
 
 _CPUS = len(os.sched_getaffinity(0))
@@ -178,6 +179,7 @@ def started(
     repository: Path,
     cpus: int = _CPUS,
     model: str = MODEL,
+    checkout: Checkout | None = None,
 ) -> Iterator[Running]:
     """Start a contender, wait until it is ready, and end it after the block.
 
@@ -186,20 +188,27 @@ def started(
         repository: the model repository, for Triton.
         cpus: number of cores that it may use.
         model: name of the network in the repository.
+        checkout: whose programs are run; by default those of this process.
 
     Raises:
         RuntimeError: the contender does not start.
     """
     with (
         tempfile.TemporaryDirectory(prefix="yolov5-bench-", ignore_cleanup_errors=True) as folder,
-        _started(contender, network, repository, cpus, folder, model) as running,
+        _started(contender, network, repository, cpus, folder, model, checkout) as running,
     ):
         yield running
 
 
 @contextmanager
 def _started(
-    contender: Contender, network: Path, repository: Path, cpus: int, folder: str, model: str
+    contender: Contender,
+    network: Path,
+    repository: Path,
+    cpus: int,
+    folder: str,
+    model: str,
+    checkout: Checkout | None,
 ) -> Iterator[Running]:
     web, grpc, metrics, health = free_ports(4)
     if contender.service == ():
@@ -225,8 +234,9 @@ def _started(
         return
     # A process group of its own: LitServe does not end its children.
     process = subprocess.Popen(
-        [sys.executable, "-m", *command],
+        [checkout.python if checkout else sys.executable, "-m", *command],
         stdout=subprocess.DEVNULL,
+        env=checkout.environment if checkout else None,
         start_new_session=True,
         preexec_fn=lambda: os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cpus]),
     )

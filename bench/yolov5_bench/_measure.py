@@ -46,11 +46,15 @@ class Sample:
 
 
 class LoadGenerator:
-    """The process of the load generator."""
+    """The process of the load generator.
 
-    def __init__(self) -> None:
+    Args:
+        module: a module beside this one that answers JSON with JSON.
+    """
+
+    def __init__(self, module: str = "_load") -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "yolov5_bench._load"],
+            [sys.executable, "-m", f"yolov5_bench.{module}"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

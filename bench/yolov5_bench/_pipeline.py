@@ -86,6 +86,7 @@ class Pipeline:
         self._decoder = decode.Decoder(limits)
         normalise = step_module("preprocess", "normalise")
         self._normaliser = normalise.HostNormaliser()
+        self._splitter = normalise.PlaneSplitter()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         self._session = onnxruntime.InferenceSession(
@@ -108,12 +109,28 @@ class Pipeline:
             whole_padding=metadata.padding == WHOLE,
         )
 
+    def decode(self, image: bytes) -> NDArray[np.uint8]:
+        """Return the picture, BGR [H, W, 3]."""
+        picture: NDArray[np.uint8] = self._decoder.decode(image)
+        return picture
+
     def prepare(self, image: bytes) -> tuple[NDArray[np.float32], Any]:
         """Return the network's input [1, 3, H, W], and the placement of the picture in it."""
-        canvas, placement = self._letterbox(self._decoder.decode(image))
+        return self.place(self.decode(image))
+
+    def place(self, picture: NDArray[np.uint8]) -> tuple[NDArray[np.float32], Any]:
+        """Letterbox and normalise a decoded picture; returns what `prepare` does."""
+        canvas, placement = self._letterbox(picture)
         batch = self._normaliser.allocate(1, self.height, self.width)
         self._normaliser.put(canvas, batch, 0)
         return batch, placement
+
+    def pixels(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Letterbox a decoded picture to [1, 3, H, W], 0..255, as the embedded server does."""
+        canvas, _ = self._letterbox(picture)
+        batch: NDArray[np.uint8] = self._splitter.allocate(1, self.height, self.width)
+        self._splitter.put(canvas, batch, 0)
+        return batch
 
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Run the network: [1, 3, H, W] -> rows [N, 5 + C]."""

@@ -1,0 +1,73 @@
+"""For how long processes hold the lock of their Python interpreter, sampled by py-spy.
+
+py-spy reads the memory of a process and sees which thread has the lock, hundreds of times in a
+second, without stopping it: the launcher takes a process that a tracer has stopped for hung.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+_SAMPLES_PER_SECOND = 250
+_COUNTS = re.compile(r"Samples: (\d+) Errors: (\d+)")
+
+
+class CannotSampleError(Exception):
+    """py-spy is not installed, or may not read the processes; the message is its own."""
+
+
+def lock_shares(pids: Sequence[int], seconds: int) -> dict[int, float]:
+    """Sample processes at the same time.
+
+    Args:
+        seconds: for how long, at least 1.
+
+    Returns:
+        By PID, the share of the time in which the process held the lock: the samples in which a
+        thread had it, by all those that could be read. Time for which the holder waits for a core
+        counts as well.
+
+    Raises:
+        CannotSampleError: a process could not be sampled.
+    """
+    program = Path(sys.executable).with_name("py-spy")
+    if not program.exists():
+        raise CannotSampleError("py-spy is not installed")
+    found = {}
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        running = {}
+        for pid in pids:
+            command = [
+                *(str(program), "record", "--gil", "--nonblocking", f"--pid={pid}"),
+                *(f"--duration={seconds}", f"--rate={_SAMPLES_PER_SECOND}"),
+                *("--format=raw", f"--output={folder}/{pid}"),
+            ]
+            running[pid] = stack.enter_context(
+                subprocess.Popen(
+                    command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+                )
+            )
+        for pid, process in running.items():
+            said, _ = process.communicate()
+            found[pid] = _share(said, seconds * _SAMPLES_PER_SECOND)
+    return found
+
+
+def _share(said: str, count: int) -> float:
+    """The share by what py-spy says at its end.
+
+    Args:
+        count: of the samples that were taken.
+    """
+    counts = _COUNTS.search(said)
+    if counts is None:
+        lines = [line for line in said.splitlines() if line.strip()]
+        raise CannotSampleError(lines[-1].strip() if lines else "py-spy says nothing")
+    held, unread = int(counts[1]), int(counts[2])
+    return held / max(1, count - unread)

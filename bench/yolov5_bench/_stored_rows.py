@@ -1,0 +1,139 @@
+"""Networks that cost nothing: ONNX graphs that hand out stored rows, whatever the picture is.
+
+All that knows how the served graphs and configurations look is here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+
+from yolov5_build import _contract as contract
+
+SIDE = 640  # of the input, in pixels
+ROWS, CLASSES = 25_200, 80
+SCORE = 0.9  # of a sure detection; the rest are far below every usual threshold
+_OPSET = 17
+_COLUMNS, _LINES = 20, 15  # places for detections that do not overlap
+# A picture of 4:3 fills these lines of the input; boxes in the padding would be clipped to nothing.
+_TOP, _BOTTOM = 80, 560
+
+
+def stored_rows(sure: int) -> NDArray[np.float32]:
+    """Make rows of which `sure` are detections that nothing suppresses.
+
+    Args:
+        sure: at most 300.
+
+    Returns:
+        [25200, 85]: cx, cy, w, h in pixels, objectness, a score for each class.
+    """
+    random = np.random.default_rng(0)
+    rows = np.empty((ROWS, 5 + CLASSES), np.float32)
+    rows[:, :2] = random.uniform(0, SIDE, (ROWS, 2))
+    rows[:, 2:4] = random.uniform(4, 200, (ROWS, 2))
+    rows[:, 4] = random.uniform(0, 0.01, ROWS)
+    rows[:, 5:] = random.uniform(0, 0.05, (ROWS, CLASSES))
+    places = random.permutation(_COLUMNS * _LINES)[:sure]
+    cell = np.array([SIDE / _COLUMNS, (_BOTTOM - _TOP) / _LINES])
+    corners = np.stack([places % _COLUMNS, places // _COLUMNS], 1) * cell + (0, _TOP)
+    chosen = np.sort(random.permutation(ROWS)[:sure])  # anywhere among the others
+    rows[chosen, :2] = corners + cell / 2
+    rows[chosen, 2:4] = 0.75 * cell
+    rows[chosen, 4] = 1
+    rows[chosen, 5 + random.integers(0, CLASSES, sure)] = SCORE
+    return rows
+
+
+def sure_rows(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The rows that a prefiltered network hands out."""
+    return rows[rows[:, 4] > 0.5]
+
+
+def write_full(path: Path, rows: NDArray[np.float32]) -> None:
+    """Write a network as YOLOv5's exporter does, for `make model`: all rows for each image."""
+    count, columns = rows.shape
+    model = _handing_out(
+        rows,
+        [_value(contract.INPUT, TensorProto.FLOAT, ["batch", 3, SIDE, SIDE])],
+        _value(contract.OUTPUT, TensorProto.FLOAT, ["batch", count, columns]),
+    )
+    names = {index: f"class {index}" for index in range(columns - 5)}
+    helper.set_model_props(model, {contract.NAMES_KEY: str(names), contract.STRIDE_KEY: "32"})
+    onnx.save(model, path)
+
+
+def prefilter(network: Path, rows: NDArray[np.float32]) -> None:
+    """Give an installed network a prefiltered form that hands out these rows alone.
+
+    Args:
+        network: its folder in a model repository, with one version.
+    """
+    weights = next(network.glob(f"[0-9]*/{contract.WEIGHTS_FILE}"))
+    model = _handing_out_above_confidence(rows)
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    helper.set_model_props(model, {contract.FULL_KEY: digest})
+    onnx.save(model, weights.with_name(contract.PREFILTERED_FILE))
+    config = network / contract.EMBEDDED_CONFIG_FILE
+    text = config.read_text("utf-8")
+    parameter = f'key: "{contract.PREFILTERED_KEY}"'
+    text += (
+        f'parameters {{ {parameter} value: {{ string_value: "{contract.PREFILTERED_FILE}" }} }}\n'
+    )
+    config.write_text(text, "utf-8")
+
+
+def _value(name: str, kind: int, shape: Sequence[int | str]) -> ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def _handing_out(
+    rows: NDArray[np.float32], inputs: Sequence[ValueInfoProto], output: ValueInfoProto
+) -> ModelProto:
+    """A graph that answers each image of the first input's batch with these rows [N, columns]."""
+    nodes = [
+        helper.make_node("Shape", [inputs[0].name], ["batch"], start=0, end=1),
+        helper.make_node("Concat", ["batch", "ones"], ["shape"], axis=0),
+        helper.make_node("Expand", ["rows", "shape"], [output.name]),
+    ]
+    return _model(nodes, inputs, output, rows=rows[None], ones=np.array([1, 1], np.int64))
+
+
+def _handing_out_above_confidence(rows: NDArray[np.float32]) -> ModelProto:
+    """A prefiltered graph of one image: those of these rows [N, columns] that are sure enough."""
+    nodes = [
+        helper.make_node("Gather", [contract.NMS, "first"], ["confidence"], axis=1),
+        helper.make_node("Reshape", ["confidence", "flat"], ["threshold"]),
+        helper.make_node("Greater", ["objectness", "threshold"], ["over"]),
+        helper.make_node("Compress", ["rows", "over"], ["chosen"], axis=0),
+        helper.make_node("Unsqueeze", ["chosen", "first"], [contract.OUTPUT]),
+    ]
+    inputs = [
+        _value(contract.PIXELS, TensorProto.UINT8, [1, 3, SIDE, SIDE]),
+        _value(contract.NMS, TensorProto.FLOAT, [1, 5]),
+    ]
+    output = _value(contract.OUTPUT, TensorProto.FLOAT, [1, "rows", rows.shape[1]])
+    first, flat = np.array([0], np.int64), np.array([1], np.int64)
+    return _model(
+        nodes, inputs, output, rows=rows, objectness=rows[:, 4].copy(), first=first, flat=flat
+    )
+
+
+def _model(
+    nodes: Sequence[NodeProto],
+    inputs: Sequence[ValueInfoProto],
+    output: ValueInfoProto,
+    **stored: NDArray[Any],
+) -> ModelProto:
+    tensors = [numpy_helper.from_array(value, name) for name, value in stored.items()]
+    graph = helper.make_graph(nodes, "stored_rows", inputs, [output], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=8)
+    onnx.checker.check_model(model)
+    return model
