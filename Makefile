@@ -69,7 +69,7 @@ eval: $(INSTALLED) ## mAP of the running server on a labelled data set: DATA=dat
 compare: $(INSTALLED) ## How far two networks agree on SOURCE: A=yolov5 B=plates (SERVER; ARGS: flags, further sources)
 	@$(VENV)/bin/yolov5-client compare $(call quote,A) $(call quote,B) $(call quote,SOURCE) --server $(call quote,SERVER) $(ARGS)
 
-bench: $(BENCH) $(NETWORK) ## Against FastAPI, LitServe and a client that does the work (ARGS; half an hour)
+bench: $(BENCH) $(NETWORK) ## Against FastAPI, LitServe, mosec and a client that does the work (ARGS; half an hour)
 	@$(PY) -m yolov5_bench $(ARGS)
 
 gpu-check: $(INSTALLED) ## Tests and benchmark on an NVIDIA GPU, into docs/performance (eight minutes; ARGS=--quick, --rehearse)

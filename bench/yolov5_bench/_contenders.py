@@ -124,6 +124,13 @@ CONTENDERS = (
         ready_path="/docs",
     ),
     Contender(
+        name="mosec",
+        about="mosec, a process for each core behind a front in Rust, one thread for each",
+        sender=("json", "HTTP"),
+        service=("_mosec", str(_CPUS)),
+        ready_path="/",
+    ),
+    Contender(
         name="bare",
         about="the functions without a server, in one process, model.onnx, an image on each core",
         sender=("bare", "NETWORK"),
