@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import cv2
@@ -26,6 +27,7 @@ from ._ceiling_report import HERE as THIS
 from ._checkout import HERE, Checkout
 from ._contenders import CONTENDERS, Running, started
 from ._gpu_probe import cpu_by_process, milliseconds_for_an_image, processes
+from ._gpu_server import quantiles
 from ._interpreter_lock import CannotSampleError, lock_shares
 from ._load import MODEL, make_sender
 from ._measure import LoadGenerator
@@ -99,34 +101,66 @@ def measure_ceiling(options: argparse.Namespace, machine: str) -> int:
     if options.against:
         checkouts[AGAINST] = Checkout(options.against.resolve())
     chosen = options.callers or CALLERS
-    wanted = [*cases(chosen), *lock_cases(chosen)]
+    loads, looks = cases(chosen), lock_cases(chosen)
     points: list[Point] = []
+    with open_rig(checkouts, [*loads, *looks], seconds=options.seconds, warm=options.warm) as rig:
+        print("All networks give the right answers; measuring.", flush=True)
+        for number in range(options.rounds):
+            for case in loads:
+                points += rig.measure(case, number)
+            print(f"round {number + 1} of {options.rounds}", flush=True)
+        held, reason = rig.locks(looks, options.rounds)
+        bare = rig.bare()
+        sizes = {size: len(image) for size, image in rig.images.items()}
+    title = (
+        f"`make serve PRECISION=fp32` with networks of stored rows, {machine}; medians of"
+        f" {options.rounds} rounds of {options.seconds:g} s"
+        + (f"; against {options.against.resolve().name}" if options.against else "")
+    )
+    print(write(options.output, title, sizes, points, held, reason, bare))
+    return 0
+
+
+def ours_to_decoding(*, callers: int, rounds: int, seconds: float) -> float:
+    """CPU time of both steps and `tritonserver` for an image, by that of decoding it.
+
+    Measured with the picture of 0.3 megapixels, over HTTP. Both are measured in each round, and
+    the result is the median of the rounds' ratios, which depends little on what else runs.
+    """
+    case = Case(callers=callers)
+    with open_rig({THIS: HERE}, [case], seconds=seconds, warm=1.0) as rig:
+        found = []
+        for number in range(rounds):
+            (point,) = rig.measure(case, number)
+            found.append(point.ours / rig.bare([case.megapixels])[0].decode)
+    return median(found)
+
+
+@contextmanager
+def open_rig(
+    checkouts: Mapping[str, Checkout], wanted: Sequence[Case], *, seconds: float, warm: float
+) -> Iterator[Rig]:
+    """Serve the networks of these cases from each checkout, and check their answers.
+
+    Args:
+        checkouts: by the name of the tree.
+        seconds: length of a measurement.
+        warm: seconds of load before each.
+
+    Raises:
+        RuntimeError: a server does not start, or gives another answer than the bare functions.
+    """
     with tempfile.TemporaryDirectory(prefix="yolov5-bench-") as name, ExitStack() as stack:
         folder = Path(name)
-        photos = pictures(folder)
         servers = {
             tree: stack.enter_context(_server(checkout, folder / tree, wanted))
             for tree, checkout in checkouts.items()
         }
         generator = LoadGenerator("_light_load")
         stack.callback(generator.close)
-        rig = Rig(servers, photos, generator, options)
-        rig.check(wanted, folder / THIS)
-        for number in range(options.rounds):
-            for case in cases(chosen):
-                points += rig.measure(case, number)
-            print(f"round {number + 1} of {options.rounds}", flush=True)
-        held, reason = rig.locks(lock_cases(chosen))
-        bare = rig.bare(folder / THIS)
-    title = (
-        f"`make serve PRECISION=fp32` with networks of stored rows, {machine}; medians of"
-        f" {options.rounds} rounds of {options.seconds:.0f} s"
-        + (f"; against {options.against}" if options.against else "")
-    )
-    sizes = {size: len(rig.photo_bytes[size]) for size in photos}
-    text = write(options.output, title, sizes, points, held, reason, bare)
-    print(text)
-    return 0
+        rig = Rig(servers, pictures(folder), folder / THIS, generator, seconds, warm)
+        rig.check(wanted)
+        yield rig
 
 
 class Rig:
@@ -135,33 +169,38 @@ class Rig:
     Args:
         servers: by the name of the tree.
         photos: by megapixels.
+        folder: of this checkout's networks.
         generator: of the light load.
-        options: the command line's.
+        seconds: length of a measurement.
+        warm: seconds of load before each.
     """
 
     def __init__(
         self,
         servers: Mapping[str, Running],
         photos: Mapping[float, Path],
+        folder: Path,
         generator: LoadGenerator,
-        options: argparse.Namespace,
+        seconds: float,
+        warm: float,
     ) -> None:
-        self.servers = servers
-        self.photos = photos
-        self.photo_bytes = {size: photo.read_bytes() for size, photo in photos.items()}
+        self._servers = servers
+        self._photos = photos
+        self._folder = folder
         self._generator = generator
-        self._options = options
+        self._seconds, self._warm = seconds, warm
+        self.images = {size: photo.read_bytes() for size, photo in photos.items()}
 
-    def check(self, wanted: Sequence[Case], folder: Path) -> None:
+    def check(self, wanted: Sequence[Case]) -> None:
         """Check that each server gives the answers of the bare functions for each network.
 
         Raises:
             RuntimeError: it gives another one.
         """
         for case in {one.network: one for one in wanted}.values():
-            image = self.photo_bytes[case.megapixels]
-            right = Pipeline(_installed(folder, case), 1)(image)
-            for tree, server in self.servers.items():
+            image = self.images[case.megapixels]
+            right = Pipeline(_installed(self._folder, case), 1)(image)
+            for tree, server in self._servers.items():
                 send = make_sender("http", server.http, model=case.network)
                 if how := send(image)[0].difference_from(right):
                     raise RuntimeError(f"{tree}, {case.network}: {how}")
@@ -172,16 +211,16 @@ class Rig:
         Args:
             turn: number of the round, by which the order is rotated.
         """
-        trees = [*self.servers]
+        trees = [*self._servers]
         shift = turn % len(trees)
         return [self._point(case, tree, turn) for tree in (*trees[shift:], *trees[:shift])]
 
     def _point(self, case: Case, tree: str, turn: int) -> Point:
-        server = self.servers[tree]
+        server = self._servers[tree]
         with self._alone(tree):
-            report, cpu = self._load(case, server, self._options.warm, self._options.seconds)
-        images = report["images"]
-        p50, p99 = (1000 * np.quantile(report["latencies"], [0.5, 0.99])).tolist()
+            report, cpu = self._load(case, server)
+        images = max(1, report["images"])
+        p50, p99 = quantiles(report["latencies"])
         return Point(
             tree=tree,
             rows=case.rows,
@@ -190,7 +229,7 @@ class Rig:
             transport=case.transport,
             callers=case.callers,
             round=turn,
-            rate=images / self._options.seconds,
+            rate=report["images"] / self._seconds,
             p50=p50,
             p99=p99,
             preprocess=cpu["preprocess"],
@@ -205,18 +244,16 @@ class Rig:
     def _alone(self, tree: str) -> Iterator[None]:
         """Keep the other servers quiet."""
         with ExitStack() as stack:
-            for other, server in self.servers.items():
+            for other, server in self._servers.items():
                 if other != tree:
                     stack.enter_context(server.paused())
             yield
 
-    def _load(
-        self, case: Case, server: Running, warm: float, seconds: float
-    ) -> tuple[dict[str, Any], dict[str, float]]:
+    def _load(self, case: Case, server: Running) -> tuple[dict[str, Any], dict[str, float]]:
         """Load a server; the generator's report, and CPU milliseconds for an image by process."""
         with ThreadPoolExecutor(1) as pool:
-            begin = time.perf_counter() + warm
-            end = begin + seconds
+            begin = time.perf_counter() + self._warm
+            end = begin + self._seconds
             report = pool.submit(self._generator.request, **self._request(case, server, begin, end))
             time.sleep(max(0.0, begin - time.perf_counter()))
             before = cpu_by_process(server.process)
@@ -230,7 +267,7 @@ class Rig:
             "transport": case.transport,
             "address": server.places[case.transport],
             "model": case.network,
-            "photo": str(self.photos[case.megapixels]),
+            "photo": str(self._photos[case.megapixels]),
             "callers": case.callers,
             "detections": case.sure,
             "images": case.images,
@@ -238,7 +275,7 @@ class Rig:
             "end": end,
         }
 
-    def locks(self, wanted: Sequence[Case]) -> tuple[list[Held], str]:
+    def locks(self, wanted: Sequence[Case], rounds: int) -> tuple[list[Held], str]:
         """Measure for how long the steps hold their interpreters' locks.
 
         Returns:
@@ -246,24 +283,24 @@ class Rig:
         """
         found = []
         try:
-            for _ in range(self._options.rounds):
+            for _ in range(rounds):
                 for case in wanted:
-                    for tree in self.servers:
+                    for tree in self._servers:
                         found.append(self._held(case, tree))
         except CannotSampleError as error:
             return [], str(error)
         return found, ""
 
     def _held(self, case: Case, tree: str) -> Held:
-        server, seconds = self.servers[tree], max(1, round(self._options.seconds))
+        server, seconds = self._servers[tree], max(1, round(self._seconds))
         pids = {step: [one.pid for one in processes(server.process, step)] for step in _STEPS}
         with self._alone(tree), ThreadPoolExecutor(1) as pool:
-            begin = time.perf_counter() + self._options.warm
+            begin = time.perf_counter() + self._warm
             request = self._request(case, server, begin, begin + seconds)
             report = pool.submit(self._generator.request, **request)
             time.sleep(max(0.0, begin - time.perf_counter()))
             shares = lock_shares([*chain(*pids.values())], seconds)
-            rate = report.result()["images"] / seconds
+            rate = max(1, report.result()["images"]) / seconds
         held = {step: 1000 * sum(shares[pid] for pid in pids[step]) / rate for step in _STEPS}
         return Held(
             tree=tree,
@@ -276,16 +313,19 @@ class Rig:
             **held,
         )
 
-    def bare(self, folder: Path) -> list[Bare]:
+    def bare(self, megapixels: Sequence[float] = (*_PICTURES,)) -> list[Bare]:
         """Measure the bare functions of this checkout."""
-        found = []
         rows = stored_rows(_USUAL_SURE)
-        pipeline = Pipeline(_installed(folder, Case(callers=1)), 1)
-        for size, photo in self.photos.items():
-            for name, given in ((_PREFILTERED, sure_rows(rows)), (_FULL, rows)):
-                times = bare_milliseconds(pipeline, photo, given, seconds=1)
-                found.append(Bare(megapixels=size, rows=name, **times))
-        return found
+        pipeline = Pipeline(_installed(self._folder, Case(callers=1)), 1)
+        return [
+            Bare(
+                megapixels=size,
+                rows=name,
+                **bare_milliseconds(pipeline, self._photos[size], given, seconds=1),
+            )
+            for size in megapixels
+            for name, given in ((_PREFILTERED, sure_rows(rows)), (_FULL, rows))
+        ]
 
 
 def pictures(folder: Path) -> dict[float, Path]:

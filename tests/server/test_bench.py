@@ -1,4 +1,4 @@
-"""The benchmark's small form, held against the ratios of the last full one."""
+"""The benchmark's small forms, held against what was measured before."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ import pytest
 from support import ROOT
 
 from yolov5_bench.__main__ import machine, main
+from yolov5_bench._ceiling import ours_to_decoding
 from yolov5_bench._report import regressions
 
 KEPT = ROOT / "docs" / "performance" / "bundled.json"
 SLACK = 0.9  # of what it was: rounds on a small machine differ by a few percent
 CONTENDERS = ("fastapi", "fastapi-tuned", "client-side", "bare")
+# CPU of all that is ours in an image of 0.3 megapixels, by that of decoding it, with 32 callers.
+MOST_TO_DECODING = 9.0
 
 
 @pytest.mark.slow
@@ -33,3 +36,11 @@ def test_no_slower_than_before(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "bundled.json").read_text())["ratios"]
     assert {*found} == {*CONTENDERS}
     assert regressions(found, report["ratios"], SLACK) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.alone
+@pytest.mark.timeout(600)
+def test_all_but_the_network_costs_little_more_than_decoding() -> None:
+    found = ours_to_decoding(callers=32, rounds=3, seconds=3)
+    assert 1 < found < MOST_TO_DECODING
