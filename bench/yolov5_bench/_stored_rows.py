@@ -21,6 +21,9 @@ SIDE = 640  # of the input, in pixels
 ROWS, CLASSES = 25_200, 80
 SCORE = 0.9  # of a sure detection; the rest are far below every usual threshold
 _OPSET = 17
+# How a network takes its prefiltered form in checkouts whose `make model` makes none of an import.
+_OLD_FILE, _OLD_CONFIG = "prefiltered.onnx", "configs/embedded.pbtxt"
+_OLD_PARAMETER = f'parameters {{ key: "prefiltered" value: {{ string_value: "{_OLD_FILE}" }} }}\n'
 _COLUMNS, _LINES = 20, 15  # places for detections that do not overlap
 # A picture of 4:3 fills these lines of the input; boxes in the padding would be clipped to nothing.
 _TOP, _BOTTOM = 80, 560
@@ -76,18 +79,33 @@ def prefilter(network: Path, rows: NDArray[np.float32]) -> None:
     Args:
         network: its folder in a model repository, with one version.
     """
-    weights = next(network.glob(f"[0-9]*/{contract.WEIGHTS_FILE}"))
-    model = _handing_out_above_confidence(rows)
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    helper.set_model_props(model, {contract.FULL_KEY: digest})
-    onnx.save(model, weights.with_name(contract.PREFILTERED_FILE))
-    config = network / contract.EMBEDDED_CONFIG_FILE
-    text = config.read_text("utf-8")
-    parameter = f'key: "{contract.PREFILTERED_KEY}"'
-    text += (
-        f'parameters {{ {parameter} value: {{ string_value: "{contract.PREFILTERED_FILE}" }} }}\n'
-    )
-    config.write_text(text, "utf-8")
+    full = next(network.glob(f"[0-9]*/{contract.WEIGHTS_FILE}"))
+    if served := _taking_pixels(full.parent):
+        model = onnx.load(served)
+        inputs, output = [*model.graph.input], model.graph.output[0]
+        metadata = {entry.key: entry.value for entry in model.metadata_props}
+    else:
+        served = full.with_name(_OLD_FILE)
+        inputs = [
+            _value(contract.PIXELS, TensorProto.UINT8, [1, 3, SIDE, SIDE]),
+            _value(contract.NMS, TensorProto.FLOAT, [1, 5]),
+        ]
+        output = _value(contract.OUTPUT, TensorProto.FLOAT, [1, "rows", rows.shape[1]])
+        metadata = {contract.FULL_KEY: hashlib.sha256(full.read_bytes()).hexdigest()}
+        with (network / _OLD_CONFIG).open("a", encoding="utf-8") as file:
+            file.write(_OLD_PARAMETER)
+    made = _handing_out_above_confidence(rows, inputs, output)
+    helper.set_model_props(made, metadata)
+    onnx.save(made, served)
+
+
+def _taking_pixels(version: Path) -> Path | None:
+    """The file of an installed version that takes pixels; earlier checkouts make none of it."""
+    for path in version.glob("*.onnx"):
+        inputs = onnx.load(path, load_external_data=False).graph.input
+        if contract.PIXELS in {value.name for value in inputs}:
+            return path
+    return None
 
 
 def _value(name: str, kind: int, shape: Sequence[int | str]) -> ValueInfoProto:
@@ -106,24 +124,26 @@ def _handing_out(
     return _model(nodes, inputs, output, rows=rows[None], ones=np.array([1, 1], np.int64))
 
 
-def _handing_out_above_confidence(rows: NDArray[np.float32]) -> ModelProto:
-    """A prefiltered graph of one image: those of these rows [N, columns] that are sure enough."""
+def _handing_out_above_confidence(
+    rows: NDArray[np.float32], inputs: Sequence[ValueInfoProto], output: ValueInfoProto
+) -> ModelProto:
+    """A prefiltered graph: those of these rows [N, columns] that are over the confidence.
+
+    Of a batch's confidences it takes the lowest, so that each image has the same rows.
+    """
     nodes = [
-        helper.make_node("Gather", [contract.NMS, "first"], ["confidence"], axis=1),
-        helper.make_node("Reshape", ["confidence", "flat"], ["threshold"]),
-        helper.make_node("Greater", ["objectness", "threshold"], ["over"]),
+        helper.make_node("Gather", [contract.NMS, "first"], ["confidences"], axis=1),
+        helper.make_node("ReduceMin", ["confidences"], ["confidence"], keepdims=0),
+        helper.make_node("Greater", ["objectness", "confidence"], ["over"]),
         helper.make_node("Compress", ["rows", "over"], ["chosen"], axis=0),
-        helper.make_node("Unsqueeze", ["chosen", "first"], [contract.OUTPUT]),
+        helper.make_node("Unsqueeze", ["chosen", "first"], ["of_one"]),
+        helper.make_node("Shape", [contract.PIXELS], ["batch"], start=0, end=1),
+        helper.make_node("Concat", ["batch", "ones"], ["shape"], axis=0),
+        helper.make_node("Expand", ["of_one", "shape"], [output.name]),
     ]
-    inputs = [
-        _value(contract.PIXELS, TensorProto.UINT8, [1, 3, SIDE, SIDE]),
-        _value(contract.NMS, TensorProto.FLOAT, [1, 5]),
-    ]
-    output = _value(contract.OUTPUT, TensorProto.FLOAT, [1, "rows", rows.shape[1]])
-    first, flat = np.array([0], np.int64), np.array([1], np.int64)
-    return _model(
-        nodes, inputs, output, rows=rows, objectness=rows[:, 4].copy(), first=first, flat=flat
-    )
+    first, ones = np.array([0], np.int64), np.array([1, 1], np.int64)
+    objectness = rows[:, 4].copy()
+    return _model(nodes, inputs, output, rows=rows, objectness=objectness, first=first, ones=ones)
 
 
 def _model(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import socket
 import sys
@@ -14,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
+from onnx import TensorProto, helper
 from support import ROOT
 
 from yolov5_bench._ceiling import Case, cases, pictures
@@ -66,24 +69,50 @@ def test_network_hands_out_all_rows_for_each_image(batch: int, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("sure", [0, 100])
-def test_prefiltered_network_hands_out_the_sure_rows(sure: int, tmp_path: Path) -> None:
-    rows = stored_rows(sure)
-    (tmp_path / "1").mkdir()
-    (tmp_path / "configs").mkdir()
-    config = tmp_path / contract.EMBEDDED_CONFIG_FILE
-    config.write_text('name: "stored"\n')
-    write_full(tmp_path / "1" / contract.WEIGHTS_FILE, rows)
+@pytest.mark.parametrize("batch", [None, 3])
+def test_prefiltered_network_hands_out_the_sure_rows(
+    sure: int, batch: int | None, tmp_path: Path
+) -> None:
+    rows, version = stored_rows(sure), tmp_path / "1"
+    version.mkdir()
+    write_full(version / contract.WEIGHTS_FILE, rows)
+    if batch:  # `make model` has made the file that takes pixels
+        path = version / "served.onnx"
+        write_taking_pixels(path)
+    else:  # an earlier checkout
+        path, config = version / "prefiltered.onnx", tmp_path / "configs" / "embedded.pbtxt"
+        config.parent.mkdir()
+        config.write_text('name: "stored"\n')
     prefilter(tmp_path, sure_rows(rows))
-    path = tmp_path / "1" / contract.PREFILTERED_FILE
-    pixels = np.zeros((1, 3, 640, 640), np.uint8)
-    nms = np.zeros((1, 5), np.float32)
-    nms[0, 0] = 0.25
-    found = run(path, pixels=pixels, nms=nms)
-    assert found.shape == (1, sure, 85)
-    assert (found[0] == sure_rows(rows)).all()
-    nms[0, 0] = 1
-    assert run(path, pixels=pixels, nms=nms).shape == (1, 0, 85)
-    assert f'"{contract.PREFILTERED_FILE}"' in config.read_text()
+    pixels, nms = np.zeros((batch or 1, 3, 640, 640), np.uint8), np.zeros((batch or 1, 5))
+    nms[:, 0] = 0.25
+    found = run(path, pixels=pixels, nms=nms.astype(np.float32))
+    assert found.shape == (batch or 1, sure, 85)
+    assert (found == sure_rows(rows)).all()
+    nms[:, 0] = 1
+    assert run(path, pixels=pixels, nms=nms.astype(np.float32)).shape == (batch or 1, 0, 85)
+    if batch:
+        assert metadata(path) == {"full_sha256": "kept"}
+    else:
+        digest = hashlib.sha256((version / contract.WEIGHTS_FILE).read_bytes()).hexdigest()
+        assert metadata(path) == {"full_sha256": digest}
+        assert f'"{path.name}"' in config.read_text()
+
+
+def write_taking_pixels(path: Path) -> None:
+    value = helper.make_tensor_value_info
+    inputs = [
+        value("pixels", TensorProto.UINT8, ["batch", 3, 640, 640]),
+        value("nms", TensorProto.FLOAT, ["batch", 5]),
+    ]
+    output = value("output0", TensorProto.FLOAT, ["batch", "kept", 85])
+    model = helper.make_model(helper.make_graph([], "g", inputs, [output]))
+    helper.set_model_props(model, {"full_sha256": "kept"})
+    onnx.save(model, path)
+
+
+def metadata(path: Path) -> dict[str, str]:
+    return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
 
 
 def test_each_sure_row_is_a_detection(tmp_path: Path) -> None:
