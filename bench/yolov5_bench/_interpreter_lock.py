@@ -11,15 +11,17 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
+
+import numpy as np
 
 _SAMPLES_PER_SECOND = 250
 _COUNTS = re.compile(r"Samples: (\d+) Errors: (\d+)")
 
 
 class CannotSampleError(Exception):
-    """py-spy is not installed, or may not read the processes; the message is its own."""
+    """py-spy is not installed, or may not read the processes."""
 
 
 def lock_shares(pids: Sequence[int], seconds: int) -> dict[int, float]:
@@ -30,8 +32,8 @@ def lock_shares(pids: Sequence[int], seconds: int) -> dict[int, float]:
 
     Returns:
         By PID, the share of the time in which the process held the lock: the samples in which a
-        thread had it, by all those that could be read. Time for which the holder waits for a core
-        counts as well.
+        thread had it, by all those that could be read. Of this the part is left out for which its
+        threads wait for a core, as the kernel counts it for all of them together.
 
     Raises:
         CannotSampleError: a process could not be sampled.
@@ -41,7 +43,7 @@ def lock_shares(pids: Sequence[int], seconds: int) -> dict[int, float]:
         raise CannotSampleError("py-spy is not installed")
     found = {}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        running = {}
+        running, before = {}, {pid: _on_core_and_waiting(pid) for pid in pids}
         for pid in pids:
             command = [
                 *(str(program), "record", "--gil", "--nonblocking", f"--pid={pid}"),
@@ -55,8 +57,29 @@ def lock_shares(pids: Sequence[int], seconds: int) -> dict[int, float]:
             )
         for pid, process in running.items():
             said, _ = process.communicate()
-            found[pid] = _share(said, seconds * _SAMPLES_PER_SECOND)
+            on_core, waiting = np.subtract(_on_core_and_waiting(pid), before[pid]).tolist()
+            share = _share(said, seconds * _SAMPLES_PER_SECOND)
+            found[pid] = share * on_core / max(1, on_core + waiting)
     return found
+
+
+def _on_core_and_waiting(pid: int) -> tuple[int, int]:
+    """Nanoseconds for which the threads of a process were on a core, and could have been.
+
+    From /proc/PID/task/TID/schedstat, see the kernel's Documentation/scheduler/sched-stats.rst.
+
+    Raises:
+        CannotSampleError: the kernel does not count it, or the process has ended.
+    """
+    on_core = waiting = 0
+    try:
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                first, second, _ = (thread / "schedstat").read_text().split()
+                on_core, waiting = on_core + int(first), waiting + int(second)
+    except OSError as error:
+        raise CannotSampleError(f"/proc/{pid}/task cannot be read: {error.strerror}") from None
+    return on_core, waiting
 
 
 def _share(said: str, count: int) -> float:
@@ -67,6 +90,10 @@ def _share(said: str, count: int) -> float:
     """
     counts = _COUNTS.search(said)
     if counts is None:
+        if "permission denied" in said.lower():
+            raise CannotSampleError(
+                "py-spy may not read the server; it needs CAP_SYS_PTRACE or root"
+            )
         lines = [line for line in said.splitlines() if line.strip()]
         raise CannotSampleError(lines[-1].strip() if lines else "py-spy says nothing")
     held, unread = int(counts[1]), int(counts[2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import socket
 import sys
 import threading
@@ -25,7 +26,12 @@ from support import ROOT
 from yolov5_bench._ceiling import Case, cases, pictures
 from yolov5_bench._ceiling_report import Bare, Held, Point, table, write
 from yolov5_bench._checkout import HERE, Checkout
-from yolov5_bench._interpreter_lock import CannotSampleError, _share, lock_shares
+from yolov5_bench._interpreter_lock import (
+    CannotSampleError,
+    _on_core_and_waiting,
+    _share,
+    lock_shares,
+)
 from yolov5_bench._light_load import HttpAnswers, grpc_request, run_light_load
 from yolov5_bench._pipeline import Pipeline
 from yolov5_bench._stored_rows import prefilter, stored_rows, sure_rows, write_full
@@ -255,8 +261,10 @@ def test_report_is_written_with_or_without_the_lock(tmp_path: Path) -> None:
 def test_samples_that_could_not_be_read_are_left_out_of_the_share() -> None:
     said = "py-spy> Wrote raw flamegraph data to 'x'. Samples: 60 Errors: 50"
     assert _share(said, 250) == pytest.approx(0.3)
-    with pytest.raises(CannotSampleError, match="Permission denied"):
-        _share("Error: Permission denied: try running again with sudo\n", 250)
+    with pytest.raises(CannotSampleError, match="it needs CAP_SYS_PTRACE or root"):
+        _share("Permission Denied: Try running again with elevated permissions\n", 250)
+    with pytest.raises(CannotSampleError, match="No such process"):
+        _share("Error: Failed to open process\nReason: No such process\n", 250)
 
 
 def test_without_the_sampler_the_reason_is_given(
@@ -277,3 +285,15 @@ def test_checkout_runs_its_own_sources(tmp_path: Path) -> None:
     own.parent.mkdir(parents=True)
     own.touch()
     assert other.python == str(own)
+
+
+def test_time_on_a_core_is_told_from_time_of_waiting_for_one() -> None:
+    before, _ = _on_core_and_waiting(os.getpid())
+    began = time.thread_time_ns()
+    while time.thread_time_ns() - began < 50_000_000:
+        pass
+    after, waiting = _on_core_and_waiting(os.getpid())
+    assert 45_000_000 < after - before < 500_000_000
+    assert waiting >= 0
+    with pytest.raises(CannotSampleError, match="cannot be read"):
+        _on_core_and_waiting(1 << 30)
