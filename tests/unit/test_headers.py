@@ -101,6 +101,14 @@ SIDES: list[Entry] = [("width", "H", 10), ("height", "H", 10)]
 JPEG: list[Entry] = [*SIDES, ("compression", "H", 7)]
 
 
+@pytest.mark.parametrize("before", range(4))
+@pytest.mark.parametrize("after", [b"", b"\xff", b"\xda", b"\xff\xd9"])
+def test_scans_are_counted_wherever_they_begin_and_end(before: int, after: bytes) -> None:
+    data = jpeg(2) + b"\0" * before + b"\xff\xda" * 3 + b"\xff\xff\xda\xda" + after
+    header = read_header(data)
+    assert header is not None and header.scans == data.count(b"\xff\xda")
+
+
 def jpeg(scans: int, height: int = 10, width: int = 10) -> bytes:
     """What a decoder reads of a JPEG before it decodes."""
     frame = b"\xff\xd8\xff\xc2" + struct.pack(">HBHH", 17, 8, height, width) + bytes(10)
