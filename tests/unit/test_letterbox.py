@@ -83,6 +83,21 @@ def test_picture_of_the_right_size_is_unchanged() -> None:
     np.testing.assert_array_equal(canvas, picture)
 
 
+@pytest.mark.parametrize(
+    "size", [(480, 641), (641, 480), (1280, 960), (97, 1000), (1000, 3), (3, 5)]
+)
+@pytest.mark.parametrize("mode", ["square", "rect"])
+def test_picture_is_scaled_into_its_place_as_it_is_apart(size: tuple[int, int], mode: str) -> None:
+    picture = np.random.default_rng(0).integers(0, 100, (*size, 3), np.uint8)
+    canvas, _ = letterbox(picture, 640, 640, mode)
+    gain = 640 / max(size)
+    height, width = (max(1, round(side * gain)) for side in size)
+    top, left = (canvas.shape[0] - height) // 2, (canvas.shape[1] - width) // 2
+    apart = cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_array_equal(canvas[top : top + height, left : left + width], apart)
+    assert (canvas == PAD_VALUE).sum() == canvas.size - apart.size  # which has no grey
+
+
 def test_stretch_has_no_padding_and_a_gain_for_each_axis() -> None:
     canvas, placement = letterbox(np.full((320, 1280, 3), 9, np.uint8), 640, 640, "stretch")
     assert (canvas == 9).all()

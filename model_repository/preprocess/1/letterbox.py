@@ -44,7 +44,7 @@ def letterbox(
         height, width = _up_to(stride, scaled_h), _up_to(stride, scaled_w)
         # The reference takes the gain from the padded size, which rounding may have made smaller.
         gain = min(height / h, width / w)
-    canvas = _pad(_resize(picture, scaled_h, scaled_w), height, width)
+    canvas = _draw(picture, scaled_h, scaled_w, height, width)
     return canvas, _place_centred(h, w, height, width, gain, whole_padding)
 
 
@@ -65,12 +65,23 @@ def _place_centred(h: int, w: int, height: int, width: int, gain: float, whole: 
     return Placement(gain_x=gain, gain_y=gain, pad_x=pad_x, pad_y=pad_y, height=h, width=w)
 
 
-def _pad(picture: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """Pad on all sides; as in the reference, an odd pixel goes to the bottom or the right."""
-    h, w = picture.shape[:2]
+def _draw(picture: NDArray[np.uint8], h: int, w: int, height: int, width: int) -> NDArray[np.uint8]:
+    """Scale to [h, w], and pad on all sides; an odd pixel goes to the bottom or the right.
+
+    The picture is scaled into its place: to make it apart and copy it takes longer.
+    """
+    if (h, w) == (height, width):
+        return _resize(picture, h, w)
     top, left = (height - h) // 2, (width - w) // 2
-    canvas = np.full((height, width, 3), PAD_VALUE, np.uint8)
-    canvas[top : top + h, left : left + w] = picture
+    canvas = np.empty((height, width, 3), np.uint8)
+    canvas[:top] = canvas[top + h :] = PAD_VALUE
+    rows = canvas[top : top + h]
+    rows[:, :left] = rows[:, left + w :] = PAD_VALUE
+    place = rows[:, left : left + w]
+    if picture.shape[:2] == (h, w):
+        place[...] = picture
+    else:
+        cv2.resize(picture, (w, h), place, interpolation=cv2.INTER_LINEAR)
     return canvas
 
 
@@ -96,7 +107,7 @@ def enlarge(
     if (h, w) == (height, width):
         return canvas, placement
     pad_x, pad_y = placement.pad_x + (width - w) // 2, placement.pad_y + (height - h) // 2
-    return _pad(canvas, height, width), replace(placement, pad_x=pad_x, pad_y=pad_y)
+    return _draw(canvas, h, w, height, width), replace(placement, pad_x=pad_x, pad_y=pad_y)
 
 
 def _up_to(stride: int, side: int) -> int:
