@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from threading import Condition
+from threading import Lock
 
 
 class PixelBudget:
@@ -19,21 +19,27 @@ class PixelBudget:
 
     def __init__(self, pixels: int) -> None:
         self._free = pixels
-        self._waiting: deque[object] = deque()  # one of its own for each thread
-        self._changed = Condition()
+        # What each thread waits for, and a lock of its own that is released when it has it: a
+        # thread is woken once, and never in vain.
+        self._waiting: deque[tuple[int, Lock]] = deque()
+        self._lock = Lock()
 
     def acquire(self, pixels: int) -> None:
         """Wait until so many are free and no earlier thread waits, and take them."""
-        turn = object()
-        with self._changed:
-            self._waiting.append(turn)
-            self._changed.wait_for(lambda: self._waiting[0] is turn and pixels <= self._free)
-            self._waiting.popleft()
-            self._free -= pixels
-            self._changed.notify_all()  # the next one may fit in as well
+        with self._lock:
+            if not self._waiting and pixels <= self._free:
+                self._free -= pixels
+                return
+            taken = Lock()
+            taken.acquire()
+            self._waiting.append((pixels, taken))
+        taken.acquire()
 
     def release(self, pixels: int) -> None:
         """Give back what was acquired."""
-        with self._changed:
+        with self._lock:
             self._free += pixels
-            self._changed.notify_all()
+            while self._waiting and self._waiting[0][0] <= self._free:
+                wanted, taken = self._waiting.popleft()
+                self._free -= wanted
+                taken.release()
