@@ -2,7 +2,6 @@
 
 import json
 import traceback
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -17,10 +16,11 @@ from decode import Decoder, ImageError
 from endpoint_registry import INPUTS, EndpointError, EndpointRegistry
 from gather import Gather
 from image_pipeline import ImagePipeline
-from network_spec import NetworkSpec
-from parameters import ParameterError, parse_parameters, read_json
+from parameter_reader import ParameterReader
+from parameters import ParameterError
 from preprocess_metrics import PARAMETER, SATURATED, Metrics, ModelMetrics
 from settings import Settings, read_endpoint_settings, read_image_limits
+from workers import Workers
 
 
 class TritonPythonModel:
@@ -38,7 +38,7 @@ class TritonPythonModel:
         settings = self.served.find(0).settings  # those of the pool and the queue are common
         self.metrics.start()
         self.max_queue_seconds = settings.max_queue_seconds
-        self.pool = ThreadPoolExecutor(settings.threads)
+        self.workers = Workers(settings.threads, pb_utils.Logger.log_error)
         self.queue = AdmissionQueue(
             capacity=settings.max_queued_images,
             max_in_flight=settings.max_in_flight_images,
@@ -61,7 +61,8 @@ class TritonPythonModel:
             gpu=self.gpu,
             observe=metrics.observe,
         )
-        return Served(endpoint.name, network, settings, metrics, pipeline)
+        parameters = ParameterReader(network.class_names, settings.defaults, **network.head)
+        return Served(endpoint.name, settings, parameters, metrics, pipeline)
 
     def execute(self, requests):
         for request in requests:
@@ -104,12 +105,7 @@ class TritonPythonModel:
             text = request.parameters()
         except UnicodeDecodeError:
             raise ParameterError("a parameter is no text; allowed: UTF-8") from None
-        return parse_parameters(
-            read_json(text or "{}"),
-            served.network.class_names,
-            served.settings.defaults,
-            **served.network.head,
-        )
+        return served.parameters.read(text)
 
     def expire(self, call, seconds):
         self.refuse(call, SATURATED, f"saturated: not begun within {seconds:g} s")
@@ -124,7 +120,7 @@ class TritonPythonModel:
             answer=partial(self.answer, call, parameters, batch, admission_id),
         )
         for task in gather.tasks():
-            self.pool.submit(task)
+            self.workers.submit(task)
 
     def answer(self, call, parameters, batch, admission_id, results):
         """Answer the call.
@@ -161,7 +157,7 @@ class TritonPythonModel:
     def pack(self, call, parameters, placements, batch, admission_id):
         tensors, placements = batch.build(placements)
         rows = len(placements)
-        nms, class_conf_thres = parameters.as_rows(len(call.served.network.class_names))
+        nms, class_conf_thres = parameters.repeat(rows)
         admission = self.completions.as_row(admission_id)
         return pb_utils.InferenceResponse(
             [
@@ -169,12 +165,10 @@ class TritonPythonModel:
                 pb_utils.Tensor(
                     "placement", np.array([p.as_row() for p in placements], np.float32)
                 ),
-                pb_utils.Tensor("nms", np.array([nms] * rows, np.float32)),
-                pb_utils.Tensor(
-                    "class_conf_thres", np.array([class_conf_thres] * rows, np.float32)
-                ),
+                pb_utils.Tensor("nms", nms),
+                pb_utils.Tensor("class_conf_thres", class_conf_thres),
                 pb_utils.Tensor("admission_id", np.array([admission] * rows)),
-                pb_utils.Tensor("network", np.full((rows, 1), call.slot, np.int32)),
+                pb_utils.Tensor("network", np.array([[call.slot]] * rows, np.int32)),
             ]
         )
 
@@ -191,7 +185,7 @@ class TritonPythonModel:
 
     def finalize(self):
         self.queue.close()
-        self.pool.shutdown()
+        self.workers.close()
         self.completions.close()
         self.metrics.close()
 
@@ -200,8 +194,8 @@ class Served(NamedTuple):
     """What a request needs of its endpoint."""
 
     name: str
-    network: NetworkSpec
     settings: Settings
+    parameters: ParameterReader
     metrics: ModelMetrics
     pipeline: ImagePipeline
 
