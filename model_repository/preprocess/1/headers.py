@@ -13,6 +13,7 @@ from containers import JPEG_SCAN, jpeg_segments, png_chunks, tiff_directory
 
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SCAN = bytes((0xFF, JPEG_SCAN))  # the marker
+_SCAN_PAIR = np.frombuffer(_SCAN, np.uint16)[0]
 
 _TIFF_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}
 _TIFF_LONG8 = 16
@@ -74,9 +75,8 @@ def _count_scans(data: bytes) -> int:
     The data of a scan cannot contain it, but other segments can: this is an upper bound. `count` of
     bytes takes several times as long, and holds the interpreter's lock meanwhile.
     """
-    marker = np.frombuffer(_SCAN, np.uint16)
     pairs = (np.frombuffer(data, np.uint16, (len(data) - start) // 2, start) for start in (0, 1))
-    return sum(int(np.count_nonzero(values == marker)) for values in pairs)
+    return sum(int(np.count_nonzero(values == _SCAN_PAIR)) for values in pairs)
 
 
 def _jpeg_sides(data: bytes, start: int) -> tuple[int, int] | None:
