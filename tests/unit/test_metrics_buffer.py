@@ -46,7 +46,7 @@ def test_counts_are_added_up_and_observations_are_not() -> None:
     def work() -> None:
         for _ in range(100):
             buffer.increment(counter, 2)
-            buffer.observe(histogram, 0.5)
+        buffer.observe(histogram, 0.5)
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
@@ -54,9 +54,27 @@ def test_counts_are_added_up_and_observations_are_not() -> None:
     for thread in threads:
         thread.join()  # none is blocked, though nothing is delivered yet
     go.set()
-    wait_until(lambda: sum(counter.calls) == 800 and len(histogram.calls) == 400)
+    wait_until(lambda: sum(counter.calls) == 800 and len(histogram.calls) == 4)
     assert len(counter.calls) < 20
     assert set(histogram.calls) == {0.5}
+    buffer.close()
+
+
+def test_of_many_observations_some_are_delivered_from_first_to_last() -> None:
+    go = threading.Event()
+    go.set()
+    few, many = Metric(go), Metric(go)
+    buffer = MetricsBuffer(print)
+    with buffer.calling:  # the first delivery waits
+        buffer.increment(Metric(go))
+        wait_until(lambda: not buffer._counts)
+        for seconds in range(8):
+            buffer.observe(few, seconds)
+        for seconds in range(1000):
+            buffer.observe(many, seconds)
+    wait_until(lambda: len(few.calls) == 8 and len(many.calls) == 8)
+    assert few.calls == [*range(8)]
+    assert many.calls == [*range(0, 1000, 125)]
     buffer.close()
 
 
