@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from letterbox import enlarge
-from normalise import DeviceNormaliser, HostNormaliser, PlaneSplitter
+from normalise import HostNormaliser, PlaneSplitter
 from numpy.typing import NDArray
 from placement import Placement
 
-Normaliser = HostNormaliser | DeviceNormaliser | PlaneSplitter
+if TYPE_CHECKING:
+    from device_normaliser import DeviceNormaliser
+
+    Normaliser = HostNormaliser | DeviceNormaliser | PlaneSplitter
 
 
 class BatchBuilder:

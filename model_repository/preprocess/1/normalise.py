@@ -1,17 +1,20 @@
 """Write pictures into the network's input: BGR uint8 [H, W, 3] -> RGB 0..1, float32 [3, H, W].
 
-Three classes with the same methods. `HostNormaliser` does all of it on the host. `DeviceNormaliser`
-computes on the network's GPU: a quarter of the bytes cross the bus, and the result stays there.
-`PlaneSplitter` leaves the division to the network's process.
+Three classes with the same methods. `HostNormaliser` does all of it on the host, `DeviceNormaliser`
+(in `device_normaliser.py`) on the network's GPU. `PlaneSplitter` leaves the division to the
+network's process.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from device_normaliser import DeviceNormaliser
 
 
 def make_normaliser(gpu: int | None) -> HostNormaliser | DeviceNormaliser:
@@ -21,7 +24,9 @@ def make_normaliser(gpu: int | None) -> HostNormaliser | DeviceNormaliser:
 
         # Triton may see a GPU whose driver is too old for torch.
         if torch.cuda.is_available():
-            return DeviceNormaliser(gpu)
+            from device_normaliser import DeviceNormaliser
+
+            return DeviceNormaliser(torch.device("cuda", gpu))
     return HostNormaliser()
 
 
@@ -58,30 +63,3 @@ class PlaneSplitter:
     def pack(self, tensor_type: Any, name: str, batch: NDArray[np.uint8]) -> Any:
         """The batch as Triton's tensor, uint8 [B, 3, H, W]."""
         return tensor_type(name, batch)
-
-
-class DeviceNormaliser:
-    """Collects the pictures on the host, then normalises the whole batch on the GPU."""
-
-    def __init__(self, device: int) -> None:
-        import torch
-
-        self._torch = torch
-        self._device = torch.device("cuda", device)
-
-    def allocate(self, count: int, height: int, width: int) -> NDArray[np.uint8]:
-        """An uninitialised batch for `count` pictures."""
-        return np.empty((count, height, width, 3), np.uint8)
-
-    def put(self, picture: NDArray[np.uint8], batch: NDArray[np.uint8], index: int) -> None:
-        """Write one picture to its place in the batch; may be called from several threads."""
-        batch[index] = picture
-
-    def pack(self, tensor_type: Any, name: str, batch: NDArray[np.uint8]) -> Any:
-        """The batch as Triton's tensor, float32 [B, 3, H, W], on the device."""
-        torch = self._torch
-        pictures = torch.from_numpy(batch).to(self._device)
-        images = pictures.flip(3).permute(0, 3, 1, 2).to(torch.float32).div_(255).contiguous()
-        # The next step may read the result on another CUDA stream.
-        torch.cuda.synchronize(self._device)
-        return tensor_type.from_dlpack(name, images)
