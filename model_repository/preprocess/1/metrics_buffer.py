@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from threading import Condition, Event, Lock, Thread
 from typing import Any, Generic, Protocol, TypeVar
 
-_PAUSE = 0.05  # seconds between two deliveries; counts in between are added up
-_MOST = 8  # values of one histogram in one delivery
+_PAUSE = 0.2  # seconds between two deliveries; counts in between are added up
+_MOST = 16  # values of one histogram in one delivery
 
 
 class MetricsBuffer:
@@ -44,7 +44,7 @@ class MetricsBuffer:
             self._changed.notify()
 
     def observe(self, histogram: Any, seconds: float) -> None:
-        """Observe a value; of more than 8 in a twentieth of a second, only some."""
+        """Observe a value; of more than 16 in a fifth of a second, only some."""
         with self._changed:
             self._times.setdefault(histogram, []).append(seconds)
             self._changed.notify()
