@@ -3,6 +3,7 @@ from __future__ import annotations
 import fcntl
 import gc
 import os
+import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,10 +31,31 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The folder is the tier."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--triton",
+        type=Path,
+        metavar="FOLDER",
+        help="run the server tests on this Triton, not on the embedded one",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # In the environment: support.py, which reads it, is imported only by processes that run tests.
+    assert "support" not in sys.modules
+    os.environ.pop("TESTED_TRITON", None)
+    if triton := config.getoption("--triton"):
+        os.environ["TESTED_TRITON"] = str(triton.resolve())
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The folder is the tier. With `--triton`, skip what only the embedded server does."""
     for item in items:
         item.add_marker(item.path.relative_to(HERE).parts[0])
+        embedded = item.get_closest_marker("embedded")
+        if embedded and config.getoption("--triton"):
+            reason = f"only on the embedded server: {embedded.args[0]}"
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -51,6 +51,11 @@ SHARED = ROOT.parent / "shared" / "data"
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 SHARED_MEMORY = Path("/dev/shm")
+# The Triton that is tested in place of the embedded one: `--triton` of pytest, see conftest.py.
+TRITON = Path(os.environ["TESTED_TRITON"]) if "TESTED_TRITON" in os.environ else None
+TRITON_FLAGS = [f"--triton={TRITON}"] if TRITON else []
+# Models with a process of their own; Triton's backends in C++ run the network in Triton's process.
+MODEL_PROCESSES = ["preprocess", *([] if TRITON else ["yolov5"]), "postprocess"]
 
 Outputs = dict[str, NDArray[Any]]
 reference = fidelity.read_reference
@@ -106,6 +111,12 @@ class RunningServer:
     @property
     def health(self) -> str:
         return f"http://127.0.0.1:{self.ports[3]}"
+
+    @property
+    def triton_version(self) -> str:
+        """Version of the running Triton, such as 2.51.0."""
+        with urllib.request.urlopen(f"{self.http}/v2", timeout=20) as answer:
+            return str(json.load(answer)["version"])
 
     def wait_ready(self, timeout: float = 90) -> None:
         deadline = time.monotonic() + timeout
@@ -172,11 +183,13 @@ def running_server(
 ) -> Iterator[RunningServer]:
     """Start the launcher, and end it at the end of the block in any case.
 
-    It serves FP32, the reference's numbers, unless the arguments name another precision.
+    It serves FP32, the reference's numbers, unless the arguments name another precision, on the
+    Triton that is tested, unless they name another one.
 
     Args:
         arguments: for the launcher.
-        command: starts the launcher in another way; gets its ports as variables of make.
+        command: starts the launcher in another way, with `TRITON_FLAGS`; gets its ports as
+            variables of make.
         wait: until the server is ready.
         ports: HTTP, gRPC, metrics and health; free ones if left out.
     """
@@ -186,6 +199,8 @@ def running_server(
         flags = [f"--{name}={port}" for name, port in named.items()]
         if not any(argument.startswith("--precision") for argument in arguments):
             flags.append("--precision=fp32")
+        if not any(argument.startswith("--triton") for argument in arguments):
+            flags += TRITON_FLAGS
         command = [sys.executable, "-m", "yolov5_server", *flags, *arguments]
     else:
         variables = [f"{name.upper().replace('-', '_')}={port}" for name, port in named.items()]
@@ -233,11 +248,18 @@ def wait_for_ended(left: int = 0) -> None:
             shutil.rmtree(folder)
 
 
+def find_triton(folder: Path) -> tuple[Path, Path]:
+    """The tested Triton's binary and the folder of its backends, which may be made in `folder`."""
+    triton = TRITON or triton_folder()
+    backends = TRITON / "backends" if TRITON else assemble_backends(triton, folder / "backends")
+    return triton / "bin" / "tritonserver", backends
+
+
 @contextmanager
 def plain_triton(
     repository: Path, *arguments: str, complete: bool = False
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The embedded Triton without the launcher: every model may be called.
+    """The tested Triton without the launcher: every model may be called.
 
     Args:
         complete: let Triton complete configurations.
@@ -248,10 +270,10 @@ def plain_triton(
     http, port = free_ports(2)
     wait_for_ended(left=3)
     folder = Path(tempfile.mkdtemp())
-    backends = assemble_backends(triton_folder(), folder / "backends")
+    binary, backends = find_triton(folder)
     process = subprocess.Popen(
         [
-            str(triton_folder() / "bin" / "tritonserver"),
+            str(binary),
             f"--model-repository={repository}",
             f"--backend-directory={backends}",
             f"--http-port={http}",

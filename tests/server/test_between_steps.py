@@ -26,9 +26,12 @@ from support import (
 
 from yolov5_build.photos import PhotoLoader
 
-pytestmark = pytest.mark.skipif(
-    Path("/dev/nvidiactl").exists(), reason="where there is a GPU, tensors stay on it"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        Path("/dev/nvidiactl").exists(), reason="where there is a GPU, tensors stay on it"
+    ),
+    pytest.mark.embedded("its backends take pixels and leave rows out"),
+]
 
 PATHS = sorted(PHOTOS.iterdir())
 LOADER = PhotoLoader(640, 640)

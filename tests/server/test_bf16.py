@@ -17,7 +17,10 @@ from yolov5_build._runtimes import OPENVINO_BF16
 from yolov5_client.evaluation import Split
 from yolov5_server.hardware import cpu_has_bf16
 
-pytestmark = pytest.mark.skipif(not cpu_has_bf16(), reason="needs a CPU with BF16")
+pytestmark = [
+    pytest.mark.skipif(not cpu_has_bf16(), reason="needs a CPU with BF16"),
+    pytest.mark.embedded("its OpenVINO backend computes in BF16"),
+]
 
 IMAGES = [path.read_bytes() for path in sorted(PHOTOS.iterdir())]
 

@@ -20,7 +20,15 @@ import cv2
 import numpy as np
 import psutil
 import pytest
-from support import PHOTO, RunningServer, ready, regions, running_server, wait_until
+from support import (
+    MODEL_PROCESSES,
+    PHOTO,
+    RunningServer,
+    ready,
+    regions,
+    running_server,
+    wait_until,
+)
 
 from yolov5_client import Client, YoloClientError
 from yolov5_server._processes import is_alive
@@ -29,7 +37,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 ROUNDS = int(os.environ.get("KILLS", "10"))  # of each kind
 CALLERS = 8
-STEPS = ("preprocess", "yolov5", "postprocess")
 CGROUP = Path("/sys/fs/cgroup/memory/yolov5-endurance")
 
 
@@ -122,8 +129,8 @@ def run_out_of_memory(server: RunningServer) -> float:
 
 
 CASES = {
-    **{f"kill -9 {model}": kill(f"/{model}/1/", signal.SIGKILL) for model in STEPS},
-    **{f"kill -STOP {model}": kill(f"/{model}/1/", signal.SIGSTOP) for model in STEPS},
+    **{f"kill -9 {model}": kill(f"/{model}/1/", signal.SIGKILL) for model in MODEL_PROCESSES},
+    **{f"kill -STOP {model}": kill(f"/{model}/1/", signal.SIGSTOP) for model in MODEL_PROCESSES},
     "kill -9 tritonserver": kill("bin/tritonserver", signal.SIGKILL),
     "out of memory": run_out_of_memory,
 }
@@ -174,7 +181,7 @@ def test_server_is_restarted_in_time_after_each_failure(own: RunningServer, case
 
 def test_server_is_ready_within_a_minute_after_forty_kills(bundled_repository: Path) -> None:
     """Kill one process after the other, every two seconds."""
-    targets = ("bin/tritonserver", *(f"/{step}/1/" for step in STEPS))
+    targets = ("bin/tritonserver", *(f"/{model}/1/" for model in MODEL_PROCESSES))
     with running_server(f"--repository={bundled_repository}") as server:
         hit = 0
         for number in range(40):

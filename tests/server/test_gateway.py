@@ -38,6 +38,7 @@ from support import (
     PHOTO,
     RAW,
     ROOT,
+    TRITON_FLAGS,
     Reply,
     RunningServer,
     assert_same,
@@ -1543,7 +1544,8 @@ def test_make_gateway_starts_and_ends_both_processes(
     (port,) = free_ports(1)
     folder = tmp_path / "gateway"
     make = ["make", "--no-print-directory", "-C", str(ROOT), "gateway", f"GATEWAY_PORT={port}"]
-    make.append(f"ARGS=--repository={bundled_repository} --folder={folder}")
+    flags = [f"--repository={bundled_repository}", f"--folder={folder}", *TRITON_FLAGS]
+    make.append(f"ARGS={' '.join(flags)}")
     with running_server(command=make, wait=False) as server:
         wait_for(server.log, "Gateway:", server.process)
         server.ports.append(port)

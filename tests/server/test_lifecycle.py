@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -16,8 +17,10 @@ from pathlib import Path
 import psutil
 import pytest
 from support import (
+    MODEL_PROCESSES,
     PHOTO,
     ROOT,
+    TRITON_FLAGS,
     RunningServer,
     ask_grpc,
     free_ports,
@@ -54,7 +57,7 @@ def test_signal_ends_the_server_and_leaves_nothing(own: str, number: signal.Sign
         assert_gone(server)
 
 
-@pytest.mark.parametrize("model", ["preprocess", "yolov5", "postprocess"])
+@pytest.mark.parametrize("model", MODEL_PROCESSES)
 def test_server_ends_in_time_after_a_model_process_was_killed(own: str, model: str) -> None:
     with running_server(own) as server:
         stubs = server.processes(f"/{model}/1/")
@@ -117,7 +120,8 @@ def test_no_server_outlives_a_killed_launcher(own: str) -> None:
     ids=["Ctrl-C", "SIGTERM", "SIGINT", "SIGKILL"],
 )
 def test_make_serve_ends_like_the_launcher(own: str, send: Callable[[int], None]) -> None:
-    make = ["make", "--no-print-directory", "-C", str(ROOT), "serve", f"ARGS={own}"]
+    flags = " ".join([own, *TRITON_FLAGS])
+    make = ["make", "--no-print-directory", "-C", str(ROOT), "serve", f"ARGS={flags}"]
     with running_server(command=make) as server:
         server.seen.update(server.descendants())
         deadline = time.monotonic() + STOP_SECONDS
@@ -225,8 +229,9 @@ def connections(port: int, count: int) -> Iterator[list[socket.socket]]:
 
 def limited(soft: int, hard: int, own: str) -> list[str]:
     """A command that starts the launcher with these limits on descriptors."""
+    flags = shlex.join(TRITON_FLAGS)
     script = f"""ulimit -Sn {soft}; ulimit -Hn {hard}; export "$@"
-exec "$0" -m yolov5_server "{own}" --precision=fp32 --http-port="$HTTP_PORT" \\
+exec "$0" -m yolov5_server "{own}" --precision=fp32 {flags} --http-port="$HTTP_PORT" \\
   --grpc-port="$GRPC_PORT" --metrics-port="$METRICS_PORT" --health-port="$HEALTH_PORT"
 """
     return ["sh", "-c", script, sys.executable]
@@ -273,7 +278,7 @@ def full_pipe() -> int:
 def test_lost_log_does_not_end_the_service(own: str, open_log: Callable[[], int]) -> None:
     ports = free_ports(4)
     names = ("http-port", "grpc-port", "metrics-port", "health-port")
-    flags = [f"--{name}={port}" for name, port in zip(names, ports)]
+    flags = [*TRITON_FLAGS, *(f"--{name}={port}" for name, port in zip(names, ports))]
     command = [sys.executable, "-m", "yolov5_server", own, "--precision=fp32", *flags]
     errors = open_log()
     process = subprocess.Popen(

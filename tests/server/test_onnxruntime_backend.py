@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from support import plain_triton, ready_triton, wait_until
 
+pytestmark = pytest.mark.embedded("its ONNX Runtime backend is this project's own")
+
 CONFIG = """
 name: "graph"
 backend: "onnxruntime"

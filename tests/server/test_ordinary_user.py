@@ -13,9 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from support import PHOTO, ROOT, SHARED_MEMORY, ask_grpc, running_server
-
-from yolov5_server.embedded import assemble_backends, triton_folder
+from support import PHOTO, ROOT, SHARED_MEMORY, TRITON_FLAGS, ask_grpc, find_triton, running_server
 
 USER = 61_000  # has no name, no home, and no file on this machine
 # It may read everything, because Python may be in root's home, and write as any other user.
@@ -26,7 +24,7 @@ AS_USER = (
 )
 # As `make serve`; make itself refuses to start a Python that not every user may run.
 SERVE = """export "$@"
-exec "$0" -m yolov5_server --repository="$REPOSITORY" --http-port="$HTTP_PORT" \\
+exec "$0" -m yolov5_server $TRITON --repository="$REPOSITORY" --http-port="$HTTP_PORT" \\
   --grpc-port="$GRPC_PORT" --metrics-port="$METRICS_PORT" --health-port="$HEALTH_PORT"
 """
 
@@ -67,7 +65,7 @@ def test_ordinary_user_can_serve_from_a_tree_without_write_access(
 ) -> None:
     if os.getuid() != 0:
         pytest.skip("only root can become another user")
-    assemble_backends(triton_folder(), folder / "backends")  # as the tree's owner did once
+    find_triton(folder)  # as the tree's owner did once
     if shutil.which("setpriv") is None:
         pytest.skip("setpriv is not installed")
     repository = Path(shutil.copytree(bundled_repository, folder / "model_repository"))
@@ -78,6 +76,7 @@ def test_ordinary_user_can_serve_from_a_tree_without_write_access(
     before = owned()
 
     environment = ["env", f"TMPDIR={temporary}", "HOME=/nonexistent"]
+    environment.append(f"TRITON={' '.join(TRITON_FLAGS)}")
     serve = ["sh", "-c", SERVE, sys.executable, f"REPOSITORY={repository}"]
     with running_server(command=[*AS_USER, *environment, *serve]) as server:
         assert ask_grpc(server.grpc, [PHOTO.read_bytes()])["num_dets"].item() == 11

@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import PHOTO, ROOT, ask_grpc, running_server
+from support import PHOTO, ROOT, TRITON_FLAGS, ask_grpc, running_server
 
 from yolov5_server.embedded import assemble_backends, triton_folder
 
 # As `make serve`, except for the ports.
 SERVE = """export "$@"
-exec "$0" -m yolov5_server --precision=fp32 --repository="$REPOSITORY" --http-port="$HTTP_PORT" \\
+exec "$0" -m yolov5_server $TRITON --precision=fp32 \\
+  --repository="$REPOSITORY" --http-port="$HTTP_PORT" \\
   --grpc-port="$GRPC_PORT" --metrics-port="$METRICS_PORT" --health-port="$HEALTH_PORT"
 """
 
@@ -36,7 +37,7 @@ def test_server_runs_from_a_checkout_with_an_odd_path(
     shutil.copy(Path(sys.prefix, "pyvenv.cfg"), environment)
     (environment / "lib").symlink_to(Path(sys.prefix, "lib"))
 
-    variables = [f"TMPDIR={temporary}"]
+    variables = [f"TMPDIR={temporary}", f"TRITON={' '.join(TRITON_FLAGS)}"]
     if ":" not in name:  # PYTHONPATH separates folders by colons
         variables.append(f"PYTHONPATH={odd / 'server'}")
     command = ["env", *variables, "sh", "-c", SERVE, str(environment / "bin" / "python")]

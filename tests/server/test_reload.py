@@ -21,7 +21,9 @@ import pytest
 import tritonclient.grpc as grpc
 from support import (
     BUNDLED,
+    MODEL_PROCESSES,
     PHOTO,
+    TRITON,
     Fingerprint,
     RunningServer,
     ask_grpc,
@@ -218,9 +220,9 @@ def test_no_request_fails_or_uses_two_networks_during_a_reload(
     assert set(answers) == {first, second}
     assert min(answers.values()) > count
     # One network and the steps are left, closed to callers as the first ones were.
-    wait_until(lambda: len(server.processes("triton_python_backend_stub")) == 3, SECONDS)
-    (process,) = server.processes("/yolov5.")
-    (served,) = re.findall(r"/(yolov5\.\d+)/", Path(f"/proc/{process}/cmdline").read_text())
+    left = len(MODEL_PROCESSES)
+    wait_until(lambda: len(server.processes("triton_python_backend_stub")) == left, SECONDS)
+    served, _ = served_model(server)
     with grpc.InferenceServerClient(server.grpc) as client:
         with pytest.raises(grpc.InferenceServerException, match="2 identifiers"):
             infer(client, [PHOTO.read_bytes()], model=served)
@@ -257,23 +259,29 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
-def served_version(server: RunningServer) -> str:
-    """Version of the network whose image count grows with one more request."""
+def served_model(server: RunningServer) -> tuple[str, str]:
+    """Model and version of the network whose image count grows with one more request."""
 
-    def images() -> dict[str, float]:
+    def images() -> dict[tuple[str, str], float]:
         found = samples(server.metrics, "nv_inference_count", namespace="models")
         return {
-            sample.labels["version"]: sample.value
+            (sample.labels["model"], sample.labels["version"]): sample.value
             for sample in found
             if re.fullmatch(r"yolov5[.0-9]*", sample.labels["model"])
         }
 
     before = images()
     ask_grpc(server.grpc, [PHOTO.read_bytes()])
-    (version,) = (version for version, count in images().items() if count != before.get(version))
-    return version
+    (model,) = (model for model, count in images().items() if count != before.get(model))
+    return model
 
 
+def served_version(server: RunningServer) -> str:
+    """Version of the network that answers."""
+    return served_model(server)[1]
+
+
+@pytest.mark.embedded("a network has a process of its own")
 def test_network_whose_process_is_killed_while_loading_is_not_served(shared_site: Site) -> None:
     server = shared_site.server
     before, version = shared_site.answer(), served_version(server)
@@ -287,6 +295,7 @@ def test_network_whose_process_is_killed_while_loading_is_not_served(shared_site
     assert ready(server) == (True, "")
 
 
+@pytest.mark.embedded("a network has a process of its own")
 def test_process_killed_before_triton_knows_it_does_not_hold_the_lock(site: Site) -> None:
     """Triton waits for that process for ever, and is restarted."""
     site.exchange_and_kill()
@@ -298,6 +307,7 @@ def test_process_killed_before_triton_knows_it_does_not_hold_the_lock(site: Site
     assert ready(site.server) == (True, "")
 
 
+@pytest.mark.embedded("a network has a process of its own")
 def test_launcher_killed_during_a_stuck_load_leaves_nothing(site: Site) -> None:
     server = site.server
     site.exchange_and_kill()
@@ -343,7 +353,11 @@ def test_only_the_launcher_can_load_a_model(shared_site: Site) -> None:
 def test_server_can_be_ended_during_a_reload(site: Site) -> None:
     server = site.server
     site.exchange(*REDUCED)
-    wait_until(lambda: bool(server.processes("yolov5.2")), SECONDS)
+    if TRITON:  # the network has no process
+        (process,) = server.processes("bin/tritonserver")
+        wait_until(Path(f"/proc/{process}/cwd/models/yolov5.2").exists, SECONDS)
+    else:
+        wait_until(lambda: bool(server.processes("yolov5.2")), SECONDS)
     assert server.stop() < 10
     assert server.process.returncode == 0
     with suppress(AssertionError):  # ended processes stay listed for a moment

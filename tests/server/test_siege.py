@@ -38,14 +38,12 @@ from yolov5_client import (
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 
 SOAK_MINUTES = float(os.environ.get("SOAK_MINUTES", "30"))
-TRITON = os.environ.get("TRITON")  # the folder of another Triton than the embedded one
 PHOTO_BYTES = PHOTO.read_bytes()
 
 
 @pytest.fixture
 def own(bundled_repository: Path) -> Iterator[RunningServer]:
-    other = [f"--triton={TRITON}"] if TRITON else []
-    with running_server(f"--repository={bundled_repository}", *other) as running:
+    with running_server(f"--repository={bundled_repository}") as running:
         yield running
         log = running.log.read_text()
         assert "again" not in log, log[-10000:]
@@ -318,7 +316,7 @@ def test_memory_and_descriptors_do_not_grow_under_mixed_load_and_attacks(
 
     def cancel(order: random.Random) -> None:
         # A gRPC call that is cancelled in a bad moment ends Triton 2.51: docs/security.md.
-        address = own.grpc if TRITON else own.http
+        address = own.http if own.triton_version.startswith("2.51.") else own.grpc
 
         async def ask() -> None:
             async with AsyncClient(address) as client:

@@ -19,7 +19,9 @@ import cv2
 import numpy as np
 import pytest
 from support import (
+    MODEL_PROCESSES,
     PHOTO,
+    TRITON_FLAGS,
     RunningServer,
     ask_grpc,
     free_ports,
@@ -41,11 +43,14 @@ SEEN_SECONDS, BACK_SECONDS = 20.0, 60.0
 @pytest.fixture
 def own(bundled_repository: Path, tmp_path: Path) -> Iterator[RunningServer]:
     """A server with Triton in a folder of its own, as in a container."""
-    triton = tmp_path / "triton"
-    assemble_backends(triton_folder(), triton / "backends")
-    (triton / "bin").mkdir()
-    (triton / "bin" / "tritonserver").symlink_to(triton_folder() / "bin" / "tritonserver")
-    with running_server(f"--repository={bundled_repository}", f"--triton={triton}") as running:
+    flags = TRITON_FLAGS
+    if not flags:
+        triton = tmp_path / "triton"
+        assemble_backends(triton_folder(), triton / "backends")
+        (triton / "bin").mkdir()
+        (triton / "bin" / "tritonserver").symlink_to(triton_folder() / "bin" / "tritonserver")
+        flags = [f"--triton={triton}"]
+    with running_server(f"--repository={bundled_repository}", *flags) as running:
         yield running
 
 
@@ -97,7 +102,7 @@ def test_server_with_a_failed_model_process_is_restarted(
 ) -> None:
     before = regions(own)
     processes = len(own.processes("triton_python_backend_stub"))
-    for model in ("preprocess", "yolov5", "postprocess"):
+    for model in MODEL_PROCESSES:
         said = len(own.log.read_text())
         victim = own.processes(f"/{model}/1/")[0]
         with asking(own) as good:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import trustme
 from proxy import Proxy
-from support import PHOTO, PHOTOS, RunningServer, free_ports
+from support import PHOTO, PHOTOS, RunningServer, find_triton, free_ports
 
 from yolov5_client import (
     TLS,
@@ -26,7 +26,6 @@ from yolov5_client import (
     TimedOutError,
     UnavailableError,
 )
-from yolov5_server.embedded import triton_folder
 
 
 def ask_async(address: str, tls: TLS | bool = False, **parameters: object) -> Detections:
@@ -292,7 +291,7 @@ def test_headers_reach_the_server(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     ports = dict(zip(("http", "grpc", "metrics"), free_ports(3)))
     command = [
-        str(triton_folder() / "bin" / "tritonserver"),
+        str(find_triton(tmp_path)[0]),
         f"--model-repository={tmp_path}/models",
     ]
     command += [f"--{name}-port={port}" for name, port in ports.items()]
