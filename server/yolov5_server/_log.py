@@ -13,6 +13,7 @@ from typing import IO
 
 from ._console import log as console_log
 from ._repeats import RepeatLimiter
+from ._unload_noise import UnloadNoise
 
 # Logged on every machine without a GPU, or for every damaged image that a caller sends.
 _NOISE = re.compile(
@@ -44,7 +45,7 @@ class LogPump:
 
     Lines are held back until the server is ready: if it fails to start, one sentence of them says
     why, and the rest repeats that at length. Repeated lines are counted. Whatever callers do, there
-    are few lines a second, and little memory is used.
+    are few lines a second, and little memory is used. Noise is dropped, unless `verbose`.
 
     Attributes:
         failures: why models could not be loaded, by their names.
@@ -66,6 +67,7 @@ class LogPump:
         self._lock = threading.Lock()
         self.failures: dict[str, str] = {}
         self.stub_failure = ""
+        self._unload_noise = UnloadNoise()
         self._repeats = RepeatLimiter()
         self._last: tuple[bytes, str | None, str] = (b"", None, "")
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
@@ -77,7 +79,8 @@ class LogPump:
         poll.register(descriptor, select.POLLIN)
         rest = b""
         while True:
-            due = self._repeats.next_due()
+            ends = (self._unload_noise.next_due(), self._repeats.next_due())
+            due = min((end for end in ends if end is not None), default=None)
             wait = None if due is None else max(0.0, due - time.monotonic()) * 1000 + 1
             if poll.poll(wait):
                 chunk = os.read(descriptor, 1 << 16)
@@ -89,8 +92,10 @@ class LogPump:
                     rest = rest[_LONGEST_LINE:]
                 for line in lines:
                     self._take(line)
+            self._limit(self._unload_noise.due(time.monotonic()))
             self._pass_on(self._repeats.due(time.monotonic()))
         self._take(rest)
+        self._limit(self._unload_noise.rest())
         self._pass_on(self._repeats.rest())
 
     def _take(self, data: bytes) -> None:
@@ -102,8 +107,18 @@ class LogPump:
             if not _HEADER.match(text) and (found := _STUB_FAILED.search(text)):
                 self.stub_failure = found["reason"]
         _, kind, text = self._last
-        if kind is not None and (line := self._repeats.take(kind, text, time.monotonic())):
-            self._pass_on([line])
+        if kind is not None:
+            now = time.monotonic()
+            self._limit([text] if self._verbose else self._unload_noise.take(text, now))
+
+    def _limit(self, lines: list[str]) -> None:
+        """Pass on the lines that are not repeated too often."""
+        for text in lines:
+            _, kind, last = self._last
+            if text is not last:
+                kind = self._kind(text)
+            if kind is not None and (line := self._repeats.take(kind, text, time.monotonic())):
+                self._pass_on([line])
 
     def _kind(self, text: str) -> str | None:
         """Kind of a line; lines of one kind count as repeats. None if the line does not matter."""

@@ -219,6 +219,7 @@ def test_no_request_fails_or_uses_two_networks_during_a_reload(
     assert last == first
     assert set(answers) == {first, second}
     assert min(answers.values()) > count
+    assert "Fatal" not in server.log.read_text()
     # One network and the steps are left, closed to callers as the first ones were.
     left = len(MODEL_PROCESSES)
     wait_until(lambda: len(server.processes("triton_python_backend_stub")) == left, SECONDS)

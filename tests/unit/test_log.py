@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import subprocess
 import sys
 import threading
@@ -23,6 +25,12 @@ FAILED = (
 )
 NOISE = 'W1122 17:19:07.7 5315 pinned_memory_manager.cc:273] "Unable to ..., pinned memory pool"\n'
 WARNING = 'W1122 17:19:07.7 5315 x.cc:1] "disk full"\n'
+# As Triton 26.08 wrote it when it unloaded a model, with Python 3.11.
+UNLOADED = (
+    "Fatal Python error: PyThreadState_Get: the function must be called with the GIL held, but the"
+    " GIL is released (the current Python thread state is NULL)\n"
+    "Python runtime state: finalizing (tstate=0x00007f7d85176ef8)\n"
+)
 
 
 class Pumped:
@@ -65,6 +73,71 @@ def test_noise_is_dropped_and_warnings_are_shown() -> None:
     one.pump.release()
     assert one.lines == [WARNING.rstrip()]
     assert pumped(NOISE, verbose=True).end() == [NOISE.rstrip()]
+
+
+def mixed(text: str) -> str:
+    """The text of two processes that write it at the same time, in the pieces of Python."""
+    ends = (
+        r"(?<=error: )|(?=: the)|(?<=Get: )|(?=\n)|(?<=\n)|(?<=state: )|(?<=0x)|(?<=[0-9a-f]{16})"
+    )
+    return "".join(piece * 2 for piece in re.split(ends, text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        UNLOADED * 2,
+        WARNING.join(UNLOADED.splitlines(keepends=True)),
+        mixed(UNLOADED),
+        # Python 3.12 words it so.
+        UNLOADED.replace(
+            "held, but", "held, after Python initialization and before Python finalization, but"
+        ),
+    ],
+    ids=["twice", "with another line between", "mixed", "newer"],
+)
+def test_unloaded_model_is_not_shown_as_a_fault(text: str) -> None:
+    one = pumped(text + WARNING)
+    one.pump.close()
+    one.pump.release()
+    assert {*one.lines} == {WARNING.rstrip()}
+    assert pumped(text, verbose=True).end()[0] == text.splitlines()[0]
+
+
+@pytest.mark.parametrize("before", ["", UNLOADED.splitlines(keepends=True)[0], UNLOADED])
+def test_fatal_error_of_a_working_interpreter_is_shown(before: str) -> None:
+    """One without its lock, as real Python reports it."""
+    crash = "import ctypes; ctypes.CDLL(None).PyThreadState_Get()"
+    died = subprocess.run([sys.executable, "-c", crash], capture_output=True, text=True)
+    assert died.returncode == -signal.SIGABRT
+    first, second = died.stderr.splitlines()[:2]
+    assert first.startswith("Fatal Python error: PyThreadState_Get: ")
+    assert second == "Python runtime state: initialized"
+    one = pumped(before + died.stderr)
+    one.pump.release()
+    shown = one.end()
+    assert not any("finalizing" in line for line in shown)
+    assert second in shown
+    assert first in shown
+
+
+def test_half_a_fatal_error_is_shown_after_a_moment() -> None:
+    one = Pumped()
+    one.pump.release()
+    one.writer.write(UNLOADED.splitlines(keepends=True)[0].encode())
+    deadline = time.monotonic() + 10
+    while not one.lines and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert one.lines == [UNLOADED.splitlines()[0]]
+    assert one.end() == one.lines
+
+
+def test_other_fault_of_an_ending_interpreter_is_shown() -> None:
+    other = UNLOADED.replace("PyThreadState_Get", "_enter_buffered_busy")
+    one = pumped(other)
+    one.pump.close()
+    one.pump.release()
+    assert one.lines == other.splitlines()
 
 
 @pytest.mark.parametrize("verbose", [False, True])
