@@ -19,6 +19,7 @@ from pathlib import Path
 from traceback import format_exc
 from typing import Any
 
+from ._body_limit import body_limit_flags
 from ._checks import SHARED_MEMORY
 from ._console import log
 from ._control import ControlError, ModelControl
@@ -88,7 +89,9 @@ class Server:
         reloader = self._make_reloader()
         self._staged = reloader.stage_all()
         environment = server_environment(self._folder)
-        self._process = self._spawn(self._command(binary, backends), environment)
+        command = self._command(binary, backends)
+        command += body_limit_flags(binary, environment, self.settings.repository)
+        self._process = self._spawn(command, environment)
         assert self._process.stdout is not None
         self._log = LogPump(self._process.stdout, verbose=self.settings.verbose)
         # In a container the network's backend may be in C++ and need no process.

@@ -9,6 +9,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import tritonclient.grpc as grpc
@@ -24,6 +25,7 @@ from support import (
     parse_json,
     post,
     post_raw,
+    row,
     samples,
 )
 
@@ -106,6 +108,23 @@ def test_every_transport_gives_the_same_answer(server: RunningServer, conf_thres
     assert_same(expected, ask_http_json(server, uri, conf_thres=conf_thres))
     assert_same(expected, ask_generate(server, text, conf_thres=conf_thres))
     assert_same(expected, ask_http_binary(server, image, conf_thres=conf_thres))
+
+
+def test_full_batch_of_large_images_is_answered_as_json(server: RunningServer) -> None:
+    """Triton 26.08 by itself refuses bodies over 64 MiB; eight images of 32 MiB are allowed."""
+    photo = cv2.imread(str(PHOTO))
+    assert photo is not None
+    image = cv2.imencode(".bmp", photo.repeat(3, 0).repeat(3, 1))[1].tobytes()
+    data = [base64.b64encode(image).decode()] * 8
+    body = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [8, 1], "data": data}]}
+    text = json.dumps(body).encode()
+    assert len(text) > 80 << 20
+    url = f"{server.http}/v2/models/yolov5_ensemble/infer"
+    reply = post(url, text, {"Content-Type": "application/json"})
+    assert reply.status == 200, reply.body
+    outputs = parse_json(reply.json()["outputs"])
+    assert outputs["image_size"].tolist() == [[1440, 1920]] * 8
+    assert_same(row(outputs, 7), ask_grpc(server.grpc, [image]), exact=False)
 
 
 def test_headers_are_parameters_in_any_letter_case(server: RunningServer) -> None:
