@@ -5,13 +5,15 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
 import pytest
-from support import REPOSITORY
+from support import REPOSITORY, ROOT
 
 from yolov5_server._body_limit import body_limit_flags, largest_body
+from yolov5_server._settings import FLAGS
 from yolov5_server.embedded import triton_folder
 
 LIMIT = 30_001  # bytes of an image
@@ -46,3 +48,14 @@ def test_triton_that_knows_the_flag_is_given_it(repository: Path, limit: str, gi
     config.write_text(config.read_text().replace(f'"{LIMIT}"', f'"{limit}"'))
     flags = body_limit_flags(binary, {}, repository)
     assert flags == ([f"--http-max-input-size={largest_body(repository)}"] if given else [])
+
+
+def test_number_for_a_triton_without_the_launcher_is_documented() -> None:
+    flag = f"`--http-max-input-size={largest_body(REPOSITORY)}`"
+    assert flag in (ROOT / "docs" / "deployment.md").read_text()
+
+
+def test_file_of_flags_can_be_put_on_a_command_line_as_it_is() -> None:
+    """`$(cat server/tritonserver.flags)`: flags alone, none of which a shell would change."""
+    for line in FLAGS.read_text().splitlines():
+        assert re.fullmatch(r"--[a-z-]+(=[\w:.*()?-]+)?", line), line
