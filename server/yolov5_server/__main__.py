@@ -63,6 +63,11 @@ def _settings(arguments: list[str] | None) -> Settings:
         metavar="FOLDER",
         help="use this Triton, not the embedded one; in a container: /opt/tritonserver",
     )
+    parser.add_argument(
+        "--own-backends",
+        action="store_true",
+        help="without an NVIDIA GPU, run the network with this project's backends in that Triton",
+    )
     parser.add_argument("--verbose", action="store_true", help="show all that Triton logs")
     options = vars(parser.parse_args(arguments))
     options["repository"] = options["repository"].resolve()

@@ -79,7 +79,7 @@ def _check_precision_of(
 ) -> model_config_pb2.ModelConfig:
     """Check that an installed network is complete and has the wanted precision."""
     config = read_network_config(
-        settings.repository, configs, network=network, plans=settings.triton is not None
+        settings.repository, configs, network=network, plans=not settings.has_own_backends
     )
     check_precision(config, settings.precision)
     return config

@@ -254,7 +254,7 @@ class Reloader:
         if not is_loaded:
             self._stage.add_network(staged)
             # In a container the network's backend may be in C++ and need no process.
-            has_process = self._settings.triton is None
+            has_process = self._settings.has_own_backends
             load(self._control.load, staged.model, server=self.server, has_process=has_process)
         self._stage.write_endpoint(staged)
         # Cut over, in one moment: the earlier process may end from now on.

@@ -139,7 +139,7 @@ def chosen_configs(settings: Settings, network: str = NETWORK) -> str | None:
     Returns:
         None if config.pbtxt itself is served.
     """
-    if settings.triton is not None:
+    if not settings.has_own_backends:
         return None
     if is_plan(read_config(settings.repository, network)):
         return None

@@ -94,8 +94,8 @@ class Server:
         self._process = self._spawn(command, environment)
         assert self._process.stdout is not None
         self._log = LogPump(self._process.stdout, verbose=self.settings.verbose)
-        # In a container the network's backend may be in C++ and need no process.
-        networks = [] if self.settings.triton else [one.model for one in self._staged]
+        own = self.settings.has_own_backends  # else they are in C++ and need no process
+        networks = [one.model for one in self._staged] if own else []
         self._starting = StartingProcesses(
             self._process.pid, [FIRST, LAST, *networks], self._log.failures
         )
@@ -110,17 +110,16 @@ class Server:
             StartError: it is not installed.
         """
         assert self._folder is not None
-        triton = self.settings.triton
-        if triton is None:
+        if self.settings.triton is None:
             triton = triton_folder()
-            backends = assemble_backends(triton, self._folder / "backends")
         else:
-            triton = plain(triton.absolute(), self._folder, "triton")
-            backends = triton / "backends"
+            triton = plain(self.settings.triton.absolute(), self._folder, "triton")
         binary = triton / "bin" / "tritonserver"
         if not binary.is_file():
             raise StartError(f"{binary} is not there; --triton names the folder of a Triton.")
-        return binary, backends
+        if self.settings.has_own_backends:
+            return binary, assemble_backends(triton, self._folder / "backends")
+        return binary, triton / "backends"
 
     def _make_reloader(self) -> Reloader:
         assert self._folder is not None
@@ -237,8 +236,7 @@ class Server:
             loading=self._loading,
             health=self._health,
             on_fault=self._on_fault,
-            # In a container the network's backend may be in C++ and need no process.
-            have_processes=self.settings.triton is None,
+            have_processes=self.settings.has_own_backends,
         )
         self._health.refused = self._reloader.refused
         try:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ._errors import StartError
+from .hardware import has_gpu
 
 _ROOT = Path(__file__).parents[2]
 REPOSITORY = _ROOT / "model_repository"
@@ -28,6 +29,8 @@ class Settings:
         repository: the model repository.
         triton: folder of a Triton with its own backends, such as a container's
             /opt/tritonserver; None for the embedded one.
+        own_backends: run the network with this project's backends in that Triton as well, if the
+            machine has no NVIDIA GPU.
         verbose: show all that Triton logs.
 
     Raises:
@@ -42,6 +45,7 @@ class Settings:
     precision: str = "auto"
     repository: Path = REPOSITORY
     triton: Path | None = None
+    own_backends: bool = False
     verbose: bool = False
 
     def __post_init__(self) -> None:
@@ -72,6 +76,11 @@ class Settings:
             "METRICS_PORT": self.metrics_port,
             "HEALTH_PORT": self.health_port,
         }
+
+    @property
+    def has_own_backends(self) -> bool:
+        """Whether this project's backends run the network, each in a process of its own."""
+        return self.triton is None or (self.own_backends and not has_gpu())
 
     @property
     def family(self) -> socket.AddressFamily:

@@ -39,13 +39,13 @@ def triton_folder() -> Path:
 
 
 def assemble_backends(triton: Path, folder: Path) -> Path:
-    """Make the folder for `--backend-directory`: the wheel's Python backend and this project's.
+    """Make the folder for `--backend-directory`: Triton's Python backend and this project's.
 
     `libtriton_python.so` is copied, because Triton refuses a link to it. The stub is a link,
     because it finds its libraries relative to its own place.
 
     Args:
-        triton: see `triton_folder`.
+        triton: see `triton_folder`; or a container's Triton.
         folder: to be made, or extended.
 
     Returns:
@@ -54,22 +54,30 @@ def assemble_backends(triton: Path, folder: Path) -> Path:
     Raises:
         StartError: this version of Python has no backend.
     """
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = triton / "python_backend_stubs" / version / "triton_python_backend_stub"
-    if not stub.is_file():
-        raise StartError(f"Triton has no Python backend for Python {version}; use 3.10 to 3.12.")
+    python = triton / "backends" / "python"
+    stub = _find_stub(triton)
     # Without this Triton would make it executable for its owner only.
-    with contextlib.suppress(PermissionError):
+    with contextlib.suppress(OSError):
         stub.chmod(0o755)
     shutil.copytree(
-        triton / "backends" / "python",
-        folder / "python",
-        ignore=shutil.ignore_patterns("__pycache__"),
+        python, folder / "python", ignore=shutil.ignore_patterns("__pycache__", stub.name)
     )
     (folder / "python" / stub.name).symlink_to(stub)
     for backend in BACKENDS.iterdir():
         (folder / backend.name).symlink_to(backend)
     return folder
+
+
+def _find_stub(triton: Path) -> Path:
+    """The program that runs a Python model: the wheel has one for each version of Python."""
+    stub = triton / "backends" / "python" / "triton_python_backend_stub"
+    if stub.is_file():
+        return stub
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = triton / "python_backend_stubs" / version / stub.name
+    if not stub.is_file():
+        raise StartError(f"Triton has no Python backend for Python {version}; use 3.10 to 3.12.")
+    return stub
 
 
 def server_environment(links: Path) -> dict[str, str]:

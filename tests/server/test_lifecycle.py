@@ -20,6 +20,7 @@ from support import (
     MODEL_PROCESSES,
     PHOTO,
     ROOT,
+    TRITON,
     TRITON_FLAGS,
     RunningServer,
     ask_grpc,
@@ -30,6 +31,8 @@ from support import (
     shared_memory,
     wait_until,
 )
+
+from yolov5_server.embedded import assemble_backends, triton_folder
 
 STOP_SECONDS = 10
 
@@ -140,6 +143,22 @@ def test_log_is_short_and_shows_a_command_to_try(own: str) -> None:
         assert lines[0].startswith(f"Ready: HTTP on 127.0.0.1:{server.ports[0]}")
         assert any(line.strip().startswith("curl ") for line in lines)
         assert len(lines) < 8
+
+
+def test_own_backends_run_the_network_in_another_triton(own: str, tmp_path: Path) -> None:
+    """As on a CPU in a container; the embedded server's Triton in such a folder has no others."""
+    triton = TRITON
+    if triton is None:
+        triton, wheel = tmp_path / "triton", triton_folder()
+        backends = assemble_backends(wheel, tmp_path / "backends")
+        (triton / "backends").mkdir(parents=True)
+        (triton / "backends" / "python").symlink_to(backends / "python")
+        (triton / "bin").symlink_to(wheel / "bin")
+    with running_server(own, f"--triton={triton}", "--own-backends") as server:
+        assert server.processes("/yolov5/1/")
+        assert ask_grpc(server.grpc, [PHOTO.read_bytes()])["num_dets"].item() == 11
+        assert server.stop() < STOP_SECONDS
+        assert_gone(server)
 
 
 def listening() -> set[tuple[str, int]]:

@@ -18,7 +18,7 @@ from tritonclient.grpc import model_config_pb2
 from yolov5_build._config import NetworkConfig, config_texts
 from yolov5_build._plan import to_plan
 from yolov5_build.metadata import Metadata
-from yolov5_server import Settings, StartError, _checks, _control, _paths, _repository
+from yolov5_server import Settings, StartError, _checks, _control, _paths, _repository, _settings
 from yolov5_server._checks import (
     check_ports,
     check_precision,
@@ -161,6 +161,19 @@ def test_embedded_ensemble_differs_only_in_the_tensors_of_the_network(configs: s
     yolov5.input_map.clear()
     yolov5.input_map["images"] = "images"
     assert embedded == portable
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.parametrize("wanted", [False, True])
+def test_own_backends_take_the_place_of_a_container_s_without_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, wanted: bool, gpu: bool
+) -> None:
+    monkeypatch.setattr(_settings, "has_gpu", lambda: gpu)
+    container = Path("/opt/tritonserver")
+    settings = Settings(triton=container, own_backends=wanted, precision="fp32")
+    assert settings.has_own_backends is (wanted and not gpu)
+    assert Settings(own_backends=wanted).has_own_backends
+    assert (chosen_configs(settings) is None) is not settings.has_own_backends
 
 
 def test_precision_that_is_not_installed_is_refused() -> None:
