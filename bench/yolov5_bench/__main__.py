@@ -16,7 +16,7 @@ from yolov5_build.photos import photos_in
 
 from ._ceiling import measure_ceiling
 from ._checkout import HERE
-from ._contenders import CONTENDERS, Contender
+from ._contenders import CONTENDERS, Contender, on_triton
 from ._load import MODEL
 from ._measure import Sample, accuracy, check, measure, start_all
 from ._report import REFERENCE, accuracy_table, plot, step_table, table, write_csv, write_ratios
@@ -33,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     options.callers = options.callers or [1, 2, 4, 8, 16, 32]
     photos = photos_in(options.photos)[:8] if options.photos.is_dir() else [options.photos]
     wanted = [one for one in CONTENDERS if one.name in options.contenders]
+    wanted += [contender for triton in options.triton for contender in on_triton(*triton)]
     with tempfile.TemporaryDirectory(prefix="yolov5-bench-") as folder:
         repositories = _repositories(options, wanted, Path(folder))
         if repositories is None:
@@ -136,6 +137,14 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     _add_load_options(parser)
     parser.add_argument("--contenders", type=several, default=usual, help=", ".join(names))
     parser.add_argument(
+        "--triton",
+        type=_named_folder,
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="ours on this Triton too, as NAME, and as NAME-own with this project's backends",
+    )
+    parser.add_argument(
         "--scaling",
         action="store_true",
         help="measure ours alone, by callers, sizes of photos and requests, detections, cores",
@@ -156,6 +165,13 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--name", default="bundled", help="name of the reports (%(default)s)")
     return parser.parse_args(arguments)
+
+
+def _named_folder(text: str) -> tuple[str, Path]:
+    name, _, folder = text.partition("=")
+    if not name or not Path(folder, "bin", "tritonserver").is_file():
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FOLDER with the folder of a Triton")
+    return name, Path(folder).resolve()
 
 
 def _add_load_options(parser: argparse.ArgumentParser) -> None:

@@ -41,6 +41,7 @@ class Contender:
         precision: of our server, as for `make serve`. Only with "fp32" must its answers be equal
             to the bare functions' up to rounding.
         build: further arguments of `make model`, for a repository of its own.
+        flags: further ones of our launcher.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Contender:
     callers: int | None = None
     precision: str = "fp32"
     build: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
 
     @property
     def is_exact(self) -> bool:
@@ -140,6 +142,19 @@ CONTENDERS = (
 )
 
 
+def on_triton(name: str, folder: Path) -> list[Contender]:
+    """The endpoint on another Triton: with that one's backends, and with this project's."""
+    return [
+        Contender(
+            name=f"{name}{'-own' if own else ''}",
+            about=f"ours on {folder}, with {'our' if own else 'its'} backends",
+            sender=("http", "HTTP"),
+            flags=(f"--triton={folder}", *own),
+        )
+        for own in ((), ("--own-backends",))
+    ]
+
+
 @dataclass
 class Running:
     """A contender that has been started.
@@ -222,6 +237,7 @@ def _started(
         command = None
     elif contender.service is None:
         command = launcher(repository, contender.precision, (web, grpc, metrics, health))
+        command += contender.flags
     else:
         module, *settings = contender.service
         values = {"GRPC_PORT": str(grpc), "REPOSITORY": str(repository), "FOLDER": folder}

@@ -88,7 +88,7 @@ def start_all(
     repositories: Mapping[tuple[str, ...], Path],
     model: str = MODEL,
 ) -> Iterator[list[tuple[Running, LoadGenerator]]]:
-    """Start all contenders; those with the same repository and precision share a server.
+    """Start all contenders; those with the same repository, precision and flags share a server.
 
     Args:
         network: the ONNX file, for contenders without Triton.
@@ -99,7 +99,7 @@ def start_all(
         tritons: dict[tuple[str, ...], Running] = {}
         entries = []
         for contender in contenders:
-            served = (contender.precision, *contender.build)
+            served = (contender.precision, *contender.build, *contender.flags)
             if contender.service is None and served in tritons:
                 running = tritons[served].asked_as(contender)
             else:

@@ -13,6 +13,7 @@ import pytest
 from support import REPOSITORY
 
 from yolov5_bench import __main__ as bench
+from yolov5_bench._contenders import on_triton
 from yolov5_bench._load import make_sender
 from yolov5_bench._measure import Sample
 from yolov5_bench._pipeline import Answer
@@ -156,6 +157,22 @@ def test_model_names_the_endpoint_that_is_asked(asked: tuple[str, list[str]]) ->
         with pytest.raises(RuntimeError, match="HTTP 503"):
             make_sender("http", address, **named)(b"x")
     assert paths == ["/v2/models/yolov5_ensemble/infer", "/v2/models/plates_ensemble/infer"]
+
+
+def test_another_triton_is_measured_with_its_backends_and_with_ours(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "tritonserver").touch()
+    options = bench._options([f"--triton=26.08={tmp_path}"])
+    theirs, own = (one for triton in options.triton for one in on_triton(*triton))
+    assert (theirs.name, theirs.flags) == ("26.08", (f"--triton={tmp_path}",))
+    assert (own.name, own.flags) == ("26.08-own", (f"--triton={tmp_path}", "--own-backends"))
+    assert theirs.is_exact and own.is_exact
+    for wrong in (f"{tmp_path}", f"x={tmp_path / 'bin'}"):
+        with pytest.raises(SystemExit):
+            bench._options([f"--triton={wrong}"])
+        assert "is not NAME=FOLDER with the folder of a Triton" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("model", ["yolov5", "plates"])
