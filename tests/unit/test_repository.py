@@ -205,8 +205,19 @@ def test_the_image_gets_what_its_dockerfile_copies() -> None:
         "requirements.lock",
         "model_repository/yolov5_ensemble/config.pbtxt",
         "server/tritonserver.flags",
+        "server/backends/onnxruntime/model.py",
         "server/yolov5_server/__main__.py",
     ]
     for path in needed:
         assert (ROOT / path).is_file()
         assert any(path == one or path.startswith(f"{one}/") for one in let_through), path
+
+
+def test_links_of_the_backends_lead_to_the_steps_in_the_image() -> None:
+    backends = ROOT / "server" / "backends"
+    targets = [path.resolve() for path in backends.rglob("*.py") if path.is_symlink()]
+    outside = [path for path in targets if not path.is_relative_to(backends)]
+    assert outside
+    assert all(path.is_relative_to(REPOSITORY) for path in outside)
+    # The image has server/ in /opt/server, and model_repository/ in /models.
+    assert "RUN ln -s /models /opt/model_repository\n" in (ROOT / "build/Dockerfile").read_text()
