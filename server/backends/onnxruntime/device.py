@@ -175,7 +175,7 @@ def rows_over(rows: torch.Tensor, confidence: torch.Tensor) -> torch.Tensor:
     wanted = rows[..., _OBJECTNESS] > confidence[:, None]
     image, row = wanted.nonzero(as_tuple=True)
     place = wanted.cumsum(1)[image, row] - 1
-    longest = int(place.max()) + 1 if len(place) else 0
+    longest: Any = wanted.sum(1).max().item()
     kept = rows.new_zeros((len(rows), longest, rows.shape[2]))
     kept[image, place] = rows[image, row]
     return kept
