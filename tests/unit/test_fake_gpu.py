@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 GPU = torch.device("cuda", 0)
+OTHER = torch.device("cuda", 1)
 CPU = torch.device("cpu")
 COLUMNS = 6
 
@@ -91,7 +92,10 @@ def runner(session: Session, *sizes: int) -> DeviceRunner:
     return DeviceRunner(sessions, GPU)
 
 
-@pytest.mark.parametrize("where", [(CPU, CPU), (GPU, GPU), (CPU, GPU), (GPU, CPU)])
+@pytest.mark.parametrize(
+    "where",
+    [(CPU, CPU), (GPU, GPU), (CPU, GPU), (GPU, CPU), (OTHER, OTHER), (OTHER, GPU), (CPU, OTHER)],
+)
 def test_joined_tensors_are_on_the_gpu(where: tuple[torch.device, torch.device]) -> None:
     joined = runner(Session(), 8).join([pixels(1, where[0]), pixels(2, where[1])])
     assert joined.device == GPU and joined.shape == (3, 3, 4, 4)
@@ -116,7 +120,7 @@ def test_network_gets_pixels_of_the_host_on_the_gpu_in_its_type(
     assert synchronized == [GPU]
 
 
-@pytest.mark.parametrize("where", [(CPU, CPU), (GPU, GPU), (GPU, CPU)])
+@pytest.mark.parametrize("where", [(CPU, CPU), (GPU, GPU), (GPU, CPU), (OTHER, OTHER)])
 def test_rows_that_are_over_the_confidence_end_on_the_host(
     where: tuple[torch.device, torch.device],
 ) -> None:
@@ -178,7 +182,6 @@ def test_tensor_taken_by_dlpack_is_the_same_memory(values: Any) -> None:
         assert taken.dtype == given.dtype and taken.data_ptr() == given.data_ptr()
         given[1, 2, 3] = 99
         assert taken[1, 2, 3] == 99
-        back = torch.utils.dlpack.from_dlpack(
-            taken[1:]
-        )  # a part, as the answer to one request of a batch
+        # A part, as the answer to one request of a batch.
+        back = torch.utils.dlpack.from_dlpack(taken[1:])
         np.testing.assert_array_equal(back.numpy(), given[1:].numpy())

@@ -71,7 +71,7 @@ class DeviceRunner:
 
     def join(self, tensors: list[torch.Tensor]) -> torch.Tensor:
         """Concatenate along the batch; tensors on the host go to the device in one copy."""
-        if any(tensor.device == self._device for tensor in tensors):
+        if any(tensor.device.type == self._device.type for tensor in tensors):
             return torch.cat([tensor.to(self._device) for tensor in tensors])
         rows = sum(len(tensor) for tensor in tensors)
         pinned = self._device.type == "cuda"  # not pageable: such copies are twice as fast
