@@ -9,6 +9,7 @@ GRPC_PORT := 8001
 METRICS_PORT := 8002
 HEALTH_PORT :=
 PRECISION := auto
+GPU := auto
 GATEWAY_PORT := 8443
 
 SERVER := 127.0.0.1:8001
@@ -29,6 +30,12 @@ VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 BENCH := $(VENV)/.bench
+# onnxruntime-gpu has a folder of its own, which only a server on a GPU has on its path: it is the same
+# import as onnxruntime, so that in one folder each would overwrite the other's files. GPU=auto looks for
+# the driver where hardware.py does.
+GPU_PACKAGES := $(VENV)/gpu
+WITH_GPU := $(filter 1,$(if $(filter auto,$(GPU)),$(if $(wildcard /dev/nvidiactl),1),$(GPU)))
+GPU_INSTALLED := $(if $(WITH_GPU),$(GPU_PACKAGES)/.installed)
 # Any version will do: `make model` counts them up. Without one the bundled network is exported.
 NETWORK := $(firstword $(wildcard model_repository/yolov5/[0-9]*/model.*) model_repository/yolov5/1/model.onnx)
 
@@ -38,11 +45,11 @@ NETWORK := $(firstword $(wildcard model_repository/yolov5/[0-9]*/model.*) model_
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-serve: $(INSTALLED) $(NETWORK) ## Start Triton in the foreground (HOST, HTTP_PORT, GRPC_PORT, METRICS_PORT, HEALTH_PORT, PRECISION)
-	@$(PY) -m yolov5_server --host $(call quote,HOST) --http-port $(call quote,HTTP_PORT) --grpc-port $(call quote,GRPC_PORT) --metrics-port $(call quote,METRICS_PORT) $(if $(HEALTH_PORT),--health-port $(call quote,HEALTH_PORT)) --precision $(call quote,PRECISION) $(ARGS)
+serve: $(INSTALLED) $(GPU_INSTALLED) $(NETWORK) ## Start Triton in the foreground (HOST, HTTP_PORT, GRPC_PORT, METRICS_PORT, HEALTH_PORT, PRECISION, GPU)
+	@$(PY) -m yolov5_server --host $(call quote,HOST) --http-port $(call quote,HTTP_PORT) --grpc-port $(call quote,GRPC_PORT) --metrics-port $(call quote,METRICS_PORT) $(if $(HEALTH_PORT),--health-port $(call quote,HEALTH_PORT)) --precision $(call quote,PRECISION) --gpu $(call quote,GPU) $(ARGS)
 
-gateway: $(INSTALLED) $(NETWORK) ## Triton behind nginx with TLS and API keys, on one port (HOST, GATEWAY_PORT, ...)
-	@$(PY) deploy/gateway/run.py --host $(call quote,HOST) --port $(call quote,GATEWAY_PORT) --http-port $(call quote,HTTP_PORT) --grpc-port $(call quote,GRPC_PORT) --metrics-port $(call quote,METRICS_PORT) $(if $(HEALTH_PORT),--health-port $(call quote,HEALTH_PORT)) --precision $(call quote,PRECISION) $(ARGS)
+gateway: $(INSTALLED) $(GPU_INSTALLED) $(NETWORK) ## Triton behind nginx with TLS and API keys, on one port (HOST, GATEWAY_PORT, ...)
+	@$(PY) deploy/gateway/run.py --host $(call quote,HOST) --port $(call quote,GATEWAY_PORT) --http-port $(call quote,HTTP_PORT) --grpc-port $(call quote,GRPC_PORT) --metrics-port $(call quote,METRICS_PORT) $(if $(HEALTH_PORT),--health-port $(call quote,HEALTH_PORT)) --precision $(call quote,PRECISION) --gpu $(call quote,GPU) $(ARGS)
 
 # In processes side by side. Each starts servers of its own, hence not one for every core.
 test: lint $(NETWORK) ## Lint, types, unit tests, and tests against a real server (ARGS for pytest)
@@ -72,8 +79,8 @@ compare: $(INSTALLED) ## How far two networks agree on SOURCE: A=yolov5 B=plates
 bench: $(BENCH) $(NETWORK) ## Against FastAPI, LitServe, mosec and a client that does the work (ARGS; half an hour)
 	@$(PY) -m yolov5_bench $(ARGS)
 
-gpu-check: $(INSTALLED) ## Tests and benchmark on an NVIDIA GPU, into docs/performance (eight minutes; ARGS=--quick, --rehearse)
-	@$(PY) -m yolov5_bench.gpu_check $(ARGS)
+gpu-check: $(INSTALLED) $(GPU_INSTALLED) ## Tests and benchmark on an NVIDIA GPU, into docs/performance (eight minutes; ARGS=--quick, --rehearse)
+	@$(if $(GPU_INSTALLED),PYTHONPATH=$(GPU_PACKAGES)) $(PY) -m yolov5_bench.gpu_check $(ARGS)
 
 lint: $(INSTALLED) ## Check style, formatting and types
 	$(VENV)/bin/ruff check
@@ -84,13 +91,15 @@ format: $(INSTALLED) ## Put the formatting right
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
 
-setup: $(INSTALLED) $(NETWORK) ## Make the environment in .venv and export the bundled network
+setup: $(INSTALLED) $(GPU_INSTALLED) $(NETWORK) ## Make the environment in .venv and export the bundled network
 
 lock: ## Resolve pyproject.toml anew into requirements.lock (needs uv)
 	uv pip compile --quiet --universal --python-version 3.10 --extra dev --generate-hashes \
 	  --no-header --upgrade pyproject.toml --output-file requirements.lock
 	uv pip compile --quiet --universal --python-version 3.11 --constraint requirements.lock --generate-hashes \
 	  --no-header --upgrade bench/requirements.txt --output-file bench/requirements.lock
+	uv pip compile --quiet --universal --python-version 3.10 --no-deps --generate-hashes \
+	  --no-header --upgrade requirements-gpu.txt --output-file requirements-gpu.lock
 	echo uv | uv --no-config pip compile --quiet --python-version 3.10 --generate-hashes \
 	  --no-header --no-annotate --upgrade - --output-file build/uv-requirements.txt
 
@@ -105,6 +114,13 @@ $(INSTALLED): requirements.lock pyproject.toml client/pyproject.toml client/yolo
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement requirements.lock
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable . --editable client
 	@touch $@
+
+# Without it the server starts all the same, on the CPU, and says why; the next `make` tries again.
+$(GPU_PACKAGES)/.installed: requirements-gpu.lock $(INSTALLED)
+	@echo "Setting up $(GPU_PACKAGES), once: ONNX Runtime with CUDA, 250 MB ..."
+	@rm -rf $(GPU_PACKAGES) && mkdir $(GPU_PACKAGES)
+	@if $(PY) -m pip install --quiet --disable-pip-version-check --retries=2 --no-deps --require-hashes --target $(GPU_PACKAGES) --requirement requirements-gpu.lock; then touch $@; else \
+	  echo "warning: onnxruntime-gpu could not be installed; the lines above say why." >&2; fi
 
 $(BENCH): bench/requirements.lock $(INSTALLED)
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement bench/requirements.lock

@@ -12,9 +12,10 @@ from pathlib import Path
 from . import Server, Settings, StartError
 from ._console import STDOUT, flush, log
 from ._parent import exit_with_make
-from ._settings import PRECISIONS, REPOSITORY
+from ._settings import GPU_CHOICES, PRECISIONS, REPOSITORY
 from ._startup import end_in_time, open_standard_streams, raise_descriptor_limit
 from ._supervise import supervise
+from .hardware import wants_gpu
 
 EXAMPLE = "examples/bccd/photos/BloodImage_00007.jpg"
 
@@ -55,6 +56,9 @@ def _settings(arguments: list[str] | None) -> Settings:
     parser.set_defaults(health_port=0)
     parser.add_argument("--precision", default=default.precision, help=" or ".join(PRECISIONS))
     parser.add_argument(
+        "--gpu", default=default.gpu, help=f"{', '.join(GPU_CHOICES)}: use a GPU (%(default)s)"
+    )
+    parser.add_argument(
         "--repository", type=Path, default=REPOSITORY, help="the model repository (%(default)s)"
     )
     parser.add_argument(
@@ -79,12 +83,13 @@ def _announce(server: Server) -> None:
     http, grpc = settings.url(settings.http_port), settings.url(settings.grpc_port)
     names = server.further_endpoints
     further = f"Further endpoints: {', '.join(names)}.\n" if names else ""
+    runs = f" It runs on {server.device}." if server.device else ""
     address = "" if settings.grpc_port == Settings().grpc_port else f" SERVER={grpc}"
     log(
         f"Ready: HTTP on {http}, gRPC on {grpc},"
         f" metrics on {settings.url(settings.metrics_port)}/metrics,"
         f" health on {settings.url(settings.health_port)}/ready."
-        f" Precision: {server.precision}.\n"
+        f" Precision: {server.precision}.{runs}\n"
         f"{further}"
         "Send it a photo:\n"
         f"  make detect SOURCE={EXAMPLE}{address}\n"
@@ -94,6 +99,11 @@ def _announce(server: Server) -> None:
         "Ctrl-C ends it.",
         descriptor=STDOUT,
     )
+    if wants_gpu(settings.gpu) and "GPU" not in server.device and settings.triton is None:
+        log(
+            "warning: the network runs on the CPU, although the GPU works; the lines above, or"
+            " ARGS=--verbose, may say why."
+        )
     if not ipaddress.ip_address(settings.host).is_loopback:
         log(
             f"warning: HOST is {settings.host}: everybody who reaches ports {settings.http_port}"

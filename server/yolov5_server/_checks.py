@@ -25,7 +25,6 @@ from ._repository import (
     step_function,
 )
 from ._settings import Settings
-from .hardware import has_cuda_provider, has_gpu
 
 SHARED_MEMORY = Path("/dev/shm")
 _BYTES = {model_config_pb2.TYPE_FP32: 4, model_config_pb2.TYPE_FP16: 2}
@@ -119,16 +118,6 @@ def check_endpoint_config(
     if fault:
         path = config_path(repository, endpoint, configs).relative_to(repository.parent)
         raise StartError(f"{path}: {fault}.")
-
-
-def gpu_warning(settings: Settings) -> str | None:
-    """Why the embedded server leaves a GPU of this machine idle; None if it does not."""
-    if settings.triton is not None or not has_gpu() or has_cuda_provider():
-        return None
-    return (
-        "warning: the network runs on the CPU, although there is an NVIDIA GPU: the installed"
-        " onnxruntime cannot use it; onnxruntime-gpu in its place can (docs/operations.md)."
-    )
 
 
 def check_ports(settings: Settings) -> None:

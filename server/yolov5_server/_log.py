@@ -31,7 +31,8 @@ _FAILED = re.compile(
     r"failed to load '(?:[^']*::)?(?P<model>[\w.-]+)' version \d+: \w[\w ]*: "
     r'(?:\w+(?:Error|Exception): )?(?P<reason>.+?)(?:\\n|"?$)'
 )
-
+# A backend's line for a network that it has loaded on a GPU.
+_ON_GPU = re.compile(r"(?P<model>[\w.-]+) runs on (?P<gpu>GPU \d+), by (?P<provider>\w+)\.$")
 # The shell's or the loader's line if a model's process cannot be started. Triton does not see it
 # and would wait for many minutes.
 _STUB_FAILED = re.compile(r"triton_python_backend_stub\S*: (?P<reason>.+)$")
@@ -50,6 +51,7 @@ class LogPump:
     Attributes:
         failures: why models could not be loaded, by their names.
         stub_failure: why no Python model can be started; empty if there was no such line.
+        gpus: what runs each network that is on a GPU, by model and by GPU.
 
     Args:
         stream: a file or pipe, read by its descriptor.
@@ -68,6 +70,7 @@ class LogPump:
         self.failures: dict[str, str] = {}
         self.stub_failure = ""
         self._unload_noise = UnloadNoise()
+        self.gpus: dict[str, dict[str, str]] = {}
         self._repeats = RepeatLimiter()
         self._last: tuple[bytes, str | None, str] = (b"", None, "")
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
@@ -104,6 +107,8 @@ class LogPump:
             self._last = (data, self._kind(text), text)
             if failed := _FAILED.search(text):
                 self.failures[failed["model"]] = failed["reason"]
+            if on_gpu := _ON_GPU.match(text):
+                self.gpus.setdefault(on_gpu["model"], {})[on_gpu["gpu"]] = on_gpu["provider"]
             if not _HEADER.match(text) and (found := _STUB_FAILED.search(text)):
                 self.stub_failure = found["reason"]
         _, kind, text = self._last

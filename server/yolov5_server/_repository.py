@@ -144,7 +144,8 @@ def chosen_configs(settings: Settings, network: str = NETWORK) -> str | None:
     if is_plan(read_config(settings.repository, network)):
         return None
     usable = [EMBEDDED_CONFIGS]
-    on_cpu = not (has_gpu() and has_cuda_provider())
+    wanted = settings.gpu == "1" or (settings.gpu == "auto" and has_gpu())
+    on_cpu = not (wanted and has_cuda_provider())
     bf16 = on_cpu and settings.precision == "auto" and cpu_has_bf16()
     if bf16 and importlib.util.find_spec("openvino"):
         usable.insert(0, EMBEDDED_BF16_CONFIGS)  # preferred

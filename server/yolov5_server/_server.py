@@ -52,6 +52,7 @@ _READY_POLL_SECONDS = 0.05  # between two checks of a server that starts
 _ORPHAN_SECONDS = _DRAIN_SECONDS + 1  # for Triton to end after this process was killed
 _START_SECONDS = 900.0  # for all models to be ready; a TensorRT engine may be built first
 _SHARED_MEMORY_PREFIX = "yolov5_triton_"
+_CPU_RUNTIMES = {"onnxruntime": "CPUExecutionProvider", "openvino": "OpenVINO"}
 _PR_SET_PDEATHSIG = 1
 _REQUIRED = (FIRST, LAST, NETWORK, ENSEMBLE)  # without these the server does not start
 
@@ -88,7 +89,7 @@ class Server:
         _compile_steps(self.settings.repository)
         reloader = self._make_reloader()
         self._staged = reloader.stage_all()
-        environment = server_environment(self._folder)
+        environment = server_environment(self._folder, self.settings.gpu)
         command = self._command(binary, backends)
         command += body_limit_flags(binary, environment, self.settings.repository)
         self._process = self._spawn(command, environment)
@@ -282,6 +283,19 @@ class Server:
         """Precision and backend of the network at the start, for people."""
         config = read_config(self.settings.repository, NETWORK, chosen_configs(self.settings))
         return f"{network_precision(config).upper()}, by {config.backend or config.platform}"
+
+    @property
+    def device(self) -> str:
+        """What the network runs on, and by what, for people; empty if a container's Triton knows.
+
+        A backend names a GPU in the log.
+        """
+        if self.settings.triton is not None or self._log is None:
+            return ""
+        if gpus := self._log.gpus.get(NETWORK):
+            return f"{' and '.join(sorted(gpus))}, by {' or '.join(sorted({*gpus.values()}))}"
+        config = read_config(self.settings.repository, NETWORK, chosen_configs(self.settings))
+        return f"the CPU, by {_CPU_RUNTIMES.get(config.backend, config.backend)}"
 
     @property
     def version(self) -> int | None:

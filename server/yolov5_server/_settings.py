@@ -16,6 +16,7 @@ BACKENDS = _ROOT / "server" / "backends"
 FLAGS = _ROOT / "server" / "tritonserver.flags"  # flags for every server, in a container as well
 CLOSED_STEPS = _ROOT / "server" / "closed_steps"  # models that close the steps to callers
 PRECISIONS = ("auto", "fp32")
+GPU_CHOICES = ("auto", "1", "0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,8 @@ class Settings:
         health_port: 0 for the port after `metrics_port`.
         precision: `auto` for the installed network, in BF16 if its accuracy was measured to be as
             good and the CPU has BF16; `fp32` for FP32 only.
+        gpu: `auto` to run the network on an NVIDIA GPU if its driver is loaded, `1` to look for a
+            GPU in any case, `0` for the CPU.
         repository: the model repository.
         triton: folder of a Triton with its own backends, such as a container's
             /opt/tritonserver; None for the embedded one.
@@ -43,6 +46,7 @@ class Settings:
     metrics_port: int = 8002
     health_port: int = 0
     precision: str = "auto"
+    gpu: str = "auto"
     repository: Path = REPOSITORY
     triton: Path | None = None
     own_backends: bool = False
@@ -66,6 +70,8 @@ class Settings:
             raise StartError(f"{', '.join(self.ports)} must be different ports.")
         if self.precision not in PRECISIONS:
             raise StartError(f"PRECISION is {self.precision!r}; allowed: {', '.join(PRECISIONS)}.")
+        if self.gpu not in GPU_CHOICES:
+            raise StartError(f"GPU is {self.gpu!r}; allowed: {', '.join(GPU_CHOICES)}.")
 
     @property
     def ports(self) -> dict[str, int]:

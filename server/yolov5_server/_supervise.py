@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 from ._backoff import Backoff
-from ._checks import check, check_repository, gpu_warning, port_error
+from ._checks import check, check_repository, port_error
 from ._console import log
 from ._errors import StartError
+from ._gpu import without_faulty_gpu
 from ._health import Health
 from ._health_server import HealthServer
 from ._server import Server
@@ -37,7 +38,8 @@ def supervise(
         StartError: the first server does not start.
     """
     check(settings)
-    if warning := gpu_warning(settings):
+    settings, warning = without_faulty_gpu(settings, should_exit)
+    if warning:
         log(warning)
     health = Health(settings)
     supervisor = _Supervisor(settings, health, announce)

@@ -14,6 +14,7 @@ from pathlib import Path
 from ._errors import StartError
 from ._paths import plain
 from ._settings import BACKENDS
+from .hardware import gpu_python_path, wants_gpu
 
 # A tensor of 5 MB crosses from step to step for every image. These settings keep its memory for the
 # next one; by default glibc returns it, and the kernel fills it with zeros again each time.
@@ -80,11 +81,12 @@ def _find_stub(triton: Path) -> Path:
     return stub
 
 
-def server_environment(links: Path) -> dict[str, str]:
+def server_environment(links: Path, gpu: str = "auto") -> dict[str, str]:
     """Environment of a Triton: this interpreter for its models, without the user's Python settings.
 
     Args:
         links: an existing folder for links to the interpreter and its library.
+        gpu: as in `Settings`.
 
     Raises:
         StartError: this Python has no shared library.
@@ -104,6 +106,10 @@ def server_environment(links: Path) -> dict[str, str]:
     )
     environment["PYTHONDONTWRITEBYTECODE"] = "1"  # the model repository stays as it is
     environment["PYTHONNOUSERSITE"] = "1"
+    if gpu == "0":
+        environment["CUDA_VISIBLE_DEVICES"] = ""  # neither Triton nor a step sees one
+    elif wants_gpu(gpu) and (folder := gpu_python_path()):
+        environment["PYTHONPATH"] = str(plain(Path(folder), links, "gpu"))
     for name, value in _MALLOC.items():
         environment.setdefault(name, value)
     if library := python_library():

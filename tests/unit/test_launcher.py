@@ -18,12 +18,19 @@ from tritonclient.grpc import model_config_pb2
 from yolov5_build._config import NetworkConfig, config_texts
 from yolov5_build._plan import to_plan
 from yolov5_build.metadata import Metadata
-from yolov5_server import Settings, StartError, _checks, _control, _paths, _repository, _settings
+from yolov5_server import (
+    Settings,
+    StartError,
+    _control,
+    _paths,
+    _repository,
+    _settings,
+    hardware,
+)
 from yolov5_server._checks import (
     check_ports,
     check_precision,
     check_shared_memory,
-    gpu_warning,
 )
 from yolov5_server._control import ControlError, ModelControl
 from yolov5_server._paths import is_plain, make_folder, plain
@@ -98,6 +105,7 @@ def test_embedded_configuration_depends_on_cpu_gpu_and_precision(
 ) -> None:
     monkeypatch.setattr(_repository, "cpu_has_bf16", lambda: True)
     monkeypatch.setattr(_repository, "has_gpu", lambda: False)
+    monkeypatch.setattr(_repository, "has_cuda_provider", lambda: False)
     configs = tmp_path / "yolov5" / "configs"
     configs.mkdir(parents=True)
     (tmp_path / "yolov5" / "config.pbtxt").write_text('backend: "onnxruntime"')
@@ -125,18 +133,6 @@ def test_embedded_configuration_depends_on_cpu_gpu_and_precision(
     assert chosen() is None
 
 
-def test_idle_gpu_is_warned_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    gpu = {"has_gpu": False, "has_cuda_provider": False}
-    for name in gpu:
-        monkeypatch.setattr(_checks, name, lambda name=name: gpu[name])
-    assert gpu_warning(Settings()) is None
-    gpu["has_gpu"] = True
-    assert "the network runs on the CPU" in (gpu_warning(Settings()) or "")
-    assert gpu_warning(Settings(triton=tmp_path)) is None
-    gpu["has_cuda_provider"] = True
-    assert gpu_warning(Settings()) is None
-
-
 def test_cuda_provider_is_found_without_an_import(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -145,8 +141,13 @@ def test_cuda_provider_is_found_without_an_import(
     (folder.parent / "__init__.py").write_text("raise RuntimeError")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    monkeypatch.setattr(hardware, "GPU_PACKAGES", tmp_path / "none")
     assert not has_cuda_provider()
     (folder / "libonnxruntime_providers_cuda.so").touch()
+    assert has_cuda_provider()
+    monkeypatch.setattr(sys, "path", [])
+    assert not has_cuda_provider()
+    monkeypatch.setattr(hardware, "GPU_PACKAGES", tmp_path)
     assert has_cuda_provider()
 
 

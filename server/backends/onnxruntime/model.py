@@ -17,7 +17,7 @@ from config_check import DATA_TYPES, dims
 from cores import cores_for_instance
 from cpu_model import CpuModel
 from onnxruntime import get_available_providers, set_default_logger_severity
-from session import CUDA, open_session, why_not_on_cuda
+from session import CUDA, open_session, why_not_on_cuda, without_missing_tensorrt
 from variants import check, open_variants, runner, weights_path
 
 ERRORS, FATAL = 3, 4  # ONNX Runtime's levels of severity
@@ -25,6 +25,8 @@ DEFAULT_MAX_BATCH_SIZE = 4  # as in the C++ backend, if the configuration has no
 
 
 class TritonPythonModel:
+    model = None  # GpuModel or CpuModel
+
     @staticmethod
     def auto_complete_config(auto_complete_model_config):
         """Fill in what the configuration leaves out from the graph, as the C++ backend does."""
@@ -56,9 +58,15 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         kind, device = args["model_instance_kind"], int(args["model_instance_device_id"])
         folder = Path(args["model_repository"], args["model_version"])
-        if kind == "GPU" and (model := self.on_gpu(config, folder, device)):
-            self.model = model
-            return
+        if kind == "GPU":
+            try:
+                self.model = self.on_gpu(config, folder, device)
+            except Exception as error:
+                # Such as too little memory on it. What is wrong with the file, or with the
+                # configuration, is so on the CPU too, and keeps the network from being served.
+                self.warn_of_cpu(config, device, error)
+            if self.model:
+                return
         cores = cores_for_instance(config)
         variants = open_variants(config, folder, cores, warn=pb_utils.Logger.log_warn)
         self.model = CpuModel(config, variants.full, cores, prefiltered=variants.prefiltered)
@@ -71,6 +79,11 @@ class TritonPythonModel:
             from gpu_model import GpuModel
 
             set_default_logger_severity(ERRORS)
+            config, missing = without_missing_tensorrt(config)
+            if missing:
+                pb_utils.Logger.log_warn(
+                    f"{config['name']} runs by {CUDA}, not TensorRT: {missing}"
+                )
             path = weights_path(config, folder)
             open_fixed = partial(open_session, config, path, kind="GPU", device=device)
             session = open_fixed({})
@@ -78,14 +91,16 @@ class TritonPythonModel:
             if CUDA in session.get_providers():
                 # It logs each convolution that cuDNN has no plan for, and runs it another way.
                 set_default_logger_severity(FATAL)
-                # To the operator: Triton's own information is not shown.
-                print(f"{config['name']} runs on GPU {device}, by {CUDA}.", flush=True)
                 model = GpuModel.from_session(config, session, device, open_fixed)
+                # To the operator: Triton's own information is not shown.
+                provider = session.get_providers()[0]
+                print(f"{config['name']} runs on GPU {device}, by {provider}.", flush=True)
                 return model or CpuModel(config, {1: runner(config, session)}, 1)
-        pb_utils.Logger.log_warn(
-            f"{config['name']} runs on the CPU, not on GPU {device}: {why_not_on_cuda()}"
-        )
+        self.warn_of_cpu(config, device, why_not_on_cuda())
         return None
+
+    def warn_of_cpu(self, config, device, cause):
+        pb_utils.Logger.log_warn(f"{config['name']} runs on the CPU, not on GPU {device}: {cause}")
 
     def execute(self, requests):
         return self.model.execute(requests)

@@ -127,14 +127,37 @@ def why_not_on_cuda() -> str:
     """Why a session that asked for CUDA got none, as far as the libraries tell."""
     if CUDA not in onnxruntime.get_available_providers():
         return "the installed onnxruntime has no CUDA provider, onnxruntime-gpu has one"
-    folder = Path(onnxruntime.__file__).parent / "capi"
-    try:
-        # The provider finds the functions of the first library only if they are global.
-        ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), ctypes.RTLD_GLOBAL)
-        ctypes.CDLL(str(folder / "libonnxruntime_providers_cuda.so"))
-    except OSError as error:
+    if error := _load_provider("cuda"):
         return f"its CUDA provider cannot be loaded: {error}"
     return "its CUDA provider refused; the log may say why"
+
+
+def without_missing_tensorrt(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], str | None]:
+    """The configuration without TensorRT if its libraries are missing; and which one that is.
+
+    ONNX Runtime itself would print a block of lines, and then do the same.
+    """
+    optimization = config.get("optimization", {})
+    accelerators = optimization.get("execution_accelerators", {})
+    wanted = accelerators.get("gpu_execution_accelerator", [])
+    others = [one for one in wanted if one["name"] != "tensorrt"]
+    if len(others) == len(wanted) or (error := _load_provider("tensorrt")) is None:
+        return config, None
+    accelerators = {**accelerators, "gpu_execution_accelerator": others}
+    changed = {**optimization, "execution_accelerators": accelerators}
+    return {**config, "optimization": changed}, error
+
+
+def _load_provider(name: str) -> str | None:
+    """Load a provider's library as ONNX Runtime will; the loader's message if it cannot."""
+    folder = Path(onnxruntime.__file__).parent / "capi"
+    try:
+        # A provider finds the functions of the first library only if they are global.
+        ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(folder / f"libonnxruntime_providers_{name}.so"))
+    except OSError as error:
+        return str(error)
+    return None
 
 
 def configured_thread_counts(config: Mapping[str, Any], cpus: int) -> list[int]:

@@ -14,5 +14,8 @@ def cores_for_instance(config: Mapping[str, Any]) -> int:
     Args:
         config: the model's configuration, as Triton passes it to a backend.
     """
-    instances = sum(int(group.get("count", 1)) for group in config.get("instance_group", []))
+    instances = sum(
+        int(group.get("count", 1)) * max(1, len(group.get("gpus", [])))  # of each GPU as many
+        for group in config.get("instance_group", [])
+    )
     return max(1, available_cpus() // max(1, instances))
