@@ -22,11 +22,15 @@ _WARM_RUNS = 5
 
 def main() -> None:
     _, network, device, tf32, batches = sys.argv
-    chosen = {"cuda": ("CUDAExecutionProvider", {"device_id": 0, "use_tf32": tf32})}
+    chosen = {
+        "cuda": ("CUDAExecutionProvider", {"device_id": 0, "use_tf32": tf32}),
+        "tensorrt": ("TensorrtExecutionProvider", {"device_id": 0, "trt_fp16_enable": "1"}),
+    }
     providers = [chosen.get(device, ("CPUExecutionProvider", {}))]
     session = onnxruntime.InferenceSession(Path(network), providers=providers)
     if session.get_providers()[0] != providers[0][0]:
         sys.exit(f"{providers[0][0]} could not be used")
+    device = "cpu" if device == "cpu" else "cuda"
     for batch in map(int, batches.split(",")):
         run = bound(session, batch, device)
         started = time.perf_counter()

@@ -65,6 +65,8 @@ class Report:
         facts: of the machine and its software, by name.
         notes: what failed or was left out, and why.
         failed: whether a check failed.
+        recoveries: seconds until a server answered again after `postprocess` was killed, by case.
+        kills: the same for the first server, by the killed process.
     """
 
     facts: dict[str, str] = field(default_factory=dict)
@@ -73,6 +75,7 @@ class Report:
     started: list[Started] = field(default_factory=list)
     fidelity: dict[str, Fidelity] = field(default_factory=dict)
     recoveries: dict[str, float] = field(default_factory=dict)
+    kills: dict[str, float] = field(default_factory=dict)
     engines: list[Engine] = field(default_factory=list)
     loads: list[Load] = field(default_factory=list)
 
@@ -138,6 +141,8 @@ def markdown(report: Report) -> str:
         _load_table(report),
         _step_table(report),
         _engine_table(report),
+        _limit_table(report),
+        _kill_table(report),
     ]
     if report.notes:
         notes = "".join(f"- {note}\n" for note in report.notes)
@@ -221,6 +226,36 @@ def _engine_table(report: Report) -> str:
     )
     head = ["network alone", "batch", "images/s", "first runs s"]
     return f"## Bare engine\n\n{text}.\n\n{_table(head, lines)}"
+
+
+def _limit_table(report: Report) -> str:
+    """How near each server comes to the bare engine, and which process is in the way."""
+    best: dict[str, float] = {}
+    for engine in report.engines:
+        best[engine.case] = max(best.get(engine.case, 0.0), engine.rate)
+    lines = []
+    for load in report.loads:
+        if load.case not in best or load.callers < 8:
+            continue
+        cores = {name: load.rate * ms / 1000 for name, ms in load.cpu.items()}
+        busiest = max(cores, key=lambda name: cores[name], default="")
+        share = f"{load.rate / best[load.case]:.2f}"
+        lines.append([load.case, f"{load.callers}", share, busiest, f"{cores.get(busiest, 0):.2f}"])
+    if not lines:
+        return ""
+    text = (
+        "What a server reaches of the bare engine at its best batch, and which kind of process"
+        " keeps most cores busy. A step in Python that keeps nearly one busy is the limit: it has"
+        " one interpreter."
+    )
+    head = ["server", "callers", "of the bare engine", "busiest process", "cores"]
+    return f"## Limit\n\n{text}\n\n{_table(head, lines)}"
+
+
+def _kill_table(report: Report) -> str:
+    lines = [[name, f"{seconds:.1f}"] for name, seconds in report.kills.items()]
+    head = ["process killed by `kill -9`", "answers again after s"]
+    return f"## Recovery\n\n{_table(head, lines)}" if lines else ""
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

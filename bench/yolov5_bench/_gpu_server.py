@@ -33,6 +33,24 @@ _PROVIDER = re.compile(r"^yolov5 runs on (GPU .+?)\.$", re.MULTILINE)
 _ON_CPU = re.compile(r"yolov5 runs on the CPU.*|the network runs on the CPU.*")
 
 
+KILLED = ("postprocess", "preprocess", "yolov5", "tritonserver")  # processes, in this order
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What is loaded.
+
+    Attributes:
+        sender: arguments of `_load.make_sender`.
+        pid: of its first process, whose descendants belong to it.
+        metrics: `host:port` of a Triton's metrics; empty for none.
+    """
+
+    sender: list[str]
+    pid: int
+    metrics: str = ""
+
+
 @dataclass
 class GpuServer:
     """A running launcher.
@@ -50,6 +68,10 @@ class GpuServer:
 
     def text(self) -> str:
         return self.log.read_text(errors="replace")
+
+    @property
+    def target(self) -> Target:
+        return Target(sender=["http", self.http], pid=self.process.pid, metrics=self.metrics)
 
     @property
     def provider(self) -> str:
@@ -103,15 +125,18 @@ def answers(server: GpuServer, photos: Sequence[Path]) -> dict[str, Answer]:
     return {photo.name: send(photo.read_bytes())[0] for photo in photos}
 
 
-def kill_postprocess(server: GpuServer, photo: Path, *, seconds: float) -> float:
-    """Kill the last step; return the seconds until an image is answered again.
+def kill_process(server: GpuServer, name: str, photo: Path, *, seconds: float) -> float:
+    """Kill a process of the server; return the seconds until an image is answered again.
+
+    Args:
+        name: see `process_name`.
 
     Raises:
-        RuntimeError: the step has no process, or no image is answered in time.
+        RuntimeError: there is no such process, or no image is answered in time.
     """
-    found = processes(server.process.pid, "postprocess")
+    found = processes(server.process.pid, name)
     if not found:
-        raise RuntimeError("postprocess has no process")
+        raise RuntimeError(f"{name} has no process")
     for process in found:
         process.kill()
     killed = time.monotonic()
@@ -122,7 +147,7 @@ def kill_postprocess(server: GpuServer, photo: Path, *, seconds: float) -> float
             time.sleep(0.05)
         else:
             return time.monotonic() - killed
-    raise RuntimeError(f"no image was answered in {seconds:.0f} s after postprocess was killed")
+    raise RuntimeError(f"no image was answered in {seconds:.0f} s after {name} was killed")
 
 
 def shares(callers: int, generators: int) -> list[int]:
@@ -131,8 +156,29 @@ def shares(callers: int, generators: int) -> list[int]:
     return [callers // used + (index < callers % used) for index in range(used)]
 
 
+def use_tensorrt(network: Path, *, engines: Path) -> None:
+    """Let ONNX Runtime use TensorRT, by the lines that docs/operations.md shows.
+
+    Args:
+        network: folder of the network in a repository.
+        engines: folder to keep its engines in.
+    """
+    engines.mkdir(exist_ok=True)
+    options = {"precision_mode": "FP16", "trt_engine_cache_enable": "1"}
+    options["trt_engine_cache_path"] = str(engines)
+    parameters = " ".join(
+        f'parameters {{ key: "{key}" value: "{value}" }}' for key, value in options.items()
+    )
+    for path in (network / "config.pbtxt", *network.glob("configs/*.pbtxt")):
+        with path.open("a") as file:
+            file.write(
+                "\noptimization { execution_accelerators { gpu_execution_accelerator : [ {"
+                f' name : "tensorrt" {parameters} }} ] }} }}\n'
+            )
+
+
 def measure_load(
-    server: GpuServer,
+    target: Target,
     generators: Sequence[LoadGenerator],
     photos: Sequence[Path],
     *,
@@ -152,18 +198,18 @@ def measure_load(
     spread = shares(callers, len(generators))
     with ThreadPoolExecutor(len(spread)) as pool:
         ask = {"photos": [*map(str, photos)], "counts": [*counts], "server": 0}
-        ask |= {"sender": ["http", server.http], "seconds": seconds, "warm": warm}
+        ask |= {"sender": target.sender, "seconds": seconds, "warm": warm}
         reports = [
             pool.submit(
-                generator.request, **ask, callers=count, metrics="" if number else server.metrics
+                generator.request, **ask, callers=count, metrics="" if number else target.metrics
             )
             for number, (generator, count) in enumerate(zip(generators, spread))
         ]
         time.sleep(warm)
-        before = cpu_by_process(server.process.pid)
+        before = cpu_by_process(target.pid)
         with gpu_states() as states:
             time.sleep(seconds)
-        after = cpu_by_process(server.process.pid)
+        after = cpu_by_process(target.pid)
         found = [report.result() for report in reports]
     images = _total(found, "images")
     p50, p99 = quantiles([x for one in found for caller in one["latencies"] for x in caller])
