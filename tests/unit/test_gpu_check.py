@@ -8,9 +8,14 @@ import subprocess
 from functools import partial
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+import torch
+from google.protobuf import text_format
 from numpy.typing import NDArray
+from session import providers
+from tritonclient.grpc import model_config_pb2
 
 from yolov5_bench import _load, gpu_check
 from yolov5_bench._gpu_probe import (
@@ -21,9 +26,13 @@ from yolov5_bench._gpu_probe import (
     process_name,
 )
 from yolov5_bench._gpu_report import Engine, Load, Report, Started, file_stem, markdown, write
-from yolov5_bench._gpu_server import GpuServer, provider, shares
+from yolov5_bench._gpu_server import GpuServer, provider, shares, use_tensorrt
 from yolov5_bench._pipeline import Answer
+from yolov5_bench._random_network import SIZES, enlarged, write_random_network
 from yolov5_bench.fidelity import compare
+from yolov5_build import load_checkpoint
+from yolov5_build._safetensors import load_safetensors
+from yolov5_build.paths import BUNDLED, BUNDLED_PHOTOS
 
 STATE = GpuState(percent=40.0, memory=1500.0, power=120.0)
 
@@ -253,3 +262,112 @@ def test_phase_after_the_time_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_p
     text = (tmp_path / "Some-GPU.md").read_text()
     assert "- tests: left out, the time was over" in text
     assert "- bare engine FP32: left out, the time was over" in text
+
+
+def test_share_of_the_bare_engine_and_the_busiest_process_are_named() -> None:
+    busy = load(rate=500.0, cpu={"preprocess": 1.0, "postprocess": 1.9})
+    report = Report(loads=[busy, load(callers=1, steps={})], kills={"preprocess": 7.04})
+    report.engines += [Engine(case="FP32", batch=8, rate=1000.0, warm=1.0)]
+    report.engines += [Engine(case="FP32", batch=1, rate=700.0, warm=1.0)]
+    text = markdown(report)
+    assert text.count("| FP32 | 8 | 0.50 | postprocess | 0.95 |") == 1
+    assert "| FP32 | 1 | 0." not in text  # one caller cannot fill a batch
+    assert "| preprocess | 7.0 |" in text
+
+
+def test_what_the_time_is_too_short_for_is_named_and_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(gpu_check, "nvidia_smi", lambda *fields: ["Some GPU"])
+    monkeypatch.setattr(gpu_check, "tensorrt_library", lambda: "libnvinfer.so.10")
+    monkeypatch.setattr(gpu_check.Check, "tests", lambda self: None)
+    for name in ("server", "engine"):
+        monkeypatch.setattr(gpu_check.Check, name, lambda self, case: done.append(case.name))
+    assert gpu_check.main([f"--output={tmp_path}", "--minutes=1.3"]) == 0  # 58 s
+    text = (tmp_path / "Some-GPU.md").read_text()
+    assert done[:4] == ["FP32", "FP32", "client-side", "FP32, all steps on the GPU"]
+    assert "yolov5s FP32" in done  # takes less than what was left out before it
+    assert "- server FP16: left out, it takes about 67 s, and 5" in text
+    assert "- server TensorRT FP16: left out" in text
+    done.clear()
+    assert gpu_check.main([f"--output={tmp_path}", "--minutes=20"]) == 0
+    assert "left out" not in (tmp_path / "Some-GPU.md").read_text()
+    servers = [*dict.fromkeys(done)]
+    assert servers[4:] == [
+        "yolov5s FP32",
+        "yolov5m FP32",
+        "FP32, rect",
+        "yolov5s FP16",
+        "yolov5m FP16",
+        "TensorRT FP16",
+        "yolov5s TensorRT FP16",
+        "yolov5m TensorRT FP16",
+        "FP32 with TF32",
+    ]
+
+
+def test_networks_of_the_command_line_replace_the_random_ones(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu_check, "nvidia_smi", lambda *fields: ["Some GPU"])
+    best = tmp_path / "best.pt"
+    assert gpu_check.main(["--weights", str(best)]) == 1
+    assert f"error: there is no file {best}." in capsys.readouterr().err
+    best.write_bytes(b"weights")
+    check = gpu_check.Check(gpu_check._options(["--weights", str(best)]), "Some GPU", tmp_path)
+    assert check.report.facts["networks"] == "the bundled yolov5n; best.pt"
+    copied = check._copy_of_weights("best", tmp_path / "..")
+    assert copied.read_bytes() == b"weights"
+    copied.unlink()
+    random = gpu_check.Check(gpu_check._options([]), "Some GPU", tmp_path)
+    assert "have random weights, for their speed alone" in random.report.facts["networks"]
+
+
+@pytest.mark.parametrize("size, parameters", [("yolov5s", 7_018_216), ("yolov5m", 20_861_016)])
+def test_random_network_has_the_published_size(size: str, parameters: int) -> None:
+    """Published with 80 classes; the rest of the head is `3 * 77 * (channels + 1)` values."""
+    network = enlarged(load_checkpoint(BUNDLED).network, *SIZES[size])
+    assert sum(tensor.numel() for tensor in network.parameters()) == parameters
+
+
+def test_random_network_is_read_by_make_model_and_finds_something(tmp_path: Path) -> None:
+    path = tmp_path / "yolov5s.safetensors"
+    write_random_network("yolov5s", path)
+    checkpoint = load_safetensors(path)
+    assert checkpoint.names == ("Platelets", "RBC", "WBC")
+    picture = cv2.resize(cv2.imread(str(next(BUNDLED_PHOTOS.iterdir()))), (640, 640))
+    image = torch.from_numpy(picture).permute(2, 0, 1)[None] / 255
+    with torch.no_grad():
+        rows = checkpoint.network(image)[0]
+    over = (rows[:, 4:5] * rows[:, 5:]).amax(1) > 0.25
+    assert torch.isfinite(rows).all()
+    assert 10 <= int(over.sum()) <= 1000
+
+
+def test_tensorrt_is_asked_for_in_every_configuration(tmp_path: Path) -> None:
+    network = tmp_path / "yolov5"
+    (network / "configs").mkdir(parents=True)
+    paths = [network / "config.pbtxt", network / "configs" / "embedded.pbtxt"]
+    for path in paths:
+        path.write_text('name: "yolov5"\nbackend: "onnxruntime"')
+    use_tensorrt(network, engines=tmp_path / "engines")
+    assert (tmp_path / "engines").is_dir()
+    for path in paths:
+        config = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+        (given,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+        as_backend = {
+            "name": "yolov5",
+            "optimization": {
+                "execution_accelerators": {
+                    "gpu_execution_accelerator": [
+                        {"name": given.name, "parameters": dict(given.parameters)}
+                    ]
+                }
+            },
+        }
+        available = ["TensorrtExecutionProvider", "CUDAExecutionProvider"]
+        (name, options), *rest = providers(as_backend, available, "GPU", 0)
+        assert name == "TensorrtExecutionProvider" and len(rest) == 2
+        assert options["trt_fp16_enable"] == "1"
+        assert options["trt_engine_cache_path"] == str(tmp_path / "engines")
