@@ -216,12 +216,15 @@ def test_gpu_0_serves_what_the_cpu_is_best_at(
     configs = tmp_path / "yolov5" / "configs"
     configs.mkdir(parents=True)
     (tmp_path / "yolov5" / "config.pbtxt").write_text('backend: "onnxruntime"')
-    (configs / "embedded.pbtxt").touch()
-    (configs / "embedded-bf16.pbtxt").touch()
-    assert chosen_configs(Settings(repository=tmp_path)) == "embedded"
-    assert chosen_configs(Settings(repository=tmp_path, gpu="0")) == "embedded-bf16"
+    for name in ("embedded", "embedded-bf16", "bf16"):
+        (configs / f"{name}.pbtxt").touch()
+
+    def is_bf16(gpu: str) -> bool:
+        return "bf16" in (chosen_configs(Settings(repository=tmp_path, gpu=gpu)) or "")
+
+    assert not is_bf16("auto") and is_bf16("0")
     monkeypatch.setattr(_repository, "has_gpu", lambda: False)
-    assert chosen_configs(Settings(repository=tmp_path, gpu="1")) == "embedded"
+    assert is_bf16("auto") and not is_bf16("1")
 
 
 def test_log_tells_which_gpus_run_a_network() -> None:
