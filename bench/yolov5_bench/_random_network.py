@@ -75,7 +75,9 @@ def _randomise(layer: nn.Conv2d, inputs: int, outputs: int) -> None:
 
 def _image(photo: Path) -> Tensor:
     """[1, 3, 640, 640], RGB 0..1; not letterboxed."""
-    picture = cv2.resize(cv2.imread(str(photo)), (640, 640))
+    picture = cv2.imread(str(photo))
+    assert picture is not None
+    picture = cv2.resize(picture, (640, 640))
     return torch.from_numpy(picture[:, :, ::-1].copy()).permute(2, 0, 1)[None] / 255
 
 

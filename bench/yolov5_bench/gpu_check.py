@@ -55,6 +55,8 @@ from ._pipeline import CONF_THRES
 from ._random_network import SIZES, write_random_network
 from .fidelity import compare, read_reference
 
+__all__ = ["CASES", "Case", "Check", "main"]
+
 _ROOT = Path(__file__).parents[2]
 _REFERENCE = _ROOT / "tests" / "data" / "bccd_reference.json"
 _RECT_REFERENCE = _ROOT / "tests" / "data" / "bccd_reference_rect.json"

@@ -336,8 +336,9 @@ def test_random_network_is_read_by_make_model_and_finds_something(tmp_path: Path
     write_random_network("yolov5s", path)
     checkpoint = load_safetensors(path)
     assert checkpoint.names == ("Platelets", "RBC", "WBC")
-    picture = cv2.resize(cv2.imread(str(next(BUNDLED_PHOTOS.iterdir()))), (640, 640))
-    image = torch.from_numpy(picture).permute(2, 0, 1)[None] / 255
+    picture = cv2.imread(str(next(BUNDLED_PHOTOS.iterdir())))
+    assert picture is not None
+    image = torch.from_numpy(cv2.resize(picture, (640, 640))).permute(2, 0, 1)[None] / 255
     with torch.no_grad():
         rows = checkpoint.network(image)[0]
     over = (rows[:, 4:5] * rows[:, 5:]).amax(1) > 0.25
