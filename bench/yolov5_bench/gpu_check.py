@@ -64,6 +64,7 @@ _CUDA = "CUDAExecutionProvider"
 _TEST_SECONDS, _BUILD_SECONDS, _READY_SECONDS, _RECOVERY_SECONDS = 90, 150, 150, 120
 _ENGINE_SECONDS, _TENSORRT_SECONDS = 60, 150
 _RESERVE_SECONDS = 20  # to end a server and write the report
+_LEAST_SECONDS = 5  # with less, nothing is begun
 _GENERATORS = 6
 
 
@@ -103,7 +104,7 @@ class Check:
             RuntimeError: the time is over.
         """
         left: float = self._deadline - time.monotonic()
-        if left <= 5:
+        if left <= _LEAST_SECONDS:
             raise RuntimeError("left out, the time was over")
         return min(most, left)
 
@@ -118,8 +119,9 @@ class Check:
         further = self.options.cases >= len(CASES) and not self.options.quick
         networks = [*self._weights] if further else []
         for case in [*others, *(further_cases(networks) if further else [])]:
-            self._phase(f"server {case.name}", partial(self.server, case), seconds=case.seconds)
-            if not (case.portable or case.rect or self.options.quick):
+            work = partial(self.server, case)
+            begun = self._phase(f"server {case.name}", work, seconds=case.seconds)
+            if begun and not (case.portable or case.rect or self.options.quick):
                 work = partial(self.engine, case)
                 self._phase(f"bare engine {case.name}", work, seconds=15)
         self._phase("TensorRT", partial(self.tensorrt, networks))
@@ -130,11 +132,14 @@ class Check:
         print(self.stem.with_suffix(".md").read_text("utf-8"))
         return int(self.report.failed)
 
-    def _phase(self, name: str, work: Callable[[], None], *, seconds: float = 0) -> None:
+    def _phase(self, name: str, work: Callable[[], None], *, seconds: float = 0) -> bool:
         """Do a part of the work, unless it takes longer than the time that is left.
 
         Args:
             seconds: about how long it takes; 0 if the check is nothing without it.
+
+        Returns:
+            Whether it was begun.
         """
         started = time.monotonic()
         left = self._deadline - started
@@ -144,15 +149,19 @@ class Check:
                 " left; more --minutes allow it"
             )
             write(self.report, self.stem)
-            return
+            return False
         print(f"{name} ...", flush=True)
         try:
             work()
         except Exception as error:
-            self.report.fail(f"{name}: {_one_line(error)}")
+            if seconds and self._deadline - time.monotonic() <= _LEAST_SECONDS:
+                self.report.notes.append(f"{name}: cut off, the time was over")
+            else:
+                self.report.fail(f"{name}: {_one_line(error)}")
             print(f"  failed: {error}", flush=True)
         print(f"  {time.monotonic() - started:.1f} s", flush=True)
         write(self.report, self.stem)
+        return True
 
     def tests(self) -> None:
         """Run the tests that need a GPU."""
@@ -305,9 +314,10 @@ class Check:
         found = tensorrt_library()
         self.report.facts["TensorRT"] = found or "its library is missing"
         for case in tensorrt_cases(networks) if found and self.gpu else ():
-            self._phase(f"server {case.name}", partial(self.server, case), seconds=case.seconds)
-            work = partial(self.engine, case)
-            self._phase(f"bare engine {case.name}", work, seconds=case.seconds)
+            work = partial(self.server, case)
+            if self._phase(f"server {case.name}", work, seconds=case.seconds):
+                work = partial(self.engine, case)
+                self._phase(f"bare engine {case.name}", work, seconds=case.seconds)
 
     def _repository(self, case: Case) -> Path:
         """Install the network, with the command that `make model` runs."""

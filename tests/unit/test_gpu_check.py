@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import subprocess
+import time
 from functools import partial
 from pathlib import Path
 
@@ -287,6 +288,7 @@ def test_what_the_time_is_too_short_for_is_named_and_is_no_failure(
     assert gpu_check.main([f"--output={tmp_path}", "--minutes=1.3"]) == 0  # 58 s
     text = (tmp_path / "Some-GPU.md").read_text()
     assert done[:4] == ["FP32", "FP32", "client-side", "FP32, all steps on the GPU"]
+    assert "FP16" not in done
     assert "yolov5s FP32" in done  # takes less than what was left out before it
     assert "- server FP16: left out, it takes about 67 s, and 5" in text
     assert "- server TensorRT FP16: left out" in text
@@ -372,3 +374,22 @@ def test_tensorrt_is_asked_for_in_every_configuration(tmp_path: Path) -> None:
         assert name == "TensorrtExecutionProvider" and len(rest) == 2
         assert options["trt_fp16_enable"] == "1"
         assert options["trt_engine_cache_path"] == str(tmp_path / "engines")
+
+
+def test_what_is_cut_off_by_the_time_is_no_failure_unless_it_is_essential(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    options = gpu_check._options([f"--output={tmp_path}", "--minutes=0"])
+    check = gpu_check.Check(options, "Some GPU", tmp_path)
+    monkeypatch.setattr(check, "_deadline", time.monotonic() + 0.3)
+
+    def work() -> None:
+        time.sleep(0.3)
+        check.left(1)
+
+    assert check._phase("server FP16", work, seconds=0.1)
+    assert check.report.notes == ["server FP16: cut off, the time was over"]
+    assert not check.report.failed
+    assert check._phase("tests", work)
+    assert check.report.notes[1:] == ["tests: left out, the time was over"]
+    assert check.report.failed
