@@ -10,6 +10,9 @@ import os
 import sys
 from pathlib import Path
 
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
 from yolov5_server.embedded import assemble_backends, server_environment, triton_folder
 
 
@@ -20,13 +23,10 @@ def main() -> None:
     backends = assemble_backends(triton, Path(folder, "backends"))
     command = [
         str(binary),
-        f"--model-repository={repository}",
+        f"--model-repository={in_full(Path(repository, model), Path(folder))}",
         f"--backend-directory={backends}",
         "--model-control-mode=explicit",
         f"--load-model={model}",
-        # The same configuration as in `make serve`; asked with `images`, it returns all rows.
-        "--model-config-name=embedded",
-        "--disable-auto-complete-config",
         "--http-address=127.0.0.1",
         "--grpc-address=127.0.0.1",
         f"--http-port={http}",
@@ -35,6 +35,22 @@ def main() -> None:
         "--log-info=false",
     ]
     os.execve(binary, command, server_environment(Path(folder)))
+
+
+def in_full(network: Path, folder: Path) -> Path:
+    """A repository with the network in full, `images` in and all rows out, as it is exported."""
+    config = text_format.Parse(
+        (network / "config.pbtxt").read_text("utf-8"), model_config_pb2.ModelConfig()
+    )
+    config.default_model_filename = "model.onnx"
+    for field in ("input", "output", "model_warmup"):  # the backend reads them in the file
+        config.ClearField(field)
+    target = folder / "models" / network.name
+    target.mkdir(parents=True)
+    (target / "config.pbtxt").write_text(text_format.MessageToString(config), "utf-8")
+    for version in network.glob("[0-9]*"):
+        (target / version.name).symlink_to(version)
+    return target.parent
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The text of a network's configurations: one for any Triton, others for the embedded server."""
+"""The text of a network's configurations: one for any Triton, another for the embedded server."""
 
 from __future__ import annotations
 
@@ -37,31 +37,12 @@ _OPEN_SIZE = """
 parameters { key: "$IMGSZ_KEY" value: { string_value: "$height $width" } }
 parameters { key: "$STRIDE_KEY" value: { string_value: "$stride" } }
 """
-_NORMALISED = """# RGB 0..1, letterboxed.
-  { name: "$INPUT" data_type: TYPE_FP32 dims: [ $dims ] }"""
-_COMPACT = """# RGB 0..1, letterboxed; or the same as 0..255, in a quarter of the bytes.
-  { name: "$INPUT" data_type: TYPE_FP32 dims: [ $dims ] optional: true },
-  { name: "$PIXELS" data_type: TYPE_UINT8 dims: [ $dims ] optional: true },
-  # The first of the five is conf_thres; rows that cannot be over it are left out.
-  { name: "$NMS" data_type: TYPE_FP32 dims: [ 5 ] optional: true }"""
-_PREFILTERED = """\
-# Requests with pixels and nms run on this variant of the network, which decodes only their rows.
-parameters { key: "$PREFILTERED_KEY" value: { string_value: "$PREFILTERED_FILE" } }
+_ONNX_RUNTIME = """\
+# The network with images of 0..1 and all rows, which the embedded server runs on a GPU.
+parameters { key: "$FULL_FILE_KEY" value: { string_value: "$WEIGHTS_FILE" } }
 
-"""
-_ONNX_RUNTIME = """# Threads for each image; 0 leaves the choice to the backend.
+# Threads for each image; 0 leaves the choice to the backend.
 parameters { key: "intra_op_thread_count" value: { string_value: "0" } }"""
-# One image for the warm-up; of the thresholds, only conf_thres is read.
-_IMAGE = """
-      key: "$INPUT"
-      value: { data_type: TYPE_FP32 dims: [ 3, $height, $width ] random_data: true }"""
-_COMPACT_IMAGE = """
-      key: "$PIXELS"
-      value: { data_type: TYPE_UINT8 dims: [ 3, $height, $width ] random_data: true }
-    }
-    inputs {
-      key: "$NMS"
-      value: { data_type: TYPE_FP32 dims: [ 5 ] zero_data: true }"""
 _OPENVINO_BF16 = """# The parameter of Triton's own OpenVINO backend.
 parameters { key: "HINT_BF16" value: { string_value: "YES" } }"""
 
@@ -74,7 +55,6 @@ class NetworkConfig:
         metadata: of its ONNX file.
         letterbox: one of `LETTERBOX_MODES`; `rect` leaves height and width open.
         height, width: of the input in pixels; with `rect` the largest.
-        rows: of the output, None if they follow from the size of the input.
         columns: of the output.
         max_batch_size: images in a batch.
         name: of the network.
@@ -84,70 +64,39 @@ class NetworkConfig:
     letterbox: str
     height: int
     width: int
-    rows: int | None
     columns: int
     max_batch_size: int
     name: str = contract.MODEL
 
 
-def config_texts(network: NetworkConfig, *, bf16: bool, prefiltered: bool) -> dict[str, str]:
+def config_texts(network: NetworkConfig, *, bf16: bool) -> dict[str, str]:
     """The text of each configuration, by the name of its file.
 
     Args:
         bf16: include the configuration with which the embedded server computes in BF16.
-        prefiltered: name the prefiltered variant in the embedded server's FP32 configuration.
     """
-    precision = network.metadata.precision
-    portable = _render(
-        network,
-        backend=contract.ONNX_RUNTIME_BACKEND,
-        precision=precision,
-        inputs=_NORMALISED,
-        image=_IMAGE,
-        runtime=_ONNX_RUNTIME,
-        rows=network.rows or -1,
-    )
     texts = {
-        contract.CONFIG_FILE: portable,
-        contract.EMBEDDED_CONFIG_FILE: _render_compact(
+        contract.CONFIG_FILE: _render(
             network,
             backend=contract.ONNX_RUNTIME_BACKEND,
-            precision=precision,
-            runtime=_PREFILTERED + _ONNX_RUNTIME if prefiltered else _ONNX_RUNTIME,
-        ),
+            precision=network.metadata.precision,
+            file=contract.SERVED_FILE,
+            runtime=_ONNX_RUNTIME,
+        )
     }
     if bf16:
-        texts[contract.EMBEDDED_BF16_CONFIG_FILE] = _render_compact(
+        texts[contract.BF16_CONFIG_FILE] = _render(
             network,
             backend=contract.OPENVINO_BACKEND,
             precision=contract.BF16,
+            file=contract.WEIGHTS_FILE,
             runtime=_OPENVINO_BF16,
         )
     return texts
 
 
-def _render_compact(network: NetworkConfig, *, backend: str, precision: str, runtime: str) -> str:
-    """A configuration for the embedded server: bytes in, and only the rows over conf_thres out."""
-    return _render(
-        network,
-        backend=backend,
-        precision=precision,
-        inputs=_COMPACT,
-        image=_COMPACT_IMAGE,
-        runtime=runtime,
-        rows=-1,
-    )
-
-
 def _render(
-    network: NetworkConfig,
-    *,
-    backend: str,
-    precision: str,
-    inputs: str,
-    image: str,
-    runtime: str,
-    rows: int,
+    network: NetworkConfig, *, backend: str, precision: str, file: str, runtime: str
 ) -> str:
     """Fill in the template, and check that Triton can parse the result."""
     metadata, rect = network.metadata, network.letterbox == contract.RECT
@@ -157,6 +106,7 @@ def _render(
         "provenance": metadata.provenance,
         "backend": backend,
         "precision": precision,
+        "file": file,
         "max_batch_size": network.max_batch_size,
         "dims": "3, -1, -1" if rect else f"3, {network.height}, {network.width}",
         "height": network.height,
@@ -166,15 +116,13 @@ def _render(
         "head": metadata.head,
         "source": metadata.source,
         "columns_are": _COLUMNS[metadata.head],
-        "output_dims": f"{rows}, {network.columns}",
+        "columns": network.columns,
     }
     parts = {
-        "inputs": inputs,
         "chosen": _CHOSEN if metadata.head == contract.END2END else "",
         "padding": _WHOLE if metadata.padding == contract.WHOLE else "",
         "open_size": _OPEN_SIZE if rect else "",
         "runtime": runtime,
-        "image": image,
     }
     rendered = {name: Template(part).substitute(values) for name, part in parts.items()}
     text = Template(_TEMPLATE.read_text("utf-8")).substitute(values, **rendered)

@@ -7,21 +7,21 @@ with those of the steps and of the ensemble.
 MODEL = "yolov5"
 ENSEMBLE = "yolov5_ensemble"
 
-# Tensors of the network.
+# Tensors of the network in full.
 INPUT = "images"  # [B,3,H,W] FP32, RGB 0..1
-PIXELS = "pixels"  # the same as UINT8, 0..255
-NMS = "nms"  # [B,5] FP32, conf_thres first
 OUTPUT = "output0"  # [B,N,5+C] FP32; [B,N,6] with a reduced or end-to-end head
+# Tensors of its prefiltered variant, which is served; the output has the same name.
+PIXELS = "pixels"  # [B,3,H,W] UINT8, RGB 0..255
+NMS = "nms"  # [B,5] FP32, conf_thres first
 
 # Files of the network, in its folder or in that of its version.
 CONFIG_FILE = "config.pbtxt"
-# The embedded server reads one of these in its place when it runs the network on a CPU. The second
-# exists only if BF16 was measured to keep the mAP.
-EMBEDDED_CONFIG_FILE = "configs/embedded.pbtxt"
-EMBEDDED_BF16_CONFIG_FILE = "configs/embedded-bf16.pbtxt"
+# The embedded server reads this in its place on a CPU that has BF16. It exists only if BF16 was
+# measured to keep the mAP.
+BF16_CONFIG_FILE = "configs/bf16.pbtxt"
 LABELS_FILE = "labels.txt"
 WEIGHTS_FILE = "model.onnx"
-PREFILTERED_FILE = "prefiltered.onnx"  # see `_prefiltered`
+SERVED_FILE = "served.onnx"  # its prefiltered variant, see `_prefiltered`
 PLAN_FILE = "model.plan"
 
 ONNX_RUNTIME_BACKEND = "onnxruntime"
@@ -65,7 +65,7 @@ MAX_BATCH_KEY = "max_batch_size"  # only if it is less than the repository's usu
 FULL_KEY = "full_sha256"  # of a prefiltered variant: the file that it was made from
 
 # Parameters of the configuration alone.
-PREFILTERED_KEY = "prefiltered"
+FULL_FILE_KEY = "full"
 LETTERBOX_KEY = "letterbox"
 
 # Parameter of the configuration: the largest height and width, if the network leaves them open. Key

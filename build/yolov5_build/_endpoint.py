@@ -28,26 +28,24 @@ _SLOTS = range(1, 64)  # 0 is that of `yolov5`
 
 _TEMPLATE = Path(__file__).with_name("endpoint.pbtxt")
 _BATCH_LINE = re.compile(r"(?m)^max_batch_size: (\d+)$")
-_PREFACE = """\
-# ../config.pbtxt for the embedded server on a CPU, whose own backends take smaller tensors: pixels
-# (0..255, a quarter of the bytes) go in, and with the thresholds only rows over conf_thres come
-# out. $network/configs/embedded*.pbtxt are the network's side. embedded-bf16.pbtxt is a link to
-# this file.
-#
-"""
-_DEFAULTS = """
-# Defaults and limits of this endpoint, in place of those of the same names in
-# preprocess/config.pbtxt, are added here, also for the embedded server:
-#   parameters { key: "conf_thres" value: { string_value: "0.4" } }
-# `weight`, from 0.01 to 100 (default 1), is its share of the cores against the other endpoints.
-"""
-_NMS = """\
-      input_map { key: "$NMS" value: "$NMS" }
-"""
 
 
-def endpoint_texts(name: str, *, slot: int, max_batch_size: int) -> dict[str, str]:
-    """The text of each configuration of an endpoint, by the name of its file.
+def _map(kind: str, tensor: str) -> str:
+    return f'      {kind}_map {{ key: "{tensor}" value: "{tensor}" }}\n'
+
+
+# The lines that pass on the network's input, from preprocess and to the network.
+_WIRING = (
+    _map("output", contract.PIXELS),
+    _map("input", contract.PIXELS) + _map("input", contract.NMS),
+)
+# The same in earlier versions, which also wrote the files below.
+_OLD_WIRING = (_map("output", contract.INPUT), _map("input", contract.INPUT))
+_OLD_CONFIGS = ("embedded.pbtxt", "embedded-bf16.pbtxt")
+
+
+def endpoint_text(name: str, *, slot: int, max_batch_size: int) -> str:
+    """The configuration of an endpoint.
 
     Args:
         name: of the network.
@@ -59,23 +57,13 @@ def endpoint_texts(name: str, *, slot: int, max_batch_size: int) -> dict[str, st
         "endpoint": endpoint_name(name),
         "slot": slot_input(slot),
         "max_batch_size": max_batch_size,
+        "PIXELS": contract.PIXELS,
+        "NMS": contract.NMS,
         "OUTPUT": contract.OUTPUT,
     }
-    portable = {"preface": "", "defaults": _DEFAULTS, "images": contract.INPUT, "nms": ""}
-    embedded = {
-        "preface": Template(_PREFACE).substitute(values),
-        "defaults": "",
-        "images": contract.PIXELS,
-        "nms": Template(_NMS).substitute(NMS=contract.NMS),
-    }
-    template = Template(_TEMPLATE.read_text("utf-8"))
-    texts = {
-        contract.CONFIG_FILE: template.substitute(values, **portable),
-        contract.EMBEDDED_CONFIG_FILE: template.substitute(values, **embedded),
-    }
-    for text in texts.values():
-        text_format.Parse(text, model_config_pb2.ModelConfig())
-    return texts
+    text = Template(_TEMPLATE.read_text("utf-8")).substitute(values)
+    text_format.Parse(text, model_config_pb2.ModelConfig())
+    return text
 
 
 def free_slot(repository: Path) -> int:
@@ -126,25 +114,37 @@ def endpoint_for(repository: Path, name: str, max_batch_size: int) -> Iterator[N
     if slot is None:
         with batch_limit(repository, max_batch_size, name):
             yield
+        follow_network(repository, name)
         return
     with staging_folder(repository.parent, staging_prefix(name)) as staging:
         folder = staging / "endpoint"
-        _write_endpoint(folder, endpoint_texts(name, slot=slot, max_batch_size=max_batch_size))
+        (folder / "1").mkdir(parents=True)  # Triton requires a version
+        (folder / "1" / ".gitkeep").touch()  # and git a file in it
+        text = endpoint_text(name, slot=slot, max_batch_size=max_batch_size)
+        (folder / contract.CONFIG_FILE).write_text(text, "utf-8")
         yield
         folder.rename(repository / endpoint_name(name))
 
 
-def _write_endpoint(folder: Path, texts: dict[str, str]) -> None:
-    (folder / "configs").mkdir(parents=True)
-    for file, text in texts.items():
-        (folder / file).write_text(text, "utf-8")
-    bf16 = folder / contract.EMBEDDED_BF16_CONFIG_FILE
-    try:
-        bf16.symlink_to(Path(contract.EMBEDDED_CONFIG_FILE).name)
-    except OSError:  # a file system without links
-        bf16.write_text(texts[contract.EMBEDDED_CONFIG_FILE], "utf-8")
-    (folder / "1").mkdir()  # Triton requires a version
-    (folder / "1" / ".gitkeep").touch()  # and git a file in it
+def follow_network(repository: Path, name: str) -> None:
+    """Let an endpoint that is there already pass on the tensors that its network takes.
+
+    Networks installed by an earlier version of the project take `images` of 0..1 alone, and one may
+    be replaced or brought back. What an operator has added to the endpoint stays.
+    """
+    network, endpoint = repository / name, repository / endpoint_name(name)
+    config = endpoint / contract.CONFIG_FILE
+    if not config.is_file():
+        return
+    takes_pixels = f'"{contract.PIXELS}"' in (network / contract.CONFIG_FILE).read_text("utf-8")
+    before, after = (_OLD_WIRING, _WIRING) if takes_pixels else (_WIRING, _OLD_WIRING)
+    text = changed = config.read_text("utf-8")
+    for old, new in zip(before, after):
+        changed = changed.replace(old, new)
+    if changed != text:
+        _replace(config, changed)
+    for old_config in _OLD_CONFIGS:
+        (endpoint / "configs" / old_config).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -181,6 +181,10 @@ def _write_limit(configs: Iterable[Path], limit: int) -> None:
         text = config.read_text("utf-8")
         changed = _BATCH_LINE.sub(f"max_batch_size: {limit}", text)
         if changed != text:
-            new = config.with_name(f".{config.name}.new")
-            new.write_text(changed, "utf-8")
-            new.replace(config)
+            _replace(config, changed)
+
+
+def _replace(config: Path, text: str) -> None:
+    new = config.with_name(f".{config.name}.new")
+    new.write_text(text, "utf-8")
+    new.replace(config)

@@ -15,6 +15,7 @@ from ._config import NetworkConfig, config_texts
 from ._endpoint import endpoint_for
 from ._errors import BuildError
 from ._networks import check_target
+from ._onnx_prefiltered import prefiltered_from
 from ._record import Accuracy, new_record, write_record
 from ._version import new_version, version_folder
 from .metadata import read_metadata
@@ -60,7 +61,8 @@ def install_onnx(
         letterbox: `square`, `rect` or `stretch`.
         imgsz: height and width in pixels if the network leaves them open; by default its own.
         bf16: also write the configuration with which the embedded server computes in BF16.
-        prefiltered: ONNX from `export_prefiltered`, for the embedded server.
+        prefiltered: ONNX from `export_prefiltered` or `write_prefiltered`; unless given, it is made
+            of `weights`, without comparing the two.
         name: of the network.
         options: those of the command, for the record.
         accuracy: in the form that is served, for the record.
@@ -72,13 +74,15 @@ def install_onnx(
     """
     check_target(repository, name)
     network = _network_config(onnx.load(weights), letterbox, imgsz, name)
-    configs = config_texts(network, bf16=bf16, prefiltered=prefiltered is not None)
+    configs = config_texts(network, bf16=bf16)
     labels = network.metadata.names
     exchanging = partial(endpoint_for, repository, name, network.max_batch_size)
     with new_version(repository, exchanging, name=name) as (folder, version):
         shutil.copyfile(weights, version / contract.WEIGHTS_FILE)
         if prefiltered:
-            shutil.copyfile(prefiltered, version / contract.PREFILTERED_FILE)
+            shutil.copyfile(prefiltered, version / contract.SERVED_FILE)
+        else:
+            onnx.save(prefiltered_from(onnx.load(weights)), version / contract.SERVED_FILE)
         texts = {contract.LABELS_FILE: "".join(f"{label}\n" for label in labels), **configs}
         _write_texts(folder, texts)
         if record := new_record(network.metadata.provenance, options, accuracy):
@@ -102,7 +106,7 @@ def _network_config(
     """Collect and check the facts that a network's configurations state.
 
     A network with open sides is served with fixed ones, except for letterbox `rect`, which needs
-    them open. The number of rows then depends on the sides, and is not known here.
+    them open.
 
     Raises:
         BuildError: as `install_onnx`.
@@ -111,7 +115,7 @@ def _network_config(
     if any(len(label.splitlines()) != 1 for label in metadata.names):
         raise BuildError("a class name is empty or has a line break, so it cannot be a label.")
     _, _, fixed_height, fixed_width = _shape(model.graph.input, contract.INPUT)
-    _, rows, columns = _shape(model.graph.output, contract.OUTPUT)
+    _, _, columns = _shape(model.graph.output, contract.OUTPUT)
     height, width = imgsz or metadata.imgsz or contract.DEFAULT_SIZE
     if fixed_height:
         height, width = fixed_height, fixed_width
@@ -128,7 +132,6 @@ def _network_config(
         letterbox=letterbox,
         height=height,
         width=width,
-        rows=rows or None,
         columns=columns,
         max_batch_size=metadata.max_batch_size or MAX_BATCH_SIZE,
         name=name,

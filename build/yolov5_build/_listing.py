@@ -99,5 +99,5 @@ def _read_config(folder: Path) -> dict[str, Any]:
         "size": (height, width),
         "letterbox": printable(parameters.get(contract.LETTERBOX_KEY, contract.SQUARE)),
         "precision": "plan" if plan else printable(precision),
-        "bf16": not plan and (folder / contract.EMBEDDED_BF16_CONFIG_FILE).is_file(),
+        "bf16": not plan and (folder / contract.BF16_CONFIG_FILE).is_file(),
     }

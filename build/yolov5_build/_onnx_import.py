@@ -74,8 +74,7 @@ def import_onnx(
         target: the file to write, which includes all data.
         names: class names to use instead of those in the metadata.
         imgsz: height and width in pixels, for a network that leaves them open.
-        prefiltered: where to write the prefiltered variant; one is made for networks without
-            anchors. If it would answer differently, there is none, and stderr says so.
+        prefiltered: where to write the prefiltered variant.
 
     Raises:
         BuildError: `source` is damaged, is not a detection network with decoded rows, or does not
@@ -86,24 +85,25 @@ def import_onnx(
         converted = _convert(source, names, imgsz)
         data = converted.model.SerializeToString()
     target.write_bytes(data)
-    if prefiltered and converted.channels:
-        _write_prefiltered(source, prefiltered, target, converted, converted.channels)
+    if prefiltered:
+        _write_prefiltered(source, prefiltered, target, converted)
 
 
-def _write_prefiltered(
-    source: Path, path: Path, full: Path, converted: _Converted, channels: str
-) -> None:
-    """Write the prefiltered variant, if it answers as the full network does.
+def _write_prefiltered(source: Path, path: Path, full: Path, converted: _Converted) -> None:
+    """Write the prefiltered variant, and check that it answers as the full network does.
 
-    That one was compared with the original, and is served alone if there is no variant.
+    If it does not, one is written that leaves the graph as it is and chooses rows behind it.
     """
     try:
         with _one_sentence(source):
             tolerance = _tolerance(converted.model)
-            write_prefiltered(path, full, channels, imgsz=converted.size, tolerance=tolerance)
+            write_prefiltered(path, full, converted.channels, tolerance=tolerance)
     except BuildError as error:
-        path.unlink(missing_ok=True)
-        print(f"Served without a prefiltered variant: {error}", file=sys.stderr)
+        if not converted.channels:
+            raise
+        print(f"All rows are transposed, and chosen from then: {error}", file=sys.stderr)
+        with _one_sentence(source):
+            write_prefiltered(path, full)
 
 
 @contextmanager

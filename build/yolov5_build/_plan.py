@@ -17,8 +17,12 @@ from ._contract import (
     IMGSZ_KEY,
     INT8,
     MODEL,
+    NMS,
     ONNX_RUNTIME_BACKEND,
+    OUTPUT,
+    PIXELS,
     PLAN_FILE,
+    SERVED_FILE,
     STRIDE_KEY,
     WEIGHTS_FILE,
 )
@@ -34,21 +38,24 @@ TOLERANCES = {FP32: 1e-3, FP16: 0.1, INT8: 0.3}
 _SMALLEST_SCALE = 0.01  # for columns of scores
 
 _BACKEND = ("backend", ONNX_RUNTIME_BACKEND, "platform", "tensorrt_plan")
-_FILE = ("default_model_filename", WEIGHTS_FILE, "default_model_filename", PLAN_FILE)
+_FILE = ("default_model_filename", SERVED_FILE, "default_model_filename", PLAN_FILE)
 _NOTE = "# Made from model.onnx by `make engine`: "
 
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """The smallest and largest shape [B,3,H,W] of a plan's input, and the one to optimise for."""
+    """The smallest and largest shape of a plan's input, and the one to optimise for."""
 
     min: tuple[int, ...]
     opt: tuple[int, ...]
     max: tuple[int, ...]
 
 
-def profile_for(config: model_config_pb2.ModelConfig, opt_batch: int | None = None) -> Profile:
-    """The profile for the model's only input, as large as `config.pbtxt` allows.
+def profiles_for(
+    config: model_config_pb2.ModelConfig, opt_batch: int | None = None
+) -> dict[str, Profile]:
+    """The profile for each input, `pixels` [B,3,H,W] and `nms` [B,5], as large as `config.pbtxt`
+    allows.
 
     Open sizes range from one stride to `imgsz`, and the plan is optimised for `imgsz` itself, as
     that favours neither upright photos nor wide ones.
@@ -60,12 +67,16 @@ def profile_for(config: model_config_pb2.ModelConfig, opt_batch: int | None = No
         BuildError: `opt_batch` is out of range, or the configuration does not state the sizes.
     """
     largest, place = config.max_batch_size, f"{config.name}/{CONFIG_FILE}"
-    if largest < 1 or len(config.input) != 1 or len(config.input[0].dims) != 3:
-        raise BuildError(f"{place} must state a max_batch_size and one input with three dims.")
+    inputs = {tensor.name: list(tensor.dims) for tensor in config.input}
+    if largest < 1 or inputs.keys() != {PIXELS, NMS} or len(inputs[PIXELS]) != 3:
+        raise BuildError(
+            f"{place} must state a max_batch_size, the input {PIXELS} with three dims, and {NMS};"
+            " `make model` writes it so."
+        )
     batch = largest if opt_batch is None else opt_batch
     if not 1 <= batch <= largest:
         raise BuildError(f"--opt-batch is {batch}; {place} allows 1 to {largest}.")
-    channels, *sides = config.input[0].dims
+    channels, *sides = inputs[PIXELS]
     low, high = sides, sides
     if min(sides) < 1:
         try:
@@ -79,11 +90,14 @@ def profile_for(config: model_config_pb2.ModelConfig, opt_batch: int | None = No
                 " `make model` writes them."
             )
         low = [stride, stride]
-    return Profile(
+    pixels = Profile(
         min=(1, channels, *low),
         opt=(batch, channels, *high),
         max=(largest, channels, *high),
     )
+    values = inputs[NMS]
+    nms = Profile(min=(1, *values), opt=(batch, *values), max=(largest, *values))
+    return {PIXELS: pixels, NMS: nms}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,12 +186,13 @@ def check_versions(building: str, target: str | None) -> int:
     return here[0]
 
 
-def to_plan(config: str, note: str, name: str = MODEL) -> str:
+def to_plan(config: str, note: str, rows: int | None = None, name: str = MODEL) -> str:
     """Convert the `config.pbtxt` of an ONNX model to one for the plan made from it.
 
     Args:
         config: the text for ONNX Runtime.
         note: what the plan depends on, in one line; it becomes a comment.
+        rows: in the output of the plan, if their number is fixed. A plan answers with all of them.
         name: of the network, for errors.
 
     Raises:
@@ -187,6 +202,8 @@ def to_plan(config: str, note: str, name: str = MODEL) -> str:
     start = re.search(_pattern(*_BACKEND[2:]), changed, re.MULTILINE)
     assert start is not None
     changed = f"{changed[: start.start()]}{_NOTE}{note}\n{changed[start.start() :]}"
+    if rows is not None:
+        changed = _replace_rows(changed, str(rows))
     _check_rest_is_same(config, changed, name)
     return changed
 
@@ -200,6 +217,9 @@ def to_onnx(config: str, name: str = MODEL) -> str:
     changed = re.sub(rf"^{re.escape(_NOTE)}.*\n", "", config, flags=re.MULTILINE)
     for key, value, plan_key, plan_value in (_FILE, _BACKEND):
         changed = _replace(changed, plan_key, plan_value, key, value, name=name)
+    if f'"{PIXELS}"' not in config:  # installed by an earlier version of the project
+        return changed.replace(f'"{SERVED_FILE}"', f'"{WEIGHTS_FILE}"')
+    changed = _replace_rows(changed, "-1")
     _check_rest_is_same(config, changed, name)
     return changed
 
@@ -247,11 +267,17 @@ def _replace(text: str, key: str, value: str, new_key: str, new_value: str, *, n
     return changed
 
 
+def _replace_rows(text: str, rows: str) -> str:
+    return re.sub(rf'(name: "{OUTPUT}" .*dims: \[ )-?\d+,', rf"\g<1>{rows},", text)
+
+
 def _check_rest_is_same(before: str, after: str, name: str) -> None:
     configs = [parse_config(before, name), parse_config(after, name)]
     for config in configs:
         for name in ("backend", "platform", "default_model_filename"):
             config.ClearField(name)
+        for output in config.output:
+            del output.dims[:1]
     if configs[0] != configs[1]:
         raise BuildError(
             f"{name}/{CONFIG_FILE} cannot be switched without changing more than that."

@@ -1,9 +1,10 @@
-"""A prefiltered variant of the network, for the embedded server on a CPU: bytes in, few rows out.
+"""The form in which a network is served: bytes in, few rows out.
 
-A network of 640x640 returns 25,200 rows, and almost all are background. This variant decodes only
-the rows whose objectness is over the requested confidence, or whose best class is if the network
-has no objectness; postprocess drops the others anyway. It also replaces some layers by cheaper
-equivalents. `_onnx_prefiltered` makes it of imported networks.
+Triton copies every tensor between two steps. As float32, images are four times as large as their
+pixels, and of the 25,200 rows of a network of 640x640 almost all are background. This variant
+takes pixels, and decodes only the rows whose objectness is over the requested confidence, or whose
+best class is if the network has no objectness; postprocess drops the others anyway. It also
+replaces some layers by cheaper equivalents. `_onnx_prefiltered` makes it of an ONNX file.
 """
 
 from __future__ import annotations
@@ -36,10 +37,12 @@ def export_prefiltered(
     dynamic: bool = False,
     reduced_head: bool = False,
 ) -> float:
-    """Write the prefiltered variant of `checkpoint` as ONNX, for one image.
+    """Write the prefiltered variant of `checkpoint` as ONNX.
 
-    Inputs are `pixels` [1,3,H,W] UINT8, RGB 0..255, and `nms` [1,5] FP32, beginning with
-    conf_thres. The output is `output0` [1,n,5+C] FP32: the rows that can have a score over that.
+    Inputs are `pixels` [B,3,H,W] UINT8, RGB 0..255, and `nms` [B,5] FP32, beginning with the
+    conf_thres of each image. The output is `output0` [B,K,5+C] FP32: the rows that can have a score
+    over that, in the order of the full network. K is the most rows of an image and at least 1;
+    images with fewer are padded with zeros.
 
     Args:
         full: the FP32 file that `export_onnx` wrote of the same checkpoint.
@@ -61,11 +64,14 @@ def export_prefiltered(
         },
         path,
         open_sides={
-            contract.PIXELS: {2: "height", 3: "width"} if dynamic else {},
-            contract.OUTPUT: {1: "rows"},
+            contract.PIXELS: {0: "batch", **({2: "height", 3: "width"} if dynamic else {})},
+            contract.NMS: {0: "batch"},
+            contract.OUTPUT: {0: "batch", 1: "kept"},
         },
     )
     model = onnx.load(path)
+    columns = onnx.load(full).graph.output[0].type.tensor_type.shape.dim[2]
+    model.graph.output[0].type.tensor_type.shape.dim[2].CopyFrom(columns)
     onnx.helper.set_model_props(
         model, {contract.FULL_KEY: hashlib.sha256(full.read_bytes()).hexdigest()}
     )
@@ -80,6 +86,7 @@ def verify(
     pixels: NDArray[np.uint8],
     *,
     reduced_head: bool,
+    batch: int | None = None,
     tolerance: float = TOLERANCE,
 ) -> float:
     """Run the variant and the full network on the same images, and compare their rows.
@@ -87,6 +94,7 @@ def verify(
     Args:
         images: [B,3,H,W], RGB 0..1.
         pixels: the same as 0..255.
+        batch: how many of them to run at a time; all unless given.
         tolerance: the largest relative difference allowed.
 
     Returns:
@@ -99,11 +107,15 @@ def verify(
         onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
         for file in (path, full)
     )
-    all_rows = np.array([[-1, 0, 0, 0, 0]], np.float32)  # every score is over -1
     difference = 0.0
-    for image, bytes_ in zip(images[:, None], pixels[:, None]):
-        (expected,) = whole.run([contract.OUTPUT], {contract.INPUT: image})
-        (found,) = session.run([contract.OUTPUT], {contract.PIXELS: bytes_, contract.NMS: all_rows})
+    size = batch or len(images)
+    for start in range(0, len(images) - size + 1, size):
+        several = slice(start, start + size)
+        (expected,) = whole.run([contract.OUTPUT], {contract.INPUT: images[several]})
+        nms = np.zeros((len(expected), 5), np.float32)
+        nms[:, 0] = -1  # every score is over it
+        inputs = {contract.PIXELS: pixels[several], contract.NMS: nms}
+        (found,) = session.run([contract.OUTPUT], inputs)
         if found.shape != expected.shape:
             raise BuildError("the network's prefiltered variant returns rows of another shape.")
         difference = max(difference, largest_difference(found, expected, reduced_head=reduced_head))
@@ -125,8 +137,8 @@ class _Prefiltered(nn.Module):
 
     def forward(self, pixels: Tensor, nms: Tensor) -> Tensor:
         maps = self.network.maps(pixels.float() / 255)
-        rows = self.network.head.rows_above(maps, nms[0, 0])
-        return (best_class(rows) if self.reduced_head else rows)[None]
+        rows = self.network.head.rows_above(maps, nms[:, 0])
+        return best_class(rows) if self.reduced_head else rows
 
 
 def _lighter(network: DetectionModel) -> DetectionModel:

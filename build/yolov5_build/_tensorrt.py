@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -64,8 +65,7 @@ def build(
     trt: ModuleType,
     weights: Path,
     precision: BuildPrecision,
-    name: str,
-    profile: Profile,
+    profiles: Mapping[str, Profile],
     *,
     workspace: int | None,
     timing_cache: Path,
@@ -75,7 +75,7 @@ def build(
     Args:
         trt: the package.
         weights: an ONNX file.
-        name: the input that `profile` describes.
+        profiles: for each input.
         workspace: limit on the GPU memory of a layer in bytes; None for no limit.
         timing_cache: file with kernel timings, which is read if it fits, and written.
 
@@ -90,7 +90,7 @@ def build(
     # The parser owns the network's weights, so it has to live until the plan is built.
     network, parser = _read_network(trt, builder, log, weights, precision)
     config = _builder_config(trt, builder, precision, workspace)
-    _add_profile(builder, config, log, name, profile)
+    _add_profiles(builder, config, log, profiles)
     _use_timing_cache(config, timing_cache)
     log.errors.clear()  # an unsuitable cache is not the cause of a later failure
     plan = builder.build_serialized_network(network, config)
@@ -131,44 +131,46 @@ def _builder_config(
     return config
 
 
-def _add_profile(builder: Any, config: Any, log: Any, name: str, profile: Profile) -> None:
+def _add_profiles(builder: Any, config: Any, log: Any, profiles: Mapping[str, Profile]) -> None:
     shapes = builder.create_optimization_profile()
     try:
-        shapes.set_shape(name, profile.min, profile.opt, profile.max)
+        for name, profile in profiles.items():
+            shapes.set_shape(name, profile.min, profile.opt, profile.max)
         accepted = config.add_optimization_profile(shapes) >= 0
     except ValueError:
         accepted = False
     if not accepted:
-        raise BuildError(
-            f"TensorRT does not take {name} from {profile.min} to {profile.max}: {log.cause()}."
-        )
+        described = " and ".join(f"{n} from {p.min} to {p.max}" for n, p in profiles.items())
+        raise BuildError(f"TensorRT does not take {described}: {log.cause()}.")
 
 
 def run(
-    trt: ModuleType, plan: bytes, name: str, images: NDArray[np.float32]
+    trt: ModuleType, plan: bytes, inputs: Mapping[str, NDArray[Any]]
 ) -> dict[str, NDArray[np.float32]]:
-    """Run the plan on `images` [B,3,H,W], and return its outputs by name.
+    """Run the plan on inputs by name, and return its outputs by name.
 
     Raises:
         BuildError: the plan cannot be run here.
     """
     log = _logger(trt)
     try:
-        return _run(trt, log, plan, name, images)
+        return _run(trt, log, plan, inputs)
     except (TypeError, RuntimeError) as error:  # TypeError is pybind11's, for a null pointer
         raise BuildError(f"The plan that was built cannot be run: {log.cause(error)}.") from None
 
 
 def _run(
-    trt: ModuleType, log: Any, plan: bytes, name: str, images: NDArray[np.float32]
+    trt: ModuleType, log: Any, plan: bytes, inputs: Mapping[str, NDArray[Any]]
 ) -> dict[str, NDArray[np.float32]]:
     engine = trt.Runtime(log).deserialize_cuda_engine(plan)
     context = engine and engine.create_execution_context()
-    if not context or not context.set_input_shape(name, images.shape):
+    if not context or not all(
+        context.set_input_shape(name, array.shape) for name, array in inputs.items()
+    ):
         raise RuntimeError("TensorRT does not accept it, or not this batch")
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     with torch.cuda.stream(stream):
-        tensors = {name: torch.from_numpy(images).cuda()}
+        tensors = {name: torch.from_numpy(array).cuda() for name, array in inputs.items()}
         for index in range(engine.num_io_tensors):
             tensor = engine.get_tensor_name(index)
             if tensor not in tensors:
@@ -180,7 +182,7 @@ def _run(
     stream.synchronize()
     if not done:
         raise RuntimeError("TensorRT did not start it")
-    return {tensor: value.cpu().numpy() for tensor, value in tensors.items() if tensor != name}
+    return {name: value.cpu().numpy() for name, value in tensors.items() if name not in inputs}
 
 
 def _use_timing_cache(config: Any, path: Path) -> None:

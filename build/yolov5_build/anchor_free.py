@@ -17,7 +17,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from . import layers
-from .layers import C3, Bottleneck, Concat, Conv, DetectionModel, Head, Wrapper
+from .layers import (
+    C3,
+    Bottleneck,
+    Concat,
+    Conv,
+    DetectionModel,
+    Head,
+    Wrapper,
+    gather_cells,
+)
 
 
 def _stages(x: Tensor, chain: Iterable[nn.Module]) -> Iterator[Tensor]:
@@ -138,12 +147,13 @@ class Detect(Head):
         boxes, classes = (self._branch(name, level, x) for name in self.branches)
         return self._decoded(level, boxes, classes, self._centres(cells, x.shape[3]))
 
-    def _rows_above(self, level: int, x: Tensor, conf_thres: Tensor) -> Tensor:
-        classes = self.cv3[level](x).flatten(2)[0]
-        (cells,) = (classes.amax(0).sigmoid() > conf_thres).nonzero(as_tuple=True)
-        boxes = self.cv2[level](x).flatten(2)[0]
-        boxes, classes = (part.index_select(1, cells).T for part in (boxes, classes))
-        return self._decoded(level, boxes, classes, self._centres(cells, x.shape[3]))
+    def _rows_above(self, level: int, x: Tensor, conf_thres: Tensor) -> tuple[Tensor, Tensor]:
+        boxes, classes = (getattr(self, name)[level](x) for name in self.branches)
+        over = classes.flatten(2).amax(1).sigmoid() > conf_thres[:, None]
+        image, cell = over.nonzero(as_tuple=True)
+        boxes = gather_cells(boxes, image, 0, 4 * self.reg_max, cell)
+        classes = gather_cells(classes, image, 0, self.nc, cell)
+        return image, self._decoded(level, boxes, classes, self._centres(cell, x.shape[3]))
 
     def _branch(self, name: str, level: int, x: Tensor) -> Tensor:
         """[B, cells, channels]"""

@@ -26,6 +26,7 @@ from ._limits import limited, run_in_child
 from ._manage import manage
 from ._networks import check_target, endpoint_name, printable
 from ._onnx_import import import_onnx
+from ._onnx_prefiltered import write_prefiltered
 from ._options import manages, parse
 from ._prefiltered import export_prefiltered
 from ._quantise import CALIBRATION_PHOTOS, quantise
@@ -105,7 +106,7 @@ def _install(options: argparse.Namespace) -> Installed:
     measured = None
     with tempfile.TemporaryDirectory() as folder:
         exported = Path(folder, contract.WEIGHTS_FILE)
-        prefiltered = Path(folder, contract.PREFILTERED_FILE)
+        prefiltered = Path(folder, contract.SERVED_FILE)
         if weights.suffix.lower() == ".onnx":
             for flag in ("half", "int8", "reduced_head"):
                 if getattr(options, flag):
@@ -125,7 +126,7 @@ def _install(options: argparse.Namespace) -> Installed:
             letterbox=options.letterbox,
             imgsz=imgsz,
             bf16=bf16,
-            prefiltered=prefiltered if prefiltered.exists() else None,
+            prefiltered=prefiltered,
             name=options.name,
             options=_options_given(options),
             accuracy=_accuracy(measured_now or measured),
@@ -183,6 +184,7 @@ def _export_and_quantise(
         photos = training.photos
         step = -(-len(photos) // CALIBRATION_PHOTOS)  # spread over the whole folder
         quantise(full, exported, photos[::step], device=options.int8, letterbox=options.letterbox)
+        write_prefiltered(folder / contract.SERVED_FILE, exported)
     before, after = (_measure(options, path, validation) for path in (full, exported))
     lost = before.map50_95 - after.map50_95
     if options.int8 and lost > ALLOWED_MAP_LOSS and not options.accept_loss:
@@ -225,8 +227,10 @@ def _export_checkpoint(
         return path
 
     exported = export(contract.WEIGHTS_FILE, half=options.half)
-    if not (options.half or options.int8):
-        export_prefiltered(checkpoint, folder / contract.PREFILTERED_FILE, exported, **settings)
+    if options.half:
+        write_prefiltered(folder / contract.SERVED_FILE, exported)
+    elif not options.int8:
+        export_prefiltered(checkpoint, folder / contract.SERVED_FILE, exported, **settings)
     return exported, export("fp32.onnx") if options.half and compare else exported
 
 

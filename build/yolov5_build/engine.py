@@ -6,10 +6,12 @@ import argparse
 import os
 import re
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import onnx
 import onnxruntime
 from google.protobuf.message import DecodeError
@@ -26,6 +28,8 @@ from ._contract import (
     INT8,
     INT8_SYMMETRIC,
     MODEL,
+    NMS,
+    PIXELS,
     PLAN_FILE,
     PRECISION_KEY,
     PRECISIONS,
@@ -34,6 +38,7 @@ from ._contract import (
 )
 from ._errors import report_failure
 from ._manage import check_installed
+from ._onnx_prefiltered import prefiltered_from
 from ._record import RECORD_FILE, read_record, renewed, write_record
 from ._version import VERSIONS, link_tree, new_version, version_folder
 from .paths import DOCKERFILE, REPOSITORY
@@ -125,26 +130,31 @@ def make_plan(options: argparse.Namespace) -> None:
             f"{name} chooses its boxes itself, and such a choice cannot be compared with that of a"
             " plan; install an export without that."
         )
-    profile = _plan.profile_for(config, options.opt_batch)
+    profiles = _plan.profiles_for(config, options.opt_batch)
     trt = _tensorrt.load()
     target = options.target_tensorrt or target_version()
     major = _plan.check_versions(trt.__version__, target)
     precision = _plan.choose_precision(options.precision, graph_precision(served.weights), major)
     gpu = _tensorrt.gpu()
     environment = f"TensorRT {trt.__version__}, {gpu.name} (compute capability {gpu.capability})"
-    switched = _plan.to_plan(text, f"{environment}, {precision.name}.", name)
+    # No shape of a plan may depend on values: the other rows are zeros, and not dropped.
+    model = prefiltered_from(onnx.load(served.weights), keep_all=True)
+    rows = model.graph.output[0].type.tensor_type.shape.dim[1].dim_value or None
+    switched = _plan.to_plan(text, f"{environment}, {precision.name}.", rows, name)
     print(f"Building {precision.name} with {environment}; this takes minutes ...", flush=True)
-    plan = _tensorrt.build(
-        trt,
-        served.weights,
-        precision,
-        config.input[0].name,
-        profile,
-        workspace=None if options.workspace is None else options.workspace << 20,
-        timing_cache=options.timing_cache or default_timing_cache(trt.__version__, gpu),
-    )
-    tolerance = _plan.TOLERANCES[precision.name]
-    error = verify_plan(trt, plan, served.weights, config, profile, tolerance)
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder, WEIGHTS_FILE)
+        onnx.save(model, weights)
+        plan = _tensorrt.build(
+            trt,
+            weights,
+            precision,
+            profiles,
+            workspace=None if options.workspace is None else options.workspace << 20,
+            timing_cache=options.timing_cache or default_timing_cache(trt.__version__, gpu),
+        )
+        tolerance = _plan.TOLERANCES[precision.name]
+        error = verify_plan(trt, plan, weights, config, profiles[PIXELS], tolerance)
     install(options.repository, switched, plan, name)
     print(
         f"{name} is now served as a TensorRT plan for batches up to {config.max_batch_size}; its"
@@ -246,12 +256,15 @@ def verify_plan(
     Raises:
         BuildError: it is over `tolerance`.
     """
-    source, output = config.input[0].name, config.output[0].name
+    output = config.output[0].name
     batch, _, height, width = profile.max
     images = example_images(height, width, min(2, batch))
+    nms = np.zeros((len(images), 5), np.float32)
+    nms[:, 0] = -1  # every score is over it
+    inputs = {PIXELS: np.rint(images * 255).astype(np.uint8), NMS: nms}
     session = onnxruntime.InferenceSession(weights, providers=["CPUExecutionProvider"])
-    (wanted,) = session.run([output], {source: images})
-    answer = _tensorrt.run(trt, plan, source, images)[output]
+    (wanted,) = session.run([output], inputs)
+    answer = _tensorrt.run(trt, plan, inputs)[output]
     if config.parameters[HEAD_KEY].string_value == REDUCED:
         # The last column is a class index; of two classes with the same score, either may come out.
         answer, wanted = answer[..., :-1], wanted[..., :-1]

@@ -276,15 +276,36 @@ class Head(nn.Module):
         return torch.cat([self._rows(level, x) for level, x in enumerate(xs)], 1)
 
     def rows_above(self, xs: list[Tensor], conf_thres: Tensor) -> Tensor:
-        """Feature maps of one image -> [n, 5 + nc]: the rows that can have a score over a scalar
-        threshold, in the same order. Other rows are not decoded."""
-        return torch.cat([self._rows_above(level, x, conf_thres) for level, x in enumerate(xs)])
+        """Feature maps, thresholds [B] -> [B, K, 5 + nc]: of each image the rows that can have a
+        score over its threshold, in the same order, then zeros. Other rows are not decoded. K is
+        the most rows of an image, and at least 1."""
+        parts = [self._rows_above(level, x, conf_thres) for level, x in enumerate(xs)]
+        image, rows = (torch.cat(part) for part in zip(*parts))
+        of_image = (image[:, None] == torch.arange(conf_thres.shape[0])).to(torch.int32)
+        place = of_image.cumsum(0).gather(1, image[:, None])[:, 0] - 1
+        # The best class of no rows at all would have a wrong shape in ONNX Runtime.
+        longest = of_image.sum(0).max().clamp(min=1)
+        padded = rows.new_zeros((conf_thres.shape[0], longest, rows.shape[1]))  # type: ignore[arg-type]
+        return padded.index_put((image, place.long()), rows)
 
     def _rows(self, level: int, x: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def _rows_above(self, level: int, x: Tensor, conf_thres: Tensor) -> Tensor:
+    def _rows_above(self, level: int, x: Tensor, conf_thres: Tensor) -> tuple[Tensor, Tensor]:
+        """A feature map's rows over the thresholds [B]: the image of each [n], and [n, 5 + nc]."""
         raise NotImplementedError
+
+
+def gather_cells(x: Tensor, image: Tensor, first: Tensor | int, count: int, cell: Tensor) -> Tensor:
+    """Channels of some cells of a feature map [B, C, rows, columns] -> [n, count].
+
+    Args:
+        image, cell: of each result [n]; cells are counted row by row.
+        first: the first of `count` channels.
+    """
+    channels = (image * x.shape[1] + first)[:, None] + torch.arange(count, device=x.device)
+    # With one index into all values; with three, the exporter transposes the whole map first.
+    return x.flatten()[channels * (x.shape[2] * x.shape[3]) + cell[:, None]]
 
 
 class Detect(Head):
@@ -318,17 +339,16 @@ class Detect(Head):
         anchors = self._anchors(level).view(1, self.na, 1, 1, 2)
         return self._decoded(level, t, cells, anchors).view(batch, -1, self.no)
 
-    def _rows_above(self, level: int, x: Tensor, conf_thres: Tensor) -> Tensor:
+    def _rows_above(self, level: int, x: Tensor, conf_thres: Tensor) -> tuple[Tensor, Tensor]:
         x = self.m[level](x)
-        _, _, rows, cols = x.shape
-        objectness = x.view(self.na, self.no, rows * cols)[:, 4].sigmoid()
-        anchor, cell = (objectness > conf_thres).nonzero(as_tuple=True)
-        channels = (anchor * self.no)[:, None] + torch.arange(self.no, device=x.device)
-        # With one index into all values; with three, the exporter transposes the whole map first.
-        t = x.flatten()[channels * (rows * cols) + cell[:, None]].sigmoid()
+        batch, _, rows, cols = x.shape
+        objectness = x.view(batch, self.na, self.no, rows * cols)[:, :, 4].sigmoid()
+        over = objectness > conf_thres[:, None, None]
+        image, anchor, cell = over.nonzero(as_tuple=True)
+        t = gather_cells(x, image, anchor * self.no, self.no, cell).sigmoid()
         row = torch.div(cell, cols, rounding_mode="floor")
         cells = torch.stack((cell - row * cols, row), 1).to(t.dtype)
-        return self._decoded(level, t, cells, self._anchors(level)[anchor])
+        return image, self._decoded(level, t, cells, self._anchors(level)[anchor])
 
     def _anchors(self, level: int) -> Tensor:
         """[na, 2] in pixels."""

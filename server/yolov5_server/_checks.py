@@ -27,7 +27,11 @@ from ._repository import (
 from ._settings import Settings
 
 SHARED_MEMORY = Path("/dev/shm")
-_BYTES = {model_config_pb2.TYPE_FP32: 4, model_config_pb2.TYPE_FP16: 2}
+_BYTES = {
+    model_config_pb2.TYPE_FP32: 4,
+    model_config_pb2.TYPE_FP16: 2,
+    model_config_pb2.TYPE_UINT8: 1,
+}
 
 
 def check(settings: Settings) -> None:
@@ -85,7 +89,6 @@ def _check_precision_of(
 
 
 def _check_room_for(settings: Settings, network: str) -> None:
-    # config.pbtxt: the embedded configurations leave the number of rows open.
     config = read_config(settings.repository, network)
     check_shared_memory(config, shutil.disk_usage(SHARED_MEMORY).free)
 
@@ -172,7 +175,7 @@ def check_shared_memory(config: model_config_pb2.ModelConfig, free: int) -> None
         raise StartError(
             f"imgsz in {config.name}/config.pbtxt is {imgsz!r}; allowed: height and width."
         )
-    sides = [int(side) for side in imgsz.split()]
+    sides = [int(side) for side in imgsz.split()] or list(config.input[0].dims[1:])
     needed = 2 * max(1, config.max_batch_size)
     needed *= sum(
         _BYTES.get(tensor.data_type, 8) * _values(tensor.dims, sides)
@@ -186,7 +189,10 @@ def check_shared_memory(config: model_config_pb2.ModelConfig, free: int) -> None
 
 
 def _values(dims: Sequence[int], largest: list[int]) -> int:
-    """Count a tensor's values; dynamic height and width count as the largest image's."""
+    """Count a tensor's values; dynamic height and width count as the largest image's, and a dynamic
+    number of rows as three for each cell of 8, 16 and 32 pixels, as YOLOv5 has them."""
     if list(dims[1:]) == [-1, -1]:
         dims = [dims[0], *largest]
+    elif len(dims) == 2 and dims[0] == -1:
+        dims = [3 * sum(prod(largest) // stride**2 for stride in (8, 16, 32)), dims[1]]
     return prod(abs(side) for side in dims)

@@ -24,11 +24,9 @@ MODELS = (FIRST, NETWORK, LAST, ENSEMBLE)
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 _NUMBER = re.compile(r"\s*[+-]?(\d+)")  # as Triton reads it
 _LARGEST_VERSION = 2**63 - 1
-# In the embedded server, configurations with these names replace config.pbtxt of the network, where
-# `make model` writes them, and of the ensemble. `embedded-bf16` does so if the network runs on a
-# CPU that has BF16, and has such a configuration, which it gets if it keeps its mAP in BF16.
-EMBEDDED_CONFIGS = "embedded"
-EMBEDDED_BF16_CONFIGS = "embedded-bf16"
+# A configuration of this name replaces config.pbtxt of a network in the embedded server, if it runs
+# on a CPU that has BF16. `make model` writes it if the network keeps its mAP in BF16.
+BF16_CONFIGS = "bf16"
 
 
 def endpoint_name(network: str) -> str:
@@ -134,23 +132,20 @@ def _check_versions(network: Path) -> None:
 
 
 def chosen_configs(settings: Settings, network: str = NETWORK) -> str | None:
-    """Name of the configurations that replace config.pbtxt of this network and its endpoint.
+    """Name of the configuration that replaces config.pbtxt of this network.
 
     Returns:
         None if config.pbtxt itself is served.
     """
-    if not settings.has_own_backends:
+    config = settings.repository / network / "configs" / f"{BF16_CONFIGS}.pbtxt"
+    if not settings.has_own_backends or settings.precision != "auto" or not config.is_file():
         return None
     if is_plan(read_config(settings.repository, network)):
         return None
-    usable = [EMBEDDED_CONFIGS]
     wanted = settings.gpu == "1" or (settings.gpu == "auto" and has_gpu())
     on_cpu = not (wanted and has_cuda_provider())
-    bf16 = on_cpu and settings.precision == "auto" and cpu_has_bf16()
-    if bf16 and importlib.util.find_spec("openvino"):
-        usable.insert(0, EMBEDDED_BF16_CONFIGS)  # preferred
-    folder = settings.repository / network / "configs"
-    return next((name for name in usable if (folder / f"{name}.pbtxt").is_file()), None)
+    usable = on_cpu and cpu_has_bf16() and importlib.util.find_spec("openvino")
+    return BF16_CONFIGS if usable else None
 
 
 def is_plan(config: model_config_pb2.ModelConfig) -> bool:

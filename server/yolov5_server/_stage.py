@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -36,6 +36,8 @@ from ._settings import CLOSED_STEPS, Settings
 MODELS, CLOSED = "models", "closed"
 CONFIG_NAME = "served"  # of the configurations that Triton prefers to config.pbtxt
 _NOT_LINKED = ("config.pbtxt", "configs", "versions")  # `versions` holds earlier ones
+_IMAGES = {"images", "pixels"}  # 0..1 and 0..255; a network takes one of them
+_INPUTS = {*_IMAGES, "nms"}
 _Config: TypeAlias = Any  # a ModelConfig
 
 
@@ -48,6 +50,7 @@ class Staged:
         model: name of the model that is the network: the same, or with a number added.
         slot: number of the input of `preprocess`.
         input: name of that input.
+        takes: names of the network's inputs.
         precision: of the network.
     """
 
@@ -55,6 +58,7 @@ class Staged:
     model: str
     slot: int
     input: str
+    takes: tuple[str, ...]
     precision: str
 
     @property
@@ -191,6 +195,7 @@ class Stage:
             model=model,
             slot=slot,
             input=self._inputs[slot],
+            takes=tuple(tensor.name for tensor in config.input),
             precision=network_precision(config),
         )
 
@@ -228,11 +233,27 @@ def _wire(config: _Config, staged: Staged) -> None:
     for step in config.ensemble_scheduling.step:
         if step.model_name == staged.network:
             step.model_name = staged.model
+            _name_tensors(step.input_map, _INPUTS, staged.takes)
         elif step.model_name == FIRST:
+            images = [name for name in staged.takes if name in _IMAGES]
+            _name_tensors(step.output_map, _IMAGES, images)
             tensors = list(step.input_map.values())
             step.input_map.clear()
             for tensor in tensors:
                 step.input_map[staged.input] = tensor
+
+
+def _name_tensors(
+    tensors: MutableMapping[str, str], known: set[str], wanted: Iterable[str]
+) -> None:
+    """Of the known tensors, let a step have those that the network takes.
+
+    An earlier version of the project may have written the network or the endpoint.
+    """
+    for name in known & tensors.keys() - set(wanted):
+        del tensors[name]
+    for name in known.intersection(wanted) - tensors.keys():
+        tensors[name] = name
 
 
 def _write(path: Path, config: _Config) -> None:

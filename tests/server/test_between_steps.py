@@ -1,5 +1,4 @@
-"""In the embedded server pixels and the rows over the threshold cross between the steps, not floats
-and all rows; and floats sent to the network give all rows, as on any other server."""
+"""Pixels and the rows over the threshold cross between the steps, not floats and all rows."""
 
 from __future__ import annotations
 
@@ -12,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import tritonclient.grpc as grpc
+from google.protobuf import text_format
 from numpy.typing import NDArray
 from support import (
     PHOTOS,
@@ -23,15 +24,9 @@ from support import (
     ready_triton,
     running_server,
 )
+from tritonclient.grpc import model_config_pb2
 
 from yolov5_build.photos import PhotoLoader
-
-pytestmark = [
-    pytest.mark.skipif(
-        Path("/dev/nvidiactl").exists(), reason="where there is a GPU, tensors stay on it"
-    ),
-    pytest.mark.embedded("its backends take pixels and leave rows out"),
-]
 
 PATHS = sorted(PHOTOS.iterdir())
 LOADER = PhotoLoader(640, 640)
@@ -45,7 +40,7 @@ def prepared(count: int) -> NDArray[np.float32]:
 @pytest.fixture(scope="module")
 def network(bundled_repository: Path) -> Iterator[grpc.InferenceServerClient]:
     """The network by itself, which callers of the launcher's server cannot reach."""
-    flags = ["--model-control-mode=explicit", "--load-model=yolov5", "--model-config-name=embedded"]
+    flags = ["--model-control-mode=explicit", "--load-model=yolov5"]
     with ready_triton(bundled_repository, *flags) as client:
         yield client
 
@@ -71,23 +66,22 @@ def test_ensemble_has_the_small_tensors(server: RunningServer) -> None:
     assert steps[1]["input_map"] == {"pixels": "pixels", "nms": "nms"}
 
 
-def test_floats_give_all_rows(network: grpc.InferenceServerClient) -> None:
-    images = prepared(2)
-    found = rows(network, images=images)
-    assert found.shape == (2, 25200, 8)
-    pixels = np.rint(images * 255).astype(np.uint8)
-    np.testing.assert_array_equal(rows(network, pixels=pixels), found)
+def in_full(repository: Path, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """All rows of the network, from the file that the served one was made of."""
+    (weights,) = repository.glob("yolov5/[0-9]*/model.onnx")
+    session = onnxruntime.InferenceSession(weights, providers=["CPUExecutionProvider"])
+    found: NDArray[np.float32] = session.run(["output0"], {"images": images})[0]
+    return found
 
 
-@pytest.mark.parametrize("kind", ["images", "pixels"])
 @pytest.mark.parametrize("count", [1, 3])
 def test_only_rows_over_the_confidence_are_returned(
-    network: grpc.InferenceServerClient, count: int, kind: str
+    network: grpc.InferenceServerClient, bundled_repository: Path, count: int
 ) -> None:
     images = prepared(count)
-    whole = rows(network, images=images)
-    given = {kind: {"images": images, "pixels": np.rint(images * 255).astype(np.uint8)}[kind]}
-    found = rows(network, nms=thresholds(count, CONF_THRES), **given)
+    pixels = np.rint(images * 255).astype(np.uint8)
+    found = rows(network, nms=thresholds(count, CONF_THRES), pixels=pixels)
+    whole = in_full(bundled_repository, images)
     wanted = [one[one[:, 4] > np.float32(CONF_THRES)] for one in whole]
     assert found.shape == (count, max(map(len, wanted)), 8)
     assert len(wanted[0]) > 10
@@ -96,44 +90,44 @@ def test_only_rows_over_the_confidence_are_returned(
         assert not one[len(candidates) :].any()
 
 
-def test_no_row_over_the_confidence_gives_no_rows(network: grpc.InferenceServerClient) -> None:
-    assert rows(network, images=prepared(2), nms=thresholds(2, 1.0)).shape == (2, 0, 8)
+def test_no_row_over_the_confidence_gives_zeros(network: grpc.InferenceServerClient) -> None:
+    pixels = np.rint(prepared(2) * 255).astype(np.uint8)
+    found = rows(network, pixels=pixels, nms=thresholds(2, 1.0))
+    assert found.shape == (2, 1, 8) and not found.any()
 
 
-def test_images_and_pixels_exclude_each_other(network: grpc.InferenceServerClient) -> None:
-    images = prepared(1)
-    given: list[dict[str, NDArray[Any]]] = [
-        {},
-        {"images": images, "pixels": images.astype(np.uint8)},
-    ]
-    for arrays in given:
-        with pytest.raises(grpc.InferenceServerException, match="and only one") as caught:
-            rows(network, **arrays, nms=thresholds(1, 0.5))
-        assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
-
-
-def test_weights_changed_by_hand_are_served(
+def test_full_network_changed_by_hand_is_warned_of(
     tmp_path: Path, bundled_repository: Path, server: RunningServer
 ) -> None:
     repository = tmp_path / "model_repository"
     shutil.copytree(bundled_repository, repository)
-    (weights,) = repository.glob("yolov5/*/model.onnx")
+    (weights,) = repository.glob("yolov5/[0-9]*/model.onnx")
     model = onnx.load(weights)
     model.doc_string = "another"
     onnx.save(model, weights)
     image = PATHS[0].read_bytes()
     with running_server(f"--repository={repository}", "--precision=fp32") as other:
-        assert "prefiltered.onnx was not made from this model.onnx" in other.log.read_text()
+        assert "served.onnx was not made from this model.onnx" in other.log.read_text()
         assert_same(ask_grpc(other.grpc, [image]), ask_grpc(server.grpc, [image]))
 
 
-def test_small_tensors_give_the_same_answer_to_the_last_digit(
+def test_network_of_an_earlier_version_gives_the_same_answer_to_the_last_digit(
     tmp_path: Path, bundled_repository: Path, server: RunningServer
 ) -> None:
-    """Compare with a network installed by hand, which has only config.pbtxt."""
+    """Its configuration has floats in and all rows out; its endpoint was not changed."""
     repository = tmp_path / "model_repository"
     shutil.copytree(bundled_repository, repository)
-    shutil.rmtree(repository / "yolov5" / "configs")
+    shutil.rmtree(repository / "yolov5" / "configs", ignore_errors=True)
+    (served,) = repository.glob("yolov5/[0-9]*/served.onnx")
+    served.unlink()
+    path = repository / "yolov5" / "config.pbtxt"
+    config = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+    config.default_model_filename = "model.onnx"
+    del config.input[1:]
+    del config.model_warmup[:]
+    config.input[0].name, config.input[0].data_type = "images", model_config_pb2.TYPE_FP32
+    config.output[0].dims[0] = 25200
+    path.write_text(text_format.MessageToString(config))
     images = [path.read_bytes() for path in PATHS]
     parameters: list[dict[str, Any]] = [
         {},

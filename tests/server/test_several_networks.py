@@ -360,9 +360,8 @@ class Third:
                 (self.repository / "third").rename(self.folder / f"old-{index}")
             self.made[index].rename(self.repository / "third")
             if not (self.repository / "third_ensemble").exists():
-                config = self.endpoint / "config.pbtxt"
-                for path in (config, self.endpoint / "configs" / "embedded.pbtxt"):
-                    path.write_text(path.read_text().replace('key: "image_1"', 'key: "image_9"'))
+                path = self.endpoint / "config.pbtxt"
+                path.write_text(path.read_text().replace('key: "image_1"', 'key: "image_9"'))
                 self.endpoint.rename(self.repository / "third_ensemble")
 
     def remove(self) -> None:

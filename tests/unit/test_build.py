@@ -211,7 +211,7 @@ def test_reader_never_sees_a_partial_installation(small: Path, tmp_path: Path, c
     assert broken == []
 
 
-@pytest.mark.parametrize("name", ["config.pbtxt", "configs/embedded.pbtxt"])
+@pytest.mark.parametrize("name", ["config.pbtxt", "configs/own.pbtxt"])
 def test_endpoint_batch_limit_follows_the_network(small: Path, tmp_path: Path, name: str) -> None:
     ensemble = tmp_path / "yolov5_ensemble" / name
     ensemble.parent.mkdir(parents=True)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import Enum
 from pathlib import Path
@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from support import REPOSITORY
 
 from yolov5_build import BuildError, _plan, _tensorrt, engine
+from yolov5_build._onnx_prefiltered import prefiltered_from
 from yolov5_build._plan import BuildPrecision, Profile, choose_precision, to_onnx, to_plan
 from yolov5_build._record import Accuracy, Record, read_record, write_record
 from yolov5_build._version import kept_versions, link_tree
@@ -27,15 +28,16 @@ CONFIG = """\
 # The trained network, with a comment that must be kept.
 name: "yolov5"
 backend: "onnxruntime"
-default_model_filename: "model.onnx"
+default_model_filename: "served.onnx"
 max_batch_size: 8
 
 input [
-  # RGB 0..1, letterboxed.
-  { name: "images" data_type: TYPE_FP32 dims: [ 3, 64, 96 ] }
+  # RGB 0..255, letterboxed.
+  { name: "pixels" data_type: TYPE_UINT8 dims: [ 3, 64, 96 ] },
+  { name: "nms" data_type: TYPE_FP32 dims: [ 5 ] }
 ]
 output [
-  { name: "output0" data_type: TYPE_FP32 dims: [ 6, 8 ] }
+  { name: "output0" data_type: TYPE_FP32 dims: [ -1, 8 ] }
 ]
 parameters { key: "letterbox" value: { string_value: "square" } }
 parameters { key: "head" value: { string_value: "full" } }
@@ -46,8 +48,8 @@ model_warmup [
     name: "one image"
     batch_size: 1
     inputs {
-      key: "images"
-      value: { data_type: TYPE_FP32 dims: [ 3, 64, 96 ] random_data: true }
+      key: "pixels"
+      value: { data_type: TYPE_UINT8 dims: [ 3, 64, 96 ] random_data: true }
     }
   }
 ]
@@ -103,15 +105,17 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_profile_of_a_fixed_size_ranges_over_the_batch() -> None:
     config = _plan.parse_config(CONFIG)
-    assert _plan.profile_for(config) == Profile(
-        min=(1, 3, 64, 96), opt=(8, 3, 64, 96), max=(8, 3, 64, 96)
-    )
-    assert _plan.profile_for(config, 2).opt == (2, 3, 64, 96)
+    assert _plan.profiles_for(config) == {
+        "pixels": Profile(min=(1, 3, 64, 96), opt=(8, 3, 64, 96), max=(8, 3, 64, 96)),
+        "nms": Profile(min=(1, 5), opt=(8, 5), max=(8, 5)),
+    }
+    assert _plan.profiles_for(config, 2)["pixels"].opt == (2, 3, 64, 96)
+    assert _plan.profiles_for(config, 2)["nms"].opt == (2, 5)
 
 
 def test_profile_of_an_open_size_ranges_from_stride_to_imgsz() -> None:
     config = _plan.parse_config(CONFIG.replace("3, 64, 96", "3, -1, -1") + RECT)
-    assert _plan.profile_for(config, 4) == Profile(
+    assert _plan.profiles_for(config, 4)["pixels"] == Profile(
         min=(1, 3, 32, 32), opt=(4, 3, 384, 640), max=(8, 3, 384, 640)
     )
 
@@ -120,21 +124,21 @@ def test_profile_of_an_open_size_ranges_from_stride_to_imgsz() -> None:
 def test_open_size_without_limits_is_refused(lines: str) -> None:
     config = _plan.parse_config(CONFIG.replace("3, 64, 96", "3, -1, -1") + lines)
     with pytest.raises(BuildError, match="size open without the parameters imgsz and stride"):
-        _plan.profile_for(config)
+        _plan.profiles_for(config)
 
 
 @pytest.mark.parametrize(
-    "old, new", [("max_batch_size: 8", ""), ("3, 64, 96", "3, 64"), ("input [", "output [")]
+    "old, new", [("max_batch_size: 8", ""), ("3, 64, 96", "3, 64"), ('"pixels"', '"images"')]
 )
 def test_profile_without_a_batch_or_with_another_input_is_refused(old: str, new: str) -> None:
-    with pytest.raises(BuildError, match="a max_batch_size and one input with three dims"):
-        _plan.profile_for(_plan.parse_config(CONFIG.replace(old, new)))
+    with pytest.raises(BuildError, match="a max_batch_size, the input pixels with three"):
+        _plan.profiles_for(_plan.parse_config(CONFIG.replace(old, new)))
 
 
 @pytest.mark.parametrize("batch", [0, 9])
 def test_opt_batch_out_of_range_is_refused(batch: int) -> None:
     with pytest.raises(BuildError, match=rf"--opt-batch is {batch}; .* allows 1 to 8\.$"):
-        _plan.profile_for(_plan.parse_config(CONFIG), batch)
+        _plan.profiles_for(_plan.parse_config(CONFIG), batch)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -270,10 +274,22 @@ def test_config_is_switched_to_a_plan_and_back() -> None:
     changed = _plan.parse_config(switched)
     assert (changed.platform, changed.backend) == ("tensorrt_plan", "")
     changed.platform, changed.backend = "", "onnxruntime"
-    changed.default_model_filename = "model.onnx"
+    changed.default_model_filename = "served.onnx"
     assert changed == _plan.parse_config(CONFIG)
     assert _plan.is_plan(switched) and not _plan.is_plan(CONFIG)
     assert to_onnx(switched) == CONFIG
+
+
+def test_plan_answers_with_all_rows() -> None:
+    switched = to_plan(CONFIG, NOTE, 126)
+    assert list(_plan.parse_config(switched).output[0].dims) == [126, 8]
+    assert to_onnx(switched) == CONFIG
+
+
+def test_plan_of_an_earlier_version_goes_back_to_its_own_file() -> None:
+    text = CONFIG.replace('"served.onnx"', '"model.onnx"').replace('"pixels"', '"images"')
+    plan = text.replace('backend: "onnxruntime"', 'platform: "tensorrt_plan"')
+    assert to_onnx(plan.replace('"model.onnx"', '"model.plan"')) == text
 
 
 def test_formatting_of_the_config_is_kept() -> None:
@@ -295,7 +311,7 @@ def test_installed_config_can_be_switched() -> None:
     "old, new, sentence",
     [
         ('backend: "onnxruntime"', 'backend: "python"', "one line that begins with backend"),
-        ('"model.onnx"', '"best.onnx"', "one line that begins with default_model_filename"),
+        ('"served.onnx"', '"best.onnx"', "one line that begins with default_model_filename"),
         ("max_batch_size: 8", "max_batch_size: eight", "config.pbtxt is not valid"),
     ],
 )
@@ -305,7 +321,7 @@ def test_unexpected_config_is_refused(old: str, new: str, sentence: str) -> None
 
 
 def test_nested_lines_are_not_switched() -> None:
-    nested = '\nparameters {\n  key: "x"\n  value: {\n    string_value: "model.onnx"\n  }\n}\n'
+    nested = '\nparameters {\n  key: "x"\n  value: {\n    string_value: "served.onnx"\n  }\n}\n'
     assert to_onnx(to_plan(CONFIG + nested, NOTE)) == CONFIG + nested
     twice = CONFIG + '# and again\nbackend: "onnxruntime"\n'
     with pytest.raises(BuildError):
@@ -465,13 +481,12 @@ class FakeTensorRT(ModuleType):
 
 
 PROFILE = Profile(min=(1, 3, 64, 96), opt=(4, 3, 64, 96), max=(8, 3, 64, 96))
+PROFILES = {"pixels": PROFILE, "nms": Profile(min=(1, 5), opt=(4, 5), max=(8, 5))}
 
 
 def build(trt: FakeTensorRT, precision: BuildPrecision, folder: Path) -> bytes:
     weights, cache = folder / "model.onnx", folder / "cache" / "timing"
-    return _tensorrt.build(
-        trt, weights, precision, "images", PROFILE, workspace=1 << 30, timing_cache=cache
-    )
+    return _tensorrt.build(trt, weights, precision, PROFILES, workspace=1 << 30, timing_cache=cache)
 
 
 @pytest.mark.parametrize(
@@ -502,7 +517,8 @@ def test_builder_gets_the_flags_of_its_version(
         ("parse_from_file", str(tmp_path / "model.onnx")),
         ("set_memory_pool_limit", "WORKSPACE", 1 << 30),
         *precision_calls,
-        ("set_shape", "images", (1, 3, 64, 96), (4, 3, 64, 96), (8, 3, 64, 96)),
+        ("set_shape", "pixels", (1, 3, 64, 96), (4, 3, 64, 96), (8, 3, 64, 96)),
+        ("set_shape", "nms", (1, 5), (4, 5), (8, 5)),
         ("timing cache", b""),
     ]
 
@@ -538,8 +554,8 @@ def test_unwritable_timing_cache_does_not_fail_the_build(tmp_path: Path) -> None
 FAILURES = {
     "starts": "TensorRT cannot use this GPU: CUDA initialization failure with error: 35.",
     "parses": "TensorRT 11.4.0.106 cannot read model.onnx: no operator Fancy.",
-    "accepts": "TensorRT does not take images from (1, 3, 64, 96) to (8, 3, 64, 96):"
-    " no reason given.",
+    "accepts": "TensorRT does not take pixels from (1, 3, 64, 96) to (8, 3, 64, 96) and nms from"
+    " (1, 5) to (8, 5): no reason given.",
     "builds": "TensorRT 11.4.0.106 cannot build the plan: out of memory.",
 }
 
@@ -563,10 +579,12 @@ def serve_by(
     weights = engine.read_served(repository).weights.read_bytes()
 
     def run(
-        trt: ModuleType, plan: bytes, name: str, images: NDArray[np.float32]
+        trt: ModuleType, plan: bytes, inputs: Mapping[str, NDArray[Any]]
     ) -> dict[str, NDArray[np.float32]]:
         assert plan == b"a plan"
-        (rows,) = onnxruntime.InferenceSession(weights).run(None, {name: images})
+        assert (inputs["nms"][:, 0] == -1).all()
+        images = inputs["pixels"].astype(np.float32) / np.float32(255)
+        (rows,) = onnxruntime.InferenceSession(weights).run(None, {"images": images})
         return {"output0": rows * np.float32(1 + error_factor)}
 
     monkeypatch.setattr(_tensorrt, "load", lambda: trt)
@@ -592,7 +610,7 @@ def test_plan_is_installed_and_undone(
             f"{number}/model.onnx": before["1/model.onnx"],
             f"{number}/model.plan": b"a plan",
             "config.pbtxt": to_plan(
-                CONFIG, "TensorRT 10.16.1.11, NVIDIA H200 (compute capability 9.0), fp16."
+                CONFIG, "TensorRT 10.16.1.11, NVIDIA H200 (compute capability 9.0), fp16.", 6
             ).encode(),
             "labels.txt": before["labels.txt"],
             "warmup/photo": b"jpeg",
@@ -655,7 +673,10 @@ def test_class_column_of_a_reduced_head_is_not_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repository = make_repository(tmp_path)
-    weights = engine.read_served(repository).weights
+    weights = tmp_path / "weights.onnx"
+    onnx.save(
+        prefiltered_from(onnx.load(engine.read_served(repository).weights), keep_all=True), weights
+    )
     serve_by(monkeypatch, FakeTensorRT("10.16.1.11"), repository)
     right = _tensorrt.run
 

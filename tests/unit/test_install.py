@@ -36,13 +36,13 @@ def test_network_is_installed_with_all_its_files(tmp_path: Path, repository: Pat
     assert installed == Installed(version=1, height=96, width=64, names=("car", "bus"))
     folder = repository / "yolov5"
     assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) == [
-        *("1", "1/model.onnx", "config.pbtxt", "configs", "configs/embedded.pbtxt", "labels.txt")
+        *("1", "1/model.onnx", "1/served.onnx", "config.pbtxt", "labels.txt")
     ]
     assert (folder / "1" / "model.onnx").read_bytes() == weights.read_bytes()
     assert (folder / "labels.txt").read_text() == "car\nbus\n"
     assert "max_batch_size: 8\n" in config(repository)
     assert "dims: [ 3, 96, 64 ]" in config(repository)
-    assert "dims: [ 252, 7 ]" in config(repository)
+    assert "dims: [ -1, 7 ]" in config(repository)
     assert install_onnx(weights, repository).version == 2
 
 
@@ -51,9 +51,8 @@ def test_variants_are_installed_on_demand(tmp_path: Path, repository: Path) -> N
     prefiltered.write_bytes(b"prefiltered")
     install_onnx(write(tmp_path, 96, 64), repository, bf16=True, prefiltered=prefiltered)
     folder = repository / "yolov5"
-    assert (folder / "1" / "prefiltered.onnx").read_bytes() == b"prefiltered"
-    assert "prefiltered.onnx" in (folder / "configs" / "embedded.pbtxt").read_text()
-    assert (folder / "configs" / "embedded-bf16.pbtxt").is_file()
+    assert (folder / "1" / "served.onnx").read_bytes() == b"prefiltered"
+    assert (folder / "configs" / "bf16.pbtxt").is_file()
 
 
 def test_open_sides_are_fixed_except_for_rect(tmp_path: Path, repository: Path) -> None:
@@ -100,7 +99,7 @@ def test_missing_tensor_is_named(tmp_path: Path, repository: Path) -> None:
     assert refusal(write(tmp_path, 96, 64, output="rows"), repository) == sentence
 
 
-@pytest.mark.parametrize("name", ["config.pbtxt", "configs/embedded.pbtxt", "configs/own.pbtxt"])
+@pytest.mark.parametrize("name", ["config.pbtxt", "configs/own.pbtxt"])
 def test_batch_limit_of_the_endpoint_follows_the_network(
     tmp_path: Path, repository: Path, name: str
 ) -> None:

@@ -84,10 +84,10 @@ def test_missing_models_and_weights_are_named(tmp_path: Path) -> None:
         (tmp_path / model).mkdir()
         config = (REPOSITORY / model / "config.pbtxt").read_text()
         (tmp_path / model / "config.pbtxt").write_text(config)
-    with pytest.raises(StartError, match="holds no model.onnx; `make model` installs one"):
+    with pytest.raises(StartError, match="holds no served.onnx; `make model` installs one"):
         read_network_config(tmp_path)
     (tmp_path / "yolov5" / "1").mkdir()
-    (tmp_path / "yolov5" / "1" / "model.onnx").touch()
+    (tmp_path / "yolov5" / "1" / "served.onnx").touch()
     assert read_network_config(tmp_path).max_batch_size == 8
     (tmp_path / "yolov5" / "1" / "model.plan").touch()
     config = (tmp_path / "yolov5" / "config.pbtxt").read_text()
@@ -100,7 +100,7 @@ def test_missing_models_and_weights_are_named(tmp_path: Path) -> None:
         read_network_config(tmp_path)
 
 
-def test_embedded_configuration_depends_on_cpu_gpu_and_precision(
+def test_bf16_configuration_depends_on_cpu_gpu_and_precision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_repository, "cpu_has_bf16", lambda: True)
@@ -113,22 +113,22 @@ def test_embedded_configuration_depends_on_cpu_gpu_and_precision(
     def chosen(**changes: Any) -> str | None:
         return chosen_configs(Settings(repository=tmp_path, **changes))
 
+    (configs / "embedded.pbtxt").write_text('backend: "onnxruntime"')  # of an earlier version
     assert chosen() is None
-    (configs / "embedded.pbtxt").write_text('backend: "onnxruntime"')
-    assert chosen() == "embedded"
-    (configs / "embedded-bf16.pbtxt").write_text('backend: "openvino"')
-    assert chosen() == "embedded-bf16"
-    assert chosen(precision="fp32") == "embedded"
+    (configs / "bf16.pbtxt").write_text('backend: "openvino"')
+    assert chosen() == "bf16"
+    assert chosen(precision="fp32") is None
     assert chosen(triton=tmp_path) is None
-    assert read_config(tmp_path, "yolov5", "embedded-bf16").backend == "openvino"
+    assert read_config(tmp_path, "yolov5", "bf16").backend == "openvino"
     assert read_config(tmp_path, "yolov5").backend == "onnxruntime"
     with monkeypatch.context() as patched:
         patched.setattr(_repository, "has_gpu", lambda: True)
-        assert chosen() == "embedded-bf16"  # the network runs on the CPU
+        assert chosen() == "bf16"  # the network runs on the CPU
         patched.setattr(_repository, "has_cuda_provider", lambda: True)
-        assert chosen() == "embedded"
+        assert chosen() is None
     monkeypatch.setattr(_repository, "cpu_has_bf16", lambda: False)
-    assert chosen() == "embedded"
+    assert chosen() is None
+    monkeypatch.setattr(_repository, "cpu_has_bf16", lambda: True)
     (tmp_path / "yolov5" / "config.pbtxt").write_text('platform: "tensorrt_plan"')
     assert chosen() is None
 
@@ -149,19 +149,6 @@ def test_cuda_provider_is_found_without_an_import(
     assert not has_cuda_provider()
     monkeypatch.setattr(hardware, "GPU_PACKAGES", tmp_path)
     assert has_cuda_provider()
-
-
-@pytest.mark.parametrize("configs", ["embedded", "embedded-bf16"])
-def test_embedded_ensemble_differs_only_in_the_tensors_of_the_network(configs: str) -> None:
-    portable = read_config(REPOSITORY, "yolov5_ensemble")
-    embedded = read_config(REPOSITORY, "yolov5_ensemble", configs)
-    preprocess, yolov5, _ = embedded.ensemble_scheduling.step
-    assert dict(yolov5.input_map) == {"pixels": "pixels", "nms": "nms"}
-    assert preprocess.output_map.pop("pixels") == "pixels"
-    preprocess.output_map["images"] = "images"
-    yolov5.input_map.clear()
-    yolov5.input_map["images"] = "images"
-    assert embedded == portable
 
 
 @pytest.mark.parametrize("gpu", [False, True])
@@ -201,7 +188,7 @@ def test_shared_memory_check_of_a_dynamic_network_uses_its_largest_size() -> Non
     config.parameters["imgsz"].string_value = "480 640"
     for tensors, dims in ((config.input, [3, -1, -1]), (config.output, [-1, 8])):
         tensors.add(data_type=model_config_pb2.TYPE_FP32, dims=dims)
-    needed = 2 * (3 * 480 * 640 + 8) * 4
+    needed = 2 * (3 * 480 * 640 + 18900 * 8) * 4  # three rows for each of 6300 cells
     check_shared_memory(config, needed)
     with pytest.raises(StartError, match="--shm-size"):
         check_shared_memory(config, needed - 1)
@@ -269,20 +256,19 @@ def test_shared_memory_must_hold_a_full_batch(tmp_path: Path) -> None:
         letterbox="square",
         height=640,
         width=640,
-        rows=25200,
         columns=8,
         max_batch_size=8,
     )
     (tmp_path / "yolov5" / "1").mkdir(parents=True)
-    (tmp_path / "yolov5" / "1" / "model.onnx").touch()
-    text = config_texts(network, bf16=False, prefiltered=True)["config.pbtxt"]
+    (tmp_path / "yolov5" / "1" / "served.onnx").touch()
+    text = config_texts(network, bf16=False)["config.pbtxt"]
     (tmp_path / "yolov5" / "config.pbtxt").write_text(text)
     config = read_network_config(tmp_path)
-    # Into and out of the network: 8 * (3*640*640 + 25200*8) * 4 bytes, twice.
-    needed = 2 * 8 * (3 * 640 * 640 + 25200 * 8) * 4
+    # Into and out of the network, twice; out of it all rows at worst.
+    needed = 2 * 8 * (3 * 640 * 640 + 5 * 4 + 25200 * 8 * 4)
     check_shared_memory(config, needed)
-    with pytest.raises(StartError, match="has 64 MB free, but .* need 87 MB; .* --shm-size"):
-        check_shared_memory(config, 64 << 20)
+    with pytest.raises(StartError, match="has 16 MB free, but .* need 31 MB; .* --shm-size"):
+        check_shared_memory(config, 16 << 20)
 
 
 def test_library_of_this_python_is_found() -> None:

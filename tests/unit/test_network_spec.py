@@ -97,23 +97,32 @@ def test_padding_is_exact_unless_the_configuration_says_otherwise(tmp_path: Path
     "old, new, sentence",
     [
         (
-            "18900, 8",
-            "18900, 9",
-            "output 'output0' has dims [18900, 9], but the last one must be 8, as its head is full"
+            "-1, 8",
+            "-1, 9",
+            "output 'output0' has dims [-1, 9], but the last one must be 8, as its head is full"
             " and labels.txt has 3 names",
         ),
-        ("3, 480, 640 ] }\n]", "480, 640, 3 ] }\n]", "allowed with letterbox square: [3, H, W]"),
-        ("3, 480, 640 ] }\n]", "3, -1, -1 ] }\n]", "input 'images' has dims [3, -1, -1]"),
-        ("TYPE_FP32 dims: [ 3", "TYPE_FP16 dims: [ 3", "input 'images' must be TYPE_FP32"),
-        ("TYPE_FP32 dims: [ 18", "TYPE_FP16 dims: [ 18", "output 'output0' must be TYPE_FP32"),
-        ("3, 480, 640 ] }\n]", "1, 480, 640 ] }\n]", "input 'images' has dims [1, 480, 640]"),
-        ("3, 480, 640 ] }\n]", "3, 480, 0 ] }\n]", "input 'images' has dims [3, 480, 0]"),
-        ("3, 480, 640 ] }\n]", "3, 480 ] }\n]", "input 'images' has dims [3, 480]"),
-        ("3, 480, 640 ] }\n]", "3, 480, 640, 1 ] }\n]", "dims [3, 480, 640, 1]"),
-        ("[ 18900, 8 ]", "[ 8 ]", "output 'output0' has dims [8]"),
-        ("[ 18900, 8 ]", "[ 1, 8, 8 ]", "output 'output0' has dims [1, 8, 8]"),
-        ("input [", "input [ { name: 'x' data_type: TYPE_FP32 },", "one input and one output"),
-        ("output [", "output [ { name: 'x' data_type: TYPE_FP32 },", "one input and one output"),
+        ("3, 480, 640 ] },", "480, 640, 3 ] },", "allowed with letterbox square: [3, H, W]"),
+        ("3, 480, 640 ] },", "3, -1, -1 ] },", "input 'pixels' has dims [3, -1, -1]"),
+        ("TYPE_UINT8 dims: [ 3", "TYPE_FP32 dims: [ 3", "input 'pixels' must be TYPE_UINT8"),
+        ("TYPE_FP32 dims: [ 5", "TYPE_FP64 dims: [ 5", "input 'nms' must be TYPE_FP32"),
+        ("TYPE_FP32 dims: [ -1", "TYPE_FP16 dims: [ -1", "output 'output0' must be TYPE_FP32"),
+        ("3, 480, 640 ] },", "1, 480, 640 ] },", "input 'pixels' has dims [1, 480, 640]"),
+        ("3, 480, 640 ] },", "3, 480, 0 ] },", "input 'pixels' has dims [3, 480, 0]"),
+        ("3, 480, 640 ] },", "3, 480 ] },", "input 'pixels' has dims [3, 480]"),
+        ("3, 480, 640 ] },", "3, 480, 640, 1 ] },", "dims [3, 480, 640, 1]"),
+        ("[ -1, 8 ]", "[ 8 ]", "output 'output0' has dims [8]"),
+        ("[ -1, 8 ]", "[ 1, 8, 8 ]", "output 'output0' has dims [1, 8, 8]"),
+        (
+            "input [",
+            "input [ { name: 'x' data_type: TYPE_FP32 },",
+            "pixels and nms, and one output",
+        ),
+        (
+            "output [",
+            "output [ { name: 'x' data_type: TYPE_FP32 },",
+            "pixels and nms, and one output",
+        ),
         ('"square"', '"rect"', "allowed with letterbox rect: [3, -1, -1]"),
         ('"square"', '"round"', "letterbox is 'round'; allowed: square, rect, stretch"),
         ('"full"', '"half"', "head is 'half'; allowed: full, reduced, end2end"),
@@ -153,7 +162,7 @@ def changed(folder: Path, old: str, new: str) -> NetworkSpec:
 
 
 def test_smallest_and_largest_sizes_are_accepted(folder: Path, tmp_path: Path) -> None:
-    spec = changed(folder, "3, 480, 640 ] }\n]", "3, 1, 1 ] }\n]")
+    spec = changed(folder, "3, 480, 640 ] },", "3, 1, 1 ] },")
     assert (spec.height, spec.width) == (1, 1)
     (tmp_path / "open").mkdir()
     other = write(tmp_path / "open", letterbox="rect")

@@ -17,14 +17,17 @@ from tritonclient.grpc import model_config_pb2
 
 from yolov5_build import BuildError, install_onnx
 from yolov5_build import cli as command
-from yolov5_build._endpoint import MOST_NETWORKS, endpoint_texts, new_slot
+from yolov5_build._endpoint import (
+    MOST_NETWORKS,
+    endpoint_text,
+    follow_network,
+    new_slot,
+)
 from yolov5_build._networks import check_name, endpoint_name, installed_networks, read_slot
 
 ENDPOINT_FILES = {
     "1/.gitkeep",
     "config.pbtxt",
-    "configs/embedded-bf16.pbtxt",
-    "configs/embedded.pbtxt",
 }
 
 
@@ -70,19 +73,17 @@ def test_name_is_refused_in_one_sentence(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("file", ["config.pbtxt", "configs/embedded.pbtxt"])
-def test_template_renders_the_endpoint_of_the_project(file: str) -> None:
-    rendered = endpoint_texts("yolov5", slot=0, max_batch_size=8)[file]
-    assert rendered == (REPOSITORY / "yolov5_ensemble" / file).read_text()
+def test_template_renders_the_endpoint_of_the_project() -> None:
+    rendered = endpoint_text("yolov5", slot=0, max_batch_size=8)
+    assert rendered == (REPOSITORY / "yolov5_ensemble" / "config.pbtxt").read_text()
 
 
-@pytest.mark.parametrize("file", ["config.pbtxt", "configs/embedded.pbtxt"])
-def test_endpoint_differs_from_that_of_the_project_by_its_names(file: str) -> None:
+def test_endpoint_differs_from_that_of_the_project_by_its_names() -> None:
     own, other = (
         text_format.Parse(text, model_config_pb2.ModelConfig())
         for text in (
-            endpoint_texts("plates", slot=7, max_batch_size=3)[file],
-            (REPOSITORY / "yolov5_ensemble" / file).read_text(),
+            endpoint_text("plates", slot=7, max_batch_size=3),
+            (REPOSITORY / "yolov5_ensemble" / "config.pbtxt").read_text(),
         )
     )
     assert own.name == "plates_ensemble"
@@ -102,13 +103,10 @@ def test_further_network_gets_an_endpoint_and_the_first_one_is_untouched(
     before = (repository / "yolov5_ensemble").stat()
     add(repository, "plates", tmp_path)
     assert files(repository / "plates_ensemble") == ENDPOINT_FILES
-    link = repository / "plates_ensemble" / "configs" / "embedded-bf16.pbtxt"
-    assert link.readlink() == Path("embedded.pbtxt")
     assert files(repository / "plates") == {
-        *("1/model.onnx", "config.pbtxt", "configs/embedded.pbtxt", "labels.txt")
+        *("1/model.onnx", "1/served.onnx", "config.pbtxt", "labels.txt")
     }
-    for file in ("config.pbtxt", "configs/embedded.pbtxt"):
-        assert '\nname: "plates"\n' in (repository / "plates" / file).read_text()
+    assert '\nname: "plates"\n' in (repository / "plates" / "config.pbtxt").read_text()
     assert (repository / "yolov5_ensemble").stat().st_mtime_ns == before.st_mtime_ns
     assert not (repository / "yolov5").exists()
     assert not list(tmp_path.glob(".yolov5-*"))
@@ -139,6 +137,27 @@ def test_endpoint_that_exists_stays_as_the_operator_has_changed_it(
     assert config.read_text() == text.replace("max_batch_size: 8", "max_batch_size: 3")
 
 
+def test_endpoint_follows_a_network_of_an_earlier_version_and_back(
+    tmp_path: Path, repository: Path
+) -> None:
+    add(repository, "plates", tmp_path)
+    config = repository / "plates_ensemble" / "config.pbtxt"
+    new, network = config.read_text(), repository / "plates" / "config.pbtxt"
+    small = network.read_text()
+    network.write_text(small.replace('"pixels"', '"images"'))
+    follow_network(repository, "plates")
+    old = text_format.Parse(config.read_text(), model_config_pb2.ModelConfig())
+    preprocess, step, _ = old.ensemble_scheduling.step
+    assert dict(step.input_map) == {"images": "images"}
+    assert "images" in preprocess.output_map and "pixels" not in preprocess.output_map
+    (config.parent / "configs").mkdir()
+    (config.parent / "configs" / "embedded.pbtxt").write_text("of an earlier version")
+    network.write_text(small)
+    follow_network(repository, "plates")
+    assert config.read_text() == new
+    assert not (config.parent / "configs" / "embedded.pbtxt").exists()
+
+
 def test_batch_limit_of_an_endpoint_follows_its_own_network_alone(
     tmp_path: Path, repository: Path
 ) -> None:
@@ -152,8 +171,6 @@ def test_batch_limit_of_an_endpoint_follows_its_own_network_alone(
     for file in ENDPOINT_FILES - {"1/.gitkeep"}:
         assert limits[f"one_ensemble/{file}"] == "5"
         assert limits[f"two_ensemble/{file}"] == "8"
-    for name in ("one", "two"):
-        assert (repository / f"{name}_ensemble/configs/embedded-bf16.pbtxt").is_symlink()
 
 
 def test_endpoint_appears_when_the_network_is_complete(
@@ -193,8 +210,8 @@ def test_full_repository_is_named_and_an_installed_network_can_be_replaced(
     for number in range(1, MOST_NETWORKS):
         folder = repository / f"n{number}_ensemble"
         folder.mkdir()
-        texts = endpoint_texts(f"n{number}", slot=number, max_batch_size=8)
-        (folder / "config.pbtxt").write_text(texts["config.pbtxt"])
+        text = endpoint_text(f"n{number}", slot=number, max_batch_size=8)
+        (folder / "config.pbtxt").write_text(text)
     before = sorted(repository.iterdir())
     with pytest.raises(BuildError) as caught:
         add(repository, "plates", tmp_path)

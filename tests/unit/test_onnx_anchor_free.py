@@ -445,7 +445,9 @@ def test_prefiltered_variant_has_the_rows_whose_best_score_is_over_the_confidenc
     for confidence in (0, *np.quantile(best, (0.2, 0.5, 0.95)), best.max(), 1):
         thresholds = np.array([[confidence, 0.45, 300, 0, 0]], np.float32)
         (rows,) = run(path, pixels=pixels, nms=thresholds)
-        np.testing.assert_array_equal(rows, wanted[best > thresholds[0, 0]])
+        kept = wanted[best > thresholds[0, 0]]
+        np.testing.assert_array_equal(rows[: len(kept)], kept)
+        assert len(rows) == max(1, len(kept)) and not rows[len(kept) :].any()
     assert len(wanted[best > thresholds[0, 0]]) == 0 < len(wanted)
 
 
@@ -484,32 +486,43 @@ def test_network_in_half_precision_has_a_prefiltered_variant(tmp_path: Path) -> 
     np.testing.assert_allclose(found, wanted, rtol=5e-2, atol=5e-2)
 
 
-def test_network_whose_prefiltered_variant_fails_is_served_without_it(
+def test_rows_are_chosen_behind_a_network_whose_own_variant_fails(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_onnx_import, "TOLERANCE", -1.0)  # less than no difference at all
     monkeypatch.setattr(_onnx_import, "_open_batch", lambda name, model, *rest: (model, False))
-    path = tmp_path / "prefiltered.onnx"
+    path = tmp_path / "served.onnx"
     assert_rows(convert(raw(), tmp_path, prefiltered=path), 1)
-    assert not path.exists()
     assert capsys.readouterr().err == (
-        "Served without a prefiltered variant: the network's prefiltered variant differs from it by"
-        " 0 (allowed -1.0).\n"
+        "All rows are transposed, and chosen from then: the network's prefiltered variant differs"
+        " from it by 0 (allowed -1.0).\n"
     )
+    image = example_images(HEIGHT, WIDTH, 1)
+    (wanted,) = run(tmp_path / "ours.onnx", images=image)
+    confidence = np.median(wanted[:, 5:].max(1))
+    thresholds = np.full((1, 5), confidence, np.float32)
+    (found,) = run(path, pixels=np.rint(image * 255).astype(np.uint8), nms=thresholds)
+    np.testing.assert_array_equal(found, wanted[wanted[:, 5:].max(1) > confidence])
 
 
 def test_prefiltered_variant_is_installed(tmp_path: Path) -> None:
-    path, repository = tmp_path / "prefiltered.onnx", tmp_path / "repository"
+    path, repository = tmp_path / "served.onnx", tmp_path / "repository"
     repository.mkdir()
     convert(raw(), tmp_path, prefiltered=path)
     install_onnx(tmp_path / "ours.onnx", repository, prefiltered=path)
-    config = (repository / "yolov5" / "configs" / "embedded.pbtxt").read_text()
-    assert 'key: "prefiltered" value: { string_value: "prefiltered.onnx" }' in config
+    assert (repository / "yolov5" / "1" / "served.onnx").read_bytes() == path.read_bytes()
 
 
-def test_network_that_chooses_its_boxes_has_no_prefiltered_variant(tmp_path: Path) -> None:
-    convert(best_first(), tmp_path, prefiltered=tmp_path / "prefiltered.onnx")
-    assert not (tmp_path / "prefiltered.onnx").exists()
+def test_boxes_that_a_network_chose_are_prefiltered_by_their_score(tmp_path: Path) -> None:
+    path = tmp_path / "served.onnx"
+    convert(best_first(), tmp_path, prefiltered=path)
+    image = example_images(HEIGHT, WIDTH, 1)
+    (wanted,) = run(tmp_path / "ours.onnx", images=image)
+    confidence = np.sort(wanted[:, 4])[3]
+    thresholds = np.full((1, 5), confidence, np.float32)
+    (found,) = run(path, pixels=np.rint(image * 255).astype(np.uint8), nms=thresholds)
+    np.testing.assert_array_equal(found, wanted[wanted[:, 4] > confidence])
+    assert 0 < len(found) < len(wanted)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from config_check import ConfigError, check_config
 from image_gather import Tensors
-from prefilter import InputError, check_inputs, with_prefilter, without_own_inputs
+from prefilter import config_of_full, with_prefilter
 from support import GraphTensor
 
 INPUTS = [GraphTensor("images", "tensor(float)", ["batch", 3, 640, 640])]
 OUTPUTS = [GraphTensor("output0", "tensor(float)", ["batch", 25200, 8])]
 IMAGES = {"name": "images", "data_type": "TYPE_FP32", "dims": [3, 640, 640]}
-PIXELS = {"name": "pixels", "data_type": "TYPE_UINT8", "dims": [3, 640, 640], "optional": True}
-NMS = {"name": "nms", "data_type": "TYPE_FP32", "dims": [5], "optional": True}
+PIXELS = {"name": "pixels", "data_type": "TYPE_UINT8", "dims": [3, 640, 640]}
+NMS = {"name": "nms", "data_type": "TYPE_FP32", "dims": [5]}
 
 
 def config(*inputs: Any, rows: int = -1, columns: int = 8) -> dict[str, Any]:
@@ -24,39 +24,28 @@ def config(*inputs: Any, rows: int = -1, columns: int = 8) -> dict[str, Any]:
 
 
 def check(stated: dict[str, Any]) -> None:
-    check_config(without_own_inputs(stated, OUTPUTS), INPUTS, OUTPUTS)
+    check_config(config_of_full(stated, OUTPUTS), INPUTS, OUTPUTS)
 
 
-def test_configuration_may_state_pixels_and_nms_beside_the_graphs_inputs() -> None:
-    check(config(IMAGES, PIXELS, NMS))
+def test_configuration_of_the_variant_fits_the_network_in_full() -> None:
+    check(config(PIXELS, NMS))
     check(config(IMAGES, rows=25200))
 
 
 @pytest.mark.parametrize(
     "stated",
     [
-        config(PIXELS, NMS),  # the graph's own input is missing
+        config(PIXELS),
         config(IMAGES),  # a dynamic number of rows needs nms
-        config(IMAGES, PIXELS, NMS, columns=9),
-        config(IMAGES, PIXELS, NMS, {**NMS, "name": "other"}),
-        config({**IMAGES, "dims": [3, 320, 320]}, PIXELS, NMS),
+        config(IMAGES, PIXELS, NMS),
+        config(PIXELS, NMS, columns=9),
+        config(PIXELS, NMS, {**NMS, "name": "other"}),
+        config({**PIXELS, "dims": [3, 320, 320]}, NMS),
     ],
 )
 def test_other_inputs_and_outputs_must_fit_the_graph(stated: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         check(stated)
-
-
-def test_request_needs_exactly_one_of_images_and_pixels() -> None:
-    names = ["images", "pixels", "nms"]
-    check_inputs(names, {"images": 0})
-    check_inputs(names, {"pixels": 0, "nms": 0})
-    check_inputs(["x"], {"x": 0})  # not a detection network
-    for given in ({}, {"nms": 0}, {"images": 0, "pixels": 0}):
-        with pytest.raises(InputError, match="one of the inputs 'images' and 'pixels' is needed"):
-            check_inputs(names, given)
-    with pytest.raises(InputError, match="an input is needed"):
-        check_inputs(["x"], {})
 
 
 def test_pixels_are_scaled_as_preprocess_scales_images() -> None:

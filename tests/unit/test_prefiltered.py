@@ -1,4 +1,4 @@
-"""The network's prefiltered variant for the CPU: bytes in, rows over a confidence out."""
+"""The network's prefiltered variant, which is served: bytes in, rows over a confidence out."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ import pytest
 from checkpoints import read_small
 from config_check import ConfigError
 from numpy.typing import NDArray
-from prefilter import check_prefiltered, with_prefilter
-from support import GraphTensor
-from variants import open_variants
+from prefilter import with_prefilter
+from variants import open_runs
 
 from yolov5_build import (
     BuildError,
@@ -28,6 +27,7 @@ from yolov5_build import (
     export_prefiltered,
 )
 from yolov5_build import cli as command
+from yolov5_build._onnx_prefiltered import prefiltered_from
 from yolov5_build.photos import example_images
 
 Array = NDArray[Any]
@@ -42,7 +42,7 @@ def exported_once(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFacto
     def once(*, bundled: bool = False, **form: Any) -> tuple[Path, Path]:
         network = checkpoint if bundled else read_small()
         folder = tmp_path_factory.mktemp("exported")
-        full, prefiltered = folder / "model.onnx", folder / "prefiltered.onnx"
+        full, prefiltered = folder / "model.onnx", folder / "served.onnx"
         export_onnx(network, full, **form)
         export_prefiltered(network, prefiltered, full, **form)
         return full, prefiltered
@@ -87,7 +87,46 @@ def test_prefiltered_rows_are_the_rows_over_the_confidence(
     assert (len(wanted) > 0) == (conf_thres < 1)
     pixels = np.rint(images * 255).astype(np.uint8)
     found = rows(prefiltered, pixels=pixels, nms=nms(conf_thres))
-    np.testing.assert_array_equal(found, wanted[None])
+    assert found.shape == (1, max(len(wanted), 1), 8)
+    np.testing.assert_array_equal(found[0, : len(wanted)], wanted)
+    assert not found[0, len(wanted) :].any()
+
+
+@pytest.mark.parametrize("form", [{}, {"reduced_head": True}, {"half": True}], ids=str)
+@pytest.mark.parametrize("keep_all", [False, True])
+def test_each_image_of_a_batch_has_the_rows_over_its_own_confidence(
+    exported: Exported, tmp_path: Path, form: dict[str, Any], keep_all: bool
+) -> None:
+    """Of a checkpoint's own variant and of those that are made of a file; the last ones keep the
+    place of the other rows."""
+    half = form.get("half", False)
+    full = tmp_path / "model.onnx"
+    export_onnx(read_small(), full, imgsz=128, **form)
+    variants = [prefiltered_from(onnx.load(full), keep_all=keep_all)]
+    if not half and not keep_all:
+        variants.append(onnx.load(exported(imgsz=128, **form)[1]))
+    images = np.tile(example_images(128, 128), (2, 1, 1, 1))
+    whole = rows(full, images=images)
+    score = 0.9 * float(whole[..., 4].max())
+    confidences = np.array([score, 0.01, 2, score / 2], np.float32)
+    thresholds = np.repeat(confidences[:, None], 5, 1)
+    for model in variants:
+        onnx.checker.check_model(model)
+        onnx.save(model, tmp_path / "variant.onnx")
+        pixels = np.rint(images * 255).astype(np.uint8)
+        found = rows(tmp_path / "variant.onnx", pixels=pixels, nms=thresholds)
+        over = whole[..., 4] > confidences[:, None]
+        if keep_all:
+            np.testing.assert_array_equal(found, np.where(over[..., None], whole, 0))
+            continue
+        wanted = [one[chosen] for one, chosen in zip(whole, over)]
+        if form.get("reduced_head") and model is variants[-1]:
+            continue  # its rows are chosen by their objectness, which is over the score
+        assert found.shape[1] == max(map(len, wanted)) > 1
+        assert len({*map(len, wanted)}) > 2 and not len(wanted[2])
+        for one, kept in zip(found, wanted):
+            np.testing.assert_array_equal(one[: len(kept)], kept)
+            assert not one[len(kept) :].any()
 
 
 def test_dynamic_variant_takes_images_of_any_shape(exported: Exported) -> None:
@@ -120,25 +159,21 @@ def test_variant_that_answers_differently_is_refused(exported: Exported) -> None
         export_prefiltered(checkpoint, prefiltered, full, imgsz=64)
 
 
-def test_only_fp32_networks_have_a_prefiltered_variant(small_weights: Path, tmp_path: Path) -> None:
-    for flags, there in (((), True), (("--half",), False)):
+def test_networks_of_every_precision_have_a_prefiltered_variant(
+    small_weights: Path, tmp_path: Path
+) -> None:
+    for flags in ((), ("--half",)):
         arguments = [str(small_weights), "--imgsz=64", f"--repository={tmp_path}", *flags]
         assert command.main(arguments) == 0
         (version,) = (tmp_path / "yolov5").glob("[0-9]*")
-        assert (version / "prefiltered.onnx").exists() == there
-        config = (tmp_path / "yolov5" / "configs" / "embedded.pbtxt").read_text()
-        assert ('"prefiltered.onnx"' in config) == there
-        assert "prefiltered" not in (tmp_path / "yolov5" / "config.pbtxt").read_text()
+        noted = onnxruntime.InferenceSession(version / "served.onnx").get_modelmeta()
+        full = hashlib.sha256((version / "model.onnx").read_bytes()).hexdigest()
+        assert noted.custom_metadata_map == {"full_sha256": full}
+        assert '"served.onnx"' in (tmp_path / "yolov5" / "config.pbtxt").read_text()
 
 
 # ---------------------------------------------------------------------------------------------
 # In the backend `onnxruntime`
-
-INPUTS = [
-    GraphTensor("pixels", "tensor(uint8)", [1, 3, 64, 64]),
-    GraphTensor("nms", "tensor(float)", [1, 5]),
-]
-OUTPUTS = [GraphTensor("output0", "tensor(float)", [1, "rows", 8])]
 
 
 def config(side: int = 64, columns: int = 8, **changes: Any) -> dict[str, Any]:
@@ -146,65 +181,54 @@ def config(side: int = 64, columns: int = 8, **changes: Any) -> dict[str, Any]:
     return {
         "name": "m",
         "max_batch_size": 8,
+        "default_model_filename": "served.onnx",
         "input": [
-            {"name": "images", "data_type": "TYPE_FP32", "dims": sides, "optional": True},
-            {"name": "pixels", "data_type": "TYPE_UINT8", "dims": sides, "optional": True},
-            {"name": "nms", "data_type": "TYPE_FP32", "dims": [5], "optional": True},
+            {"name": "pixels", "data_type": "TYPE_UINT8", "dims": sides},
+            {"name": "nms", "data_type": "TYPE_FP32", "dims": [5]},
         ],
         "output": [{"name": "output0", "data_type": "TYPE_FP32", "dims": [-1, columns]}],
-        "parameters": {"prefiltered": {"string_value": "prefiltered.onnx"}},
+        "parameters": {"full": {"string_value": "model.onnx"}},
         **changes,
     }
 
 
-def test_configuration_must_fit_the_prefiltered_variant() -> None:
-    check_prefiltered(config(), INPUTS, OUTPUTS)
+def test_configuration_must_fit_the_prefiltered_variant(exported: Exported, tmp_path: Path) -> None:
+    exported(imgsz=64)
     for wrong in (config(96), config(columns=9), config(input=config()["input"][:1])):
         with pytest.raises(ConfigError):
-            check_prefiltered(wrong, INPUTS, OUTPUTS)
+            open_runs(wrong, tmp_path, 1, warn=pytest.fail)
 
 
-def test_only_requests_with_pixels_and_nms_use_the_prefiltered_variant() -> None:
-    asked = []
-
-    def variant(name: str) -> Any:
-        def run(inputs: Any) -> Any:
-            asked.append((name, sorted(inputs)))
-            return {"output0": np.zeros((1, 2, 8), np.float32)}
-
-        return run
-
-    network = with_prefilter(variant("full"), variant("prefiltered"))
-    pixels = np.zeros((1, 3, 8, 8), np.uint8)
-    network({"pixels": pixels, "nms": nms(0.5)})
-    network({"pixels": pixels})
-    network({"images": pixels, "nms": nms(0.5)})
-    assert asked == [
-        ("prefiltered", ["nms", "pixels"]),
-        ("full", ["images"]),
-        ("full", ["images"]),
-    ]
-
-
-def test_both_variants_are_opened_for_each_number_of_threads(
-    exported: Exported, tmp_path: Path
-) -> None:
-    exported(imgsz=64)
-    warnings: list[str] = []
-    variants = open_variants(config(), tmp_path, 4, warn=warnings.append)
-    assert list(variants.full) == list(variants.prefiltered) == [1, 4]
+def test_variant_is_opened_for_each_number_of_threads(exported: Exported, tmp_path: Path) -> None:
+    full, _ = exported(imgsz=64)
+    runs = open_runs(config(), tmp_path, 4, warn=pytest.fail)
+    assert list(runs) == [1, 4]
     images = example_images(64, 64)[:1]
     pixels = np.rint(images * 255).astype(np.uint8)
-    whole = variants.full[1]({"images": images})["output0"][0].copy()
-    for run in variants.prefiltered.values():
-        found = run({"pixels": pixels, "nms": nms(-1)})["output0"][0]
+    whole = rows(full, images=images)
+    for run in runs.values():
+        found = run({"pixels": pixels, "nms": nms(-1)})["output0"]
         np.testing.assert_allclose(found, whole, rtol=1e-5, atol=1e-5)
-    without = config(parameters={})
-    assert not open_variants(without, tmp_path, 4, warn=warnings.append).prefiltered
-    assert warnings == []
 
 
-def test_variant_of_another_network_is_not_used(exported: Exported, tmp_path: Path) -> None:
+def test_network_of_an_earlier_version_is_opened(exported: Exported, tmp_path: Path) -> None:
+    """Its configuration has images in and all rows out."""
+    full, _ = exported(imgsz=64)
+    images = example_images(64, 64)[:1]
+    whole = rows(full, images=images)
+    earlier = {
+        "name": "m",
+        "max_batch_size": 8,
+        "input": [{"name": "images", "data_type": "TYPE_FP32", "dims": [3, 64, 64]}],
+        "output": [
+            {"name": "output0", "data_type": "TYPE_FP32", "dims": [*whole.shape[1:]]},
+        ],
+    }
+    (run,) = open_runs(earlier, tmp_path, 1, warn=pytest.fail).values()
+    np.testing.assert_array_equal(run({"images": images})["output0"], whole)
+
+
+def test_full_network_that_was_exchanged_is_warned_of(exported: Exported, tmp_path: Path) -> None:
     """Another model.onnx was copied into the folder by hand."""
     full, prefiltered = exported(imgsz=64)
     noted = onnxruntime.InferenceSession(prefiltered).get_modelmeta().custom_metadata_map
@@ -213,21 +237,32 @@ def test_variant_of_another_network_is_not_used(exported: Exported, tmp_path: Pa
     model.doc_string = "another"
     onnx.save(model, full)
     warnings: list[str] = []
-    variants = open_variants(config(), tmp_path, 2, warn=warnings.append)
-    assert list(variants.full) == [1, 2]
-    assert not variants.prefiltered
+    assert list(open_runs(config(), tmp_path, 2, warn=warnings.append)) == [1, 2]
     assert warnings == [
-        "prefiltered.onnx was not made from this model.onnx, which runs in its place;"
-        " `make model` writes both."
+        "served.onnx was not made from this model.onnx, and is what runs; `make model` writes both."
     ]
     prefiltered.unlink()
-    with pytest.raises(ConfigError, match="unable to find 'prefiltered.onnx' for model 'm'"):
-        open_variants(config(), tmp_path, 2, warn=warnings.append)
+    with pytest.raises(ConfigError, match="unable to find 'served.onnx' for model 'm'"):
+        open_runs(config(), tmp_path, 2, warn=warnings.append)
+
+
+def test_full_network_beside_its_prefilter_gives_the_variants_rows(
+    exported: Exported, tmp_path: Path
+) -> None:
+    full, prefiltered = exported(imgsz=64)
+    session = onnxruntime.InferenceSession(full)
+    network = with_prefilter(lambda inputs: {"output0": session.run(None, dict(inputs))[0]})
+    pixels = np.rint(example_images(64, 64)[:1] * 255).astype(np.uint8)
+    thresholds = nms(0.05)
+    wanted = rows(prefiltered, pixels=pixels, nms=thresholds)
+    assert wanted.shape[1] > 3
+    found = network({"pixels": pixels, "nms": thresholds})["output0"]
+    np.testing.assert_array_equal(found, wanted)
 
 
 def test_reduced_head_without_rows_keeps_its_columns(exported: Exported, tmp_path: Path) -> None:
     exported(imgsz=64, reduced_head=True)
-    variants = open_variants(config(columns=6), tmp_path, 1, warn=pytest.fail)
+    (run,) = open_runs(config(columns=6), tmp_path, 1, warn=pytest.fail).values()
     pixels = np.zeros((1, 3, 64, 64), np.uint8)
-    found = variants.prefiltered[1]({"pixels": pixels, "nms": nms(1.0)})["output0"]
-    assert found.shape == (1, 0, 6)
+    found = run({"pixels": pixels, "nms": nms(1.0)})["output0"]
+    assert found.shape == (1, 1, 6) and not found.any()

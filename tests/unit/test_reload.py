@@ -16,7 +16,7 @@ from google.protobuf import text_format
 from support import ROOT
 from tritonclient.grpc import model_config_pb2
 
-from yolov5_server import Settings, _reload
+from yolov5_server import Settings, _reload, _repository
 from yolov5_server._control import ControlError, ModelControl
 from yolov5_server._errors import StartError
 from yolov5_server._loading import LoadStuckError
@@ -101,7 +101,7 @@ class Place:
             ),
         )
         (self.repository / "yolov5" / "1").mkdir()
-        (self.repository / "yolov5" / "1" / "model.onnx").write_text("first")
+        (self.repository / "yolov5" / "1" / "served.onnx").write_text("first")
         self.said: list[str] = []
         self.endpoints: list[str] = []
         self.replaced: list[str] = []
@@ -140,7 +140,7 @@ class Place:
         network, new = self.repository / name, self.repository / "new"
         shutil.copytree(self.repository / "yolov5", new)
         if weights is not None:
-            (new / "1" / "model.onnx").write_text(weights)
+            (new / "1" / "served.onnx").write_text(weights)
         config = new / "config.pbtxt"
         config.write_text(config.read_text().replace('name: "yolov5"', f'name: "{name}"'))
         if network.exists():
@@ -153,11 +153,11 @@ class Place:
         self.install("weights", name)
         new = self.repository / "new"
         shutil.copytree(self.repository / "yolov5_ensemble", new, symlinks=True)
-        for config in (new / "config.pbtxt", new / "configs" / "embedded.pbtxt"):
-            text = config.read_text()
-            text = text.replace('name: "yolov5', f'name: "{name}')
-            text = text.replace('key: "image" value', f'key: "image_{slot}" value')
-            config.write_text(text + more)
+        config = new / "config.pbtxt"
+        text = config.read_text()
+        text = text.replace('name: "yolov5', f'name: "{name}')
+        text = text.replace('key: "image" value', f'key: "image_{slot}" value')
+        config.write_text(text + more)
         new.rename(self.repository / f"{name}_ensemble")
 
     def remove(self, name: str) -> None:
@@ -219,11 +219,19 @@ def test_new_network_is_loaded_under_a_new_name_and_then_served(place: Place) ->
     assert not place.loading.locked()
 
 
+@pytest.fixture
+def bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU on which a configuration for BF16 is served."""
+    monkeypatch.setattr(_repository, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(_repository, "has_gpu", lambda: False)
+
+
+@pytest.mark.usefixtures("bf16")
 def test_staged_network_carries_its_new_name_and_another_slot(place: Place) -> None:
     assert place.slot() == "image"
     (place.repository / "yolov5" / "configs").mkdir()
     own = (place.repository / "yolov5" / "config.pbtxt").read_text() + "version_policy {}\n"
-    (place.repository / "yolov5" / "configs" / "embedded.pbtxt").write_text(own)
+    (place.repository / "yolov5" / "configs" / "bf16.pbtxt").write_text(own)
     place.reload()
     for path in ("config.pbtxt", "configs/served.pbtxt"):
         assert read(place.models / "yolov5.2" / path).name == "yolov5.2"
@@ -231,7 +239,7 @@ def test_staged_network_carries_its_new_name_and_another_slot(place: Place) -> N
     double = read(place.closed / "yolov5.2" / "config.pbtxt")
     assert double.name == "yolov5.2"
     assert [one.model_name for one in double.ensemble_scheduling.step] == ["yolov5.2"]
-    assert (place.models / "yolov5.2" / "1" / "model.onnx").read_text() == "another"
+    assert (place.models / "yolov5.2" / "1" / "served.onnx").read_text() == "another"
     assert place.slot() == "image_1", "requests under way keep the network in the slot before"
 
 
@@ -268,7 +276,7 @@ def test_network_that_contradicts_its_labels_is_not_loaded(place: Place) -> None
     place.install("another")
     (place.repository / "yolov5" / "labels.txt").write_text("one\n")
     place.watch()
-    assert "output 'output0' has dims [25200, 8], but the last one must be 6" in place.said[0]
+    assert "output 'output0' has dims [-1, 8], but the last one must be 6" in place.said[0]
     assert place.triton.done == [FIRST, "unload yolov5.2"]
 
 
@@ -283,10 +291,10 @@ def test_failure_at_the_cut_over_leaves_what_triton_serves(place: Place) -> None
 
 
 def test_network_without_weights_is_not_loaded(place: Place) -> None:
-    (place.repository / "yolov5" / "1" / "model.onnx").unlink()
+    (place.repository / "yolov5" / "1" / "served.onnx").unlink()
     place.reload(weights=None)
     assert place.said[0].startswith("The new network was not loaded, the old one is still served")
-    assert "holds no model.onnx" in place.said[0]
+    assert "holds no served.onnx" in place.said[0]
     assert not any(str(one).startswith("load") for one in place.triton.done)
 
 
@@ -447,7 +455,8 @@ def test_network_with_a_number_that_would_end_triton_is_refused(place: Place, fo
     assert [one.network for one in place.restage()] == ["yolov5", "plates"]
 
 
-@pytest.mark.parametrize("file", ["config.pbtxt", "configs/embedded.pbtxt"])
+@pytest.mark.usefixtures("bf16")
+@pytest.mark.parametrize("file", ["config.pbtxt", "configs/bf16.pbtxt"])
 @pytest.mark.parametrize(
     ("old", "new", "fault"),
     [
@@ -469,7 +478,10 @@ def test_endpoint_that_does_not_fit_its_network_is_refused_by_its_file(
     place.add("plates", 1)
     configs = place.repository / "plates" / "configs"
     configs.mkdir()
-    shutil.copy(configs.parent / "config.pbtxt", configs / "embedded.pbtxt")
+    shutil.copy(configs.parent / "config.pbtxt", configs / "bf16.pbtxt")
+    endpoint = place.repository / "plates_ensemble"
+    (endpoint / "configs").mkdir()
+    shutil.copy(endpoint / "config.pbtxt", endpoint / "configs" / "bf16.pbtxt")
     path = place.repository / "plates_ensemble" / file
     text = path.read_text()
     path.write_text(new if old is None else text.replace(old, new))

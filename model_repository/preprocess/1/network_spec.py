@@ -112,16 +112,27 @@ def _read_text(path: Path) -> str:
 
 
 def _tensors(network: str, config: Any) -> tuple[Any, Any]:
-    """The only input and the only output."""
-    if len(config.input) != 1 or len(config.output) != 1:
-        raise NetworkSpecError(f"{network}/config.pbtxt must state one input and one output")
-    image, rows = config.input[0], config.output[0]
-    for kind, tensor in (("input", image), ("output", rows)):
-        if tensor.data_type != model_config_pb2.TYPE_FP32:
-            raise NetworkSpecError(
-                f"{network}/config.pbtxt: {kind} '{tensor.name}' must be TYPE_FP32"
-            )
+    """The image and the rows: `pixels` beside `nms`, or a single input of any name."""
+    inputs = {tensor.name: tensor for tensor in config.input}
+    image = inputs.get("pixels") if "nms" in inputs else None
+    if len(inputs) != (1 if image is None else 2) or len(config.output) != 1:
+        raise NetworkSpecError(
+            f"{network}/config.pbtxt must state one input, or pixels and nms, and one output"
+        )
+    rows = config.output[0]
+    if image is None:
+        (image,) = inputs.values()
+        _check_type(network, "input", image, "TYPE_FP32")
+    else:
+        _check_type(network, "input", image, "TYPE_UINT8")
+        _check_type(network, "input", inputs["nms"], "TYPE_FP32")
+    _check_type(network, "output", rows, "TYPE_FP32")
     return image, rows
+
+
+def _check_type(network: str, kind: str, tensor: Any, wanted: str) -> None:
+    if tensor.data_type != model_config_pb2.DataType.Value(wanted):
+        raise NetworkSpecError(f"{network}/config.pbtxt: {kind} '{tensor.name}' must be {wanted}")
 
 
 def _fixed_size(network: str, image: Any, letterbox: str) -> tuple[int, int]:

@@ -54,10 +54,10 @@ class DeviceRunner:
         Args:
             names: the inputs that the configuration states.
         """
-        own = {PIXELS, NMS} if IMAGES in names else set()
         return (
             "CUDAExecutionProvider" in session.get_providers()
-            and {tensor.name for tensor in session.get_inputs()} == set(names) - own
+            and {tensor.name for tensor in session.get_inputs()}
+            == ({IMAGES} if set(names) == {PIXELS, NMS} else set(names))
             and all(
                 -1 not in dims(output.shape)[1:] and output.type in _TORCH_TYPES
                 for output in session.get_outputs()

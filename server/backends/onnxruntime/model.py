@@ -17,8 +17,9 @@ from config_check import DATA_TYPES, dims
 from cores import cores_for_instance
 from cpu_model import CpuModel
 from onnxruntime import get_available_providers, set_default_logger_severity
+from prefilter import with_prefilter
 from session import CUDA, open_session, why_not_on_cuda, without_missing_tensorrt
-from variants import check, open_variants, runner, weights_path
+from variants import check_full, full_path, open_runs, runner, weights_path
 
 ERRORS, FATAL = 3, 4  # ONNX Runtime's levels of severity
 DEFAULT_MAX_BATCH_SIZE = 4  # as in the C++ backend, if the configuration has none
@@ -68,8 +69,8 @@ class TritonPythonModel:
             if self.model:
                 return
         cores = cores_for_instance(config)
-        variants = open_variants(config, folder, cores, warn=pb_utils.Logger.log_warn)
-        self.model = CpuModel(config, variants.full, cores, prefiltered=variants.prefiltered)
+        runs = open_runs(config, folder, cores, warn=pb_utils.Logger.log_warn)
+        self.model = CpuModel(config, runs, cores)
 
     def on_gpu(self, config, folder, device):
         """The network on a GPU; None, and a warning, if ONNX Runtime cannot use it."""
@@ -84,10 +85,10 @@ class TritonPythonModel:
                 pb_utils.Logger.log_warn(
                     f"{config['name']} runs by {CUDA}, not TensorRT: {missing}"
                 )
-            path = weights_path(config, folder)
+            path = full_path(config, folder)
             open_fixed = partial(open_session, config, path, kind="GPU", device=device)
             session = open_fixed({})
-            check(config, session)
+            check_full(config, session)
             if CUDA in session.get_providers():
                 # It logs each convolution that cuDNN has no plan for, and runs it another way.
                 set_default_logger_severity(FATAL)
@@ -95,7 +96,7 @@ class TritonPythonModel:
                 # To the operator: Triton's own information is not shown.
                 provider = session.get_providers()[0]
                 print(f"{config['name']} runs on GPU {device}, by {provider}.", flush=True)
-                return model or CpuModel(config, {1: runner(config, session)}, 1)
+                return model or CpuModel(config, {1: with_prefilter(runner(config, session))}, 1)
         self.warn_of_cpu(config, device, why_not_on_cuda())
         return None
 

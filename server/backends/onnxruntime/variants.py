@@ -1,46 +1,32 @@
-"""The network on a CPU, by number of threads: in full and, if it has one, in a prefiltered variant.
+"""The network's two files: which one to run, with how many threads, and whether they fit.
 
-The prefiltered variant answers requests that bring pixels and a confidence, see `prefilter`. It is
-a file beside the weights, which `make model` writes and the configuration names as `prefiltered`.
+`served.onnx`, the prefiltered variant, runs on a CPU as in Triton's C++ backend, and `model.onnx`,
+the network in full, on a GPU; `prefilter` says what they take.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from config_check import check_config
+from config_check import check_config, dims
 from executor import Run
 from io_binding import bind_outputs
 from onnxruntime import InferenceSession
-from prefilter import ROWS, check_prefiltered, without_own_inputs
+from prefilter import config_of_full
 from session import configured_thread_counts, open_session
 
-# Key of a prefiltered variant's metadata: the hash of the weights that it was made from.
+# Key of a prefiltered variant's metadata: the hash of the network in full that it was made from.
 _FULL_KEY = "full_sha256"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Variants:
-    """A network's variants by number of threads, run on one image each if the network batches.
-
-    Attributes:
-        full: the network, with all rows.
-        prefiltered: its prefiltered variant; empty if it has none.
-    """
-
-    full: Mapping[int, Run]
-    prefiltered: Mapping[int, Run]
-
-
-def open_variants(
+def open_runs(
     config: Mapping[str, Any], folder: Path, cores: int, *, warn: Callable[[str], None]
-) -> Variants:
-    """Load a network's variants and check them against the configuration.
+) -> dict[int, Run]:
+    """Load the network for the CPU, and check it against the configuration.
 
     Args:
         config: the model's configuration, as Triton passes it to a backend.
@@ -48,27 +34,41 @@ def open_variants(
         cores: number of cores of this instance.
         warn: writes a warning to the log.
 
+    Returns:
+        By number of threads the network, for one image if it batches.
+
     Raises:
-        ConfigError: a file is missing, cannot be read, or does not fit the configuration.
+        ConfigError: the file is missing, cannot be read, or does not fit the configuration.
     """
     weights = weights_path(config, folder)
-    counts = configured_thread_counts(config, cores)
-    full = {}
-    for threads in counts:
+    runs: dict[int, Run] = {}
+    for threads in configured_thread_counts(config, cores):
         session = open_session(config, weights, kind="CPU", device=0, threads=threads)
-        check(config, session)
-        full[threads] = runner(config, session)
-    return Variants(full=full, prefiltered=_open_prefiltered(config, weights, counts, warn))
+        inputs, outputs = session.get_inputs(), session.get_outputs()
+        check_config(config, inputs, outputs)
+        if not runs and not _belongs_to(session, full := full_path(config, folder)):
+            warn(
+                f"{weights.name} was not made from this {full.name}, and is what runs;"
+                " `make model` writes both."
+            )
+        batch = dims(inputs[0].shape)[:1] == [-1] and inputs[0].shape[0]
+        if config["max_batch_size"] > 0 and isinstance(batch, str):
+            # Images run one by one; ONNX Runtime plans better if it knows.
+            session = open_session(
+                config, weights, {batch: 1}, kind="CPU", device=0, threads=threads
+            )
+        runs[threads] = runner(config, session)
+    return runs
 
 
-def check(config: Mapping[str, Any], session: InferenceSession) -> None:
-    """Check that the configuration fits the network.
+def check_full(config: Mapping[str, Any], session: InferenceSession) -> None:
+    """Check that the network in full fits the configuration of its prefiltered variant.
 
     Raises:
         ConfigError: it does not.
     """
     outputs = session.get_outputs()
-    check_config(without_own_inputs(config, outputs), session.get_inputs(), outputs)
+    check_config(config_of_full(config, outputs), session.get_inputs(), outputs)
 
 
 def runner(config: Mapping[str, Any], session: InferenceSession) -> Run:
@@ -83,42 +83,17 @@ def weights_path(config: Mapping[str, Any], folder: Path) -> Path:
     return folder / (config.get("default_model_filename") or "model.onnx")
 
 
-def _open_prefiltered(
-    config: Mapping[str, Any],
-    weights: Path,
-    counts: Sequence[int],
-    warn: Callable[[str], None],
-) -> dict[int, Run]:
-    name = config.get("parameters", {}).get("prefiltered", {}).get("string_value")
-    runs: dict[int, Run] = {}
-    for threads in counts if name else ():
-        path = weights.with_name(name)
-        session = open_session(config, path, kind="CPU", device=0, threads=threads)
-        check_prefiltered(config, session.get_inputs(), session.get_outputs())
-        if not runs and not _belongs_to(session, weights):
-            warn(
-                f"{name} was not made from this {weights.name}, which runs in its place;"
-                " `make model` writes both."
-            )
-            return {}
-        columns = next(t["dims"][-1] for t in config["output"] if t["name"] == ROWS)
-        runs[threads] = partial(_run_prefiltered, session, int(columns))
-    return runs
+def full_path(config: Mapping[str, Any], folder: Path) -> Path:
+    """File of the network in full; the same one if the configuration names no other."""
+    name = config.get("parameters", {}).get("full", {}).get("string_value")
+    return folder / name if name else weights_path(config, folder)
 
 
-def _run_prefiltered(
-    session: InferenceSession, columns: int, inputs: Mapping[str, Any]
-) -> dict[str, Any]:
-    (rows,) = session.run([ROWS], inputs)
-    if not rows.size:
-        # For the best class of no rows ONNX Runtime answers with a column for each class.
-        rows = rows.reshape(1, 0, columns)
-    return {ROWS: rows}
-
-
-def _belongs_to(session: InferenceSession, weights: Path) -> bool:
+def _belongs_to(session: InferenceSession, full: Path) -> bool:
     made_from = session.get_modelmeta().custom_metadata_map.get(_FULL_KEY)
-    return bool(made_from == hashlib.sha256(weights.read_bytes()).hexdigest())
+    if made_from is None or not full.is_file():
+        return True
+    return bool(made_from == hashlib.sha256(full.read_bytes()).hexdigest())
 
 
 def _run(

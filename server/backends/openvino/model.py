@@ -14,7 +14,7 @@ from config_check import check_config
 from cores import cores_for_instance
 from cpu_model import CpuModel
 from executor import thread_counts
-from prefilter import without_own_inputs
+from prefilter import config_of_full, with_prefilter
 
 
 class TritonPythonModel:
@@ -22,9 +22,15 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         folder = Path(args["model_repository"], args["model_version"])
         network = Network(config, folder / (config.get("default_model_filename") or "model.xml"))
-        check_config(without_own_inputs(config, network.outputs), network.inputs, network.outputs)
+        check_config(config_of_full(config, network.outputs), network.inputs, network.outputs)
         cores = cores_for_instance(config)
-        runs = {n: network.run_with(n, max(1, cores // n)) for n in thread_counts(cores)}
+        head = config.get("parameters", {}).get("head", {}).get("string_value")
+        runs = {
+            threads: with_prefilter(
+                network.run_with(threads, max(1, cores // threads)), full_head=head == "full"
+            )
+            for threads in thread_counts(cores)
+        }
         self.model = CpuModel(config, runs, cores)
 
     def execute(self, requests):

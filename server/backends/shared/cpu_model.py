@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ import triton_python_backend_utils as pb_utils
 from executor import ImageExecutor, Run
 from image_gather import Tensors, image_tasks
 from numpy.typing import NDArray
-from prefilter import with_prefilter
 from request_io import error_response, read_inputs
 
 
@@ -23,29 +21,13 @@ class CpuModel:
         config: the model's configuration, as Triton passes it to a backend.
         runs: the network by number of threads, for `ImageExecutor`; one image each if it batches.
         cores: number of cores of this instance.
-        prefiltered: the network's prefiltered variant by number of threads, if it has one; see
-            `variants`.
     """
 
-    def __init__(
-        self,
-        config: Mapping[str, Any],
-        runs: Mapping[int, Run],
-        cores: int,
-        *,
-        prefiltered: Mapping[int, Run] = MappingProxyType({}),
-    ) -> None:
+    def __init__(self, config: Mapping[str, Any], runs: Mapping[int, Run], cores: int) -> None:
         self.name = config["name"]
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.batching = config["max_batch_size"] > 0
-        head = config.get("parameters", {}).get("head", {}).get("string_value")
-        self.executor = ImageExecutor(
-            {
-                threads: with_prefilter(run, prefiltered.get(threads), full_head=head == "full")
-                for threads, run in runs.items()
-            },
-            cores,
-        )
+        self.executor = ImageExecutor(runs, cores)
 
     def execute(self, requests: Sequence[Any]) -> None:
         """Submit the requests; the thread that finishes one answers it."""

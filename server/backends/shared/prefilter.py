@@ -1,15 +1,9 @@
-"""Send fewer bytes into a detection network and out of it, by two inputs that its graph lacks.
+"""Serve a network in full under the configuration of its prefiltered variant.
 
-Between two steps Triton copies every tensor three times. As float32, images are four times as large
-as their pixels, and almost all rows of a network's output are background. A configuration may
-therefore state two more inputs:
-
-- `pixels`, UINT8, in place of `images`: RGB 0..255, divided by 255 here.
-- `nms`, FP32, whose first number is a confidence: rows whose objectness is not over it are left
-  out of `output0`; if a network without anchors has an objectness of 1 everywhere, those whose
-  largest score is not over it. The step after the network would drop them first anyway.
-
-A request with both may be answered by the network's prefiltered variant, which computes less.
+`make model` puts two forms of a network into a version. The configuration describes `served.onnx`:
+it takes `pixels` (UINT8, 0..255) and `nms`, and answers with the rows over the confidence.
+`model.onnx` takes `images` (FP32, 0..1) and answers with all rows. On a GPU and with OpenVINO the
+second one runs, and the rest is done beside it.
 """
 
 from __future__ import annotations
@@ -19,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from config_check import check_config, dims
+from config_check import dims
 from executor import Run
 from numpy.typing import NDArray
 
@@ -27,81 +21,38 @@ IMAGES, PIXELS, NMS, ROWS = "images", "pixels", "nms", "output0"
 _OBJECTNESS = 4  # column of a row
 
 
-class InputError(ValueError):
-    """The inputs of a request do not fit each other; one sentence."""
-
-
-def without_own_inputs(config: Mapping[str, Any], outputs: Sequence[Any]) -> Mapping[str, Any]:
-    """The configuration without what this module adds to it: the part that the graph must fit.
+def config_of_full(config: Mapping[str, Any], outputs: Sequence[Any]) -> Mapping[str, Any]:
+    """The configuration that the network in full must fit.
 
     Args:
         config: the model's configuration, as Triton passes it to a backend.
-        outputs: tensors of the graph: objects with `name` and `shape`.
+        outputs: tensors of the graph in full: objects with `name` and `shape`.
     """
-    stated = {tensor["name"] for tensor in config["input"]}
-    if IMAGES not in stated or not stated & {PIXELS, NMS}:
+    if {tensor["name"] for tensor in config["input"]} != {PIXELS, NMS}:
         return config
+    (pixels,) = (tensor for tensor in config["input"] if tensor["name"] == PIXELS)
     shapes = {output.name: dims(output.shape) for output in outputs}
 
     def with_all_rows(output: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Put back the graph's number of rows, which `nms` makes variable."""
-        if NMS not in stated or output["name"] != ROWS or ROWS not in shapes:
-            return output
-        return {**output, "dims": [shapes[ROWS][1], *output["dims"][1:]]}
+        shape = shapes.get(output["name"], [])
+        return output if len(shape) < 2 else {**output, "dims": [shape[1], *output["dims"][1:]]}
 
     return {
         **config,
-        "input": [tensor for tensor in config["input"] if tensor["name"] not in (PIXELS, NMS)],
+        "input": [{**pixels, "name": IMAGES, "data_type": "TYPE_FP32"}],
         "output": [with_all_rows(output) for output in config["output"]],
     }
 
 
-def check_inputs(names: Sequence[str], given: Mapping[str, Any]) -> None:
-    """Check that a request has an input, and exactly one of `images` and `pixels`.
+def with_prefilter(run: Run, *, full_head: bool = False) -> Run:
+    """Let a network in full take `pixels` and `nms`, one image at a time.
 
-    Args:
-        names: the inputs that the configuration states.
-        given: the inputs of the request, by name.
-
-    Raises:
-        InputError: it has none, or both.
-    """
-    if PIXELS in names and (IMAGES in given) == (PIXELS in given):
-        raise InputError(f"one of the inputs '{IMAGES}' and '{PIXELS}' is needed, and only one")
-    if not given:
-        raise InputError("an input is needed")
-
-
-def check_prefiltered(
-    config: Mapping[str, Any], inputs: Sequence[Any], outputs: Sequence[Any]
-) -> None:
-    """Compare the configuration with the network's prefiltered variant.
-
-    The variant takes `pixels` and `nms` of one image and answers with the rows of `output0` whose
-    objectness is over the first number of `nms`.
-
-    Raises:
-        ConfigError: they do not fit.
-    """
-
-    def for_one_image(tensors: Sequence[Mapping[str, Any]], *names: str) -> list[dict[str, Any]]:
-        return [{**t, "dims": [1, *t["dims"]]} for t in tensors if t["name"] in names]
-
-    stated = {
-        **config,
-        "max_batch_size": 0,
-        "input": for_one_image(config["input"], PIXELS, NMS),
-        "output": for_one_image(config["output"], ROWS),
-    }
-    check_config(stated, inputs, outputs)
-
-
-def with_prefilter(run: Run, prefiltered: Run | None = None, *, full_head: bool = False) -> Run:
-    """Let a network take `pixels` and `nms` too, one image at a time.
+    Rows whose objectness is not over the confidence are left out, or if a network without anchors
+    has an objectness of 1 everywhere, those whose largest score is not over it. The step after the
+    network would drop them first anyway.
 
     Args:
         run: the network.
-        prefiltered: its prefiltered variant, which answers requests with both.
         full_head: a row has a score for each class after the objectness.
     """
     local = threading.local()
@@ -113,9 +64,7 @@ def with_prefilter(run: Run, prefiltered: Run | None = None, *, full_head: bool 
         out: NDArray[np.float32] = local.memory[: pixels.size].reshape(pixels.shape)
         return np.divide(pixels, np.float32(255), out=out, dtype=np.float32)
 
-    def run_prefiltered(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        if prefiltered and PIXELS in inputs and NMS in inputs:
-            return prefiltered(inputs)
+    def run_and_filter(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         rest = dict(inputs)
         nms = rest.pop(NMS, None)
         if PIXELS in rest:
@@ -130,4 +79,4 @@ def with_prefilter(run: Run, prefiltered: Run | None = None, *, full_head: bool 
             over &= rows[:, _OBJECTNESS + 1 :].max(1) > confidence
         return {**outputs, ROWS: rows[over][None]}
 
-    return run_prefiltered
+    return run_and_filter
