@@ -164,12 +164,7 @@ def test_installation_replaces_the_old_one_completely(small: Path, tmp_path: Pat
     (tmp_path / "yolov5" / "stale").touch()
     assert install_onnx(small, tmp_path, letterbox="stretch").version == 8
     served = tmp_path / "yolov5"
-    assert sorted(p.name for p in served.iterdir()) == [
-        "8",
-        "config.pbtxt",
-        "configs",
-        "labels.txt",
-    ]
+    assert sorted(p.name for p in served.iterdir()) == ["8", "config.pbtxt", "labels.txt"]
     assert "# two lines\n" in (served / "config.pbtxt").read_text()
     assert not list(tmp_path.parent.glob(".yolov5-*"))
 
