@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 # A marker of a JPEG, except those without a segment, which occur within and between scans.
-_JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]", re.DOTALL)
+_LENGTH = struct.Struct(">H")
 _JPEG_SEGMENTS = 4096  # allowed before the frame; 64 KiB each, so that no camera writes as many
 JPEG_SCAN = 0xDA
 _JPEG_LAST = frozenset((0xD8, 0xD9, JPEG_SCAN))  # no segments can be found after these
@@ -68,10 +69,11 @@ def jpeg_segments(data: bytes, start: int = 0) -> Iterator[Segment]:
         marker = _JPEG_MARKER.search(data, position)
         if marker is None:
             raise struct.error
-        kind, begin, body = marker[1][0], marker.start(), marker.end()
+        begin, body = marker.span()
+        kind = data[body - 1]
         if kind in _JPEG_LAST:
             return
-        (length,) = struct.unpack_from(">H", data, body)
+        (length,) = _LENGTH.unpack_from(data, body)
         position = body + max(length, 2)
         yield kind, begin, body + 2, position
     raise ValueError

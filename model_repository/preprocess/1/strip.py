@@ -21,7 +21,7 @@ from containers import (
 
 _APP0, _APP1, _APP14, _APP15, _COMMENT = 0xE0, 0xE1, 0xEE, 0xEF, 0xFE
 # Application segments that change the picture: JFIF and Adobe its colours, Exif its orientation.
-_JPEG_KEPT = ((_APP0, b"JFIF\0"), (_APP1, b"Exif\0\0"), (_APP14, b"Adobe"))
+_JPEG_KEPT = {_APP0: b"JFIF\0", _APP1: b"Exif\0\0", _APP14: b"Adobe"}
 
 _PNG_ANCILLARY = 0x20  # bit of the first letter: a decoder may ignore the chunk
 _PNG_KEPT = b"eXIf"
@@ -72,10 +72,10 @@ def _jpeg(data: bytes) -> bytes:
         if gap >= 0:  # also what lies between: the file must begin with a segment
             dropped.append((gap, start))
         gap = -1
-        if kind == _COMMENT or (
-            _APP0 <= kind <= _APP15
-            and not any(kind == app and data.startswith(name, body) for app, name in _JPEG_KEPT)
-        ):
+        if kind != _COMMENT and not _APP0 <= kind <= _APP15:
+            continue
+        name = _JPEG_KEPT.get(kind)
+        if name is None or not data.startswith(name, body):
             dropped.append((start, end))
             gap = end
     return _without(data, dropped)
