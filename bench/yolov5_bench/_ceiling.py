@@ -32,11 +32,11 @@ from ._interpreter_lock import CannotSampleError, lock_shares
 from ._load import MODEL, make_sender
 from ._measure import LoadGenerator
 from ._pipeline import Pipeline
-from ._stored_rows import prefilter, stored_rows, sure_rows, write_full
+from ._stored_rows import CONF_THRES, prefilter, rows_over, stored_rows, write_full
 
 CALLERS = (1, 2, 4, 8, 16, 32, 64)
 _USUAL_CALLERS = 32  # of the cases in which something else varies
-_SURE = (0, 10, 100, 300)
+_SURE = (*CONF_THRES,)
 _USUAL_SURE = 100
 _PREFILTERED, _FULL = "prefiltered", "full"
 _STEPS = ("preprocess", "postprocess")
@@ -45,7 +45,8 @@ _LOCK_ROUNDS = 3
 _OURS = next(one for one in CONTENDERS if one.name == "ours")
 # Megapixels -> width and height, standard deviation of the grain, JPEG quality. Without the grain
 # of a camera an enlarged picture would be far smaller as a file, and quicker to decode.
-_PICTURES = {0.3: (640, 480, 0, 0), 0.9: (1096, 822, 6, 97), 2: (1632, 1224, 6, 97)}
+_USUAL_PICTURE = 0.3
+_PICTURES = {_USUAL_PICTURE: (640, 480, 0, 0), 0.9: (1096, 822, 6, 97), 2: (1632, 1224, 6, 97)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,7 @@ class Case:
 
     rows: str = _PREFILTERED
     sure: int = _USUAL_SURE
-    megapixels: float = 0.3
+    megapixels: float = _USUAL_PICTURE
     transport: str = "HTTP"
     callers: int
     images: int = 1
@@ -70,8 +71,7 @@ class Case:
     @property
     def network(self) -> str:
         """Name of the network; the most usual one is the one that each server must have."""
-        usual = (self.rows, self.sure) == (_PREFILTERED, _USUAL_SURE)
-        return MODEL if usual else f"{self.rows}_{self.sure}"
+        return MODEL if self.rows == _PREFILTERED else self.rows
 
 
 def cases(callers: Sequence[int]) -> list[Case]:
@@ -81,7 +81,7 @@ def cases(callers: Sequence[int]) -> list[Case]:
         *(Case(transport=way, callers=count) for way in ("HTTP", "GRPC") for count in callers),
         *(Case(sure=sure, callers=usual) for sure in _SURE if sure != _USUAL_SURE),
         *(Case(rows=_FULL, sure=sure, callers=usual) for sure in _SURE),
-        *(Case(megapixels=size, callers=usual) for size in _PICTURES if size != 0.3),
+        *(Case(megapixels=size, callers=usual) for size in _PICTURES if size != _USUAL_PICTURE),
     ]
 
 
@@ -198,13 +198,13 @@ class Rig:
         Raises:
             RuntimeError: it gives another one.
         """
-        for case in {one.network: one for one in wanted}.values():
-            image = self.images[case.megapixels]
-            right = Pipeline(_installed(self._folder, case), 1)(image)
+        image = self.images[_USUAL_PICTURE]
+        for network in {case.network for case in wanted}:
+            right = Pipeline(_installed(self._folder, network), 1)(image)
             for tree, server in self._servers.items():
-                send = make_sender("http", server.http, model=case.network)
+                send = make_sender("http", server.http, model=network)
                 if how := send(image)[0].difference_from(right):
-                    raise RuntimeError(f"{tree}, {case.network}: {how}")
+                    raise RuntimeError(f"{tree}, {network}: {how}")
 
     def measure(self, case: Case, turn: int) -> list[Point]:
         """Measure a case once with each server.
@@ -272,6 +272,7 @@ class Rig:
             "callers": case.callers,
             "detections": case.sure,
             "images": case.images,
+            "conf_thres": None if case.sure == _USUAL_SURE else CONF_THRES[case.sure],
             "begin": begin,
             "end": end,
         }
@@ -316,8 +317,9 @@ class Rig:
 
     def bare(self, megapixels: Sequence[float] = (*_PICTURES,)) -> list[Bare]:
         """Measure the bare functions of this checkout."""
-        rows = stored_rows(_USUAL_SURE)
-        pipeline = Pipeline(_installed(self._folder, Case(callers=1)), 1)
+        rows = stored_rows()
+        sure = rows_over(rows, CONF_THRES[_USUAL_SURE])
+        pipeline = Pipeline(_installed(self._folder, MODEL), 1)
         return [
             Bare(
                 megapixels=size,
@@ -325,7 +327,7 @@ class Rig:
                 **bare_milliseconds(pipeline, self._photos[size], given, seconds=1),
             )
             for size in megapixels
-            for name, given in ((_PREFILTERED, sure_rows(rows)), (_FULL, rows))
+            for name, given in ((_PREFILTERED, sure), (_FULL, rows))
         ]
 
 
@@ -348,32 +350,20 @@ def pictures(folder: Path) -> dict[float, Path]:
     return found
 
 
-def _installed(folder: Path, case: Case) -> Path:
+def _installed(folder: Path, network: str) -> Path:
     """The file that `make model` has made of a network, with all rows."""
-    network = folder / "model_repository" / case.network
-    return next(network.glob(f"[0-9]*/{WEIGHTS_FILE}"))
-
-
-def _stored(folder: Path, sure: int) -> Path:
-    return folder / f"stored-{sure}.onnx"
+    return next((folder / "model_repository" / network).glob(f"[0-9]*/{WEIGHTS_FILE}"))
 
 
 @contextmanager
 def _server(checkout: Checkout, folder: Path, wanted: Sequence[Case]) -> Iterator[Running]:
     """Install the networks of these cases into a repository, and serve it."""
-    repository = folder / "model_repository"
+    repository, stored = folder / "model_repository", folder / "stored.onnx"
     checkout.copy_steps(repository)
-    networks = {case.network: case for case in wanted}
-    commands = []
-    for name, case in networks.items():
-        if not (path := _stored(folder, case.sure)).exists():
-            write_full(path, stored_rows(case.sure))
-        flags = [] if name == MODEL else [f"--name={name}"]
-        commands.append([str(path), f"--repository={repository}", *flags])
-    checkout.install(commands)
-    for name, case in networks.items():
-        if case.rows == _PREFILTERED:
-            prefilter(repository / name, sure_rows(stored_rows(case.sure)))
-    path = _stored(folder, _USUAL_SURE)
-    with started(_OURS, network=path, repository=repository, checkout=checkout) as running:
+    write_full(stored, stored_rows())
+    command = [str(stored), f"--repository={repository}"]
+    further = {case.network for case in wanted} - {MODEL}
+    checkout.install([command, *([*command, f"--name={name}"] for name in sorted(further))])
+    prefilter(repository / MODEL)
+    with started(_OURS, network=stored, repository=repository, checkout=checkout) as running:
         yield running

@@ -44,12 +44,13 @@ class Tally:
             self.latencies.append(now - started)
 
 
-def http_request(address: str, model: str, image: bytes) -> bytes:
+def http_request(address: str, model: str, image: bytes, conf_thres: float | None = None) -> bytes:
     """A whole request: headers and the image as the body."""
+    asked = "" if conf_thres is None else f"X-Yolo-Conf-Thres: {conf_thres}\r\n"
     head = (
         f"POST /v2/models/{endpoint_for(model)}/infer HTTP/1.1\r\nHost: {address}\r\n"
         "Content-Type: application/octet-stream\r\nInference-Header-Content-Length: 0\r\n"
-        f"Content-Length: {len(image)}\r\n\r\n"
+        f"{asked}Content-Length: {len(image)}\r\n\r\n"
     )
     return head.encode() + image
 
@@ -230,6 +231,7 @@ def run_light_load(
     begin: float,
     end: float,
     images: int = 1,
+    conf_thres: float | None = None,
 ) -> dict[str, Any]:
     """Load the endpoint with callers that send the next image as soon as they have an answer.
 
@@ -238,6 +240,7 @@ def run_light_load(
         detections: that each answer must have.
         begin, end: of the measurement, on the clock of `perf_counter`, which processes share.
         images: in a request; over HTTP only one.
+        conf_thres: to ask for, over HTTP; by default the endpoint's own.
 
     Returns:
         images: answered during the measurement; latencies: in seconds, of requests sent during it;
@@ -259,7 +262,7 @@ def run_light_load(
     image = Path(photo).read_bytes()
     common: dict[str, Any] = {"address": address, "callers": callers, "tally": tally}
     if transport == "HTTP":
-        request = http_request(address, model, image)
+        request = http_request(address, model, image, conf_thres)
         _load_over_http(request, detections=detections, **common)
     else:
         request = grpc_request(model, image, images)

@@ -19,7 +19,9 @@ from yolov5_build import _contract as contract
 
 SIDE = 640  # of the input, in pixels
 ROWS, CLASSES = 25_200, 80
-SCORE = 0.9  # of a sure detection; the rest are far below every usual threshold
+# Number of detections -> the conf_thres that leaves as many. 0.25 is what a request has by default.
+CONF_THRES = {0: 0.99, 10: 0.95, 100: 0.25, 300: 0.15}
+_SCORES = np.repeat(np.array([0.97, 0.9, 0.2], np.float32), [10, 90, 200])
 _OPSET = 17
 # How a network takes its prefiltered form in checkouts whose `make model` makes none of an import.
 _OLD_FILE, _OLD_CONFIG = "prefiltered.onnx", "configs/embedded.pbtxt"
@@ -29,11 +31,8 @@ _COLUMNS, _LINES = 20, 15  # places for detections that do not overlap
 _TOP, _BOTTOM = 80, 560
 
 
-def stored_rows(sure: int) -> NDArray[np.float32]:
-    """Make rows of which `sure` are detections that nothing suppresses.
-
-    Args:
-        sure: at most 300.
+def stored_rows() -> NDArray[np.float32]:
+    """Make rows of which some are detections that nothing suppresses.
 
     Returns:
         [25200, 85]: cx, cy, w, h in pixels, objectness, a score for each class.
@@ -44,20 +43,21 @@ def stored_rows(sure: int) -> NDArray[np.float32]:
     rows[:, 2:4] = random.uniform(4, 200, (ROWS, 2))
     rows[:, 4] = random.uniform(0, 0.01, ROWS)
     rows[:, 5:] = random.uniform(0, 0.05, (ROWS, CLASSES))
-    places = random.permutation(_COLUMNS * _LINES)[:sure]
+    count = len(_SCORES)
+    places = random.permutation(_COLUMNS * _LINES)[:count]
     cell = np.array([SIDE / _COLUMNS, (_BOTTOM - _TOP) / _LINES])
     corners = np.stack([places % _COLUMNS, places // _COLUMNS], 1) * cell + (0, _TOP)
-    chosen = np.sort(random.permutation(ROWS)[:sure])  # anywhere among the others
+    chosen = np.sort(random.permutation(ROWS)[:count])  # anywhere among the others
     rows[chosen, :2] = corners + cell / 2
     rows[chosen, 2:4] = 0.75 * cell
-    rows[chosen, 4] = 1
-    rows[chosen, 5 + random.integers(0, CLASSES, sure)] = SCORE
+    rows[chosen, 4] = _SCORES
+    rows[chosen, 5 + random.integers(0, CLASSES, count)] = 1
     return rows
 
 
-def sure_rows(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The rows that a prefiltered network hands out."""
-    return rows[rows[:, 4] > 0.5]
+def rows_over(rows: NDArray[np.float32], conf_thres: float) -> NDArray[np.float32]:
+    """The rows that a prefiltered network hands out at this confidence."""
+    return rows[rows[:, 4] > conf_thres]
 
 
 def write_full(path: Path, rows: NDArray[np.float32]) -> None:
@@ -73,12 +73,13 @@ def write_full(path: Path, rows: NDArray[np.float32]) -> None:
     onnx.save(model, path)
 
 
-def prefilter(network: Path, rows: NDArray[np.float32]) -> None:
-    """Give an installed network a prefiltered form that hands out these rows alone.
+def prefilter(network: Path) -> None:
+    """Give an installed network a prefiltered form, which stores nothing but the detections.
 
     Args:
         network: its folder in a model repository, with one version.
     """
+    rows = rows_over(stored_rows(), min(CONF_THRES.values()))
     full = next(network.glob(f"[0-9]*/{contract.WEIGHTS_FILE}"))
     if served := _taking_pixels(full.parent):
         model = onnx.load(served)

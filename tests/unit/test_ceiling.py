@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from support import ROOT
 
+from yolov5_bench import _pipeline
 from yolov5_bench._ceiling import Case, cases, pictures
 from yolov5_bench._ceiling_report import Bare, Held, Point, table, write
 from yolov5_bench._checkout import HERE, Checkout
@@ -32,9 +33,9 @@ from yolov5_bench._interpreter_lock import (
     _share,
     lock_shares,
 )
-from yolov5_bench._light_load import HttpAnswers, grpc_request, run_light_load
+from yolov5_bench._light_load import HttpAnswers, grpc_request, http_request, run_light_load
 from yolov5_bench._pipeline import Pipeline
-from yolov5_bench._stored_rows import prefilter, stored_rows, sure_rows, write_full
+from yolov5_bench._stored_rows import CONF_THRES, prefilter, rows_over, stored_rows, write_full
 from yolov5_build import _contract as contract
 from yolov5_build._onnx_import import import_onnx
 
@@ -66,7 +67,7 @@ def run(path: Path, **inputs: NDArray[Any]) -> NDArray[Any]:
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_network_hands_out_all_rows_for_each_image(batch: int, tmp_path: Path) -> None:
-    rows = stored_rows(10)
+    rows = stored_rows()
     write_full(tmp_path / "stored.onnx", rows)
     images = np.zeros((batch, 3, 640, 640), np.float32)
     found = run(tmp_path / "stored.onnx", images=images)
@@ -74,12 +75,11 @@ def test_network_hands_out_all_rows_for_each_image(batch: int, tmp_path: Path) -
     assert (found == rows).all()
 
 
-@pytest.mark.parametrize("sure", [0, 100])
 @pytest.mark.parametrize("batch", [None, 3])
-def test_prefiltered_network_hands_out_the_sure_rows(
-    sure: int, batch: int | None, tmp_path: Path
+def test_prefiltered_network_hands_out_the_rows_over_the_confidence(
+    batch: int | None, tmp_path: Path
 ) -> None:
-    rows, version = stored_rows(sure), tmp_path / "1"
+    rows, version = stored_rows(), tmp_path / "1"
     version.mkdir()
     write_full(version / contract.WEIGHTS_FILE, rows)
     if batch:  # `make model` has made the file that takes pixels
@@ -89,14 +89,13 @@ def test_prefiltered_network_hands_out_the_sure_rows(
         path, config = version / "prefiltered.onnx", tmp_path / "configs" / "embedded.pbtxt"
         config.parent.mkdir()
         config.write_text('name: "stored"\n')
-    prefilter(tmp_path, sure_rows(rows))
+    prefilter(tmp_path)
     pixels, nms = np.zeros((batch or 1, 3, 640, 640), np.uint8), np.zeros((batch or 1, 5))
-    nms[:, 0] = 0.25
-    found = run(path, pixels=pixels, nms=nms.astype(np.float32))
-    assert found.shape == (batch or 1, sure, 85)
-    assert (found == sure_rows(rows)).all()
-    nms[:, 0] = 1
-    assert run(path, pixels=pixels, nms=nms.astype(np.float32)).shape == (batch or 1, 0, 85)
+    for sure, conf_thres in CONF_THRES.items():
+        nms[:, 0] = conf_thres
+        found = run(path, pixels=pixels, nms=nms.astype(np.float32))
+        assert found.shape == (batch or 1, sure, 85)
+        assert (found == rows_over(rows, conf_thres)).all()
     if batch:
         assert metadata(path) == {"full_sha256": "kept"}
     else:
@@ -121,8 +120,11 @@ def metadata(path: Path) -> dict[str, str]:
     return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
 
 
-def test_each_sure_row_is_a_detection(tmp_path: Path) -> None:
-    write_full(tmp_path / "stored.onnx", stored_rows(300))
+def test_each_row_over_the_confidence_is_a_detection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_pipeline, "CONF_THRES", CONF_THRES[300])
+    write_full(tmp_path / "stored.onnx", stored_rows())
     import_onnx(tmp_path / "stored.onnx", tmp_path / "model.onnx")
     photo = pictures(tmp_path)[0.3]
     answer = Pipeline(tmp_path / "model.onnx", 1)(photo.read_bytes())
@@ -140,7 +142,7 @@ def test_one_thing_varies_at_a_time() -> None:
         }
         assert usual in same.values()
     assert {case.callers for case in cases([4, 8])} == {4, 8}
-    assert len({case.network for case in cases([8])}) == 8
+    assert {case.network for case in cases([8])} == {"yolov5", "full"}
     assert usual.network == "yolov5"
 
 
@@ -171,6 +173,14 @@ def test_number_of_detections_is_read_once_the_answer_is_whole() -> None:
     assert answers.detections(bytearray(answer_with(12))) == 12
     with pytest.raises(RuntimeError, match="503"):
         answers.detections(bytearray(answer_with(7, "503 Service Unavailable")))
+
+
+def test_confidence_is_asked_for_in_a_header() -> None:
+    assert b"X-Yolo" not in http_request("127.0.0.1:8000", "yolov5", b"photo")
+    asked = http_request("127.0.0.1:8000", "yolov5", b"photo", 0.95)
+    head, body = asked.split(b"\r\n\r\n")
+    assert b"\r\nX-Yolo-Conf-Thres: 0.95\r\n" in head
+    assert body == b"photo"
 
 
 def test_request_over_grpc_holds_each_image() -> None:
