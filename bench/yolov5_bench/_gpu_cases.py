@@ -14,8 +14,6 @@ class Case:
     Attributes:
         network: the bundled one, a file of `--weights` by its name, or one with random weights.
         build: further arguments of `make model`.
-        portable: leave out the configurations for the embedded server: all steps are on the GPU, as
-            in a container, and tensors go from one to the next in its memory.
         rect: the network is of open size, and the reference is that for `rect`.
         tf32: convolutions are computed in TF32, which a server does not do.
         client_side: a contender, whose clients do what the steps do.
@@ -28,7 +26,6 @@ class Case:
     name: str
     network: str = BUNDLED_NETWORK
     build: tuple[str, ...] = ()
-    portable: bool = False
     rect: bool = False
     tf32: bool = False
     client_side: bool = False
@@ -53,7 +50,6 @@ class Case:
 _FP16 = ("--half",)
 CASES = (
     Case(name="FP32", killed=True, quick=(1, 8, 32, 64)),
-    Case(name="FP32, all steps on the GPU", portable=True, full=False),
     Case(name="FP16", build=_FP16),
 )
 

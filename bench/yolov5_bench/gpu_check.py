@@ -121,7 +121,7 @@ class Check:
         for case in [*others, *(further_cases(networks) if further else [])]:
             work = partial(self.server, case)
             begun = self._phase(f"server {case.name}", work, seconds=case.seconds)
-            if begun and not (case.portable or case.rect or self.options.quick):
+            if begun and not (case.rect or self.options.quick):
                 work = partial(self.engine, case)
                 self._phase(f"bare engine {case.name}", work, seconds=15)
         self._phase("TensorRT", partial(self.tensorrt, networks))
@@ -332,13 +332,11 @@ class Check:
             if error:
                 raise RuntimeError(f"the network was not installed: {error}")
             self._repositories[key] = repository
-        if not case.portable and not case.tensorrt:
+        if not case.tensorrt:
             return repository
         changed = Path(tempfile.mkdtemp(dir=self.folder)) / "model_repository"
-        ignored = shutil.ignore_patterns("configs") if case.portable else None
-        shutil.copytree(repository, changed, ignore=ignored)
-        if case.tensorrt:
-            use_tensorrt(changed / "yolov5", engines=self.folder / "engines")
+        shutil.copytree(repository, changed)
+        use_tensorrt(changed / "yolov5", engines=self.folder / "engines")
         return changed
 
     def _copy_of_weights(self, network: str, folder: Path) -> Path:

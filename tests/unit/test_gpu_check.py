@@ -225,8 +225,7 @@ def test_failed_requests_fail_the_check(monkeypatch: pytest.MonkeyPatch, tmp_pat
     server.process.wait()
     assert check.report.failed
     assert check.report.notes == [
-        f"FP32, all steps on the GPU, {callers} callers: 3 requests failed, and 2 answers were"
-        " wrong"
+        f"FP16, {callers} callers: 3 requests failed, and 2 answers were wrong"
         for callers in (8, 32)
     ]
 
@@ -287,7 +286,7 @@ def test_what_the_time_is_too_short_for_is_named_and_is_no_failure(
         monkeypatch.setattr(gpu_check.Check, name, lambda self, case: done.append(case.name))
     assert gpu_check.main([f"--output={tmp_path}", "--minutes=1.3"]) == 0  # 58 s
     text = (tmp_path / "Some-GPU.md").read_text()
-    assert done[:4] == ["FP32", "FP32", "client-side", "FP32, all steps on the GPU"]
+    assert done[:4] == ["FP32", "FP32", "client-side", "yolov5s FP32"]
     assert "FP16" not in done
     assert "yolov5s FP32" in done  # takes less than what was left out before it
     assert "- server FP16: left out, it takes about 67 s, and 5" in text
@@ -296,7 +295,7 @@ def test_what_the_time_is_too_short_for_is_named_and_is_no_failure(
     assert gpu_check.main([f"--output={tmp_path}", "--minutes=20"]) == 0
     assert "left out" not in (tmp_path / "Some-GPU.md").read_text()
     servers = [*dict.fromkeys(done)]
-    assert servers[4:] == [
+    assert servers[3:] == [
         "yolov5s FP32",
         "yolov5m FP32",
         "FP32, rect",
