@@ -99,7 +99,7 @@ def _announce(server: Server) -> None:
         "Ctrl-C ends it.",
         descriptor=STDOUT,
     )
-    if wants_gpu(settings.gpu) and "GPU" not in server.device and settings.triton is None:
+    if wants_gpu(settings.gpu) and server.device.startswith("the CPU"):
         log(
             "warning: the network runs on the CPU, although the GPU works; the lines above, or"
             " ARGS=--verbose, may say why."

@@ -290,7 +290,7 @@ class Server:
 
         A backend names a GPU in the log.
         """
-        if self.settings.triton is not None or self._log is None:
+        if not self.settings.has_own_backends or self._log is None:
             return ""
         if gpus := self._log.gpus.get(NETWORK):
             return f"{' and '.join(sorted(gpus))}, by {' or '.join(sorted({*gpus.values()}))}"

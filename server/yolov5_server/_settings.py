@@ -33,7 +33,7 @@ class Settings:
         triton: folder of a Triton with its own backends, such as a container's
             /opt/tritonserver; None for the embedded one.
         own_backends: run the network with this project's backends in that Triton as well, if the
-            machine has no NVIDIA GPU.
+            machine has no NVIDIA GPU, or `gpu` is `0`.
         verbose: show all that Triton logs.
 
     Raises:
@@ -86,7 +86,7 @@ class Settings:
     @property
     def has_own_backends(self) -> bool:
         """Whether this project's backends run the network, each in a process of its own."""
-        return self.triton is None or (self.own_backends and not has_gpu())
+        return self.triton is None or (self.own_backends and (self.gpu == "0" or not has_gpu()))
 
     @property
     def family(self) -> socket.AddressFamily:
