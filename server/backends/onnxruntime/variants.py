@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from config_check import check_config, dims
+from config_check import check_config
 from executor import Run
 from io_binding import bind_outputs
 from onnxruntime import InferenceSession
@@ -50,12 +50,6 @@ def open_runs(
             warn(
                 f"{weights.name} was not made from this {full.name}, and is what runs;"
                 " `make model` writes both."
-            )
-        batch = dims(inputs[0].shape)[:1] == [-1] and inputs[0].shape[0]
-        if config["max_batch_size"] > 0 and isinstance(batch, str):
-            # Images run one by one; ONNX Runtime plans better if it knows.
-            session = open_session(
-                config, weights, {batch: 1}, kind="CPU", device=0, threads=threads
             )
         runs[threads] = runner(config, session)
     return runs
