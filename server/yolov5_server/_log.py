@@ -19,7 +19,7 @@ from ._unload_noise import UnloadNoise
 _NOISE = re.compile(
     r"pinned memory pool|pinned system memory|CudaDriverHelper has not been initialized"
     r"|CUDA driver version is insufficient|Failed to initialize NVML|DCGM"
-    r"|^Signal \(\d+\) received"
+    r"|^Signal \((2|15)\) received"  # SIGINT and SIGTERM; others are of a crash
     r"|libpng (warning|error):|Corrupt JPEG data|Premature end of JPEG|Invalid SOS parameters"
     r"|closed::|models::[\w-]+\.\d+'"  # see _reload.py, which reports on those itself
     r"|extraneous bytes before marker|Unsupported marker type|Bogus |TIFF\w*:|imdecode_?\("

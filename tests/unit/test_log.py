@@ -75,6 +75,13 @@ def test_noise_is_dropped_and_warnings_are_shown() -> None:
     assert pumped(NOISE, verbose=True).end() == [NOISE.rstrip()]
 
 
+def test_signal_of_a_stop_is_not_shown_and_that_of_a_crash_is() -> None:
+    one = pumped("Signal (15) received.\nSignal (2) received.\nSignal (11) received.\n")
+    one.pump.close()
+    one.pump.release()
+    assert one.lines == ["Signal (11) received."]
+
+
 def mixed(text: str) -> str:
     """The text of two processes that write it at the same time, in the pieces of Python."""
     ends = (
