@@ -76,7 +76,7 @@ class Site:
         new = make_repository(folder, BUNDLED, *arguments) / "yolov5"
         weights = (new / "1").rename(new / str(self.version))
         if broken:
-            (weights / "model.onnx").write_bytes(b"nonsense")
+            (weights / "served.onnx").write_bytes(b"nonsense")
         with _locked(self.repository):
             (self.repository / "yolov5").rename(folder / "old")
             new.rename(self.repository / "yolov5")

@@ -412,6 +412,12 @@ def test_no_request_fails_while_a_network_is_added_replaced_and_removed(
     assert post(f"{server.http}/v2/models/third_ensemble/infer", b"", RAW).status in (400, 404)
 
 
+def break_weights(version: Path) -> None:
+    for weights in version.glob("*.onnx"):
+        weights.unlink()  # it may be a link to a file that others use
+        weights.write_bytes(b"nonsense")
+
+
 def test_broken_network_is_refused_while_the_others_go_on(
     site: tuple[RunningServer, Path],
 ) -> None:
@@ -423,8 +429,7 @@ def test_broken_network_is_refused_while_the_others_go_on(
             shutil.copytree(repository / "small", new)
             (version,) = new.glob("[0-9]*")
             if broken == "weights":
-                (version / "model.onnx").unlink()
-                (version / "model.onnx").write_bytes(b"nonsense")
+                break_weights(version)
             else:
                 (new / broken).unlink()
                 (new / broken).write_text("only one\n")
@@ -543,9 +548,8 @@ def test_broken_further_network_does_not_keep_a_server_from_starting(
     installed: Path, tmp_path: Path
 ) -> None:
     repository = Path(shutil.copytree(installed, tmp_path / "models", symlinks=True))
-    (weights,) = repository.glob("small/[0-9]*/model.onnx")
-    weights.unlink()
-    weights.write_bytes(b"nonsense")
+    (version,) = repository.glob("small/[0-9]*")
+    break_weights(version)
     (repository / "rect" / "labels.txt").unlink()
     (repository / "rect" / "labels.txt").write_text("only one\n")
     with running_server(f"--repository={repository}") as server:
