@@ -401,8 +401,7 @@ def test_no_request_fails_while_a_network_is_added_replaced_and_removed(
         after = models(server)
     print(f"{time.monotonic() - started:.0f} s: {answers}, {len(failures)} failed")
     for name in ("preprocess", "postprocess", "rect", "small"):
-        first, last = (told[name]["memory_bytes"] >> 20 for told in (before, after))
-        print(f"{name}: {first} -> {last} MB")
+        print(f"{name}: {memory(before, name)} -> {memory(after, name)}")
     assert [one for one in failures if NO_MODEL not in one] == []
     assert len(failures) < 3
     assert {*answers} == {*own.items()}
