@@ -78,11 +78,7 @@ def install_onnx(
     labels = network.metadata.names
     exchanging = partial(endpoint_for, repository, name, network.max_batch_size)
     with new_version(repository, exchanging, name=name) as (folder, version):
-        shutil.copyfile(weights, version / contract.WEIGHTS_FILE)
-        if prefiltered:
-            shutil.copyfile(prefiltered, version / contract.SERVED_FILE)
-        else:
-            onnx.save(prefiltered_from(onnx.load(weights)), version / contract.SERVED_FILE)
+        _write_weights(version, weights, prefiltered)
         texts = {contract.LABELS_FILE: "".join(f"{label}\n" for label in labels), **configs}
         _write_texts(folder, texts)
         if record := new_record(network.metadata.provenance, options, accuracy):
@@ -92,6 +88,14 @@ def install_onnx(
     return Installed(
         version=int(installed.name), height=network.height, width=network.width, names=labels
     )
+
+
+def _write_weights(version: Path, weights: Path, prefiltered: Path | None) -> None:
+    shutil.copyfile(weights, version / contract.WEIGHTS_FILE)
+    if prefiltered:
+        shutil.copyfile(prefiltered, version / contract.SERVED_FILE)
+    else:
+        onnx.save(prefiltered_from(onnx.load(weights)), version / contract.SERVED_FILE)
 
 
 def _write_texts(folder: Path, texts: Mapping[str, str]) -> None:

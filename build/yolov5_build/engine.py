@@ -162,11 +162,15 @@ def make_plan(options: argparse.Namespace) -> None:
         f"It runs only with {environment}."
     )
     if target is None:
-        print(
-            "It was not checked that the Triton server has that TensorRT."
-            f" `docker run --rm --entrypoint printenv {container()} TRT_VERSION` prints its version"
-            " for --target-tensorrt."
-        )
+        _say_unchecked()
+
+
+def _say_unchecked() -> None:
+    print(
+        "It was not checked that the Triton server has that TensorRT."
+        f" `docker run --rm --entrypoint printenv {container()} TRT_VERSION` prints its version"
+        " for --target-tensorrt."
+    )
 
 
 def read_served(repository: Path, name: str = MODEL) -> Served:

@@ -96,6 +96,7 @@ def test_no_row_over_the_confidence_gives_zeros(network: grpc.InferenceServerCli
     assert found.shape == (2, 1, 8) and not found.any()
 
 
+@pytest.mark.embedded("its backend compares the two files of a network")
 def test_full_network_changed_by_hand_is_warned_of(
     tmp_path: Path, bundled_repository: Path, server: RunningServer
 ) -> None:

@@ -79,8 +79,10 @@ def detect(
         asked = thresholds if end - first == images else thresholds.part(first, end)
         candidates = find_candidates(part, asked, reduced=best_class_only or end_to_end)
         found.append(_sort(_choose(candidates, asked, suppressing=not end_to_end), asked))
-    if len(found) == 1:
-        return found[0]
+    return found[0] if len(found) == 1 else _join(found)
+
+
+def _join(found: Sequence[Detections]) -> Detections:
     return Detections(
         np.concatenate([one.boxes for one in found]),
         np.concatenate([one.scores for one in found]),
