@@ -91,4 +91,4 @@ def test_every_file_on_the_map_exists() -> None:
     named = set(re.findall(r"[\w*-]+\.(?:py|js|sh|html|flags|pbtxt)\b", text))
     missing = {name for name in named if not any(fnmatch(file, name) for file in files)}
     # Of YOLOv5, and of the installed network.
-    assert missing - {"val.py", "embedded*.pbtxt"} == set()
+    assert missing - {"val.py", "bf16.pbtxt"} == set()
