@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import nms
 import numpy as np
 import torch
 from batch_thresholds import BatchThresholds
-from placement import Placement
+from placement import GAIN, PAD, SIZE, Placement
 from thresholds import Thresholds
 from torch import Tensor
+
+
+def placement_of(row: Sequence[float]) -> Placement:
+    """Read a row of the tensor `placement`."""
+    (gain_x, gain_y), (pad_x, pad_y), (height, width) = (row[part] for part in (GAIN, PAD, SIZE))
+    return Placement(
+        gain_x=gain_x,
+        gain_y=gain_y,
+        pad_x=pad_x,
+        pad_y=pad_y,
+        height=int(height),
+        width=int(width),
+    )
 
 
 def asked(

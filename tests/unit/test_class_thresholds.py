@@ -18,15 +18,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nms import InputError
 from numpy.typing import NDArray
-from one_image import asked, detect
+from one_image import asked, detect, placement_of
 from parameters import parse_parameters
-from placement import Placement
 from prefilter import with_prefilter
 from thresholds import Thresholds
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-IDENTITY = Placement.from_row([1, 1, 0, 0, 640, 640])
+IDENTITY = placement_of([1, 1, 0, 0, 640, 640])
 Detections = tuple[Tensor, Tensor, Tensor]
 
 

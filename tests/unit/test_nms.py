@@ -9,12 +9,13 @@ import torch
 from batch_thresholds import BatchThresholds
 from candidates import MAX_CANDIDATES
 from nms import InputError
+from one_image import placement_of
 from pack import encode_labels, pack_detections
 from placement import Placement
 from thresholds import NOT_REPORTED, Thresholds
 from torch import Tensor
 
-IDENTITY = Placement.from_row([1, 1, 0, 0, 640, 640])
+IDENTITY = placement_of([1, 1, 0, 0, 640, 640])
 ALL = torch.ones(3, dtype=torch.bool)
 
 
@@ -130,18 +131,18 @@ def test_max_det_keeps_the_best() -> None:
 
 
 def test_boxes_are_mapped_back_and_clipped_to_the_picture() -> None:
-    placement = Placement.from_row([0.5, 0.5, 0, 106.5, 427 * 2, 1280])
+    placement = placement_of([0.5, 0.5, 0, 106.5, 427 * 2, 1280])
     rows = torch.stack([row(100, 206.5, 40, 20, 1, 1, 0, 0), row(0, 106.5, 40, 20, 0.9, 1, 0, 0)])
     boxes = detect(rows, thresholds(), ALL, placement)[0].tolist()
     assert boxes == [[160, 180, 240, 220], [0, 0, 40, 20]]
-    moved = Placement.from_row([0.5, 0.5, 80, 8, 400, 160])
+    moved = placement_of([0.5, 0.5, 80, 8, 400, 160])
     rows[1, :2] = torch.tensor([180.0, 300.0])
     assert detect(rows, thresholds(), ALL, moved)[0].tolist() == [
         [0, 377, 80, 400],
         [160, 400, 160, 400],
     ]
     rows[1, :2] = torch.tensor([0.0, 106.5])
-    stretched = Placement.from_row([0.5, 2, 0, 0, 320, 1280])
+    stretched = placement_of([0.5, 2, 0, 0, 320, 1280])
     assert detect(rows[:1], thresholds(), ALL, stretched)[0].tolist() == [[160, 98.25, 240, 108.25]]
 
 

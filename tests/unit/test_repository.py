@@ -13,8 +13,8 @@ import network_spec
 import pytest
 import settings
 from google.protobuf import text_format
+from one_image import placement_of
 from parameters import PARAMETER_NAMES
-from placement import Placement
 from support import REPOSITORY, ROOT
 from thresholds import Thresholds
 from tritonclient.grpc import model_config_pb2
@@ -105,7 +105,7 @@ def test_both_steps_describe_the_tensors_between_them_alike() -> None:
     for name in read.keys() & written.keys():
         assert read[name].data_type == written[name].data_type
         assert read[name].dims == written[name].dims
-    placement = Placement.from_row([1, 1, 0, 0, 480, 640])
+    placement = placement_of([1, 1, 0, 0, 480, 640])
     thresholds = Thresholds.from_row([0.25, 0.45, 300, 0, 0])
     assert [*read["placement"].dims] == [len(placement.as_row())]
     assert [*read["nms"].dims] == [len(thresholds.as_row())]

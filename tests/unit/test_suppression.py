@@ -15,8 +15,7 @@ import torchvision_ops
 from candidates import MAX_CANDIDATES
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from one_image import detect
-from placement import Placement
+from one_image import detect, placement_of
 from suppression import suppress
 from thresholds import Thresholds
 from torch import Tensor
@@ -133,7 +132,7 @@ def test_most_expensive_parameters_take_less_than_a_third_of_a_second(
     rows = torch.rand((25_200, 85), generator=torch.Generator().manual_seed(0))
     arrange(rows)
     thresholds = Thresholds.from_row([0, iou_thres, 1000, agnostic_nms, 1])
-    placement = Placement.from_row([1, 1, 0, 0, 9999, 9999])
+    placement = placement_of([1, 1, 0, 0, 9999, 9999])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the server
     try:
@@ -239,7 +238,7 @@ def test_candidates_dropped_are_the_worst_and_of_equal_ones_the_last() -> None:
     rows[:, 4] = 1
     rows[:, 5:] = 0.5  # 40,000 candidates of the same score ...
     rows[-1, 5:] = 0.6  # ... and 80 that are better
-    placement = Placement.from_row([1, 1, 0, 0, 9999, 9999])
+    placement = placement_of([1, 1, 0, 0, 9999, 9999])
     thresholds = Thresholds.from_row([0.25, 1, 1000, 0, 1])
     _, scores, classes = detect(rows, thresholds, torch.full((80,), 0.25), placement)
     assert scores[:80].tolist() == [np.float32(0.6)] * 80

@@ -1,4 +1,4 @@
-"""The thresholds and placements of a batch of images, on the device of the network's rows."""
+"""The thresholds of a batch of images, on the device of the network's rows, and placements."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from thresholds import Thresholds
+from thresholds import AGNOSTIC_NMS, COLUMNS, CONF_THRES, MULTI_LABEL, Thresholds
 from torch import Tensor
-
-_NMS = 5  # columns
 
 
 @dataclass(frozen=True)
@@ -50,22 +48,22 @@ class BatchThresholds:
     @property
     def conf_thres(self) -> Tensor:
         """[B] float32, the lowest of all classes."""
-        return self._columns[:, 0]
+        return self._columns[:, CONF_THRES]
 
     @property
     def agnostic_nms(self) -> Tensor:
         """[B] bool."""
-        return self._columns[:, 3] != 0
+        return self._columns[:, AGNOSTIC_NMS] != 0
 
     @property
     def multi_label(self) -> Tensor:
         """[B] bool."""
-        return self._columns[:, 4] != 0
+        return self._columns[:, MULTI_LABEL] != 0
 
     @property
     def class_conf_thres(self) -> Tensor:
         """[B, C] float32: the conf_thres of each class, `NOT_REPORTED` for none."""
-        return self._columns[:, _NMS:]
+        return self._columns[:, COLUMNS:]
 
     def part(self, first: int, end: int) -> BatchThresholds:
         """Those of the images from `first` to before `end`."""

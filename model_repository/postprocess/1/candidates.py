@@ -146,8 +146,7 @@ def _reduced(rows: Rows, thresholds: BatchThresholds) -> Candidates:
     # Nothing is asked of rows that do not count.
     if bool((is_unknown & (scores > thresholds.conf_thres[rows.images])).any()):
         raise InputError(f"a row's class is none of the {known} there are")
-    index = _keep_best(scores > least, scores, rows.images).nonzero().squeeze(1)
-    return Candidates(rows.values[index, :4], scores[index], classes[index], rows.images[index])
+    return _one_of_a_row(rows, scores > least, scores, classes)
 
 
 def _best_label(rows: Rows, thresholds: BatchThresholds) -> Candidates:
@@ -155,6 +154,10 @@ def _best_label(rows: Rows, thresholds: BatchThresholds) -> Candidates:
     scores, classes = (rows.values[:, 5:] * objectness[:, None]).max(1)
     least = thresholds.class_conf_thres[rows.images, classes]
     wanted = torch.minimum(scores, objectness) > least
+    return _one_of_a_row(rows, wanted, scores, classes)
+
+
+def _one_of_a_row(rows: Rows, wanted: Tensor, scores: Tensor, classes: Tensor) -> Candidates:
     index = _keep_best(wanted, scores, rows.images).nonzero().squeeze(1)
     return Candidates(rows.values[index, :4], scores[index], classes[index], rows.images[index])
 

@@ -16,6 +16,7 @@ from network_spec import NetworkSpec
 from nms import InputError, check_lowest, detect
 from numpy.typing import NDArray
 from pack import encode_labels, pack_detections
+from placement import SIZE
 from postprocess_metrics import Metrics, ModelMetrics
 from thresholds import CONF_THRES, ThresholdsError
 
@@ -143,7 +144,7 @@ class Call:
         return self.slot, str(self.output0.device)
 
     def pack(self, arrays):
-        arrays["image_size"] = self.placement[:, 4:].astype(np.int32)
+        arrays["image_size"] = self.placement[:, SIZE].astype(np.int32)
         return pb_utils.InferenceResponse(
             [pb_utils.Tensor(name, array) for name, array in arrays.items()]
         )

@@ -18,6 +18,7 @@ from batch_suppression import suppress_batch
 from batch_thresholds import BatchThresholds
 from candidates import Candidates, InputError, find_candidates, portions, select_rows
 from numpy.typing import NDArray
+from placement import GAIN, PAD, SIZE
 from torch import Tensor
 
 __all__ = ["Detections", "InputError", "check_lowest", "detect"]
@@ -144,7 +145,7 @@ def as_columns(candidates: Candidates) -> Tensor:
 
 def _to_image(boxes: NDArray[np.float32], placement: NDArray[np.float32]) -> NDArray[np.float32]:
     """Model pixels -> pixels of the image, clipped to it; for each box the row of its image."""
-    gain, pad, size = placement[:, None, :2], placement[:, None, 2:4], placement[:, None, :3:-1]
+    gain, pad, size = (placement[:, None, columns] for columns in (GAIN, PAD, SIZE))
     moved = (boxes.reshape(-1, 2, 2) - pad) / gain
-    clipped: NDArray[np.float32] = np.clip(moved, 0, size)
+    clipped: NDArray[np.float32] = np.clip(moved, 0, size[..., ::-1])  # width first, as x is
     return clipped.reshape(-1, 4)

@@ -38,11 +38,12 @@ def pack_detections(
     image = at = 0
     for images in requests:
         counts = detections.counts[image : image + images]
+        end = at + sum(counts)
         packed = {"num_dets": np.array(counts, np.int32)[:, None]}
         for name, column, padding in columns:
-            packed[name] = _pad(column[at : at + sum(counts)], counts, padding)
+            packed[name] = _pad(column[at:end], counts, padding)
         yield packed
-        image, at = image + images, at + sum(counts)
+        image, at = image + images, end
 
 
 def _pad(column: NDArray[Any], counts: Sequence[int], padding: Any) -> NDArray[Any]:

@@ -6,8 +6,10 @@ to pixels of the image. Both have this module.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+
+GAIN, PAD = slice(0, 2), slice(2, 4)  # columns, x before y
+SIZE = slice(4, 6)  # columns, height before width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,19 +26,6 @@ class Placement:
     pad_y: float
     height: int
     width: int
-
-    @classmethod
-    def from_row(cls, row: Sequence[float]) -> Placement:
-        """Read one row of the tensor."""
-        gain_x, gain_y, pad_x, pad_y, height, width = row
-        return cls(
-            gain_x=gain_x,
-            gain_y=gain_y,
-            pad_x=pad_x,
-            pad_y=pad_y,
-            height=int(height),
-            width=int(width),
-        )
 
     def as_row(self) -> tuple[float, ...]:
         """One row of the tensor."""

@@ -11,7 +11,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-CONF_THRES = 0  # the column
+CONF_THRES, AGNOSTIC_NMS, MULTI_LABEL = 0, 3, 4  # columns of `nms`
+COLUMNS = 5  # how many it has
 MAX_DET = 1000  # the largest `max_det` allowed
 NOT_REPORTED = math.inf  # in `class_conf_thres`: no detection of this class is wanted
 
