@@ -14,7 +14,7 @@ from tritonclient.grpc import model_config_pb2
 
 from ._errors import StartError
 from ._settings import Settings
-from .hardware import cpu_has_bf16, has_cuda_provider, has_gpu
+from .hardware import cpu_has_bf16, has_cuda_provider, wants_gpu
 
 FIRST, LAST = "preprocess", "postprocess"  # the steps that all networks share
 NETWORK = "yolov5"  # the network without a name; others have folders of their own
@@ -142,8 +142,7 @@ def chosen_configs(settings: Settings, network: str = NETWORK) -> str | None:
         return None
     if is_plan(read_config(settings.repository, network)):
         return None
-    wanted = settings.gpu == "1" or (settings.gpu == "auto" and has_gpu())
-    on_cpu = not (wanted and has_cuda_provider())
+    on_cpu = not (wants_gpu(settings.gpu) and has_cuda_provider())
     usable = on_cpu and cpu_has_bf16() and importlib.util.find_spec("openvino")
     return BF16_CONFIGS if usable else None
 

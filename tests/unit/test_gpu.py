@@ -211,8 +211,9 @@ def test_packages_of_the_gpu_are_what_such_a_process_imports(tmp_path: Path) -> 
 def test_gpu_0_serves_what_the_cpu_is_best_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("cpu_has_bf16", "has_gpu", "has_cuda_provider"):
+    for name in ("cpu_has_bf16", "has_cuda_provider"):
         monkeypatch.setattr(_repository, name, lambda: True)
+    monkeypatch.setattr(hardware, "has_gpu", lambda: True)
     configs = tmp_path / "yolov5" / "configs"
     configs.mkdir(parents=True)
     (tmp_path / "yolov5" / "config.pbtxt").write_text('backend: "onnxruntime"')
@@ -223,7 +224,7 @@ def test_gpu_0_serves_what_the_cpu_is_best_at(
         return "bf16" in (chosen_configs(Settings(repository=tmp_path, gpu=gpu)) or "")
 
     assert not is_bf16("auto") and is_bf16("0")
-    monkeypatch.setattr(_repository, "has_gpu", lambda: False)
+    monkeypatch.setattr(hardware, "has_gpu", lambda: False)
     assert is_bf16("auto") and not is_bf16("1")
 
 

@@ -104,7 +104,7 @@ def test_bf16_configuration_depends_on_cpu_gpu_and_precision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_repository, "cpu_has_bf16", lambda: True)
-    monkeypatch.setattr(_repository, "has_gpu", lambda: False)
+    monkeypatch.setattr(hardware, "has_gpu", lambda: False)
     monkeypatch.setattr(_repository, "has_cuda_provider", lambda: False)
     configs = tmp_path / "yolov5" / "configs"
     configs.mkdir(parents=True)
@@ -122,7 +122,7 @@ def test_bf16_configuration_depends_on_cpu_gpu_and_precision(
     assert read_config(tmp_path, "yolov5", "bf16").backend == "openvino"
     assert read_config(tmp_path, "yolov5").backend == "onnxruntime"
     with monkeypatch.context() as patched:
-        patched.setattr(_repository, "has_gpu", lambda: True)
+        patched.setattr(hardware, "has_gpu", lambda: True)
         assert chosen() == "bf16"  # the network runs on the CPU
         patched.setattr(_repository, "has_cuda_provider", lambda: True)
         assert chosen() is None

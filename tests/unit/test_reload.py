@@ -16,7 +16,7 @@ from google.protobuf import text_format
 from support import ROOT
 from tritonclient.grpc import model_config_pb2
 
-from yolov5_server import Settings, _reload, _repository
+from yolov5_server import Settings, _reload, _repository, hardware
 from yolov5_server._control import ControlError, ModelControl
 from yolov5_server._errors import StartError
 from yolov5_server._loading import LoadStuckError
@@ -223,7 +223,7 @@ def test_new_network_is_loaded_under_a_new_name_and_then_served(place: Place) ->
 def bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU on which a configuration for BF16 is served."""
     monkeypatch.setattr(_repository, "cpu_has_bf16", lambda: True)
-    monkeypatch.setattr(_repository, "has_gpu", lambda: False)
+    monkeypatch.setattr(hardware, "has_gpu", lambda: False)
 
 
 @pytest.mark.usefixtures("bf16")

@@ -17,7 +17,7 @@ from config_check import DATA_TYPES, dims
 from cores import cores_for_instance
 from cpu_model import CpuModel
 from onnxruntime import get_available_providers, set_default_logger_severity
-from prefilter import with_prefilter
+from prefilter import has_full_head, with_prefilter
 from session import CUDA, open_session, why_not_on_cuda, without_missing_tensorrt
 from variants import check_full, full_path, open_runs, runner, weights_path
 
@@ -96,7 +96,8 @@ class TritonPythonModel:
                 # To the operator: Triton's own information is not shown.
                 provider = session.get_providers()[0]
                 print(f"{config['name']} runs on GPU {device}, by {provider}.", flush=True)
-                return model or CpuModel(config, {1: with_prefilter(runner(config, session))}, 1)
+                run = with_prefilter(runner(config, session), full_head=has_full_head(config))
+                return model or CpuModel(config, {1: run}, 1)
         self.warn_of_cpu(config, device, why_not_on_cuda())
         return None
 

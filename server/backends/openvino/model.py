@@ -14,7 +14,7 @@ from config_check import check_config
 from cores import cores_for_instance
 from cpu_model import CpuModel
 from executor import thread_counts
-from prefilter import config_of_full, with_prefilter
+from prefilter import config_of_full, has_full_head, with_prefilter
 
 
 class TritonPythonModel:
@@ -24,10 +24,10 @@ class TritonPythonModel:
         network = Network(config, folder / (config.get("default_model_filename") or "model.xml"))
         check_config(config_of_full(config, network.outputs), network.inputs, network.outputs)
         cores = cores_for_instance(config)
-        head = config.get("parameters", {}).get("head", {}).get("string_value")
         runs = {
             threads: with_prefilter(
-                network.run_with(threads, max(1, cores // threads)), full_head=head == "full"
+                network.run_with(threads, max(1, cores // threads)),
+                full_head=has_full_head(config),
             )
             for threads in thread_counts(cores)
         }

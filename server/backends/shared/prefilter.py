@@ -44,6 +44,12 @@ def config_of_full(config: Mapping[str, Any], outputs: Sequence[Any]) -> Mapping
     }
 
 
+def has_full_head(config: Mapping[str, Any]) -> bool:
+    """Whether the network's rows have a score for each class after the objectness."""
+    head = config.get("parameters", {}).get("head", {}).get("string_value")
+    return bool(head == "full")
+
+
 def with_prefilter(run: Run, *, full_head: bool = False) -> Run:
     """Let a network in full take `pixels` and `nms`, one image at a time.
 
