@@ -48,17 +48,20 @@ def test_two_hundred_concurrent_calls_are_all_answered(server: RunningServer) ->
 
 
 def test_cancelled_call_is_cancelled_on_the_server(server: RunningServer) -> None:
-    async def ask() -> None:
+    async def ask() -> int:
         async with AsyncClient(server.grpc, in_flight=64) as client:
             calls = [asyncio.ensure_future(client.detect(PHOTO)) for _ in range(64)]
-            # Once eight are done, the last one has arrived, and is still queued: a call that is
-            # cancelled while its bytes are being sent is not yet a request.
+            # Once eight are done, most have arrived, and are still queued: a call that is cancelled
+            # while its bytes are being sent is not yet a request.
             while sum(call.done() for call in calls) < 8:
                 await asyncio.sleep(0.01)
-            calls[-1].cancel()
+            for call in calls[32:]:
+                call.cancel()
             results = await asyncio.gather(*calls, return_exceptions=True)
-            assert isinstance(results[-1], asyncio.CancelledError)
-            assert [len(found) for found in results[:-1]] == [11] * 63  # type: ignore[arg-type]
+            kept = [found for found in results if not isinstance(found, BaseException)]
+            assert len(kept) >= 32
+            assert [len(found) for found in kept] == [11] * len(kept)
+            return len(kept)
 
     def answered() -> int:
         return metric(server.metrics, "nv_inference_request_success", model="postprocess")
@@ -67,11 +70,12 @@ def test_cancelled_call_is_cancelled_on_the_server(server: RunningServer) -> Non
         return metric(server.metrics, "nv_inference_request_failure", reason="CANCELED")
 
     before = answered(), cancelled()
-    asyncio.run(ask())
+    kept = asyncio.run(ask())
     # Triton notices and counts the cancellation only when the request's turn comes.
     wait_until(lambda: cancelled() > before[1], 10)
-    wait_until(lambda: answered() >= before[0] + 63, 10)  # counted after the answer is sent
-    assert answered() == before[0] + 63
+    wait_until(lambda: answered() >= before[0] + kept, 10)  # counted after the answer is sent
+    # The network's turns of most of the cancelled ones were spared.
+    assert answered() < before[0] + kept + (64 - kept) / 2
 
 
 def test_stream_keeps_order_and_bounds_what_it_holds(

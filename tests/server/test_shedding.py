@@ -122,9 +122,9 @@ def test_requests_beyond_the_queue_are_refused_at_once(server: RunningServer, cr
     for call in refused:
         assert call.error.status() == "StatusCode.UNAVAILABLE"
         assert "saturated: the queue of 64 images has no room for 1 more" in call.error.message()
-    waited = median(call.seconds for call in refused)
-    # This process, the sender, shares the server's cores; test_siege.py measures the time.
-    assert waited < median(call.seconds for call in accepted)
+    # Most refusals come while accepted requests still wait. This process, the sender, shares the
+    # server's cores; test_siege.py measures the time.
+    assert median(call.finished for call in refused) < max(call.finished for call in accepted)
     wait_until(lambda: seconds_alone(server) < 2 * before, 30)
 
 
