@@ -8,6 +8,7 @@ HTTP_PORT := 8000
 GRPC_PORT := 8001
 METRICS_PORT := 8002
 HEALTH_PORT :=
+API_PORT := 8080
 PRECISION := auto
 GPU := auto
 GATEWAY_PORT := 8443
@@ -25,6 +26,9 @@ ARGS :=
 quote = '$(subst ','\'',$(value $(1)))'
 # The flag of the client's commands for the network.
 model = $(if $(NAME),--model=$(call quote,NAME))
+# Without a HEALTH_PORT the launcher takes the port after that of the metrics.
+health_port = $(if $(HEALTH_PORT),$(call quote,HEALTH_PORT),$$(expr $(call quote,METRICS_PORT) + 1))
+api = $(VENV)/bin/yolov5-client api --server 127.0.0.1:$(call quote,GRPC_PORT) --health http://127.0.0.1:$(health_port) --host $(call quote,HOST) --port $(call quote,API_PORT) $(model)
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -40,7 +44,7 @@ GPU_INSTALLED := $(if $(WITH_GPU),$(GPU_PACKAGES)/.installed)
 NETWORK := $(firstword $(wildcard model_repository/yolov5/[0-9]*/model.*) model_repository/yolov5/1/model.onnx)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve gateway test lint format detect page model models engine eval compare bench gpu-check lock clean
+.PHONY: help setup serve api gateway test lint format detect page model models engine eval compare bench gpu-check lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +61,9 @@ test: lint $(NETWORK) ## Lint, types, unit tests, and tests against a real serve
 
 detect: $(INSTALLED) ## Find objects in SOURCE, a file, folder, 'glob*', video or URL (NAME, SERVER; ARGS: flags, further ones)
 	@$(VENV)/bin/yolov5-client detect $(call quote,SOURCE) --server $(call quote,SERVER) $(model) $(ARGS)
+
+api: $(INSTALLED) ## Plain REST beside a running server: POST /detect, /docs, a page (API_PORT, NAME; ARGS: flags)
+	@$(api) $(ARGS)
 
 page: $(INSTALLED) ## A page to try images on, beside a running server (NAME, HTTP_PORT; ARGS=--port=8080)
 	@$(VENV)/bin/yolov5-client page --server http://127.0.0.1:$(call quote,HTTP_PORT) $(model) $(ARGS)

@@ -21,7 +21,7 @@ from typing import Any, Literal, Protocol, cast, overload
 
 from . import _wire
 from ._client import STATUS_TIMEOUT, http_module
-from ._connection import TLS, Backoff, Connection
+from ._connection import TLS, Backoff, Call, Connection
 from ._contract import NETWORK
 from ._detections import Detections
 from ._errors import UnavailableError, YoloClientError
@@ -44,7 +44,7 @@ Example:
 
 
 class _Transport(Protocol):
-    async def infer(self, image: bytes, parameters: Mapping[str, Any]) -> _wire.Outputs: ...
+    async def infer(self, image: bytes, call: Call) -> _wire.Outputs: ...
 
     async def status(self, timeout: float) -> ServerStatus: ...
 
@@ -108,16 +108,31 @@ class AsyncClient:
         return self._opened
 
     @overload
-    async def detect(self, image: AsyncImage, **parameters: Any) -> Detections: ...
+    async def detect(
+        self,
+        image: AsyncImage,
+        *,
+        model: str | None = None,
+        request_id: str = "",
+        **parameters: Any,
+    ) -> Detections: ...
 
     @overload
     async def detect(
-        self, image: Iterable[AsyncImage] | AsyncIterable[AsyncImage], **parameters: Any
+        self,
+        image: Iterable[AsyncImage] | AsyncIterable[AsyncImage],
+        *,
+        model: str | None = None,
+        request_id: str = "",
+        **parameters: Any,
     ) -> list[Detections]: ...
 
     async def detect(
         self,
         image: AsyncImage | Iterable[AsyncImage] | AsyncIterable[AsyncImage],
+        *,
+        model: str | None = None,
+        request_id: str = "",
         **parameters: Any,
     ) -> Detections | list[Detections]:
         """Find objects in one image, or in each of several; see `Client.detect`.
@@ -132,11 +147,13 @@ class AsyncClient:
             (480, 640) 1 WBC, 1 Platelets
         """
         if _wire.is_one_image(image):
-            return await self._answer(cast(AsyncImage, image), parameters)
+            call = self._connection.call(model, request_id, parameters)
+            return await self._answer(cast(AsyncImage, image), call)
         results: list[Detections] = []
         try:
+            several = cast(Iterable[AsyncImage], image)
             async for detections in self.detect_stream(
-                cast(Iterable[AsyncImage], image), **parameters
+                several, model=model, request_id=request_id, **parameters
             ):
                 results.append(detections)
         except YoloClientError as error:
@@ -149,6 +166,8 @@ class AsyncClient:
         images: Iterable[AsyncImage] | AsyncIterable[AsyncImage],
         *,
         return_exceptions: Literal[False] = False,
+        model: str | None = None,
+        request_id: str = "",
         **parameters: Any,
     ) -> AsyncGenerator[Detections, None]: ...
 
@@ -158,6 +177,8 @@ class AsyncClient:
         images: Iterable[AsyncImage] | AsyncIterable[AsyncImage],
         *,
         return_exceptions: Literal[True],
+        model: str | None = None,
+        request_id: str = "",
         **parameters: Any,
     ) -> AsyncGenerator[Detections | YoloClientError | OSError, None]: ...
 
@@ -166,6 +187,8 @@ class AsyncClient:
         images: Iterable[AsyncImage] | AsyncIterable[AsyncImage],
         *,
         return_exceptions: bool = False,
+        model: str | None = None,
+        request_id: str = "",
         **parameters: Any,
     ) -> AsyncGenerator[Detections | YoloClientError | OSError, None]:
         """Find objects in any number of images; see `Client.detect_stream`.
@@ -180,6 +203,7 @@ class AsyncClient:
             ('WBC',)
             ('WBC',)
         """
+        call = self._connection.call(model, request_id, parameters)
         pending: deque[asyncio.Task[Detections]] = deque()
         source = _iterate(images)
         next_image: asyncio.Task[AsyncImage] | None = asyncio.ensure_future(_next(source))
@@ -192,7 +216,7 @@ class AsyncClient:
                 if next_image and next_image in awaited and next_image.done():
                     try:
                         pending.append(
-                            asyncio.ensure_future(self._answer(next_image.result(), parameters))
+                            asyncio.ensure_future(self._answer(next_image.result(), call))
                         )
                         next_image = asyncio.ensure_future(_next(source))
                     except _ExhaustedError:
@@ -212,13 +236,13 @@ class AsyncClient:
             await asyncio.gather(*left, return_exceptions=True)
             await source.aclose()
 
-    async def _answer(self, image: AsyncImage, parameters: Mapping[str, Any]) -> Detections:
+    async def _answer(self, image: AsyncImage, call: Call) -> Detections:
         async with self._slots:
             encoded = await _read(image)
             backoff = iter(Backoff(self._connection.retry_for))
             while True:
                 try:
-                    return _wire.detections(await self._transport.infer(encoded, parameters))
+                    return _wire.detections(await self._transport.infer(encoded, call))
                 except UnavailableError:
                     delay = next(backoff, None)
                     if delay is None:

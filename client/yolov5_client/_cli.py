@@ -12,6 +12,7 @@ from ._commands import (
     NO_SERVER,
     USAGE,
     UsageError,
+    api,
     compare,
     connection_flags,
     detect,
@@ -65,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     connection = connection_flags()
-    for command in (detect, compare, evaluate, page, status):
+    for command in (detect, compare, evaluate, api, page, status):
         command.add_parser(commands, connection)
     return parser
 

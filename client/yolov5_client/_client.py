@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Literal, Protocol, cast, overload
 
 from . import _wire
-from ._connection import TLS, Backoff, Connection
+from ._connection import TLS, Backoff, Call, Connection
 from ._contract import NETWORK
 from ._detections import Detections
 from ._errors import UnavailableError, YoloClientError
@@ -37,7 +37,7 @@ def http_module() -> Any:
 
 
 class _Transport(Protocol):
-    def infer(self, image: bytes, parameters: Mapping[str, Any]) -> _wire.Outputs: ...
+    def infer(self, image: bytes, call: Call) -> _wire.Outputs: ...
 
     def status(self, timeout: float) -> ServerStatus: ...
 
@@ -114,13 +114,32 @@ class Client:
         self._closed = threading.Event()
 
     @overload
-    def detect(self, image: Image, **parameters: Any) -> Detections: ...
+    def detect(
+        self,
+        image: Image,
+        *,
+        model: str | None = None,
+        request_id: str = "",
+        **parameters: Any,
+    ) -> Detections: ...
 
     @overload
-    def detect(self, image: Iterable[Image], **parameters: Any) -> list[Detections]: ...
+    def detect(
+        self,
+        image: Iterable[Image],
+        *,
+        model: str | None = None,
+        request_id: str = "",
+        **parameters: Any,
+    ) -> list[Detections]: ...
 
     def detect(
-        self, image: Image | Iterable[Image], **parameters: Any
+        self,
+        image: Image | Iterable[Image],
+        *,
+        model: str | None = None,
+        request_id: str = "",
+        **parameters: Any,
     ) -> Detections | list[Detections]:
         """Find objects in one image, or in each of several.
 
@@ -139,6 +158,8 @@ class Client:
                 URI, its bytes (bytes, bytearray, memoryview or a one-dimensional array of uint8),
                 a file open for reading bytes, or a function that returns its bytes; or an
                 iterable of these.
+            model: the name of another network than the client's own.
+            request_id: the id under which Triton logs and traces the request; over gRPC only.
             parameters: `conf_thres`, `iou_thres` (0 to 1), `max_det` (1 to 1000), `classes` (a
                 list of indices or names, or the string "0,2"), `agnostic_nms`, `multi_label`
                 (bool), `class_conf_thres` (a dict of indices or names with numbers from 0 to 1,
@@ -151,16 +172,22 @@ class Client:
 
         Raises:
             OSError: a file cannot be read.
+            ValueError: no network can have the name `model`.
             ImageTypeError: an image is of another type.
             InvalidRequestError, UnavailableError, TimedOutError, DeniedError, ServerError: the
                 request failed. For several images the message names the first that failed; the
                 remaining ones are abandoned.
         """
         if _wire.is_one_image(image):
-            return self._answer(cast(Image, image), parameters)
+            return self._answer(
+                cast(Image, image), self._connection.call(model, request_id, parameters)
+            )
         results: list[Detections] = []
         try:
-            results.extend(self.detect_stream(cast(Iterable[Image], image), **parameters))
+            several = cast(Iterable[Image], image)
+            results.extend(
+                self.detect_stream(several, model=model, request_id=request_id, **parameters)
+            )
         except YoloClientError as error:
             raise _wire.for_list_position(error, len(results) + 1) from error.__cause__
         return results
@@ -171,16 +198,30 @@ class Client:
         images: Iterable[Image],
         *,
         return_exceptions: Literal[False] = False,
+        model: str | None = None,
+        request_id: str = "",
         **parameters: Any,
     ) -> Iterator[Detections]: ...
 
     @overload
     def detect_stream(
-        self, images: Iterable[Image], *, return_exceptions: Literal[True], **parameters: Any
+        self,
+        images: Iterable[Image],
+        *,
+        return_exceptions: Literal[True],
+        model: str | None = None,
+        request_id: str = "",
+        **parameters: Any,
     ) -> Iterator[Detections | YoloClientError | OSError]: ...
 
     def detect_stream(
-        self, images: Iterable[Image], *, return_exceptions: bool = False, **parameters: Any
+        self,
+        images: Iterable[Image],
+        *,
+        return_exceptions: bool = False,
+        model: str | None = None,
+        request_id: str = "",
+        **parameters: Any,
     ) -> Iterator[Detections | YoloClientError | OSError]:
         """Find objects in any number of images, with `in_flight` requests under way.
 
@@ -198,7 +239,7 @@ class Client:
             images: as `detect` takes them, from a list or from a generator, which may be endless.
             return_exceptions: yield the error of an image in its place, and continue. Otherwise
                 the first error is raised, and the remaining images are abandoned.
-            parameters: as for `detect`.
+            model, request_id, parameters: as for `detect`.
 
         Yields:
             The detections, in the order of the images.
@@ -206,6 +247,7 @@ class Client:
         Raises:
             YoloClientError, OSError: as `detect` raises them.
         """
+        call = self._connection.call(model, request_id, parameters)
         pending: deque[Future[Detections]] = deque()
         source = iter(images)
         try:
@@ -213,7 +255,7 @@ class Client:
                 asked = time.monotonic()
                 for image in source:
                     slow = time.monotonic() - asked > _SLOW_SOURCE_SECONDS
-                    pending.append(self._workers.submit(self._answer, image, parameters))
+                    pending.append(self._workers.submit(self._answer, image, call))
                     full = len(pending) >= 2 * self._connection.in_flight
                     if full or (slow and pending[0].done()):
                         break
@@ -230,13 +272,13 @@ class Client:
             for future in pending:
                 future.cancel()
 
-    def _answer(self, image: Image, parameters: Mapping[str, Any]) -> Detections:
+    def _answer(self, image: Image, call: Call) -> Detections:
         with self._slots:
             encoded = _wire.read(image)  # once: a file cannot be read twice
             backoff = iter(Backoff(self._connection.retry_for))
             while True:
                 try:
-                    return _wire.detections(self._transport.infer(encoded, parameters))
+                    return _wire.detections(self._transport.infer(encoded, call))
                 except UnavailableError:
                     delay = next(backoff, None)
                     if delay is None or self._closed.wait(delay):

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from ._contract import NETWORK, check_network, endpoint_for
@@ -66,6 +67,21 @@ class TLS:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Call:
+    """What is asked about each image.
+
+    Attributes:
+        endpoint: name of the model that is asked.
+        parameters: as the caller gave them.
+        request_id: sent as the id of the request, if it is not empty.
+    """
+
+    endpoint: str
+    parameters: Mapping[str, Any]
+    request_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Connection:
     """The arguments of `Client` and `AsyncClient`, which describe them.
 
@@ -115,6 +131,15 @@ class Connection:
     def endpoint(self) -> str:
         """The name under which the server has the network's endpoint."""
         return endpoint_for(self.model)
+
+    def call(self, model: str | None, request_id: str, parameters: Mapping[str, Any]) -> Call:
+        """Say what to ask about each image; without a model, the client's own network.
+
+        Raises:
+            ValueError: no network can have that name.
+        """
+        endpoint = self.endpoint if model is None else endpoint_for(check_network(model))
+        return Call(endpoint=endpoint, parameters=parameters, request_id=request_id)
 
     @property
     def encryption(self) -> TLS | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,7 +12,7 @@ from tritonclient.utils import InferenceServerException
 
 from . import _contract as names
 from . import _wire
-from ._connection import LARGEST_ANSWER, Connection
+from ._connection import LARGEST_ANSWER, Call, Connection
 from ._errors import InvalidRequestError, ServerError, TimedOutError
 from ._status import ServerStatus
 
@@ -58,13 +58,14 @@ def _channel(connection: Connection) -> dict[str, Any]:
     return options
 
 
-def _request(connection: Connection, image: bytes, parameters: Mapping[str, Any]) -> dict[str, Any]:
+def _request(connection: Connection, image: bytes, call: Call) -> dict[str, Any]:
     tensor = triton.InferInput(names.IMAGE, [1, 1], "BYTES")
     tensor.set_data_from_numpy(np.array([[image]], np.object_))
     return {
-        "model_name": connection.endpoint,
+        "model_name": call.endpoint,
         "inputs": [tensor],
-        "parameters": _wire.parameters_for_grpc(parameters),
+        "request_id": call.request_id,
+        "parameters": _wire.parameters_for_grpc(call.parameters),
         "client_timeout": connection.timeout,
         "headers": _metadata(connection),
     }
@@ -124,10 +125,8 @@ class GrpcTransport:
         self._connection = connection
         self._triton = triton.InferenceServerClient(**_channel(connection))
 
-    def infer(self, image: bytes, parameters: Mapping[str, Any]) -> _wire.Outputs:
-        return _outputs(
-            self._call(self._triton.infer, **_request(self._connection, image, parameters))
-        )
+    def infer(self, image: bytes, call: Call) -> _wire.Outputs:
+        return _outputs(self._call(self._triton.infer, **_request(self._connection, image, call)))
 
     def status(self, timeout: float) -> ServerStatus:
         budget = _TimeBudget(self._connection, timeout)
@@ -159,9 +158,9 @@ class AsyncGrpcTransport:
         self._connection = connection
         self._triton = InferenceServerClient(**_channel(connection))
 
-    async def infer(self, image: bytes, parameters: Mapping[str, Any]) -> _wire.Outputs:
+    async def infer(self, image: bytes, call: Call) -> _wire.Outputs:
         return _outputs(
-            await self._call(self._triton.infer, **_request(self._connection, image, parameters))
+            await self._call(self._triton.infer, **_request(self._connection, image, call))
         )
 
     async def status(self, timeout: float) -> ServerStatus:

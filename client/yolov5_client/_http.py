@@ -18,7 +18,7 @@ import httpcore
 import httpx
 
 from . import _deadline, _wire
-from ._connection import LARGEST_ANSWER, Connection
+from ._connection import LARGEST_ANSWER, Call, Connection
 from ._errors import (
     DeniedError,
     ServerError,
@@ -80,12 +80,13 @@ def _construct(make: Callable[[], T], connection: Connection) -> T:
         raise ValueError(f"{connection.address} is no address: {error}.") from None
 
 
-def _request(connection: Connection, image: bytes, parameters: Mapping[str, Any]) -> dict[str, Any]:
+def _request(image: bytes, call: Call) -> dict[str, Any]:
+    # A body that is the image alone has no place for the request's id.
     return {
         "method": "POST",
-        "url": f"/v2/models/{connection.endpoint}/infer",
+        "url": f"/v2/models/{call.endpoint}/infer",
         "content": image,
-        "headers": {**_BINARY, **_wire.headers_for_http(parameters)},
+        "headers": {**_BINARY, **_wire.headers_for_http(call.parameters)},
     }
 
 
@@ -181,8 +182,8 @@ class HttpTransport:
             lambda: httpx.Client(**_options(connection), transport=transport), connection
         )
 
-    def infer(self, image: bytes, parameters: Mapping[str, Any]) -> _wire.Outputs:
-        request = _request(self._connection, image, parameters)
+    def infer(self, image: bytes, call: Call) -> _wire.Outputs:
+        request = _request(image, call)
         with self._deadline.within(self._connection.timeout):
             return _outputs(_check(self._send(**request), self._connection))
 
@@ -227,8 +228,8 @@ class AsyncHttpTransport:
             options["verify"] = context
         self._http = _construct(lambda: httpx.AsyncClient(**options), connection)
 
-    async def infer(self, image: bytes, parameters: Mapping[str, Any]) -> _wire.Outputs:
-        request = _request(self._connection, image, parameters)
+    async def infer(self, image: bytes, call: Call) -> _wire.Outputs:
+        request = _request(image, call)
         answer = await self._within(self._connection.timeout, self._send(**request))
         return _outputs(_check(answer, self._connection))
 

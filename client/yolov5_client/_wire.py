@@ -56,6 +56,7 @@ Example:
 
 Outputs = Mapping[str, NDArray[Any]]
 
+
 _PREFIX = re.compile(r"^in ensemble '[\w-]+', ", re.ASCII)
 _GRPC_ERRORS: dict[str, type[YoloClientError]] = {
     "INVALID_ARGUMENT": InvalidRequestError,

@@ -354,7 +354,7 @@ def test_gateway_passes_answers_on_unchanged(
     server: RunningServer, gateway: Gateway, scheme: str
 ) -> None:
     with Client(server.grpc) as direct, gateway.client(scheme) as through:
-        allowed: list[dict[str, object]] = [
+        allowed: list[dict[str, Any]] = [
             {},
             {"conf_thres": 0.4, "classes": ["RBC", "0"]},
             {"class_conf_thres": {"RBC": 0.5, 0: 0.8}},

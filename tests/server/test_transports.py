@@ -28,7 +28,7 @@ from yolov5_client import (
 )
 
 
-def ask_async(address: str, tls: TLS | bool = False, **parameters: object) -> Detections:
+def ask_async(address: str, tls: TLS | bool = False, **parameters: Any) -> Detections:
     async def ask() -> Detections:
         async with AsyncClient(address, tls=tls) as client:
             return await client.detect(PHOTO, **parameters)
@@ -36,7 +36,7 @@ def ask_async(address: str, tls: TLS | bool = False, **parameters: object) -> De
     return asyncio.run(ask())
 
 
-def ask(address: str, tls: TLS | bool = False, **parameters: object) -> Detections:
+def ask(address: str, tls: TLS | bool = False, **parameters: Any) -> Detections:
     with Client(address, tls=tls) as client:
         return client.detect(PHOTO, **parameters)
 

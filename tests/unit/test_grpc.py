@@ -23,7 +23,7 @@ from yolov5_client import (
     TimedOutError,
 )
 from yolov5_client import _grpc as transport
-from yolov5_client._connection import Connection
+from yolov5_client._connection import Call, Connection
 
 
 class Recorder(grpc.GenericRpcHandler):  # type: ignore[misc]
@@ -193,13 +193,13 @@ def test_closed_client_asks_nothing(recorder: tuple[str, Recorder]) -> None:
     closed = transport.GrpcTransport(connection(recorder[0]))
     closed.close()
     with pytest.raises(ValueError, match="closed channel"):
-        closed.infer(b"", {})
+        closed.infer(b"", Call(endpoint="x", parameters={}, request_id=""))
 
     async def closing() -> None:
         closed = transport.AsyncGrpcTransport(connection(recorder[0]))
         await closed.close()
         with pytest.raises(Exception, match=r"(?i)closed"):
-            await closed.infer(b"", {})
+            await closed.infer(b"", Call(endpoint="x", parameters={}, request_id=""))
 
     asyncio.run(closing())
     assert not recorder[1].seen

@@ -29,7 +29,7 @@ from yolov5_client import (
     UnavailableError,
 )
 from yolov5_client import _http as transport
-from yolov5_client._connection import Connection
+from yolov5_client._connection import Call, Connection
 
 ANSWER = over_http([*tensors().values()])
 VERSION = b'{"version": "2.51.0"}'
@@ -196,13 +196,13 @@ def test_closed_client_asks_nothing(recorder: tuple[str, Recorder]) -> None:
     closed = transport.HttpTransport(connection(recorder[0]))
     closed.close()
     with pytest.raises(RuntimeError, match="closed"):
-        closed.infer(b"", {})
+        closed.infer(b"", Call(endpoint="x", parameters={}, request_id=""))
 
     async def closing() -> None:
         closed = transport.AsyncHttpTransport(connection(recorder[0]))
         await closed.close()
         with pytest.raises(RuntimeError, match="closed"):
-            await closed.infer(b"", {})
+            await closed.infer(b"", Call(endpoint="x", parameters={}, request_id=""))
 
     asyncio.run(closing())
     assert not recorder[1].seen

@@ -94,9 +94,6 @@ def connect(
         UsageError: a flag cannot be used.
     """
     try:
-        tls: TLS | bool = options.tls
-        if options.ca or options.cert or options.key:
-            tls = TLS(ca=options.ca, certificate=options.cert, key=options.key)
         return Client(
             options.server,
             model=options.model if model is None else model,
@@ -104,10 +101,21 @@ def connect(
             retry_for=retry_for,
             in_flight=in_flight,
             headers=read_headers(options.header),
-            tls=tls,
+            tls=tls_of(options),
         )
     except (OSError, ValueError, ImportError) as error:
         raise UsageError(str(error)) from None
+
+
+def tls_of(options: argparse.Namespace) -> TLS | bool:
+    """Return the encryption that the flags describe.
+
+    Raises:
+        OSError, ValueError: as `TLS` raises them.
+    """
+    if options.ca or options.cert or options.key:
+        return TLS(ca=options.ca, certificate=options.cert, key=options.key)
+    return bool(options.tls)
 
 
 def read_headers(given: list[str]) -> dict[str, str]:

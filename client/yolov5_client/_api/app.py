@@ -1,0 +1,79 @@
+"""The service as an ASGI application."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from . import health, pages
+from .detect import detect, detect_jpg
+from .guard import Guard, Keys
+from .metrics import Metrics
+from .observe import REQUEST_ID, Observe
+from .problems import ProblemError
+from .service import Service
+from .settings import ApiSettings
+
+_ROUTES = "POST /detect, /detect.jpg, /v1/vision/detection; GET /, /docs, /openapi.json, /models"
+
+
+def create_app(settings: ApiSettings) -> Starlette:
+    """Put the service together. It opens no connection before the first request."""
+    metrics, keys = Metrics(), Keys(settings.keys)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        app.state.service = Service(settings, metrics, keys)
+        try:
+            yield
+        finally:
+            await app.state.service.client.close()
+
+    layers = [
+        Middleware(Observe, metrics),
+        Middleware(Guard, settings, keys),
+    ]
+    if settings.origins:
+        layers.insert(
+            1,
+            Middleware(
+                CORSMiddleware,
+                allow_origins=sorted(settings.origins),
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+                expose_headers=[REQUEST_ID, "Retry-After"],
+            ),
+        )
+    return Starlette(
+        routes=[
+            Route("/detect", detect, methods=["POST"]),
+            Route("/detect.jpg", detect_jpg, methods=["POST"]),
+            Route("/models", health.models),
+            Route("/live", health.live),
+            Route("/ready", health.ready),
+            Route("/metrics", health.metrics),
+            *pages.routes(settings),
+        ],
+        middleware=layers,
+        exception_handlers={HTTPException: _no_route},
+        lifespan=lifespan,
+    )
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    status = HTTPStatus(error.status_code)
+    sentence = f"no such path; allowed: {_ROUTES}"
+    if status == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = (error.headers or {}).get("Allow", "")
+        sentence = f"{request.url.path} is not asked for with {request.method}; allowed: {allowed}"
+    raise ProblemError(status, sentence, error.headers)

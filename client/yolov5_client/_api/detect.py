@@ -1,0 +1,192 @@
+"""`POST /detect`: images in, a list of objects for each out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import ExitStack
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from .. import Detections
+from . import problems, request_images
+from .drawing import draw_jpeg
+from .limits import BodyReader
+from .problems import ProblemError
+from .record import RequestRecord
+from .request_images import ImageRequest
+from .service import Answer, Service, unless_hung_up
+from .url_images import fetch
+
+T = TypeVar("T")
+
+NDJSON = "application/x-ndjson"
+JPEG = "image/jpeg"
+
+
+async def detect(request: Request) -> Response:
+    """Answer in the form that the header Accept names: JSON, NDJSON, or a drawn picture."""
+    accepted = [
+        one.partition(";")[0].strip().lower()
+        for one in request.headers.get("Accept", "").split(",")
+    ]
+    form = next((one for one in accepted if one in ("application/json", NDJSON, JPEG)), "")
+    return await _detect(request, form)
+
+
+async def detect_jpg(request: Request) -> Response:
+    """Answer with the drawn picture, for callers that cannot set the header Accept."""
+    return await _detect(request, JPEG)
+
+
+def image_members(found: Detections) -> dict[str, Any]:
+    """Return the detections of one image for JSON: a list of objects, best first.
+
+    Boxes are in pixels of the image as it is displayed. Each number is the shortest decimal that
+    converts back to the same float32.
+    """
+    height, width = found.image_size
+    numbers = found.to_dict()
+    columns = (numbers["labels"], numbers["classes"], numbers["scores"], numbers["boxes"])
+    return {
+        "width": width,
+        "height": height,
+        "detections": [
+            {
+                "label": label,
+                "class_id": class_id,
+                "score": score,
+                "box": dict(zip(("x1", "y1", "x2", "y2"), box)),
+            }
+            for label, class_id, score, box in zip(*columns)
+        ],
+    }
+
+
+async def _detect(request: Request, form: str) -> Response:
+    service = Service.of(request)
+    with ExitStack() as held:
+        reader = held.enter_context(service.reader(request))
+        asked = await request_images.read(request, reader)
+        model = service.model(request, asked.model)
+        RequestRecord.of(request.scope).facts["images"] = len(asked.images) + len(asked.urls)
+        question = _Question(request, service, reader, asked, model)
+        if form == NDJSON:
+            return _LinesResponse(_lines(question), held.pop_all())
+        make = _picture if form == JPEG else _one_answer
+        return await unless_hung_up(request, make(question))
+
+
+@dataclass(frozen=True)
+class _Question:
+    """One request with all that is needed to answer it."""
+
+    request: Request
+    service: Service
+    reader: BodyReader
+    asked: ImageRequest
+    model: str
+
+    async def images(self) -> list[bytes]:
+        """Return the images; those of addresses are fetched."""
+        return self.asked.images or await _all([self.fetch(url) for url in self.asked.urls])
+
+    async def fetch(self, url: str) -> bytes:
+        return await fetch(self.service.settings, url, self.reader.take)
+
+    async def ask(self, image: bytes, number: int = 1, of: int = 1) -> Answer:
+        """Ask about one image; an error names it by its place in the request."""
+        try:
+            return await self.service.ask(self.request, image, self.model, self.asked.parameters)
+        except ProblemError as problem:
+            sentence = str(problem).replace("image 1 of 1: ", f"image {number} of {of}: ", 1)
+            raise ProblemError(problem.status, sentence, problem.headers) from problem
+
+    async def version(self) -> str | None:
+        return await self.service.served.version(self.model)
+
+
+class _LinesResponse(StreamingResponse):
+    """An answer in lines, which holds the memory of its images until it has been sent."""
+
+    def __init__(self, lines: AsyncIterator[str], held: ExitStack) -> None:
+        super().__init__(lines, media_type=NDJSON)
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._held:
+            await super().__call__(scope, receive, send)
+
+
+async def _one_answer(question: _Question) -> Response:
+    started = time.perf_counter()
+    images = await question.images()
+    count = len(images)
+    answers = await _all([question.ask(image, i, count) for i, image in enumerate(images, 1)])
+    return JSONResponse(
+        {
+            "model": question.model,
+            "version": await question.version(),
+            "milliseconds": round(1000 * (time.perf_counter() - started), 1),
+            "images": [image_members(answer.detections) for answer in answers],
+        }
+    )
+
+
+async def _picture(question: _Question) -> Response:
+    images = await question.images()
+    if len(images) != 1:
+        raise ProblemError(
+            HTTPStatus.BAD_REQUEST,
+            f"there are {len(images)} images; allowed: 1, if the answer is a picture",
+        )
+    answer = await question.ask(images[0])
+    async with question.service.drawing:
+        drawn = await asyncio.to_thread(draw_jpeg, images[0], answer.detections)
+    return Response(drawn, media_type=JPEG)
+
+
+async def _lines(question: _Question) -> AsyncIterator[str]:
+    """Yield a line of JSON for each image, as soon as it is answered."""
+    version = await question.version()
+    request_id = RequestRecord.of(question.request.scope).request_id
+
+    async def line(index: int, image: bytes | str) -> str:
+        members: dict[str, Any] = {"index": index, "model": question.model, "version": version}
+        try:
+            data = await question.fetch(image) if isinstance(image, str) else image
+            answer = await question.ask(data, index + 1, len(tasks))
+            members["milliseconds"] = answer.milliseconds
+            members |= image_members(answer.detections)
+        except ProblemError as problem:
+            members["problem"] = problems.details(problem, request_id)
+        return json.dumps(members, ensure_ascii=False) + "\n"
+
+    everything: list[bytes | str] = [*question.asked.images, *question.asked.urls]
+    tasks = [asyncio.ensure_future(line(index, one)) for index, one in enumerate(everything)]
+    try:
+        for task in asyncio.as_completed(tasks):
+            yield await task
+    finally:
+        for one in tasks:
+            one.cancel()
+
+
+async def _all(work: list[Coroutine[Any, Any, T]]) -> list[T]:
+    """Wait for all; the first error cancels the others."""
+    if len(work) == 1:
+        return [await work[0]]
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        return [*await asyncio.gather(*tasks)]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,80 @@
+"""Images fetched on a caller's word, and only from hosts that the operator lists.
+
+Otherwise a stranger could let this machine ask anything that it can reach.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from http import HTTPStatus
+from urllib.parse import urlsplit
+
+from .problems import ProblemError
+from .settings import MAX_IMAGE_BYTES, ApiSettings
+
+_SECONDS = 10.0
+
+
+async def fetch(settings: ApiSettings, url: str, take: Callable[[int], None]) -> bytes:
+    """Fetch one image. A redirection is not followed: it could lead anywhere.
+
+    Args:
+        take: is told of bytes as they come, and may refuse them.
+
+    Raises:
+        ProblemError: the host is not listed, or gives no image.
+    """
+    import httpx
+
+    _check(settings, url)
+    try:
+        return await asyncio.wait_for(_fetch(url, take), _SECONDS)
+    except asyncio.TimeoutError:
+        raise _failed(url, f"it did not come within {_SECONDS:g} seconds") from None
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        raise _failed(url, type(error).__name__) from None
+
+
+async def _fetch(url: str, take: Callable[[int], None]) -> bytes:
+    import httpx
+
+    headers = {"Accept-Encoding": "identity"}
+    async with (
+        httpx.AsyncClient(follow_redirects=False, headers=headers) as client,
+        client.stream("GET", url) as answer,
+    ):
+        if answer.status_code != HTTPStatus.OK:
+            raise _failed(url, f"its host answers with HTTP {answer.status_code}")
+        body = bytearray()
+        async for part in answer.aiter_raw():
+            take(len(part))
+            body += part
+            if len(body) > MAX_IMAGE_BYTES:
+                raise _failed(url, f"it has more than {MAX_IMAGE_BYTES >> 20} MiB")
+        return bytes(body)
+
+
+def _check(settings: ApiSettings, url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        host = parts.netloc.lower()
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        usable, host = False, ""
+    if not usable:
+        raise ProblemError(
+            HTTPStatus.BAD_REQUEST, f"{url[:100]!a} is no address; allowed: http:// or https://"
+        )
+    if host not in settings.url_hosts:
+        listed = ", ".join(sorted(settings.url_hosts)) or "none; the operator lists no host"
+        raise ProblemError(
+            HTTPStatus.FORBIDDEN,
+            f"images may not be fetched from {host[:100]!a}; allowed: {listed}",
+        )
+
+
+def _failed(url: str, reason: str) -> ProblemError:
+    return ProblemError(
+        HTTPStatus.BAD_REQUEST, f"the image of {url[:100]!a} cannot be fetched: {reason}"
+    )
