@@ -39,12 +39,13 @@ class ServedModel:
     memory_bytes: int | None
 
 
-def read_served_models(address: str, timeout: float) -> list[ServedModel]:
+def read_served_models(address: str, timeout: float, *, memory: bool = True) -> list[ServedModel]:
     """Ask the launcher for the networks of its server.
 
     Args:
         address: of the launcher's health port, such as `http://127.0.0.1:8003`.
         timeout: seconds without a byte.
+        memory: with the memory of each network, which takes the launcher longer.
 
     Raises:
         ValueError: the address cannot be used.
@@ -55,7 +56,7 @@ def read_served_models(address: str, timeout: float) -> list[ServedModel]:
             f"--health is {address!r}; allowed: the http:// address of the launcher's health port,"
             " such as http://127.0.0.1:8003."
         )
-    url = f"{address.rstrip('/')}/models"
+    url = f"{address.rstrip('/')}/models{'' if memory else '?memory=0'}"
     try:
         with opener_for(url).open(url, timeout=timeout) as answer:
             body = answer.read(_LARGEST + 1)

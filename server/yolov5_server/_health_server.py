@@ -28,7 +28,8 @@ class HealthServer(ThreadingHTTPServer):
     - GET /ready: 200 if an image would be answered by every endpoint, else 503 with the reason.
       Networks that are not served as they are installed are listed, too.
     - GET /ready/NAME: the same for the endpoint of one network; 404 if there is none.
-    - GET /models: what is served, as JSON.
+    - GET /models: what is served, as JSON. With ?memory=0 without its memory, which takes the
+      system some milliseconds to add up.
     - GET /live: 200 unless the launcher itself should be restarted.
     - GET /metrics: restarts and canaries, for Prometheus.
 
@@ -36,7 +37,7 @@ class HealthServer(ThreadingHTTPServer):
     the place.
 
     Args:
-        list_models: the answer to /models.
+        list_models: the answer to /models, with memory or without.
 
     Raises:
         OSError: the port cannot be used.
@@ -50,7 +51,7 @@ class HealthServer(ThreadingHTTPServer):
         self,
         settings: Settings,
         health: Health,
-        list_models: Callable[[], dict[str, Any]] = dict,
+        list_models: Callable[[bool], dict[str, Any]] = lambda memory: {},
     ) -> None:
         self.address_family = settings.family
         self.health = health
@@ -162,8 +163,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.path == "/live":
             live = health.is_live
             self._send(200 if live else 503, {"live": live})
-        elif self.path == "/models":
-            self._send(200, self.server.list_models())
+        elif self.path in ("/models", "/models?memory=0"):
+            self._send(200, self.server.list_models(self.path == "/models"))
         elif self.path == "/metrics":
             self._send(200, _metrics(health))
         else:

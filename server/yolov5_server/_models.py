@@ -13,11 +13,11 @@ from ._reload import Reloader
 from ._repository import FIRST, LAST, endpoint_name
 
 
-def list_models(reloader: Reloader, health: Health, server: int) -> dict[str, Any]:
+def list_models(reloader: Reloader, health: Health, server: int | None) -> dict[str, Any]:
     """List the networks that are installed, and the steps that they share.
 
     Args:
-        server: Triton's process number.
+        server: Triton's process number; None leaves the memory out.
 
     Returns:
         `models`: for each network its name, endpoint, version, precision, whether it is ready, why
@@ -25,7 +25,7 @@ def list_models(reloader: Reloader, health: Health, server: int) -> dict[str, An
         `steps`: name and memory of each. Memory is the proportional set size: shared pages are
         divided among the processes that have them.
     """
-    memory = _memory_by_model(server)
+    memory = {} if server is None else _memory_by_model(server)
     models = []
     for name in sorted({*reloader.served, *reloader.refused}):
         served = reloader.served.get(name)

@@ -314,11 +314,12 @@ class Server:
         served = self._reloader.served.values() if self._reloader else ()
         return [one.staged.endpoint for one in served if one.staged.network != NETWORK]
 
-    def list_models(self) -> dict[str, Any]:
+    def list_models(self, memory: bool) -> dict[str, Any]:
         """What is served, and what is not, for operators: the answer to /models."""
         if self._reloader is None or self._process is None:
             return {"models": [], "steps": []}
-        return list_models(self._reloader, self._health, self._process.pid)
+        process = self._process.pid if memory else None
+        return list_models(self._reloader, self._health, process)
 
     def _is_ready(self) -> bool:
         return self._status("health/ready") == 200 == self._status(f"models/{ENSEMBLE}/ready")

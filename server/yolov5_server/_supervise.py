@@ -66,9 +66,9 @@ class _Supervisor:
         self._uptime = 0.0  # of the last server, in seconds
         self._server: Server | None = None
 
-    def list_models(self) -> dict[str, Any]:
+    def list_models(self, memory: bool) -> dict[str, Any]:
         """What the present server serves."""
-        return self._server.list_models() if self._server else {"models": [], "steps": []}
+        return self._server.list_models(memory) if self._server else {"models": [], "steps": []}
 
     def run(self, should_exit: threading.Event, force_exit: threading.Event) -> None:
         while (fault := self._run_server(should_exit, force_exit)) is not None:

@@ -59,7 +59,7 @@ class ServedModels:
 
     async def _read(self, health: str) -> None:
         try:
-            models = await asyncio.to_thread(read_served_models, health, _TIMEOUT)
+            models = await asyncio.to_thread(read_served_models, health, _TIMEOUT, memory=False)
             self._models = {model.name: model for model in models}
         except YoloClientError:
             self._models = {}  # better none than those of a server that is gone
