@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:  # the process that hands out the tests does without the time that these take
+    from api_service import RunningApi
     from support import RunningServer
 
 HERE = Path(__file__).parent
@@ -114,4 +115,13 @@ def server(bundled_repository: Path) -> Iterator[RunningServer]:
     from support import running_server
 
     with running_server(f"--repository={bundled_repository}") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def api(server: RunningServer) -> Iterator[RunningApi]:
+    """The REST service in front of `server`, as it is without flags."""
+    from api_service import running_api
+
+    with running_api(server) as running:
         yield running
