@@ -23,6 +23,9 @@ from .settings import ApiSettings
 
 T = TypeVar("T")
 
+# Arguments of `AsyncClient.detect`; callers know no parameters of these names.
+_ARGUMENTS = frozenset({"self", "image", "model", "request_id"})
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -102,6 +105,8 @@ class Service:
         Raises:
             ProblemError: it gives no detections.
         """
+        if taken := _ARGUMENTS & parameters.keys():
+            raise ProblemError(HTTPStatus.BAD_REQUEST, f"parameter {min(taken)!r} is unknown")
         if self._asking >= self.settings.in_flight:
             raise ProblemError(
                 HTTPStatus.SERVICE_UNAVAILABLE,
