@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from . import health, pages
+from . import deepstack, health, pages
 from .detect import detect, detect_jpg
 from .guard import Guard, Keys
 from .metrics import Metrics
@@ -39,7 +39,7 @@ def create_app(settings: ApiSettings) -> Starlette:
             await app.state.service.client.close()
 
     layers = [
-        Middleware(Observe, metrics),
+        Middleware(Observe, metrics, {deepstack.PREFIX: deepstack.error_response}),
         Middleware(Guard, settings, keys),
     ]
     if settings.origins:
@@ -61,6 +61,7 @@ def create_app(settings: ApiSettings) -> Starlette:
             Route("/live", health.live),
             Route("/ready", health.ready),
             Route("/metrics", health.metrics),
+            *deepstack.routes(),
             *pages.routes(settings),
         ],
         middleware=layers,

@@ -32,8 +32,11 @@ class Keys:
     def __init__(self, names: Mapping[str, str]) -> None:
         self._names = {_digest(key): name for key, name in names.items()}
 
-    def caller(self, key: str | None) -> str:
+    def caller(self, key: str | None, place: str = "the header X-Api-Key") -> str:
         """Return the name of the caller with this key.
+
+        Args:
+            place: where it is looked for, for the message.
 
         Raises:
             ProblemError: the key is missing or not known.
@@ -44,7 +47,7 @@ class Keys:
         if name is None:
             raise ProblemError(
                 HTTPStatus.UNAUTHORIZED,
-                "no API key, or one that is not known; allowed: one in the header X-Api-Key",
+                f"no API key, or one that is not known; allowed: one in {place}",
                 {"WWW-Authenticate": 'ApiKey realm="yolov5"', **CLOSE},
             )
         return name

@@ -7,6 +7,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from http import HTTPStatus
@@ -14,6 +15,7 @@ from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import problems
@@ -25,6 +27,8 @@ ERROR_LOG = logging.getLogger("yolov5_client.api")
 
 REQUEST_ID = "X-Request-Id"
 HUNG_UP = 499  # as nginx logs it
+
+ErrorResponse = Callable[[problems.ProblemError, str], Response]
 
 _USABLE_ID = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)
 _QUIET = ("/live", "/ready", "/metrics")  # asked every few seconds, and of no interest
@@ -54,11 +58,13 @@ class Observe:
     Args:
         app: the layers within.
         metrics: in which the requests are counted.
+        errors: how to answer an error under a path that begins so; the others get problem details.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, errors: Mapping[str, ErrorResponse]) -> None:
         self._app = app
         self._metrics = metrics
+        self._errors = errors
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -87,7 +93,11 @@ class Observe:
             record.facts["problem"] = str(problem)
             if exchange.status:  # the caller sees an answer that ends too early
                 raise
-            answer = problems.response(problem, record.request_id)
+            form = next(
+                (form for path, form in self._errors.items() if scope["path"].startswith(path)),
+                problems.response,
+            )
+            answer = form(problem, record.request_id)
             await answer(scope, receive, exchange)
 
     def _note(
