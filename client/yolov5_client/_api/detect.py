@@ -117,7 +117,8 @@ class _LinesResponse(StreamingResponse):
     """An answer in lines, which holds the memory of its images until it has been sent."""
 
     def __init__(self, lines: AsyncIterator[str], held: ExitStack) -> None:
-        super().__init__(lines, media_type=NDJSON)
+        # Otherwise nginx would collect the lines before it passes any of them on.
+        super().__init__(lines, headers={"X-Accel-Buffering": "no"}, media_type=NDJSON)
         self._held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
