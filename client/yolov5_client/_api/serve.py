@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import resource
 import socket
+import stat
 import sys
 import threading
 import webbrowser
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TextIO
 
 import uvicorn
@@ -17,6 +22,7 @@ from .app import create_app
 from .observe import ACCESS_LOG, ERROR_LOG
 from .settings import ApiSettings
 
+_BACKLOG = 2048
 _OPEN_FILES = 65536  # a connection is one
 _MOST_CONNECTIONS = 8192  # beyond them uvicorn itself answers with 503
 _KEEP_ALIVE = 75  # seconds; longer than nginx keeps a connection, so that it is the one to end it
@@ -26,14 +32,13 @@ def serve(settings: ApiSettings, *, open_page: bool = False) -> None:
     """Serve until SIGTERM or Ctrl-C; requests in progress are then answered.
 
     Raises:
-        OSError: the port cannot be bound.
+        OSError: the port or the socket cannot be bound.
     """
     _log_to(ACCESS_LOG, sys.stdout, "%(message)s")
     _log_to(ERROR_LOG, sys.stderr, "%(levelname)s %(message)s")
     _log_to(logging.getLogger("uvicorn.error"), sys.stderr, "%(levelname)s %(message)s")
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     _raise_open_files()
-    listening = _listen(settings.host, settings.port)
     config = uvicorn.Config(
         create_app(settings),
         http="httptools",
@@ -43,20 +48,69 @@ def serve(settings: ApiSettings, *, open_page: bool = False) -> None:
         access_log=False,
         server_header=False,
         proxy_headers=False,  # a caller could write what it likes there
-        backlog=2048,
+        backlog=_BACKLOG,
         limit_concurrency=_MOST_CONNECTIONS,
         timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=max(1, round(settings.drain)),
     )
-    with listening:
-        host, port = listening.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
-        url = f"http://{shown}:{port}"
+    with _listening(settings) as (listening, url):
         print(f"Serving {url} (server {settings.server})", flush=True)
         if open_page:
             # A browser in a terminal would wait for the page, which is served only afterwards.
             threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
         uvicorn.Server(config).run(sockets=[listening])
+
+
+@contextmanager
+def _listening(settings: ApiSettings) -> Iterator[tuple[socket.socket, str]]:
+    """Listen; give the socket and its address."""
+    if settings.socket is not None:
+        with _listen_unix(settings.socket) as listening:
+            try:
+                yield listening, f"unix:{settings.socket}"
+            finally:
+                settings.socket.unlink(missing_ok=True)
+        return
+    with _listen(settings.host, settings.port) as listening:
+        host, port = listening.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        yield listening, f"http://{shown}:{port}"
+
+
+def _listen_unix(path: Path) -> socket.socket:
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _remove_left_behind(path)
+        before = os.umask(0o177)  # this user alone, from the first moment on
+        try:
+            listening.bind(str(path))
+        finally:
+            os.umask(before)
+        listening.listen(_BACKLOG)
+    except OSError:
+        listening.close()
+        raise
+    return listening
+
+
+def _remove_left_behind(path: Path) -> None:
+    """Remove the socket of a service that was killed, and nothing else.
+
+    Raises:
+        OSError: somebody listens there, or the path is not that of a socket.
+    """
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+        else:
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE), str(path))
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -65,7 +119,7 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
-        listening.listen(2048)
+        listening.listen(_BACKLOG)
     except OSError:
         listening.close()
         raise

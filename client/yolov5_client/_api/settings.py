@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from .._connection import TLS
@@ -15,6 +17,8 @@ MAX_IMAGES = 8  # of one request, as the endpoint allows
 MAX_IMAGE_BYTES = 32 << 20  # as the endpoint allows
 # One image at the limit is 43 MiB as base64 in JSON.
 MAX_BODY_BYTES = 48 << 20
+
+_LONGEST_SOCKET = 107  # bytes of a path, sun_path in unix(7)
 
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d{1,5})?", re.ASCII)
 _ORIGIN = re.compile(r"https?://[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d{1,5})?", re.ASCII)
@@ -26,6 +30,7 @@ class ApiSettings:
 
     Attributes:
         host, port: to listen on. Port 0 takes any free one.
+        socket: path of a Unix socket to listen on in their place, for this user alone.
         server: address of the Triton server, as `AsyncClient` takes it.
         model: the network that is asked if a request names none.
         health: address of the launcher's health port, which tells the served networks and their
@@ -50,6 +55,7 @@ class ApiSettings:
 
     host: str = "127.0.0.1"
     port: int = 8080
+    socket: Path | None = None
     server: str = "127.0.0.1:8001"
     model: str = NETWORK
     health: str | None = None
@@ -69,6 +75,10 @@ class ApiSettings:
         check_network(self.model, "--model")
         if not 0 <= self.port <= 65535:
             raise ValueError(f"--port is {self.port}; allowed: 0 to 65535.")
+        if self.socket is not None and len(os.fsencode(self.socket)) > _LONGEST_SOCKET:
+            raise ValueError(
+                f"--socket is {self.socket}; allowed: a path of at most {_LONGEST_SOCKET} bytes."
+            )
         if self.health is not None and not _is_http(self.health):
             raise ValueError(
                 f"--health is {self.health!a}; allowed: the http:// address of the launcher's"

@@ -23,6 +23,12 @@ def add_parser(commands: Any, connection: argparse.ArgumentParser) -> None:
     api.add_argument("--host", default="127.0.0.1", help="address to bind to (%(default)s)")
     api.add_argument("--port", type=int, default=8080, help="port to bind to (%(default)s)")
     api.add_argument(
+        "--socket",
+        type=Path,
+        metavar="PATH",
+        help="listen on a Unix socket in place of address and port; only this user can use it",
+    )
+    api.add_argument(
         "--health",
         metavar="ADDRESS",
         help="the launcher's health port, such as http://127.0.0.1:8003; it tells the networks and"
@@ -105,10 +111,10 @@ def run(options: argparse.Namespace) -> int:
     try:
         serve(settings, open_page=options.open)
     except OSError as error:
-        raise UsageError(
-            f"cannot listen on {options.host}, port {options.port}: {error.strerror};"
-            " choose others with --host and --port."
-        ) from None
+        where, flags = f"{options.host}, port {options.port}", "others with --host and --port"
+        if options.socket is not None:
+            where, flags = str(options.socket), "another path with --socket"
+        raise UsageError(f"cannot listen on {where}: {error.strerror}; choose {flags}.") from None
     return OK
 
 
@@ -119,6 +125,7 @@ def _settings(options: argparse.Namespace) -> ApiSettings:
         return ApiSettings(
             host=options.host,
             port=options.port,
+            socket=options.socket,
             server=options.server,
             model=options.model,
             health=options.health,
