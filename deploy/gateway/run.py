@@ -26,7 +26,7 @@ from pathlib import Path
 
 from endpoints import EndpointList
 
-from yolov5_server import Settings, StartError, exit_with_make
+from yolov5_server import Settings, StartError, exit_with_make, on_signals
 
 HERE = Path(__file__).parent
 STOP_SECONDS = 9.0  # Ctrl-C promises 10; the launcher takes 7 at most
@@ -40,14 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     should_exit = threading.Event()
     children: Children = {}
 
-    def on_signal(number: int, frame: object) -> None:
+    def exit_soon() -> None:
         if should_exit.is_set():  # a second signal ends the children at once
-            for child in children.values():
+            for child in [*children.values()]:
                 child.terminate()
         should_exit.set()
 
-    signal.signal(signal.SIGINT, on_signal)
-    signal.signal(signal.SIGTERM, on_signal)
+    on_signals([signal.SIGINT, signal.SIGTERM], exit_soon)
     options, launcher = _options(arguments)
     folder: Path = options.folder.absolute()
     ports = {"http_port": options.http_port, "grpc_port": options.grpc_port}

@@ -13,7 +13,7 @@ from . import Server, Settings, StartError
 from ._console import STDOUT, flush, log
 from ._parent import exit_with_make
 from ._settings import GPU_CHOICES, PRECISIONS, REPOSITORY
-from ._startup import end_in_time, open_standard_streams, raise_descriptor_limit
+from ._startup import end_in_time, on_signals, open_standard_streams, raise_descriptor_limit
 from ._supervise import supervise
 from .hardware import wants_gpu
 
@@ -26,13 +26,13 @@ def main(arguments: list[str] | None = None) -> int:
     raise_descriptor_limit()
     should_exit, force_exit = threading.Event(), threading.Event()
 
-    def on_signal(number: int, frame: object) -> None:
+    def exit_soon() -> None:
         (force_exit if should_exit.is_set() else should_exit).set()
 
-    signal.signal(signal.SIGINT, on_signal)
-    signal.signal(signal.SIGTERM, on_signal)
+    numbers = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
-        signal.signal(signal.SIGHUP, on_signal)  # the terminal was closed
+        numbers.append(signal.SIGHUP)  # the terminal was closed
+    on_signals(numbers, exit_soon)
     end_in_time(should_exit)
     try:
         settings = _settings(arguments)

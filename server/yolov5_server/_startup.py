@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import resource
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 # Some container engines allow a thousand million descriptors, which slows down programs that close
@@ -46,6 +48,25 @@ def raise_descriptor_limit() -> None:
     if soft != resource.RLIM_INFINITY and soft < wanted:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def on_signals(numbers: Iterable[int], notice: Callable[[], None]) -> None:
+    """Call `notice` on a thread of its own for each signal of these numbers.
+
+    Python runs a handler on the main thread, in the middle of whatever that does. If that is a wait
+    for an event, the main thread may hold the event's lock, and a handler that sets the event
+    would wait for ever. To put something into a `SimpleQueue` takes no such lock.
+    """
+    received: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def relay() -> None:
+        while True:
+            received.get()
+            notice()
+
+    threading.Thread(target=relay, name="signals", daemon=True).start()
+    for number in numbers:
+        signal.signal(number, lambda number, frame: received.put(number))
 
 
 def end_in_time(

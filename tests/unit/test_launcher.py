@@ -351,6 +351,19 @@ threading.Event().wait()
     assert not Path("/proc", found.stdout.decode().strip(), "exe").exists()
 
 
+def test_signal_in_the_middle_of_a_wait_does_not_block_the_main_thread() -> None:
+    code = """
+import signal, threading
+from yolov5_server import on_signals
+event = threading.Event()
+on_signals([signal.SIGUSR1], event.set)
+with event._cond:  # held for a moment by every wait
+    signal.raise_signal(signal.SIGUSR1)
+event.wait()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
 def test_soft_limit_on_descriptors_is_raised() -> None:
     code = """
 import resource
