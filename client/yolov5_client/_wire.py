@@ -222,7 +222,11 @@ def _checked_name(name: str) -> str:
 
 def _checked(name: str, value: T) -> T:
     if isinstance(value, str):
-        if (size := len(value.encode("utf-8", "replace"))) > _LONGEST_PARAMETER:
+        if any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise InvalidRequestError(
+                f"{name} has halves of surrogate pairs, which are no letters."
+            )
+        if (size := len(value.encode())) > _LONGEST_PARAMETER:
             raise InvalidRequestError(
                 f"{name} is {size} bytes long; allowed: at most {_LONGEST_PARAMETER}."
             )

@@ -73,7 +73,7 @@ async def read(request: Request, reader: BodyReader) -> ImageRequest:
     elif kind == "application/json":
         _add_json(asked, await _body(request, reader))
     else:
-        asked.images = [await _body(request, reader)]
+        asked.images = [image] if (image := await _body(request, reader)) else []
     if not asked.images and not asked.urls:
         raise _bad("there is no image; allowed: 1 to 8, as the body or in the field image")
     if (count := len(asked.images) + len(asked.urls)) > MAX_IMAGES:

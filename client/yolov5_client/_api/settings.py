@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from .._connection import TLS
+from .._connection import TLS, Connection
 from .._contract import NETWORK, check_network
 
 MAX_IMAGES = 8  # of one request, as the endpoint allows
@@ -73,6 +73,15 @@ class ApiSettings:
 
     def __post_init__(self) -> None:
         check_network(self.model, "--model")
+        Connection(  # checks what `AsyncClient` will be given
+            address=self.server,
+            timeout=self.timeout,
+            retry_for=0,
+            in_flight=max(1, self.in_flight),
+            headers=self.headers,
+            tls=self.tls,
+            keepalive=None,
+        )
         if not 0 <= self.port <= 65535:
             raise ValueError(f"--port is {self.port}; allowed: 0 to 65535.")
         if self.socket is not None and len(os.fsencode(self.socket)) > _LONGEST_SOCKET:
