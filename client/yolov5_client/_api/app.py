@@ -43,8 +43,9 @@ def create_app(settings: ApiSettings) -> Starlette:
         Middleware(Guard, settings, keys),
     ]
     if settings.origins:
+        # The outermost: `Observe` answers errors, which these pages should be able to read, too.
         layers.insert(
-            1,
+            0,
             Middleware(
                 CORSMiddleware,
                 allow_origins=sorted(settings.origins),
