@@ -7,10 +7,11 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+from api_service import RunningApi
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from markdown_blocks import DOCUMENTS, Block, read_blocks, same_output
 from playwright.sync_api import sync_playwright
@@ -111,10 +112,21 @@ def environment(tmp_path: Path, server: RunningServer) -> dict[str, str]:
     }
 
 
-def at_server(text: str, server: RunningServer) -> str:
+@pytest.fixture(scope="module")
+def addresses(server: RunningServer, api: RunningApi) -> dict[str, str]:
+    """Default addresses, and those of the test's server and of the service in front of it."""
+    return {
+        "127.0.0.1:8000": server.http.removeprefix("http://"),
+        "127.0.0.1:8001": server.grpc,
+        "127.0.0.1:8080": api.url.removeprefix("http://"),
+    }
+
+
+def at_server(text: str, addresses: Mapping[str, str]) -> str:
     """Replace the default addresses in the text by those of the test's server."""
-    text = text.replace("127.0.0.1:8000", server.http.removeprefix("http://"))
-    return text.replace("127.0.0.1:8001", server.grpc)
+    for default, address in addresses.items():
+        text = text.replace(default, address)
+    return text
 
 
 def run_html(block: Block, folder: Path, server: RunningServer) -> str:
@@ -141,7 +153,7 @@ def run_html(block: Block, folder: Path, server: RunningServer) -> str:
     ids=[f"{name}:{b.line}" for name, b in ALL if not b.file],
 )
 def test_block_prints_what_the_document_shows(
-    server: RunningServer, tmp_path: Path, name: str, block: Block
+    server: RunningServer, addresses: dict[str, str], tmp_path: Path, name: str, block: Block
 ) -> None:
     if block.not_run:
         pytest.skip(f"marked in the document: {block.not_run}")
@@ -151,14 +163,14 @@ def test_block_prints_what_the_document_shows(
     folder = sandbox(tmp_path)
     for file in BLOCKS[name]:
         if file.file and names(block, file):
-            (folder / file.file).write_text(at_server(file.code, server))
+            (folder / file.file).write_text(at_server(file.code, addresses))
     if block.language == "html":
         printed = run_html(block, folder, server)
     else:
         shell = ["bash", "-e", "-o", "pipefail", "-c"]
         command = shell if block.language == "sh" else [sys.executable, "-c"]
         done = subprocess.run(
-            [*command, at_server(block.code, server)],
+            [*command, at_server(block.code, addresses)],
             cwd=folder,
             env=environment(tmp_path, server),
             capture_output=True,
@@ -171,7 +183,7 @@ def test_block_prints_what_the_document_shows(
         assert '"error"' not in printed
         assert not any(b'{"error"' in file.read_bytes()[:20] for file in folder.glob("*.bin"))
     else:
-        assert same_output(at_server(block.output, server), printed), printed
+        assert same_output(at_server(block.output, addresses), printed), printed
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
