@@ -13,9 +13,7 @@ import re
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,41 +21,31 @@ import cv2
 import numpy as np
 import pytest
 import requests
-import uvicorn
+from api_service import RunningApi, running_api
 from numpy.typing import NDArray
-from support import PHOTO, ROOT, RunningServer
+from support import PHOTO, ROOT, RunningServer, wait_until
 
 from yolov5_client import Client, Detections
-from yolov5_client._api.app import create_app
-from yolov5_client._api.settings import ApiSettings
 
 IMAGE = PHOTO.read_bytes()
 KEY = "a-key-of-sixteen-characters"
 SIDES = ("x_min", "y_min", "x_max", "y_max")
 
 
-@contextmanager
-def serving(settings: ApiSettings) -> Iterator[str]:
-    """Run the service; yields its address."""
-    service = uvicorn.Server(uvicorn.Config(create_app(settings), log_config=None))
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        thread = threading.Thread(target=service.run, kwargs={"sockets": [listening]})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        finally:
-            service.should_exit = True
-            thread.join()
-
-
-def beside(server: RunningServer, **settings: Any) -> ApiSettings:
-    return ApiSettings(server=server.grpc, health=server.health, **settings)
+@pytest.fixture(scope="module")
+def url(api: RunningApi) -> str:
+    return api.url
 
 
 @pytest.fixture(scope="module")
-def url(server: RunningServer) -> Iterator[str]:
-    with serving(beside(server)) as address:
-        yield address
+def guarded(
+    server: RunningServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningApi]:
+    """A service that wants a key."""
+    keys = tmp_path_factory.mktemp("keys") / "keys"
+    keys.write_text(f"{KEY} camera\n")
+    with running_api(server, f"--api-keys={keys}") as running:
+        yield running
 
 
 def wanted(server: RunningServer, image: bytes, conf_thres: float) -> Detections:
@@ -161,6 +149,7 @@ def test_blue_iris_finds_probe_list_and_detections(server: RunningServer, url: s
     assert (probe.status_code, probe.json()["success"]) == (200, True)
     listed = requests.post(f"{url}/v1/vision/custom/list", timeout=60)
     assert (listed.status_code, listed.json()["models"]) == (200, ["yolov5"])
+    assert requests.get(f"{url}/v1/vision/custom/list", timeout=60).json() == listed.json()
     answer = requests.post(
         f"{url}/v1/vision/detection",
         files={"image": ("camera.20261126_120000.jpg", IMAGE, "image/jpeg")},
@@ -200,7 +189,7 @@ def test_confidence_out_of_range_is_refused_by_name(url: str, value: str) -> Non
     [
         ("?max_det=0", "max_det is '0'; allowed: a whole number from 1 to 1000"),
         ("?confidence=0.4", "parameter 'confidence' is unknown; allowed: conf_thres"),
-        ("?conf_thres=0.4&min_confidence=0.4", "min_confidence and conf_thres mean the same"),
+        ("?conf_thres=0.4&min_confidence=0.4", "min_confidence or conf_thres is given twice"),
     ],
 )
 def test_bad_parameter_in_the_address_is_refused_by_name(
@@ -243,28 +232,36 @@ def test_route_of_deepstack_that_is_not_here_is_not_found(url: str) -> None:
 def test_lost_server_is_an_error_of_the_dialect() -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    with serving(ApiSettings(server=f"127.0.0.1:{port}", timeout=5)) as url:
-        answer = ask(url)
+    with running_api(f"127.0.0.1:{port}", "--timeout=5") as api:
+        answer = ask(api.url)
     assert refusal(answer, 503)
     assert answer.headers["Retry-After"]
 
 
-def test_key_may_be_in_the_form(server: RunningServer) -> None:
-    with serving(beside(server, keys={KEY: "camera"})) as url:
-        assert ask(url, api_key=KEY).status_code == 200
-        listed = requests.post(f"{url}/v1/vision/custom/list", files={"api_key": (None, KEY)})
-        assert listed.json()["models"] == ["yolov5"]
-        header = requests.get(f"{url}/v1/vision/custom/list", headers={"X-Api-Key": KEY})
-        assert header.status_code == 200
-        probe = requests.get(f"{url}/v1/status/ping")
-        assert probe.json() == {"success": True}
-        for answer in (
-            ask(url),
-            ask(url, api_key=""),
-            ask(url, api_key="another-key-of-some-length"),
-            requests.post(f"{url}/v1/vision/custom/list"),
-        ):
-            assert refusal(answer, 401).endswith("allowed: one in the field api_key")
+def test_key_may_be_in_the_form(guarded: RunningApi) -> None:
+    assert ask(guarded.url, api_key=KEY).status_code == 200
+    wait_until(lambda: bool(guarded.access_log), 10)
+    assert guarded.access_log[-1]["caller"] == "camera"
+    assert KEY not in guarded.output.read_text()
+    address = f"{guarded.url}/v1/vision/custom/list"
+    listed = requests.post(address, files={"api_key": (None, KEY)}, timeout=60)
+    assert listed.json()["models"] == ["yolov5"]
+    header = requests.get(address, headers={"X-Api-Key": KEY}, timeout=60)
+    assert header.status_code == 200
+
+
+def test_wrong_or_missing_key_is_refused(guarded: RunningApi) -> None:
+    for answer in (
+        ask(guarded.url),
+        ask(guarded.url, api_key=""),
+        ask(guarded.url, api_key="another-key-of-some-length"),
+        requests.post(f"{guarded.url}/v1/vision/custom/list", timeout=60),
+    ):
+        assert refusal(answer, 401).endswith("allowed: one in the field api_key")
+
+
+def test_probe_needs_no_key(guarded: RunningApi) -> None:
+    assert requests.get(f"{guarded.url}/v1/status/ping", timeout=60).json() == {"success": True}
 
 
 REAL_CLIENTS = """
@@ -315,18 +312,16 @@ def clients_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow  # it installs packages
 def test_clients_from_pypi_read_the_answers(
-    server: RunningServer, clients_folder: Path, tmp_path: Path
+    server: RunningServer, guarded: RunningApi, clients_folder: Path, tmp_path: Path
 ) -> None:
-    with serving(beside(server, keys={KEY: "camera"})) as url:
-        port = url.rpartition(":")[2]
-        run = subprocess.run(
-            [sys.executable, "-c", REAL_CLIENTS, port, KEY, "another-key", str(PHOTO)],
-            cwd=tmp_path,
-            env={"PYTHONPATH": str(clients_folder), "MPLCONFIGDIR": str(tmp_path)},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+    run = subprocess.run(
+        [sys.executable, "-c", REAL_CLIENTS, str(guarded.port), KEY, "another-key", str(PHOTO)],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(clients_folder), "MPLCONFIGDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert run.returncode == 0, run.stderr
     seen = json.loads(run.stdout)
     assert_predicted(seen["home assistant"], wanted(server, IMAGE, 0.1))
@@ -338,7 +333,7 @@ def test_clients_from_pypi_read_the_answers(
         "home assistant, bad image": "DeepstackException: Error from Deepstack request, status"
         " code: 400",
         "home assistant, no network": "DeepstackException: Bad url supplied, url"
-        f" {url}/v1/vision/custom/x raised error 404",
+        f" {guarded.url}/v1/vision/custom/x raised error 404",
         "sdk, bad image": "Exception: Invalid image",
         "sdk, wrong key": "Exception: Unknown error : 401 occured",
     }

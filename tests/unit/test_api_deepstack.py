@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -49,45 +49,54 @@ def answer_to(detections: Detections, **changed: Any) -> dict[str, Any]:
     return answer
 
 
+def parameters(query: Sequence[tuple[str, str]] = (), **form: str) -> dict[str, Any]:
+    return deepstack.parameters(form.items(), query)
+
+
 def test_confidence_of_the_form_is_the_threshold() -> None:
-    assert deepstack.parameters({"min_confidence": "0.55"}, {}) == {"conf_thres": 0.55}
+    assert parameters(min_confidence="0.55") == {"conf_thres": 0.55}
 
 
 @pytest.mark.parametrize("form", [{}, {"min_confidence": ""}, {"api_key": "", "userid": "me"}])
 def test_default_confidence_is_that_of_deepstack(form: dict[str, str]) -> None:
-    assert deepstack.parameters(form, {}) == {"conf_thres": 0.4}
+    assert deepstack.parameters(form.items(), []) == {"conf_thres": 0.4}
 
 
 @pytest.mark.parametrize("value", ["0", "1", "0.0", "1.0", "4e-1"])
 def test_bounds_of_the_confidence_are_allowed(value: str) -> None:
-    assert deepstack.parameters({"min_confidence": value}, {}) == {"conf_thres": float(value)}
+    assert parameters(min_confidence=value) == {"conf_thres": float(value)}
 
 
 @pytest.mark.parametrize("value", ["1.01", "-0.1", "nan", "inf", "45%", "0,4", "high", " ", "é"])
 def test_confidence_that_is_no_share_is_refused_by_name(value: str) -> None:
     with pytest.raises(ProblemError, match="^min_confidence is '.*'; allowed: a number") as caught:
-        deepstack.parameters({"min_confidence": value}, {})
+        parameters(min_confidence=value)
     assert caught.value.status == 400
     assert str(caught.value).isascii()
 
 
 def test_refusal_does_not_repeat_a_long_value() -> None:
     with pytest.raises(ProblemError) as caught:
-        deepstack.parameters({"min_confidence": "x" * 10_000}, {})
+        parameters(min_confidence="x" * 10_000)
     assert len(str(caught.value)) < 120
 
 
 def test_address_may_hold_parameters_that_a_client_cannot_send() -> None:
-    query = {"max_det": "20", "classes": "person,car"}
-    assert deepstack.parameters({}, query) == {"conf_thres": 0.4, **query}
-    assert deepstack.parameters({}, {"conf_thres": "0.6"}) == {"conf_thres": "0.6"}
-    assert deepstack.parameters({}, {"min_confidence": "0.6"}) == {"conf_thres": 0.6}
+    query = [("max_det", "20"), ("classes", "person,car")]
+    assert parameters(query) == {"conf_thres": 0.4, **dict(query)}
+    assert parameters([("conf_thres", "0.6")]) == {"conf_thres": "0.6"}
+    assert parameters([("min_confidence", "0.6")]) == {"conf_thres": 0.6}
 
 
-@pytest.mark.parametrize("query", [{"conf_thres": "0.6"}, {"min_confidence": "0.6"}])
-def test_threshold_that_is_given_twice_is_refused(query: dict[str, str]) -> None:
-    with pytest.raises(ProblemError, match="min_confidence and conf_thres mean the same"):
-        deepstack.parameters({"min_confidence": "0.5"}, query)
+@pytest.mark.parametrize("name", ["conf_thres", "min_confidence"])
+def test_threshold_that_is_given_twice_is_refused(name: str) -> None:
+    with pytest.raises(ProblemError, match="^min_confidence or conf_thres is given twice"):
+        parameters([(name, "0.6")], min_confidence="0.5")
+
+
+def test_other_parameter_that_is_given_twice_is_refused() -> None:
+    with pytest.raises(ProblemError, match="^'max_det' is given twice; allowed: once$"):
+        parameters([("max_det", "1"), ("max_det", "2")])
 
 
 def test_predictions_are_best_first_in_whole_pixels() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -67,14 +67,15 @@ async def _detection(request: Request) -> Response:
             )
         form = await request_images.read_form(request, reader)
         _check_key(request, form)
-        texts = {name: value for name, value in form.items() if isinstance(value, str)}
-        given = parameters(texts, request.query_params)
+        texts = [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
+        given = parameters(texts, request.query_params.multi_items())
         network = service.model(request, request.path_params.get("model"))
         images = await request_images.form_images(form)
         if len(images) != 1:
             raise ProblemError(
                 HTTPStatus.BAD_REQUEST, f"the form has {len(images)} files image; allowed: 1"
             )
+        RequestRecord.of(request.scope).facts["images"] = 1
         answered = await unless_hung_up(request, service.ask(request, images[0], network, given))
     seconds = time.perf_counter() - started
     return JSONResponse(
@@ -88,16 +89,16 @@ async def _detection(request: Request) -> Response:
 
 
 async def _list(request: Request) -> Response:
-    service = Service.of(request)
-    with service.reader(request) as reader:
-        is_form = request_images.media_type(request.headers) == _FORM
-        form = await request_images.read_form(request, reader) if is_form else FormData()
+    service, record = Service.of(request), RequestRecord.of(request.scope)
+    form = FormData()
+    if service.settings.keys and request_images.media_type(request.headers) == _FORM:
+        with service.reader(request) as reader:  # there may be a key in it
+            form = await request_images.read_form(request, reader)
     _check_key(request, form)
-    allowed = RequestRecord.of(request.scope).endpoints
     names = [
         model.name
         for model in await service.served.all()
-        if allowed is None or model.endpoint in allowed
+        if record.endpoints is None or model.endpoint in record.endpoints
     ]
     return JSONResponse(model_list(names, service.settings.model))
 
@@ -115,7 +116,7 @@ def _check_key(request: Request, form: FormData) -> None:
         record.caller = keys.caller(key if isinstance(key, str) else None, "the field api_key")
 
 
-def parameters(form: Mapping[str, str], query: Mapping[str, str]) -> dict[str, Any]:
+def parameters(form: Iterable[tuple[str, str]], query: Iterable[tuple[str, str]]) -> dict[str, Any]:
     """Return the parameters of the endpoint for a request in this dialect.
 
     Args:
@@ -124,17 +125,18 @@ def parameters(form: Mapping[str, str], query: Mapping[str, str]) -> dict[str, A
             client in which only the address can be set.
 
     Raises:
-        ProblemError: `min_confidence` is no number from 0 to 1, or the threshold is given twice.
+        ProblemError: `min_confidence` is no number from 0 to 1, or a parameter is given twice.
     """
-    given = dict(query)
-    stated = [text for text in (form.get(_CONFIDENCE), given.pop(_CONFIDENCE, None)) if text]
-    if len(stated) + (_THRESHOLD in given) > 1:
-        raise ProblemError(
-            HTTPStatus.BAD_REQUEST,
-            f"{_CONFIDENCE} and {_THRESHOLD} mean the same; allowed: one of them, once",
-        )
-    if stated:
-        return {**given, _THRESHOLD: _confidence(stated[0])}
+    given: dict[str, Any] = {}
+    fields = [(name, text) for name, text in form if name == _CONFIDENCE]
+    for name, text in [*fields, *query]:
+        if name == _CONFIDENCE and not text:
+            continue
+        known = _THRESHOLD if name == _CONFIDENCE else name
+        if known in given:
+            shown = f"{_CONFIDENCE} or {known}" if known == _THRESHOLD else ascii(known[:60])
+            raise ProblemError(HTTPStatus.BAD_REQUEST, f"{shown} is given twice; allowed: once")
+        given[known] = _confidence(text) if name == _CONFIDENCE else text
     return {_THRESHOLD: DEFAULT_CONFIDENCE, **given}
 
 
