@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import jsonschema
 import numpy as np
 import pytest
 import requests
@@ -236,6 +237,28 @@ def test_lost_server_is_an_error_of_the_dialect() -> None:
         answer = ask(api.url)
     assert refusal(answer, 503)
     assert answer.headers["Retry-After"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "schema"),
+    [
+        ("POST", "/v1/vision/detection", "DeepStackAnswer"),
+        ("POST", "/v1/vision/custom/yolov5", "DeepStackAnswer"),
+        ("POST", "/v1/vision/custom/plates", "DeepStackError"),
+        ("GET", "/v1/vision/custom/list", "DeepStackList"),
+        ("GET", "/v1/status/ping", "DeepStackPing"),
+        ("GET", "/v1/status/updateavailable", "DeepStackUpdate"),
+    ],
+)
+def test_answer_is_as_the_services_own_document_says(
+    url: str, method: str, path: str, schema: str
+) -> None:
+    document = requests.get(f"{url}/openapi.json", timeout=60).json()
+    files = {"image": IMAGE} if method == "POST" else None
+    answer = requests.request(method, url + path, files=files, timeout=60)
+    described = path if path in document["paths"] else "/v1/vision/custom/{model}"
+    assert method.lower() in document["paths"][described]
+    jsonschema.validate(answer.json(), {"$ref": f"#/components/schemas/{schema}", **document})
 
 
 def test_key_may_be_in_the_form(guarded: RunningApi) -> None:

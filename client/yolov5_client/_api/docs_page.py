@@ -37,6 +37,9 @@ _EXAMPLES = {
         " 'http://127.0.0.1:8080/detect?conf_thres=0.4'",
     ),
     "/detect.jpg": ("curl -F image=@photo.jpg http://127.0.0.1:8080/detect.jpg -o drawn.jpg",),
+    "/v1/vision/detection": (
+        "curl -F image=@photo.jpg -F min_confidence=0.6 http://127.0.0.1:8080/v1/vision/detection",
+    ),
 }
 
 
@@ -87,7 +90,9 @@ def _operation(path: str, method: str, operation: dict[str, Any], document: dict
     ]
     if given := operation.get("parameters"):
         rows = [_parameter(_resolve(one, document)) for one in given]
-        parts.append(_table("Parameters, in the query, in the form or in the JSON", rows))
+        bodies = operation.get("requestBody", {}).get("content", {})
+        where = "query, in the form or in the JSON" if "application/json" in bodies else "address"
+        parts.append(_table(f"Parameters, in the {where}", rows))
     if body := operation.get("requestBody"):
         rows = [
             (f"<code>{_text(kind)}</code>", _kind(content["schema"]))

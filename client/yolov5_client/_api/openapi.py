@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .._version import __version__
+from . import deepstack_openapi
 from .problems import MEDIA_TYPE
 from .settings import MAX_BODY_BYTES, MAX_IMAGES
 
@@ -73,18 +74,20 @@ def document() -> dict[str, Any]:
         "security": [{}, {"key": []}, {"bearer": []}],
         "tags": [
             {"name": "detection"},
+            deepstack_openapi.TAG,
             {"name": "operation", "description": "For probes and monitoring."},
         ],
         "paths": {
             "/detect": {"post": _detect()},
             "/detect.jpg": {"post": _detect_jpg()},
+            **deepstack_openapi.paths(name for name in _PARAMETERS if name != "model"),
             "/models": {"get": _get("models", "List the networks", "Models", keys=True)},
             "/live": {"get": _get("live", "Whether the service runs", "Live")},
             "/ready": {"get": _get("ready", "Whether an image would be answered", "Ready")},
             "/metrics": {"get": _metrics()},
         },
         "components": {
-            "schemas": _schemas(),
+            "schemas": {**_schemas(), **deepstack_openapi.schemas()},
             "parameters": {
                 name: {"name": name, "in": "query", "description": text, "schema": schema}
                 for name, schema, text in _query_parameters()
@@ -103,6 +106,7 @@ def document() -> dict[str, Any]:
                     },
                     "content": {MEDIA_TYPE: {"schema": _reference("Problem")}},
                 },
+                **deepstack_openapi.responses(),
             },
             "securitySchemes": {
                 "key": {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
