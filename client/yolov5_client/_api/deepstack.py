@@ -46,7 +46,7 @@ def routes() -> list[Route]:
     ]
     probes = {"ping": {"success": True}, "updateavailable": update_available()}
     for name, members in probes.items():
-        found.append(Route(f"/v1/status/{name}", JSONResponse(members)))
+        found.append(Route(f"/v1/status/{name}", JSONResponse(members), methods=["GET"]))
     return found
 
 

@@ -12,6 +12,12 @@ TAG = {
     "description": "For programs that are clients of DeepStack or CodeProject.AI.",
 }
 
+# The name of a network.
+NETWORK = {"type": "string", "pattern": "^[a-z0-9][a-z0-9_-]{0,39}$"}
+
+# What uvicorn says of a head that is no HTTP, or over 64 kB.
+NOT_HTTP = {"text/plain": {"schema": {"const": "Invalid HTTP request received."}}}
+
 _CONFIDENCE = {"type": "number", "minimum": 0, "maximum": 1}
 _REFUSALS = (400, 401, 403, 404, 408, 413, 415, 500, 502, 503, 504)
 
@@ -28,7 +34,7 @@ def paths(parameters: Iterable[str]) -> dict[str, Any]:
         "in": "path",
         "required": True,
         "description": "The network.",
-        "schema": {"type": "string", "pattern": "^[a-z0-9][a-z0-9_-]{0,39}$"},
+        "schema": NETWORK,
     }
     summary = "Detect objects in one image"
     return {
@@ -56,7 +62,7 @@ def responses() -> dict[str, Any]:
     return {
         "DeepStackError": {
             "description": "The request is not answered; `error` says why.",
-            "content": _json("DeepStackError"),
+            "content": {**_json("DeepStackError"), **NOT_HTTP},
         }
     }
 
@@ -81,7 +87,7 @@ def schemas() -> dict[str, Any]:
             "properties": {
                 "image": {"type": "string", "format": "binary", "minLength": 1},
                 "min_confidence": {**_CONFIDENCE, "default": DEFAULT_CONFIDENCE},
-                "api_key": {**text, "description": "In place of a header."},
+                "api_key": {"description": "In place of a header; text."},
             },
         },
         "DeepStackAnswer": _object(

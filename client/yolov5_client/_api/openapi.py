@@ -6,6 +6,7 @@ from typing import Any
 
 from .._version import __version__
 from . import deepstack_openapi
+from .deepstack_openapi import NETWORK, NOT_HTTP
 from .problems import MEDIA_TYPE
 from .settings import MAX_BODY_BYTES, MAX_IMAGES
 
@@ -49,8 +50,7 @@ _PARAMETERS: dict[str, dict[str, Any]] = {
         "description": "Least confidence by class: `person:0.6,car:0.3`, or a JSON object.",
     },
     "model": {
-        "type": "string",
-        "pattern": "^[a-z0-9][a-z0-9_-]{0,39}$",
+        **NETWORK,
         "description": "The network, if it is not the default one; `/models` lists them.",
     },
 }
@@ -96,7 +96,7 @@ def document() -> dict[str, Any]:
                 "Problem": {
                     "description": "The request is not answered; `detail` says why.",
                     "headers": {"X-Request-Id": _ID_HEADER},
-                    "content": {MEDIA_TYPE: {"schema": _reference("Problem")}},
+                    "content": {MEDIA_TYPE: {"schema": _reference("Problem")}, **NOT_HTTP},
                 },
                 "Later": {
                     "description": "The server is saturated or being brought back.",
@@ -141,7 +141,8 @@ def _problems(*statuses: int) -> dict[str, Any]:
 _REFUSALS = (400, 401, 403, 404, 408, 413, 415, 500, 502, 504)
 
 
-def _request_body() -> dict[str, Any]:
+def _request_body(most: int) -> dict[str, Any]:
+    """The body of a request with at most so many images."""
     return {
         "required": True,
         "description": "The image itself, a form, or JSON.",
@@ -159,7 +160,7 @@ def _request_body() -> dict[str, Any]:
                             "type": "array",
                             "items": {"type": "string", "format": "binary"},
                             "minItems": 1,
-                            "maxItems": MAX_IMAGES,
+                            "maxItems": most,
                         },
                         **_PARAMETERS,
                     },
@@ -178,7 +179,7 @@ def _detect() -> dict[str, Any]:
         "summary": "Detect objects in one image or in several",
         "description": "The header Accept chooses the form of the answer.",
         "parameters": [_reference(name, "parameters") for name in _PARAMETERS],
-        "requestBody": _request_body(),
+        "requestBody": _request_body(MAX_IMAGES),
         "responses": {
             "200": {
                 "description": "The detections. In NDJSON one line for each image, as soon as it is"
@@ -201,7 +202,7 @@ def _detect_jpg() -> dict[str, Any]:
         "tags": ["detection"],
         "summary": "Detect objects in one image and draw them into it",
         "parameters": [_reference(name, "parameters") for name in _PARAMETERS],
-        "requestBody": _request_body(),
+        "requestBody": _request_body(1),
         "responses": {
             "200": {
                 "description": "The picture with boxes.",

@@ -37,7 +37,8 @@ def serve(settings: ApiSettings, *, open_page: bool = False) -> None:
     _log_to(ACCESS_LOG, sys.stdout, "%(message)s")
     _log_to(ERROR_LOG, sys.stderr, "%(levelname)s %(message)s")
     _log_to(logging.getLogger("uvicorn.error"), sys.stderr, "%(levelname)s %(message)s")
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    # Of requests that are no HTTP it would write a line each.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     _raise_open_files()
     config = uvicorn.Config(
         create_app(settings),
