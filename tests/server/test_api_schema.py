@@ -48,5 +48,5 @@ def test_answers_are_as_the_document_says(api: RunningApi, tmp_path: Path, examp
     assert int(count) >= 5 * examples
     statuses = Counter(one["status"] for one in api.access_log[before:])
     assert max(statuses) < 500
-    assert statuses[200] > examples, "the server has answered many"
+    assert statuses[200] > examples / 2, "the server has answered many"
     assert api.errors.read_text() == ""
