@@ -1,4 +1,4 @@
-"""The *try it* page: its server in front of the real one, and the page in a real browser.
+"""The page to try images on, and the documentation, in a real browser.
 
 docs/try-it.png is made with:
     SCREENSHOT=docs/try-it.png .venv/bin/python -m pytest tests/server/test_page.py -k screenshot
@@ -7,314 +7,68 @@ docs/try-it.png is made with:
 from __future__ import annotations
 
 import base64
-import http.client
 import json
 import os
 import shutil
-import signal
-import socket
 import struct
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from api_service import RunningApi, running_api
+from axe_playwright_python.sync_playwright import Axe
 from numpy.typing import NDArray
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from support import (
+    BUNDLED,
     PHOTO,
-    RAW,
     ROOT,
-    Reply,
     RunningServer,
-    assert_same,
     free_ports,
+    make_repository,
     parse_binary,
     post_raw,
     reference,
+    running_server,
+    wait_until,
 )
 
-from yolov5_client import _cli
-from yolov5_client._page import INFER, MAX_BODY, PageServer, Upstream
+from yolov5_build.cli import main as build
 
 IMAGE = PHOTO.read_bytes()
-
-
-@contextmanager
-def serving(address: str, host: str = "127.0.0.1", **upstream: Any) -> Iterator[str]:
-    with PageServer(host, 0, Upstream(address=address, **upstream)) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield server.url
-        finally:
-            server.shutdown()
-            thread.join()
+OTHER = PHOTO.with_name("BloodImage_00011.jpg")
+WANTED = reference(ROOT / "tests" / "data" / "bccd_reference.json")
+PLATES = ["first", "second", "third"]  # classes of the network `plates`, which is else the same
+KEY = "0123456789abcdef"
 
 
 @pytest.fixture(scope="module")
-def url(server: RunningServer) -> Iterator[str]:
-    with serving(server.http) as address:
-        yield address
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server with two networks."""
+    folder = tmp_path_factory.mktemp("site")
+    repository = make_repository(folder, BUNDLED)
+    (folder / "names.txt").write_text("\n".join(PLATES))
+    names = f"--names={folder / 'names.txt'}"
+    assert build([str(BUNDLED), "--name=plates", names, f"--repository={repository}"]) == 0
+    with running_server(f"--repository={repository}") as server:
+        yield server
 
 
-def ask(
-    url: str,
-    headers: Mapping[str, str],
-    body: bytes | None = b"image",
-    *,
-    method: str = "POST",
-    path: str = INFER,
-) -> Reply:
-    """Send a request with these headers, plus Host and the body's length."""
-    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=30)
-    try:
-        connection.putrequest(method, path, skip_host="Host" in headers, skip_accept_encoding=True)
-        if body is not None and "Content-Length" not in headers:
-            headers = {**headers, "Content-Length": str(len(body))}
-        for name, value in headers.items():
-            connection.putheader(name, value)
-        connection.endheaders(body)
-        answer = connection.getresponse()
-        return Reply(answer.status, dict(answer.headers), answer.read())
-    finally:
-        connection.close()
+@pytest.fixture(scope="module")
+def api(site: RunningServer) -> Iterator[RunningApi]:
+    """The service in front of it."""
+    with running_api(site) as running:
+        yield running
 
 
 # ---------------------------------------------------------------------------------------------
-# What is passed on
-
-
-@pytest.mark.parametrize(
-    "headers",
-    [{}, {"X-Yolo-Conf-Thres": "0.5", "x-yolo-CLASSES": "RBC"}, {"X-Yolo-Max-Det": "0"}],
-    ids=["defaults", "parameters", "refused"],
-)
-def test_page_passes_answers_on_unchanged(
-    server: RunningServer, url: str, headers: dict[str, str]
-) -> None:
-    direct = post_raw(server.http, IMAGE, headers)
-    through = post_raw(url, IMAGE, headers)
-    assert through.status == direct.status
-    assert through.headers["Content-Type"] == direct.headers["Content-Type"]
-    if direct.status == 200:
-        assert_same(parse_binary(through), parse_binary(direct))
-    else:
-        assert through.body == direct.body
-        assert b"max_det is '0'" in through.body
-
-
-def test_page_drops_other_headers_of_the_caller(url: str) -> None:
-    # Triton would try to decompress the body.
-    reply = ask(url, {**RAW, "Content-Encoding": "gzip"}, IMAGE)
-    assert reply.status == 200
-    assert parse_binary(reply)["num_dets"].item() == 11
-
-
-def test_operators_headers_are_sent_with_every_request(server: RunningServer) -> None:
-    with serving(server.http, headers={"X-Yolo-Max-Det": "2"}) as url:
-        assert parse_binary(post_raw(url, IMAGE))["num_dets"].item() == 2
-
-
-def test_page_passes_on_the_largest_allowed_image(url: str) -> None:
-    # A JPEG may be followed by anything.
-    reply = post_raw(url, IMAGE + bytes(MAX_BODY - len(IMAGE)))
-    assert parse_binary(reply)["num_dets"].item() == 11
-
-
-def test_content_security_policy_allows_only_the_page_itself(url: str) -> None:
-    reply = ask(url, {}, None, method="GET", path="/")
-    assert reply.status == 200
-    assert reply.headers["Content-Type"] == "text/html; charset=utf-8"
-    assert reply.headers["X-Content-Type-Options"] == "nosniff"
-    assert reply.headers["Cache-Control"] == "no-store"
-    policy = reply.headers["Content-Security-Policy"]
-    assert policy.startswith("default-src 'none'; script-src 'sha256-")
-    assert "connect-src 'self';" in policy
-    assert "unsafe" not in policy
-
-
-# ---------------------------------------------------------------------------------------------
-# What is refused
-
-REFUSED: dict[str, tuple[int, str, dict[str, Any]]] = {
-    "other path": (404, "no such path", {"path": "/v2/models/yolov5/infer"}),
-    "other model": (404, "no such path", {"path": "/v2/models/preprocess/infer"}),
-    "management": (404, "no such path", {"path": "/v2/repository/index"}),
-    "dots": (404, "no such path", {"path": f"{INFER}/../generate"}),
-    "GET of it": (405, "allowed: POST", {"method": "GET"}),
-    "PUT": (405, "allowed: POST", {"method": "PUT"}),
-    "preflight": (405, "allowed: POST", {"method": "OPTIONS"}),
-    "POST of the page": (405, "allowed: GET", {"path": "/"}),
-    "unknown method": (501, "Unsupported method", {"method": "BREW"}),
-    "web form": (415, "allowed: application/octet-stream", {"Content-Type": "x/y; charset=a"}),
-    "no type": (415, "Content-Type is none", {"Content-Type": None}),
-    "JSON in front": (400, "allowed: 0", {"Inference-Header-Content-Length": "150"}),
-    "no length": (411, "Content-Length", {"body": None}),
-    "chunked": (411, "Content-Length", {"Transfer-Encoding": "chunked"}),
-    "odd length": (400, "not one whole number", {"Content-Length": "-1"}),
-    "too large": (413, f"allowed: at most {MAX_BODY}", {"Content-Length": str(MAX_BODY + 1)}),
-    "folded header": (400, "'X-Yolo-Classes'", {"X-Yolo-Classes": "0\r\n X-Other: 1"}),
-    "other host": (403, "header Host", {"Host": "rebound.example:8080"}),
-    "no host": (403, "header Host", {"Host": ""}),
-    "other origin": (403, "another site", {"Origin": "http://evil.example"}),
-    "no origin": (403, "another site", {"Origin": "null"}),
-    "other port": (403, "another site", {"Origin": "http://127.0.0.1:1"}),
-    "other site": (403, "another site", {"Sec-Fetch-Site": "cross-site"}),
-}
-
-
-@pytest.mark.parametrize(("status", "sentence", "change"), REFUSED.values(), ids=REFUSED)
-def test_any_other_request_is_refused_with_a_sentence(
-    url: str, status: int, sentence: str, change: dict[str, Any]
-) -> None:
-    change = dict(change)
-    options = {name: change.pop(name) for name in ("path", "method", "body") if name in change}
-    headers = {name: text for name, text in {**RAW, **change}.items() if text is not None}
-    reply = ask(url, headers, **options)
-    assert reply.status == status
-    assert reply.headers["Content-Type"] == "application/json"
-    assert sentence in reply.json()["error"]
-    assert "Access-Control-Allow-Origin" not in reply.headers
-
-
-def test_oversized_body_still_gets_an_answer(url: str) -> None:
-    # Closing the connection while the body still arrives would reset it.
-    reply = ask(url, RAW, bytes(2 * MAX_BODY))
-    assert reply.status == 413
-
-
-@pytest.mark.parametrize("host", ["localhost:8080", "LOCALHOST", "127.0.0.1", "[::1]:8080"])
-def test_local_host_names_are_served(url: str, host: str) -> None:
-    own = {"Host": host, "Origin": f"http://{host}", "Sec-Fetch-Site": "same-origin"}
-    assert ask(url, {**RAW, **own}, IMAGE).status == 200
-
-
-def test_page_may_be_linked_to_from_elsewhere(url: str) -> None:
-    headers = {"Sec-Fetch-Site": "cross-site"}
-    assert ask(url, headers, None, method="GET", path="/?from=elsewhere").status == 200
-
-
-# ---------------------------------------------------------------------------------------------
-# When something does not work
-
-
-def test_missing_server_is_reported_in_a_sentence() -> None:
-    (port,) = free_ports(1)
-    with serving(f"http://127.0.0.1:{port}") as url:
-        reply = post_raw(url, IMAGE)
-    assert reply.status == 502
-    assert reply.json() == {
-        "error": f"the server http://127.0.0.1:{port} cannot be reached: Connection refused"
-    }
-
-
-def test_grpc_port_as_server_is_reported_in_a_sentence(server: RunningServer) -> None:
-    with serving(f"http://{server.grpc}") as url:
-        reply = post_raw(url, IMAGE)
-    assert reply.status == 502
-    assert f"{server.grpc} " in reply.json()["error"]
-
-
-def test_server_that_does_not_answer_is_reported_in_a_sentence() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        with serving(address, timeout=0.2) as url:
-            reply = post_raw(url, IMAGE)
-    assert reply.status == 504
-    assert reply.json()["error"] == f"the server {address} did not answer within 0.2 s"
-
-
-def test_hanging_callers_do_not_block_others(url: str, capfd: pytest.CaptureFixture[str]) -> None:
-    address = url.removeprefix("http://").split(":")
-    head = "".join(f"{name}: {text}\r\n" for name, text in RAW.items())
-    begun = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\n{head}Content-Length: 999\r\n\r\npart"
-    with ExitStack() as stack:
-        for text in ("", "POST / HT", begun) * 20:
-            slow = stack.enter_context(socket.create_connection((address[0], int(address[1]))))
-            slow.sendall(text.encode())
-        assert post_raw(url, IMAGE).status == 200
-    # All of them have hung up by now, in the middle of a request.
-    assert post_raw(url, IMAGE).status == 200
-    assert capfd.readouterr().err == ""
-
-
-# ---------------------------------------------------------------------------------------------
-# The command
-
-
-def start(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "yolov5_client._cli", "page", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
-def test_signal_ends_the_command_at_once(server: RunningServer, number: int, status: int) -> None:
-    with start("--port=0", f"--server={server.http}") as process:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line.startswith("Page: http://127.0.0.1:")
-        assert line.endswith(f" (server {server.http})\n")
-        url = line.split()[1]
-        assert post_raw(url, IMAGE).status == 200
-        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))):
-            started = time.monotonic()
-            process.send_signal(number)
-            output, errors = process.communicate(timeout=20)
-            assert time.monotonic() - started < 10
-    assert (process.returncode, output, errors) == (status, "", "")
-
-
-def test_port_in_use_is_reported_in_a_sentence(
-    url: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    port = url.rpartition(":")[2]
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        assert _cli.main(["page", f"--port={port}"]) == 2
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert capsys.readouterr().err == (
-        f"error: cannot listen on 127.0.0.1, port {port}: Address already in use;"
-        " choose others with --host and --port.\n"
-    )
-
-
-@pytest.mark.parametrize(
-    ("flag", "sentence"),
-    [
-        ("--server=127.0.0.1:8001", "allowed: the http:// or https:// address"),
-        ("--server=http://a:b", "allowed: the http:// or https:// address"),
-        ("--server=http://user:password@a", "allowed: the http:// or https:// address"),
-        ("--timeout=0", "--timeout is 0.0; allowed: more than 0 seconds, at most a year."),
-        ("--header=secret", "a --header is not of the form 'NAME: VALUE'."),
-        ("--header=a: Ж", "--header 'a' has characters that no header may have."),
-    ],
-)
-def test_unusable_flag_is_reported_in_a_sentence(
-    flag: str, sentence: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        assert _cli.main(["page", "--port=0", flag]) == 2
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert sentence in capsys.readouterr().err
-
-
-# ---------------------------------------------------------------------------------------------
-# The page in a browser
+# The browser
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None
@@ -327,6 +81,8 @@ FLAGS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--use-fake-device-for-media-stream",  # a camera: a green picture with a clock
+    "--use-fake-ui-for-media-stream",
 ]
 
 
@@ -342,7 +98,7 @@ def browser() -> Iterator[Browser]:
 
 @contextmanager
 def opened(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
-    """Open the page; at the end check that it contacted only its server and logged nothing."""
+    """Open the page; at the end check that it contacted only its service and logged nothing."""
     context = browser.new_context(**options)
     page = context.new_page()
     requests: list[str] = []
@@ -358,9 +114,19 @@ def opened(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
 
 
 @pytest.fixture
-def page(browser: Browser, url: str) -> Iterator[Page]:
-    with opened(browser, url, viewport={"width": 1200, "height": 860}) as page:
+def page(browser: Browser, api: RunningApi) -> Iterator[Page]:
+    with opened(browser, api.url, viewport={"width": 1200, "height": 860}) as page:
         yield page
+
+
+@pytest.fixture
+def forgiving(browser: Browser, api: RunningApi) -> Iterator[Page]:
+    """The page without the check of the console, where the browser logs each HTTP error."""
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(api.url)
+    yield page
+    context.close()
 
 
 def settled(page: Page, state: str) -> None:
@@ -376,36 +142,48 @@ def rows(page: Page) -> NDArray[np.float64]:
     return np.array(found, np.float64).reshape(-1, 6)
 
 
-def drop(page: Page, name: str, content: bytes) -> None:
+def labels(page: Page) -> list[str]:
+    found: list[str] = page.eval_on_selector_all(
+        "#rows tr", "rows => rows.map((row) => row.dataset.label)"
+    )
+    return found
+
+
+def drop(page: Page, **files: bytes) -> None:
     page.evaluate(
-        """([name, base64]) => {
-            const bytes = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
+        """(files) => {
             const dataTransfer = new DataTransfer();
-            dataTransfer.items.add(new File([bytes], name));
+            for (const [name, base64] of files) {
+                const bytes = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
+                dataTransfer.items.add(new File([bytes], name));
+            }
             const target = document.getElementById("place");
             for (const kind of ["dragover", "drop"])
                 target.dispatchEvent(new DragEvent(kind, {dataTransfer, bubbles: true}));
         }""",
-        [name, base64.b64encode(content).decode()],
+        [(name, base64.b64encode(content).decode()) for name, content in files.items()],
     )
 
 
-WANTED = reference(ROOT / "tests" / "data" / "bccd_reference.json")[PHOTO.name]
-
-
-def assert_as_the_reference(page: Page) -> None:
+def assert_as_the_reference(page: Page, photo: Path = PHOTO) -> None:
     settled(page, "done")
-    found = rows(page)
-    assert len(found) == len(WANTED) == 11
-    np.testing.assert_allclose(found[:, :4], WANTED[:, :4], rtol=0, atol=0.01)
-    np.testing.assert_allclose(found[:, 4], WANTED[:, 4], rtol=0, atol=0.001)
-    np.testing.assert_array_equal(found[:, 5], WANTED[:, 5])
+    found, wanted = rows(page), WANTED[photo.name]
+    assert len(found) == len(wanted) > 0
+    np.testing.assert_allclose(found[:, :4], wanted[:, :4], rtol=0, atol=0.01)
+    np.testing.assert_allclose(found[:, 4], wanted[:, 4], rtol=0, atol=0.001)
+    np.testing.assert_array_equal(found[:, 5], wanted[:, 5])
+
+
+# ---------------------------------------------------------------------------------------------
+# One image
 
 
 def test_chosen_photo_shows_the_references_boxes(page: Page) -> None:
     page.set_input_files("#file", PHOTO)
     assert_as_the_reference(page)
-    assert page.inner_text("#status").startswith("11 detections in ")
+    status = page.inner_text("#status")
+    assert status.startswith("11 detections in ")
+    assert status.endswith(" ms · 640 × 480 pixels · yolov5, version 1")
     assert page.locator("#counts li").all_inner_texts() == ["RBC 9", "WBC 1", "Platelets 1"]
     assert page.locator("rect.edge").count() == 11
     # On the screen the boxes are at their place in the picture, and nothing extends beyond it.
@@ -418,14 +196,14 @@ def test_chosen_photo_shows_the_references_boxes(page: Page) -> None:
     )
     scale = (frame[2] - frame[0]) / 640
     boxes = (np.array(drawn[:11]) - np.tile(frame[:2], 2)) / scale
-    np.testing.assert_allclose(boxes[::-1], WANTED[:, :4], rtol=0, atol=3)
-    labels = np.array(drawn[11:])
-    assert (labels[:, :2] >= frame[:2]).all()
-    assert (labels[:, 2:] <= frame[2:]).all()
+    np.testing.assert_allclose(boxes[::-1], WANTED[PHOTO.name][:, :4], rtol=0, atol=3)
+    names = np.array(drawn[11:])
+    assert (names[:, :2] >= frame[:2]).all()
+    assert (names[:, 2:] <= frame[2:]).all()
 
 
 def test_dropped_photo_is_answered(page: Page) -> None:
-    drop(page, PHOTO.name, IMAGE)
+    drop(page, **{PHOTO.name: IMAGE})
     assert_as_the_reference(page)
 
 
@@ -445,22 +223,62 @@ def test_pasted_photo_is_answered(page: Page) -> None:
 def test_keyboard_alone_reaches_the_file_and_the_settings(page: Page) -> None:
     page.on("filechooser", lambda chooser: chooser.set_files(PHOTO))
     page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.href").endswith("/docs")
+    page.keyboard.press("Tab")
     expect(page.locator("#file")).to_be_focused()
     page.keyboard.press("Enter")
     settled(page, "done")
     names = []
-    for _ in range(7):
+    for _ in range(12):
         page.keyboard.press("Tab")
-        names.append(page.evaluate("document.activeElement.name"))
+        names.append(page.evaluate("document.activeElement.name || document.activeElement.id"))
     assert names == [
-        "conf_thres", "iou_thres", "max_det", "classes", "class_conf_thres", "agnostic_nms",
-        "multi_label",
+        "camera", "remove", "shown", "conf_thres", "iou_thres", "max_det", "classes",
+        "class_conf_thres", "agnostic_nms", "multi_label", "model", "",
     ]  # fmt: skip
-    for _ in range(6):
+    assert page.evaluate("document.activeElement.textContent") == "This request as curl"
+    for _ in range(8):
         page.keyboard.press("Shift+Tab")
     page.keyboard.press("End")
     expect(page.locator("#status")).to_contain_text("0 detections")
     assert page.input_value("#conf_thres") == "1"
+
+
+def test_focus_is_visible_wherever_the_keyboard_goes(page: Page) -> None:
+    page.set_input_files("#file", PHOTO)
+    settled(page, "done")
+    seen = set()
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        shown = page.evaluate(
+            """() => {
+                const one = document.activeElement;
+                const seen = one.classList.contains("unseen") ? one.nextElementSibling : one;
+                return [one.id || one.name || one.textContent, getComputedStyle(seen).outlineStyle];
+            }"""
+        )
+        if shown[0].startswith("\n"):  # the page itself: once around
+            break
+        seen.add(shown[0])
+        assert shown[1] == "solid", shown
+    assert {"file", "camera", "shown", "model", "save", "save-picture", "table"} <= seen
+
+
+def test_row_under_the_pointer_or_chosen_by_arrow_shows_its_box_alone(page: Page) -> None:
+    page.set_input_files("#file", PHOTO)
+    settled(page, "done")
+    alone = "svg.chosen g.chosen[data-index='{}'] rect.edge"
+    page.hover("#rows tr:nth-child(3)")
+    assert page.locator(alone.format(2)).count() == 1
+    assert page.locator("svg.chosen g.chosen rect.edge").count() == 1
+    page.hover("h1")
+    assert page.locator("svg.chosen").count() == 0
+    page.focus("#table")
+    for key in ("ArrowDown", "ArrowDown", "ArrowDown", "ArrowUp"):
+        page.keyboard.press(key)
+    assert page.locator(alone.format(1)).count() == 1
+    page.keyboard.press("Tab")
+    assert page.locator("svg.chosen").count() == 0
 
 
 SETTINGS: dict[str, tuple[str, dict[str, str]]] = {
@@ -476,13 +294,13 @@ SETTINGS: dict[str, tuple[str, dict[str, str]]] = {
 
 @pytest.mark.parametrize(("name", "headers"), SETTINGS.values(), ids=SETTINGS)
 def test_changed_setting_sends_a_new_request(
-    page: Page, server: RunningServer, name: str, headers: dict[str, str]
+    page: Page, site: RunningServer, name: str, headers: dict[str, str]
 ) -> None:
     page.set_input_files("#file", PHOTO)
     settled(page, "done")
     page.fill(f"#{name}", *headers.values())
     settled(page, "done")
-    direct = parse_binary(post_raw(server.http, IMAGE, headers))
+    direct = parse_binary(post_raw(site.http, IMAGE, headers))
     assert direct["num_dets"].item() < 11
     expected = np.concatenate(
         [direct["det_boxes"][0], direct["det_scores"].T, direct["det_classes"].T], axis=1
@@ -494,36 +312,39 @@ def test_checkboxes_are_sent(page: Page) -> None:
     page.set_input_files("#file", PHOTO)
     settled(page, "done")
     for name in ("agnostic_nms", "multi_label"):
-        with page.expect_request(lambda request: request.url.endswith(INFER)) as asked:
+        with page.expect_request(lambda request: "/detect?" in request.url) as asked:
             page.check(f"[name={name}]")
-        assert asked.value.headers[f"x-yolo-{name.replace('_', '-')}"] == "true"
+        assert f"&{name}=true" in asked.value.url
         settled(page, "done")
 
 
+HOLD_FIRST_REQUEST = """() => {
+    // The first answer is delayed, and arrives although its request was aborted.
+    const real = window.fetch;
+    let first = true;
+    window.fetch = async (url, options) => {
+        const held = first;
+        first = false;
+        const answer = await real(url, held ? {...options, signal: undefined} : options);
+        if (held) {
+            document.body.dataset.held = "";
+            await new Promise((resolve) => (window.release = resolve));
+        }
+        return answer;
+    };
+}"""
+RELEASE = "async () => { window.release(); await new Promise((r) => setTimeout(r)); }"
+
+
 def test_older_answer_does_not_replace_a_newer_one(page: Page) -> None:
-    # The first answer is delayed, and arrives although its request was aborted.
-    page.evaluate(
-        """() => {
-            const real = window.fetch;
-            let first = true;
-            window.fetch = async (url, options) => {
-                const held = first;
-                first = false;
-                const answer = await real(url, held ? {...options, signal: undefined} : options);
-                if (held) {
-                    document.body.dataset.held = "";
-                    await new Promise((resolve) => (window.release = resolve));
-                }
-                return answer;
-            };
-        }"""
-    )
+    page.wait_for_load_state("networkidle")  # the list of networks
+    page.evaluate(HOLD_FIRST_REQUEST)
     page.set_input_files("#file", PHOTO)
     page.wait_for_selector("body[data-held]")
     page.fill("#max_det", "3")
     settled(page, "done")
     assert len(rows(page)) == 3
-    page.evaluate("async () => { window.release(); await new Promise((r) => setTimeout(r)); }")
+    page.evaluate(RELEASE)
     assert len(rows(page)) == 3
 
 
@@ -538,10 +359,10 @@ def test_slowly_read_file_does_not_replace_a_newer_one(page: Page) -> None:
             };
         }"""
     )
-    drop(page, "slow", PHOTO.with_name("BloodImage_00011.jpg").read_bytes())
+    drop(page, slow=OTHER.read_bytes())
     page.set_input_files("#file", PHOTO)
     assert_as_the_reference(page)
-    page.evaluate("async () => { window.release(); await new Promise((r) => setTimeout(r)); }")
+    page.evaluate(RELEASE)
     page.fill("#max_det", "299")
     assert_as_the_reference(page)
     assert page.get_attribute("#picture", "alt") == PHOTO.name
@@ -551,7 +372,7 @@ def test_rotated_photo_is_shown_upright_under_its_boxes(page: Page) -> None:
     turned = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
     segment = b"Exif\0\0" + turned
     exif = b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment
-    drop(page, "turned.jpg", IMAGE[:2] + exif + IMAGE[2:])
+    drop(page, turned=IMAGE[:2] + exif + IMAGE[2:])
     settled(page, "done")
     assert "480 × 640" in page.inner_text("#status")
     shown = page.evaluate("""() => {
@@ -561,43 +382,284 @@ def test_rotated_photo_is_shown_upright_under_its_boxes(page: Page) -> None:
     assert shown == pytest.approx(480 / 640, rel=0.01)
 
 
-def test_boxes_are_shown_for_a_picture_the_browser_cannot_show(page: Page) -> None:
+def tiff() -> bytes:
     picture = cv2.imread(str(PHOTO))
     assert picture is not None
-    encoded = cv2.imencode(".tiff", picture)[1]
-    drop(page, "photo.tiff", encoded.tobytes())
+    return cv2.imencode(".tiff", picture)[1].tobytes()
+
+
+def test_boxes_are_shown_for_a_picture_the_browser_cannot_show(page: Page) -> None:
+    drop(page, photo=tiff())
     assert_as_the_reference(page)
     assert page.is_visible("#unseen")
     assert page.is_visible("#overlay")
 
 
-@pytest.fixture
-def forgiving(browser: Browser, url: str) -> Iterator[Page]:
-    """The page without the check of the console, where the browser logs each HTTP error."""
-    context = browser.new_context()
-    page = context.new_page()
-    page.goto(url)
-    yield page
-    context.close()
+# ---------------------------------------------------------------------------------------------
+# Several images
 
 
-def test_network_that_is_named_on_the_page_or_in_its_address_is_asked(
-    forgiving: Page, url: str
-) -> None:
-    forgiving.set_input_files("#file", PHOTO)
-    settled(forgiving, "done")
-    for name, sentence in {
-        "plates": "Request for unknown model: 'plates_ensemble' is not found",
-        "Plates": "model is 'Plates'; allowed: up to 40 lower-case letters, ",
-    }.items():
-        forgiving.fill("#model", name)
-        expect(forgiving.locator("#error")).to_contain_text(sentence)
-    forgiving.fill("#model", "yolov5")
-    settled(forgiving, "done")
-    forgiving.goto(f"{url}/?model=plates")
+def test_two_dropped_photos_each_have_their_own_result(page: Page) -> None:
+    drop(page, **{PHOTO.name: IMAGE, OTHER.name: OTHER.read_bytes()})
+    assert_as_the_reference(page)
+    counts = [len(WANTED[one.name]) for one in (PHOTO, OTHER)]
+    expect(page.locator("#images .count")).to_have_text([str(one) for one in counts])
+    page.focus("#images input")
+    page.keyboard.press("ArrowRight")
+    assert_as_the_reference(page, OTHER)
+    assert page.get_attribute("#picture", "alt") == OTHER.name
+    page.keyboard.press("ArrowLeft")
+    assert_as_the_reference(page)
+
+
+def test_changed_setting_asks_again_for_each_image_when_it_is_shown(page: Page) -> None:
+    drop(page, **{PHOTO.name: IMAGE, OTHER.name: OTHER.read_bytes()})
+    expect(page.locator("#images .count").last).to_have_text(str(len(WANTED[OTHER.name])))
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.fill("#max_det", "2")
+    expect(page.locator("#images .count")).to_have_text(["2", str(len(WANTED[OTHER.name]))])
+    page.click(f"#images label:has-text('{OTHER.name}')")
+    expect(page.locator("#images .count")).to_have_text(["2", "2"])
+    settled(page, "done")
+    np.testing.assert_allclose(rows(page)[:, :4], WANTED[OTHER.name][:2, :4], rtol=0, atol=0.01)
+    assert len([one for one in asked if "max_det=2" in one]) == 2
+
+
+def test_older_answer_about_another_image_is_not_shown(page: Page) -> None:
+    page.wait_for_load_state("networkidle")
+    page.evaluate(HOLD_FIRST_REQUEST)
+    page.set_input_files("#file", PHOTO)
+    page.wait_for_selector("body[data-held]")
+    page.set_input_files("#file", OTHER)
+    assert_as_the_reference(page, OTHER)
+    page.evaluate(RELEASE)
+    assert_as_the_reference(page, OTHER)
+    page.click(f"#images label:has-text('{PHOTO.name}')")
+    assert_as_the_reference(page)
+
+
+def test_removed_image_gives_place_to_its_neighbour(page: Page) -> None:
+    drop(page, **{PHOTO.name: IMAGE, OTHER.name: OTHER.read_bytes()})
+    settled(page, "done")
+    page.click("#remove")
+    assert_as_the_reference(page, OTHER)
+    page.focus("#images input")
+    page.keyboard.press("Delete")
+    settled(page, "empty")
+    assert page.is_visible("#empty")
+    assert not page.is_visible("#result")
+    assert not page.is_visible("#images")
+    page.set_input_files("#file", PHOTO)
+    assert_as_the_reference(page)
+
+
+def test_one_bad_file_does_not_affect_the_others(forgiving: Page) -> None:
+    drop(forgiving, notes=b"hello", photo=IMAGE)
+    settled(forgiving, "error")
+    expect(forgiving.locator("#images .count")).to_have_text(["!", "11"])
+    forgiving.click("#images label:has-text('photo')")
+    assert_as_the_reference(forgiving)
+    assert not forgiving.is_visible("#error")
+
+
+# ---------------------------------------------------------------------------------------------
+# Networks
+
+
+def test_networks_are_listed_and_the_chosen_one_is_asked(page: Page) -> None:
+    page.set_input_files("#file", PHOTO)
+    settled(page, "done")
+    options = page.locator("#model option")
+    assert sorted(options.all_inner_texts()) == ["plates", "yolov5"]
+    assert page.input_value("#model") == "yolov5"
+    page.select_option("#model", "plates")
+    settled(page, "done")
+    assert "· plates, version 1" in page.inner_text("#status")
+    assert set(labels(page)) == set(PLATES)
+
+
+def test_network_that_the_address_names_is_asked(forgiving: Page, api: RunningApi) -> None:
+    forgiving.goto(f"{api.url}/?model=plates")
+    forgiving.wait_for_load_state("networkidle")
     assert forgiving.input_value("#model") == "plates"
     forgiving.set_input_files("#file", PHOTO)
-    expect(forgiving.locator("#error")).to_contain_text("'plates_ensemble' is not found")
+    settled(forgiving, "done")
+    assert set(labels(forgiving)) == set(PLATES)
+    for name, sentence in {
+        "cars": "the server has no endpoint 'cars_ensemble', or has not loaded it yet",
+        "Cars": "model is 'Cars'; allowed: up to 40 lower-case letters, ",
+    }.items():
+        forgiving.goto(f"{api.url}/?model={name}")
+        assert forgiving.input_value("#model") == name
+        forgiving.set_input_files("#file", PHOTO)
+        expect(forgiving.locator("#error")).to_contain_text(sentence)
+    forgiving.select_option("#model", "yolov5")
+    assert_as_the_reference(forgiving)
+
+
+def test_without_a_list_of_networks_the_default_one_is_asked(
+    browser: Browser, site: RunningServer
+) -> None:
+    with (
+        running_api(site.grpc, "--model=plates") as api,
+        opened(browser, api.url) as page,
+    ):
+        page.set_input_files("#file", PHOTO)
+        settled(page, "done")
+        assert page.locator("#model option").all_inner_texts() == ["plates"]
+        assert set(labels(page)) == set(PLATES)
+        assert page.inner_text("#status").endswith("· plates")
+
+
+# ---------------------------------------------------------------------------------------------
+# The camera
+
+
+def test_camera_shows_frames_with_their_answers_and_one_request_at_a_time(page: Page) -> None:
+    page.evaluate(
+        """() => {
+            const real = window.fetch;
+            window.flights = {now: 0, most: 0, sent: []};
+            window.fetch = async (url, options) => {
+                flights.most = Math.max(flights.most, ++flights.now);
+                const head = new Uint8Array(await options.body.slice(0, 3).arrayBuffer());
+                flights.sent.push([...head]);
+                try { return await real(url, options); } finally { flights.now--; }
+            };
+        }"""
+    )
+    page.click("#camera")
+    expect(page.locator("#camera")).to_have_text("Stop the camera")
+    wait_until(lambda: page.evaluate("flights.sent.length >= 4"), 30)
+    assert page.evaluate("flights.most") == 1
+    assert page.evaluate("flights.sent[3]") == [0xFF, 0xD8, 0xFF]  # JPEG
+    # A changed setting holds for the next frame.
+    with page.expect_request(lambda request: "conf_thres=0.01&" in request.url):
+        page.fill("#conf_thres", "0.01")
+    settled(page, "done")
+    page.click("#camera")
+    expect(page.locator("#camera")).to_have_text("Start the camera")
+    wait_until(lambda: page.evaluate("flights.now === 0"), 30)
+    sent = page.evaluate("flights.sent.length")
+    # The last frame stays, as an image like any other.
+    assert page.evaluate("document.getElementById('picture').naturalWidth") >= 640
+    assert page.locator("#images .name").all_inner_texts() == ["camera.jpg"]
+    page.fill("#max_det", "1")
+    settled(page, "done")
+    assert page.evaluate("flights.sent.length") == sent + 1
+    assert len(rows(page)) <= 1
+
+
+def test_camera_stops_when_another_image_is_shown(page: Page) -> None:
+    page.evaluate(
+        """() => {
+            const real = navigator.mediaDevices.getUserMedia;
+            navigator.mediaDevices.getUserMedia = async function (options) {
+                return (window.stream = await real.call(this, options));
+            };
+        }"""
+    )
+    page.click("#camera")
+    expect(page.locator("#camera")).to_have_text("Stop the camera")
+    settled(page, "done")
+    page.set_input_files("#file", PHOTO)
+    assert_as_the_reference(page)
+    expect(page.locator("#camera")).to_have_text("Start the camera")
+    assert page.evaluate("stream.getTracks().map((track) => track.readyState)") == ["ended"]
+
+
+def test_camera_that_may_not_be_used_is_reported_in_a_sentence(
+    browser: Browser, api: RunningApi
+) -> None:
+    with opened(browser, api.url) as page:
+        page.evaluate(
+            """() => {
+                navigator.mediaDevices.getUserMedia = async () => {
+                    throw new DOMException("no", "NotAllowedError");
+                };
+            }"""
+        )
+        page.click("#camera")
+        expect(page.locator("#error")).to_have_text(
+            "The browser does not let this page use the camera."
+        )
+        assert page.is_enabled("#camera")
+
+
+# ---------------------------------------------------------------------------------------------
+# Copying and saving
+
+
+def test_answer_can_be_saved_and_copied(browser: Browser, api: RunningApi) -> None:
+    options = {"permissions": ["clipboard-read", "clipboard-write"]}
+    with opened(browser, api.url, **options) as page:
+        page.set_input_files("#file", PHOTO)
+        settled(page, "done")
+        with page.expect_download() as download:
+            page.click("#save")
+        assert download.value.suggested_filename == f"{PHOTO.stem}.json"
+        saved = Path(download.value.path()).read_text()
+        page.click("[data-copies=json]")
+        expect(page.locator("[data-copies=json]")).to_have_text("Copied")
+        assert page.evaluate("navigator.clipboard.readText()") == saved
+    answer = json.loads(saved)
+    assert (answer["model"], answer["version"]) == ("yolov5", "1")
+    (image,) = answer["images"]
+    assert (image["width"], image["height"]) == (640, 480)
+    assert [one["label"] for one in image["detections"]][:2] == ["WBC", "Platelets"]
+    boxes = np.array([[one["box"][side] for side in ("x1", "y1", "x2", "y2")]
+                      for one in image["detections"]])  # fmt: skip
+    np.testing.assert_allclose(boxes, WANTED[PHOTO.name][:, :4], rtol=0, atol=0.01)
+
+
+def test_drawn_picture_can_be_saved_even_if_the_browser_cannot_show_it(page: Page) -> None:
+    drop(page, **{"photo.tiff": tiff()})
+    settled(page, "done")
+    with page.expect_download() as download:
+        page.click("#save-picture")
+    assert download.value.suggested_filename == "photo-detections.jpg"
+    drawn = cv2.imread(str(download.value.path())).astype(int)
+    plain = cv2.imread(str(PHOTO)).astype(int)
+    assert drawn.shape == plain.shape
+    changed = np.abs(drawn - plain).max(axis=2) > 60
+    x1, y1, x2, y2 = WANTED[PHOTO.name][0, :4].round().astype(int)
+    assert changed[y1 : y2 + 1, [x1, min(x2, 639)]].mean() > 0.5  # the sides of the best box
+    assert changed.mean() < 0.2
+
+
+@pytest.mark.parametrize("name", ["photo.jpg", """it's "a"; photo, $HOME `x` \\ é.jpg"""])
+def test_request_as_curl_gives_the_shown_answer(
+    browser: Browser, api: RunningApi, tmp_path: Path, name: str
+) -> None:
+    if not shutil.which("curl"):
+        pytest.skip("not here: curl")
+    (tmp_path / name).write_bytes(IMAGE)
+    options = {"permissions": ["clipboard-read", "clipboard-write"]}
+    with opened(browser, api.url, **options) as page:
+        drop(page, **{name: IMAGE})
+        settled(page, "done")
+        page.fill("#classes", """["RBC", "WBC"]""")
+        page.fill("#conf_thres", "0.6")
+        settled(page, "done")
+        page.click("summary")
+        page.click("[data-copies=curl]")
+        expect(page.locator("[data-copies=curl]")).to_have_text("Copied")
+        command = page.evaluate("navigator.clipboard.readText()")
+        shown = rows(page)
+    assert "\n" not in command
+    done = subprocess.run(
+        ["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, ""), command
+    found = json.loads(done.stdout)["images"][0]["detections"]
+    assert len(found) == len(shown) > 0
+    assert {one["label"] for one in found} == {"RBC", "WBC"}
+    np.testing.assert_allclose([one["score"] for one in found], shown[:, 4], rtol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------
+# When something does not work
 
 
 def test_file_that_is_not_an_image_shows_the_servers_sentence(
@@ -638,55 +700,190 @@ def test_refused_setting_shows_the_servers_sentence(
     assert len(rows(forgiving)) == 0 or not forgiving.is_visible("#result")
 
 
-def test_file_over_the_limit_shows_the_sentence(forgiving: Page, tmp_path: Path) -> None:
-    (tmp_path / "large").write_bytes(bytes(2 * MAX_BODY))
+@pytest.mark.parametrize(
+    ("megabytes", "sentence"),
+    [(40, "over the limit of 33554432 bytes"), (64, "the request is too large; allowed: at most")],
+)
+def test_file_over_the_limit_shows_the_sentence(
+    forgiving: Page, tmp_path: Path, megabytes: int, sentence: str
+) -> None:
+    (tmp_path / "large").write_bytes(bytes(megabytes << 20))
     forgiving.set_input_files("#file", tmp_path / "large")
     settled(forgiving, "error")
-    assert f"allowed: at most {MAX_BODY}" in forgiving.inner_text("#error")
+    assert sentence in forgiving.inner_text("#error")
 
 
 def test_missing_server_shows_a_sentence(browser: Browser) -> None:
     (port,) = free_ports(1)
-    with serving(f"http://127.0.0.1:{port}") as url:
-        page = browser.new_page()
-        page.goto(url)
+    page = browser.new_page()
+    with running_api(f"127.0.0.1:{port}") as api:
+        page.goto(api.url)
         page.set_input_files("#file", PHOTO)
         settled(page, "error")
-        assert "cannot be reached: Connection refused" in page.inner_text("#error")
-    # Now the page's own server has ended as well.
+        assert f"127.0.0.1:{port}" in page.inner_text("#error")
+    # Now the page's own service has ended as well.
     page.fill("#max_det", "3")
-    expect(page.locator("#error")).to_have_text("This page's server cannot be reached.")
+    expect(page.locator("#error")).to_have_text("This page's service cannot be reached.")
     page.close()
 
 
-def test_answer_can_be_saved(page: Page) -> None:
-    page.set_input_files("#file", PHOTO)
-    settled(page, "done")
-    with page.expect_download() as download:
-        page.click("#save")
-    saved = json.loads(Path(download.value.path()).read_text())
-    assert saved["imageSize"] == {"width": 640, "height": 480}
-    assert [one["label"] for one in saved["detections"]][:2] == ["WBC", "Platelets"]
-    boxes = np.array([one["box"] for one in saved["detections"]])
-    np.testing.assert_allclose(boxes, WANTED[:, :4], rtol=0, atol=0.01)
+def test_answer_that_is_not_the_services_shows_its_status(forgiving: Page) -> None:
+    forgiving.route("**/detect?*", lambda route: route.fulfill(status=502, body="<html>"))
+    forgiving.set_input_files("#file", PHOTO)
+    settled(forgiving, "error")
+    assert forgiving.inner_text("#error") == "The service answers with HTTP status 502."
+
+
+def test_key_is_asked_for_and_sent_until_the_tab_is_closed(
+    browser: Browser, site: RunningServer, tmp_path: Path
+) -> None:
+    (tmp_path / "keys").write_text(f"{KEY} me\n")
+    with running_api(site, f"--api-keys={tmp_path / 'keys'}") as api:
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(api.url)
+        expect(page.locator("#key")).to_be_visible()
+        drop(page, **{PHOTO.name: IMAGE, OTHER.name: OTHER.read_bytes()})
+        settled(page, "error")
+        assert "no API key" in page.inner_text("#error")
+        page.fill("#key-text", "another-key-than-that")
+        page.keyboard.press("Enter")
+        expect(page.locator("#key")).to_be_visible()
+        expect(page.locator("#images .count")).to_have_text(["!", "!"])
+        page.fill("#key-text", KEY)
+        page.keyboard.press("Enter")
+        assert_as_the_reference(page)
+        expect(page.locator("#images .count").last).to_have_text(str(len(WANTED[OTHER.name])))
+        assert sorted(page.locator("#model option").all_inner_texts()) == ["plates", "yolov5"]
+        assert not page.is_visible("#key")
+        assert '-H "X-Api-Key: $API_KEY" ' in (page.text_content("#curl") or "")
+        assert KEY not in page.content()
+        page.reload()
+        page.set_input_files("#file", PHOTO)
+        assert_as_the_reference(page)
+        assert page.evaluate("localStorage.length") == 0
+        assert context.cookies() == []
+        context.close()
+
+
+# ---------------------------------------------------------------------------------------------
+# How it looks
 
 
 @pytest.mark.parametrize("colours", ["light", "dark"])
 def test_phone_shows_the_page_without_sideways_scrolling(
-    browser: Browser, url: str, colours: str
+    browser: Browser, api: RunningApi, colours: str
 ) -> None:
     size = {"width": 360, "height": 740}
-    with opened(browser, url, viewport=size, color_scheme=colours) as page:
-        page.set_input_files("#file", PHOTO)
+    with opened(browser, api.url, viewport=size, color_scheme=colours) as page:
+        many = {f"{number}-{PHOTO.name}": IMAGE for number in range(6)}
+        drop(page, **many)
         settled(page, "done")
+        page.click("summary")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        page.goto(f"{api.url}/docs")
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
+def test_reduced_motion_shows_no_animation(browser: Browser, api: RunningApi) -> None:
+    script = "getComputedStyle(document.getElementById('busy'), '::before').animationName"
+    with opened(browser, api.url, reduced_motion="reduce") as page:
+        assert page.evaluate(script) == "none"
+    with opened(browser, api.url) as page:
+        assert page.evaluate(script) == "pass"
+
+
+def test_page_without_scripts_says_what_it_needs(browser: Browser, api: RunningApi) -> None:
+    with opened(browser, api.url, java_script_enabled=False) as page:
+        assert page.inner_text("noscript p") == "This page needs JavaScript."
+        assert page.is_visible("noscript p")
+
+
+def serious(page: Page) -> list[str]:
+    """The serious and critical violations that axe-core finds."""
+    found = Axe().run(page).response["violations"]
+    return [
+        f"{one['id']}: {node['html']}: {node['failureSummary']}"
+        for one in found
+        if one["impact"] in ("serious", "critical")
+        for node in one["nodes"]
+    ]
+
+
+@pytest.mark.parametrize("colours", ["light", "dark"])
+def test_axe_finds_no_serious_violation(browser: Browser, api: RunningApi, colours: str) -> None:
+    context = browser.new_context(color_scheme=colours)
+    page = context.new_page()
+    page.goto(api.url)
+    page.wait_for_load_state("networkidle")
+    assert serious(page) == []
+    drop(page, **{PHOTO.name: IMAGE, "notes.txt": b"hello"})
+    settled(page, "done")
+    page.click("summary")
+    expect(page.locator("#images .count")).to_have_text(["11", "!"])
+    assert serious(page) == []
+    page.click("#images label:has-text('notes.txt')")
+    settled(page, "error")
+    page.evaluate("document.getElementById('key').hidden = false")
+    assert serious(page) == []
+    page.goto(f"{api.url}/docs")
+    assert serious(page) == []
+    context.close()
+
+
+def test_axe_would_find_a_violation(page: Page) -> None:
+    page.evaluate("document.querySelector('label[for=classes]').remove()")
+    page.evaluate("document.getElementById('classes').placeholder = ''")
+    assert any(one.startswith("label: ") for one in serious(page))
+
+
+def test_documentation_shows_every_route_and_needs_no_script(
+    browser: Browser, api: RunningApi
+) -> None:
+    with opened(browser, api.url, java_script_enabled=False) as page:
+        page.click("text=Documentation")
+        shown = page.locator("h2 code").all_inner_texts()
+        assert {"/detect", "/detect.jpg", "/models", "/metrics"} <= set(shown)
+        page.click("text=OpenAPI document")
+        assert page.url == f"{api.url}/openapi.json"
+
+
 def test_screenshot_shows_the_page(page: Page, tmp_path: Path) -> None:
-    page.set_viewport_size({"width": 1040, "height": 780})
-    page.set_input_files("#file", PHOTO)
+    page.set_viewport_size({"width": 1000, "height": 800})
+    page.set_input_files("#file", [PHOTO, OTHER, PHOTO.with_name("BloodImage_00015.jpg")])
+    settled(page, "done")
+    expect(page.locator("#images .count", has_text="…")).to_have_count(0)
+    page.fill("#max_det", "100")  # the first answers take longer than those that follow
+    page.fill("#max_det", "300")
+    page.locator("#max_det").blur()
     settled(page, "done")
     page.evaluate("document.getElementById('picture').decode()")
     target = Path(os.environ.get("SCREENSHOT", tmp_path / "try-it.png"))
     page.screenshot(path=target)
     assert target.stat().st_size < 400_000
+
+
+# ---------------------------------------------------------------------------------------------
+# The command
+
+
+def test_open_shows_the_page_in_a_browser(
+    site: RunningServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    browser, target = tmp_path / "browser", tmp_path / "opened"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {target}\n')
+    browser.chmod(0o755)
+    monkeypatch.setenv("BROWSER", f"{browser} %s")
+    with running_api(site, "--open") as api:
+        wait_until(lambda: target.exists() and target.read_text() != "", 20)
+        assert target.read_text() == f"{api.url}\n"
+
+
+def test_port_in_use_is_reported_in_a_sentence(api: RunningApi) -> None:
+    command = [sys.executable, "-m", "yolov5_client._cli", "api", f"--port={api.port}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"error: cannot listen on 127.0.0.1, port {api.port}: Address already in use;"
+        " choose others with --host and --port.\n"
+    )

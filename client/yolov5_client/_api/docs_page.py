@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from typing import Any
 
 _STYLE = """
@@ -56,7 +57,7 @@ def render(document: dict[str, Any]) -> str:
     ]
     schemas = [_schema(*one) for one in document["components"]["schemas"].items()]
     info = document["info"]
-    text = "".join(f"<p>{_text(part)}</p>" for part in info["description"].split("\n\n"))
+    text = "".join(f"<p>{_prose(part)}</p>" for part in info["description"].split("\n\n"))
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -84,7 +85,8 @@ def render(document: dict[str, Any]) -> str:
 
 def _operation(path: str, method: str, operation: dict[str, Any], document: dict[str, Any]) -> str:
     parts = [f'<h2><span class="method">{method.upper()}</span> <code>{_text(path)}</code></h2>']
-    parts.append(f"<p>{_text(operation['summary'])}. {_text(operation.get('description', ''))}</p>")
+    described = _prose(operation.get("description", ""))
+    parts.append(f"<p>{_text(operation['summary'])}. {described}</p>")
     parts += [
         f'<pre tabindex="0"><code>{_text(one)}</code></pre>' for one in _EXAMPLES.get(path, ())
     ]
@@ -103,7 +105,7 @@ def _operation(path: str, method: str, operation: dict[str, Any], document: dict
     for status, answer in operation["responses"].items():
         found = _resolve(answer, document)
         kinds = ", ".join(f"<code>{_text(kind)}</code>" for kind in found["content"])
-        rows.append((_text(status), f"{_text(found['description'])} {kinds}"))
+        rows.append((_text(status), f"{_prose(found['description'])} {kinds}"))
     parts.append(_table("Answers", rows))
     return f"<section>{''.join(parts)}</section>\n"
 
@@ -111,7 +113,7 @@ def _operation(path: str, method: str, operation: dict[str, Any], document: dict
 def _parameter(parameter: dict[str, Any]) -> tuple[str, str]:
     limits = {k: v for k, v in parameter["schema"].items() if k in ("minimum", "maximum")}
     allowed = f" {limits['minimum']} to {limits['maximum']}." if limits else ""
-    return f"<code>{_text(parameter['name'])}</code>", _text(parameter["description"]) + allowed
+    return f"<code>{_text(parameter['name'])}</code>", _prose(parameter["description"]) + allowed
 
 
 def _schema(name: str, schema: dict[str, Any]) -> str:
@@ -144,6 +146,11 @@ def _resolve(one: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
 def _table(title: str, rows: list[tuple[str, str]]) -> str:
     lines = "".join(f"<tr><th scope='row'>{name}</th><td>{text}</td></tr>" for name, text in rows)
     return f"<h3>{_text(title)}</h3><table>{lines}</table>"
+
+
+def _prose(text: str) -> str:
+    """Return text with its code between backticks, as Markdown has it."""
+    return re.sub("`([^`]*)`", r"<code>\1</code>", _text(text))
 
 
 def _text(text: str) -> str:

@@ -38,7 +38,13 @@ def routes(settings: ApiSettings) -> list[BaseRoute]:
 
 
 def _page(path: str, html: str) -> Route:
-    headers = {"Content-Security-Policy": _content_security_policy(html)}
+    headers = {
+        "Content-Security-Policy": _content_security_policy(html),
+        "Cache-Control": "no-store",
+        "Cross-Origin-Resource-Policy": "same-origin",
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+    }
 
     async def send(request: Request) -> Response:
         return HTMLResponse(html, headers=headers)
@@ -57,6 +63,6 @@ def _content_security_policy(html: str) -> str:
 
     return (
         f"default-src 'none'; script-src {sources('script')}; style-src {sources('style')};"
-        " img-src 'self' blob: data:; media-src blob:; connect-src 'self'; base-uri 'none';"
-        " form-action 'none'; frame-ancestors 'none'"
+        " img-src blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none';"
+        " frame-ancestors 'none'"
     )
