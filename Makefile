@@ -65,8 +65,8 @@ detect: $(INSTALLED) ## Find objects in SOURCE, a file, folder, 'glob*', video o
 api: $(INSTALLED) ## Plain REST beside a running server: POST /detect, /docs, a page (API_PORT, NAME; ARGS: flags)
 	@$(api) $(ARGS)
 
-page: $(INSTALLED) ## A page to try images on, beside a running server (NAME, HTTP_PORT; ARGS=--port=8080)
-	@$(VENV)/bin/yolov5-client page --server http://127.0.0.1:$(call quote,HTTP_PORT) $(model) $(ARGS)
+page: $(INSTALLED) ## The same service, and its page to try images on opened in a browser
+	@$(api) --open $(ARGS)
 
 model: $(INSTALLED) ## Serve your own network: WEIGHTS=best.pt, .onnx or yolov5s; without it the bundled one again (NAME: a further one)
 	@$(PY) -m yolov5_build $(if $(WEIGHTS),$(call quote,WEIGHTS)) $(if $(NAME),--name=$(call quote,NAME)) $(ARGS)

@@ -17,7 +17,6 @@ from ._commands import (
     connection_flags,
     detect,
     evaluate,
-    page,
     status,
 )
 from ._errors import DataError, InvalidRequestError, YoloClientError
@@ -66,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     connection = connection_flags()
-    for command in (detect, compare, evaluate, api, page, status):
+    for command in (detect, compare, evaluate, api, status):
         command.add_parser(commands, connection)
     return parser
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import ipaddress
 import os
 import re
 import urllib.request
 from dataclasses import dataclass, field
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 _HTTP_SCHEMES = ("http", "https", "socks5", "socks5h")
 
@@ -30,13 +29,6 @@ class Proxy:
         parts = urlsplit(self.url)
         host = parts.netloc.rpartition("@")[2]
         return f"the proxy {parts.scheme}://{host} that {self.variable} names"
-
-    @property
-    def authorization(self) -> dict[str, str]:
-        """The header for the user and password in the URL; empty without them."""
-        user, at, _ = urlsplit(self.url).netloc.rpartition("@")
-        encoded = base64.b64encode(unquote(user).encode()).decode()
-        return {"Proxy-Authorization": f"Basic {encoded}"} if at else {}
 
 
 def proxy_for_http(address: str) -> Proxy | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -21,7 +20,6 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 BLOCKS = {name: read_blocks(ROOT / name) for name in DOCUMENTS}
 ALL = [(name, block) for name, blocks in BLOCKS.items() for block in blocks]
 GO_PACKAGES = Path("/usr/share/gocode")
-FUNCTION = re.compile(r"^// --- detect ---\n.*?^// --- end ---\n", re.MULTILINE | re.DOTALL)
 
 
 def is_run(block: Block) -> bool:
@@ -129,17 +127,15 @@ def at_server(text: str, addresses: Mapping[str, str]) -> str:
     return text
 
 
-def run_html(block: Block, folder: Path, server: RunningServer) -> str:
-    """Load the page from the server's own origin and choose photo.jpg; return what it shows."""
-    script = next(found[0] for one in ALL if (found := FUNCTION.search(one[1].code)))
+def run_html(block: Block, folder: Path, api: RunningApi) -> str:
+    """Load the page from the service's own origin and choose photo.jpg; return what it shows."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox"]
         )
         page = browser.new_page()
         page.route("**/page.html", lambda r: r.fulfill(body=block.code, content_type="text/html"))
-        page.route("**/detect.js", lambda r: r.fulfill(body=script, content_type="text/javascript"))
-        page.goto(f"{server.http}/page.html")
+        page.goto(f"{api.url}/page.html")
         page.set_input_files("input", folder / "photo.jpg")
         page.wait_for_function("document.querySelector('pre').textContent")
         answer = page.inner_text("pre")
@@ -153,7 +149,12 @@ def run_html(block: Block, folder: Path, server: RunningServer) -> str:
     ids=[f"{name}:{b.line}" for name, b in ALL if not b.file],
 )
 def test_block_prints_what_the_document_shows(
-    server: RunningServer, addresses: dict[str, str], tmp_path: Path, name: str, block: Block
+    server: RunningServer,
+    api: RunningApi,
+    addresses: dict[str, str],
+    tmp_path: Path,
+    name: str,
+    block: Block,
 ) -> None:
     if block.not_run:
         pytest.skip(f"marked in the document: {block.not_run}")
@@ -165,7 +166,7 @@ def test_block_prints_what_the_document_shows(
         if file.file and names(block, file):
             (folder / file.file).write_text(at_server(file.code, addresses))
     if block.language == "html":
-        printed = run_html(block, folder, server)
+        printed = run_html(block, folder, api)
     else:
         shell = ["bash", "-e", "-o", "pipefail", "-c"]
         command = shell if block.language == "sh" else [sys.executable, "-c"]
@@ -195,12 +196,6 @@ def test_every_block_is_run_or_marked_as_not_run(name: str) -> None:
         else:
             assert is_run(block) or block.not_run, where
         assert "localhost" not in block.code, f"{name}:{block.line} would miss the test's server"
-
-
-def test_page_and_document_have_the_same_function() -> None:
-    page = (ROOT / "client" / "yolov5_client" / "page.html").read_text()
-    quoted = [found[0] for _, block in ALL for found in FUNCTION.finditer(block.code)]
-    assert quoted == FUNCTION.findall(page)
 
 
 def test_different_output_is_noticed() -> None:

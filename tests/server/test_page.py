@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -382,10 +382,14 @@ def test_rotated_photo_is_shown_upright_under_its_boxes(page: Page) -> None:
     assert shown == pytest.approx(480 / 640, rel=0.01)
 
 
-def tiff() -> bytes:
-    picture = cv2.imread(str(PHOTO))
+def picture_in(file: Path) -> NDArray[Any]:
+    picture = cv2.imread(str(file))
     assert picture is not None
-    return cv2.imencode(".tiff", picture)[1].tobytes()
+    return picture
+
+
+def tiff() -> bytes:
+    return cv2.imencode(".tiff", picture_in(PHOTO))[1].tobytes()
 
 
 def test_boxes_are_shown_for_a_picture_the_browser_cannot_show(page: Page) -> None:
@@ -619,8 +623,8 @@ def test_drawn_picture_can_be_saved_even_if_the_browser_cannot_show_it(page: Pag
     with page.expect_download() as download:
         page.click("#save-picture")
     assert download.value.suggested_filename == "photo-detections.jpg"
-    drawn = cv2.imread(str(download.value.path())).astype(int)
-    plain = cv2.imread(str(PHOTO)).astype(int)
+    drawn = picture_in(Path(download.value.path())).astype(int)
+    plain = picture_in(PHOTO).astype(int)
     assert drawn.shape == plain.shape
     changed = np.abs(drawn - plain).max(axis=2) > 60
     x1, y1, x2, y2 = WANTED[PHOTO.name][0, :4].round().astype(int)
@@ -766,13 +770,41 @@ def test_key_is_asked_for_and_sent_until_the_tab_is_closed(
         context.close()
 
 
+@pytest.mark.parametrize("named", [True, False])
+def test_page_of_another_site_can_ask_only_if_the_operator_names_it(
+    browser: Browser, site: RunningServer, api: RunningApi, named: bool
+) -> None:
+    flags = [f"--allow-origin={api.url}"] if named else []
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(f"{api.url}/live")  # of another origin, and without a policy of its own
+    with running_api(site, *flags) as other:
+        answers = page.evaluate(
+            """async ([url, base64]) => {
+                const body = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
+                const headers = {"Content-Type": "application/octet-stream", "X-Api-Key": "x"};
+                const ask = (count) =>
+                    fetch(`${url}/detect?max_det=${count}`, {method: "POST", headers, body})
+                        .then((answer) => answer.json(), (error) => error.name);
+                return [await ask(2), await ask(0)];
+            }""",
+            [other.url, base64.b64encode(IMAGE).decode()],
+        )
+    context.close()
+    if named:
+        assert len(answers[0]["images"][0]["detections"]) == 2
+        assert answers[1]["detail"].startswith("max_det is '0'")
+    else:
+        assert answers == ["TypeError", "TypeError"]
+
+
 # ---------------------------------------------------------------------------------------------
 # How it looks
 
 
 @pytest.mark.parametrize("colours", ["light", "dark"])
 def test_phone_shows_the_page_without_sideways_scrolling(
-    browser: Browser, api: RunningApi, colours: str
+    browser: Browser, api: RunningApi, colours: Literal["light", "dark"]
 ) -> None:
     size = {"width": 360, "height": 740}
     with opened(browser, api.url, viewport=size, color_scheme=colours) as page:
@@ -811,7 +843,9 @@ def serious(page: Page) -> list[str]:
 
 
 @pytest.mark.parametrize("colours", ["light", "dark"])
-def test_axe_finds_no_serious_violation(browser: Browser, api: RunningApi, colours: str) -> None:
+def test_axe_finds_no_serious_violation(
+    browser: Browser, api: RunningApi, colours: Literal["light", "dark"]
+) -> None:
     context = browser.new_context(color_scheme=colours)
     page = context.new_page()
     page.goto(api.url)

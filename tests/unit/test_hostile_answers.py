@@ -37,7 +37,6 @@ from yolov5_client import (
     UnavailableError,
     YoloClientError,
 )
-from yolov5_client._page import RefusedError, Upstream
 
 # A server goes on for many more seconds than a client with a timeout takes, on a busy machine too.
 SOON, ENDLESS = 8, 15
@@ -339,17 +338,3 @@ def test_server_error_message_becomes_one_printable_line(asking: Asking) -> None
             with pytest.raises((ServerError, UnavailableError, DeniedError)) as caught:
                 asking(address)
             assert_sentence(caught.value)
-
-
-def test_page_ends_a_server_that_sends_byte_by_byte_or_without_end() -> None:
-    for data in (b"HTTP/1.1 200 OK\r\nX: y", http(b"", {"Content-Length": 1000})):
-        with tcp_server(dribble(data)) as address:
-            started = time.monotonic()
-            with pytest.raises(RefusedError, match="did not answer within 0.5 s"):
-                Upstream(address=f"http://{address}", timeout=0.5).infer(b"x", [])
-            assert time.monotonic() - started < SOON
-    with (
-        http_server(http(bytes(17 << 20))) as address,
-        pytest.raises(RefusedError, match="is larger than 16 MiB"),
-    ):
-        Upstream(address=address).infer(b"x", [])

@@ -58,7 +58,7 @@ def test_resumed_run_asks_the_same_network(
 
 
 @pytest.mark.parametrize(
-    "command", [["detect", str(PHOTO)], ["eval", "data.yaml"], ["status"], ["page"]]
+    "command", [["detect", str(PHOTO)], ["eval", "data.yaml"], ["status"], ["api"]]
 )
 def test_name_that_no_network_can_have_is_refused(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str],

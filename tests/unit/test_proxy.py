@@ -27,7 +27,6 @@ from support import free_ports
 
 from yolov5_client import AsyncClient, Client, DeniedError, UnavailableError
 from yolov5_client._cli import main
-from yolov5_client._page import RefusedError, Upstream
 from yolov5_client._proxy import is_loopback, proxy_for_grpc, proxy_for_http
 from yolov5_client._sources import Source
 
@@ -253,30 +252,6 @@ def test_missing_socksio_for_a_socks_proxy_is_named(
     assert "secret" not in error
     with http_recorder() as (address, _):
         assert len(ask(address)) == 2
-
-
-def test_page_uses_the_proxy_but_not_for_loopback(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    heads: list[bytes] = []
-
-    def proxy(request: bytes, send: Send) -> None:
-        heads.append(request)
-        send(over_http([*tensors().values()]))
-
-    with tcp_server(proxy) as address, http_recorder() as (direct, received):
-        monkeypatch.setenv("http_proxy", f"http://me:secret@{address}")
-        assert Upstream(address="http://yolo.invalid:8000").infer(b"x", []).status == 200
-        assert Upstream(address=direct).infer(b"x", []).status == 200
-    assert received == [b"x"]
-    assert len(heads) == 1
-    assert heads[0].startswith(b"POST http://yolo.invalid:8000/v2/models/yolov5_ensemble/infer ")
-    assert b"Proxy-Authorization: Basic bWU6c2VjcmV0" in heads[0]
-    with pytest.raises(RefusedError, match=r"\(through the proxy .* that http_proxy names\)"):
-        Upstream(address="http://yolo.invalid:8000").infer(b"x", [])
-    monkeypatch.setenv("http_proxy", "socks5://me:secret@p:1")
-    with pytest.raises(ValueError, match="the proxy socks5://p:1 that http_proxy names cannot"):
-        Upstream(address="http://yolo.invalid:8000")
 
 
 def test_download_from_loopback_uses_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,17 +22,16 @@ class UsageError(Exception):
 OK, SOME_FAILED, USAGE, NO_SERVER, INTERRUPTED = 0, 1, 2, 3, 130
 
 
-def server_flags(default: str, meaning: str) -> argparse.ArgumentParser:
-    """Return the flags that say where the server is.
-
-    Args:
-        default: the address.
-        meaning: of the address, for the help.
-    """
+def connection_flags() -> argparse.ArgumentParser:
+    """Return the flags that `connect` reads: where the server is, and how to encrypt."""
     parser = argparse.ArgumentParser(add_help=False)
     group = parser.add_argument_group("the server")
     group.add_argument(
-        "--server", default=default, metavar="ADDRESS", help=f"{meaning} (%(default)s)"
+        "--server",
+        default="127.0.0.1:8001",
+        metavar="ADDRESS",
+        help="HOST:PORT for gRPC, a gRPC target such as dns:///yolo:8001, or an http:// or https://"
+        " address for HTTP (%(default)s)",
     )
     group.add_argument(
         "--timeout",
@@ -47,16 +46,6 @@ def server_flags(default: str, meaning: str) -> argparse.ArgumentParser:
         default=[],
         metavar="'NAME: VALUE'",
         help="send this header with every request; @FILE reads such lines from a file, for secrets",
-    )
-    return parser
-
-
-def connection_flags() -> argparse.ArgumentParser:
-    """Return the flags that `connect` reads: where the server is, and how to encrypt."""
-    parser = server_flags(
-        "127.0.0.1:8001",
-        "HOST:PORT for gRPC, a gRPC target such as dns:///yolo:8001, or an http:// or https://"
-        " address for HTTP",
     )
     group = parser.add_argument_group("encryption")
     group.add_argument(
