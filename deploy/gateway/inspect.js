@@ -85,6 +85,31 @@ function forbidden(r) {
     return '1';
 }
 
+/**
+ * Return the endpoints that the REST service may ask for this caller. It reads the model's name, in the
+ * path, the query, the form or the JSON, and holds it against this list.
+ */
+function granted(r) {
+    return r.variables.caller ? served(r).filter((name) => permitted(r, name)).join(',') : '';
+}
+
+/** Return 1 if the REST service may ask no endpoint for this caller. */
+function excluded(r) {
+    if (granted(r)) {
+        return '0';
+    }
+    r.variables.fault = 'endpoint';
+    return '1';
+}
+
+/** Return the query without the caller's key, which the REST service has no need of. */
+function query(r) {
+    const kept = (r.variables.args || '').split('&').filter((one) => {
+        return one !== '' && one.split('=')[0].toLowerCase() !== 'api_key';
+    });
+    return kept.length > 0 ? '?' + kept.join('&') : '';
+}
+
 /** Return the endpoints that the caller may use, for a sentence. A stranger learns of one alone. */
 function allowed(r) {
     const names = served(r).filter((name) => permitted(r, name));
@@ -392,4 +417,4 @@ function eachField(body, from, to, count, see) {
     }
 }
 
-export default { ambiguous, endpoint, forbidden, allowed, json, grpc };
+export default { ambiguous, endpoint, forbidden, granted, excluded, query, allowed, json, grpc };

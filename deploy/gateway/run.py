@@ -1,4 +1,4 @@
-"""`make gateway`: nginx with TLS and API keys in front of Triton, in the foreground.
+"""`make gateway`: nginx with TLS and API keys in front of Triton and the REST service.
 
 All files of nginx are in one folder. Missing ones are created there: a self-signed certificate, a
 certificate authority for clients, an API key. The list of endpoints there follows the model
@@ -8,7 +8,6 @@ repository. If no Triton answers, the launcher is started with the flags that ar
 from __future__ import annotations
 
 import argparse
-import contextlib
 import ctypes
 import os
 import re
@@ -20,19 +19,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 from endpoints import EndpointList
+from rest import NAME as REST
+from rest import Children, RestService
 
 from yolov5_server import Settings, StartError, exit_with_make, on_signals
 
 HERE = Path(__file__).parent
 STOP_SECONDS = 9.0  # Ctrl-C promises 10; the launcher takes 7 at most
 _PR_SET_PDEATHSIG = 1
-
-Children = dict[str, "subprocess.Popen[bytes]"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,36 +52,62 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder: Path = options.folder.absolute()
     ports = {"http_port": options.http_port, "grpc_port": options.grpc_port}
     ports["metrics_port"] = options.metrics_port
+    ports["health_port"] = options.health_port or options.metrics_port + 1
     try:
         public, triton = Settings(host=options.host, **ports), Settings(**ports)
         nginx = _find_nginx()
         _check_port(public, options.port)
-        _write_files(folder, public, options.port, _find_modules(nginx[0]))
+        rest = None if options.no_rest else folder / "rest.socket"
+        _write_files(folder, public, options.port, _find_modules(nginx[0]), rest)
         endpoints = _list_endpoints(options.repository, folder)
         exit_with_make(should_exit)
+        service = None
+        if rest is not None:
+            service = RestService(triton, rest, options.rest_flags, children, _start)
+        gateway = _Gateway(should_exit, children, endpoints, service)
         try:
             if not _responds(triton, "health/live"):
                 flags = [f"--{name.replace('_', '-')}={port}" for name, port in ports.items()]
                 flags.append(f"--repository={options.repository}")
                 command = [sys.executable, "-m", "yolov5_server", *flags, *launcher]
                 children["Triton"] = _start(command)
-            while not _any_ready(triton, endpoints.names) and not should_exit.wait(0.1):
-                _check_running(children)
-                endpoints.refresh()
+            gateway.wait_until(lambda: _any_ready(triton, endpoints.names), 0.1)
             if not should_exit.is_set():
                 children["nginx"] = _start([*nginx, "-p", f"{folder}/", "-c", "nginx.conf"])
-                while not _accepts_connections(public, options.port) and not should_exit.wait(0.05):
-                    _check_running(children)
-                _announce(public.url(options.port), folder)
-            while not should_exit.wait(0.1):
-                _check_running(children)
-                endpoints.refresh()
+                gateway.wait_until(lambda: _accepts_connections(public, options.port), 0.05)
+                gateway.wait_until(lambda: not service or service.accepts_connections(), 0.05)
+                _announce(public.url(options.port), folder, rest is not None)
+            gateway.wait_until(lambda: False, 0.1)
         finally:
             _shut_down(children)
     except StartError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+@dataclass
+class _Gateway:
+    """What is looked after while the gateway runs."""
+
+    should_exit: threading.Event
+    children: Children
+    endpoints: EndpointList
+    rest: RestService | None
+
+    def wait_until(self, condition: Callable[[], bool], pause: float) -> None:
+        """Look after everything until the condition holds or the gateway is to end.
+
+        Raises:
+            StartError: a child has ended.
+        """
+        while not condition() and not self.should_exit.wait(pause):
+            for name, child in self.children.items():
+                if name != REST and child.poll() is not None:
+                    raise StartError(f"{name} ended by itself (exit status {child.returncode}).")
+            if self.rest is not None:
+                self.rest.keep_running()
+            self.endpoints.refresh()
 
 
 def _options(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -98,6 +125,12 @@ def _options(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[
             help=f"Triton's port for {name} (%(default)s)",
         )
     parser.add_argument(
+        "--health-port",
+        type=int,
+        default=0,
+        help="the launcher's port for health; by default the one after that for metrics",
+    )
+    parser.add_argument(
         "--repository",
         type=Path,
         default=default.repository,
@@ -108,6 +141,13 @@ def _options(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[
         type=Path,
         default=Path("runs/gateway"),
         help="folder for keys, certificates and logs (%(default)s)",
+    )
+    parser.add_argument("--no-rest", action="store_true", help="only Triton's own routes")
+    parser.add_argument(
+        "--rest-flags",
+        default="",
+        metavar="'FLAGS'",
+        help="for the REST service, as `yolov5-client api` takes them",
     )
     return parser.parse_known_args(arguments)
 
@@ -153,8 +193,14 @@ def _check_port(settings: Settings, port: int) -> None:
             ) from None
 
 
-def _write_files(folder: Path, public: Settings, port: int, modules: Path) -> None:
-    """Write the configuration, and create the keys and certificates that are missing."""
+def _write_files(
+    folder: Path, public: Settings, port: int, modules: Path, rest: Path | None
+) -> None:
+    """Write the configuration, and create the keys and certificates that are missing.
+
+    Args:
+        rest: socket of the REST service; None closes its routes.
+    """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     text = (HERE / "nginx.conf.template").read_text("utf-8")
     host = f"[{public.host}]" if ":" in public.host else public.host
@@ -163,6 +209,8 @@ def _write_files(folder: Path, public: Settings, port: int, modules: Path) -> No
         "LISTEN": f"{host}:{port}",
         "TRITON_HTTP": f"127.0.0.1:{public.http_port}",
         "TRITON_GRPC": f"127.0.0.1:{public.grpc_port}",
+        "REST": f"unix:{rest or 'none'}",
+        "REST_ROUTES": "on" if rest else "off",
     }.items():
         text = text.replace(f"${{{name}}}", value)
     (folder / "nginx.conf").write_text(text, "utf-8")
@@ -205,7 +253,12 @@ def _make_certificate(folder: Path, certificate: str, key: str, extension: str) 
         ) from None
 
 
-def _start(command: list[str]) -> subprocess.Popen[bytes]:
+def _start(command: list[str], log: Path | None = None) -> subprocess.Popen[bytes]:
+    """Start a child.
+
+    Args:
+        log: file to which its stdout is appended; otherwise it goes to this process's own.
+    """
     parent = os.getpid()
 
     def in_child() -> None:
@@ -214,16 +267,15 @@ def _start(command: list[str]) -> subprocess.Popen[bytes]:
         if os.getppid() != parent:
             os._exit(1)
 
-    # A process group of its own, which Ctrl-C does not reach.
-    return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=in_child
-    )
-
-
-def _check_running(children: Children) -> None:
-    for name, child in children.items():
-        if child.poll() is not None:
-            raise StartError(f"{name} ended by itself (exit status {child.returncode}).")
+    with ExitStack() as stack:
+        # A process group of its own, which Ctrl-C does not reach.
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=stack.enter_context(log.open("ab")) if log else None,
+            start_new_session=True,
+            preexec_fn=in_child,
+        )
 
 
 def _list_endpoints(repository: Path, folder: Path) -> EndpointList:
@@ -258,17 +310,22 @@ def _responds(triton: Settings, path: str) -> bool:
 
 def _accepts_connections(public: Settings, port: int) -> bool:
     host, _, _ = public.url(port).rpartition(":")
-    with contextlib.suppress(OSError), socket.create_connection((host.strip("[]"), port), 1):
+    with suppress(OSError), socket.create_connection((host.strip("[]"), port), 1):
         return True
     return False
 
 
-def _announce(address: str, folder: Path) -> None:
+def _announce(address: str, folder: Path, rest: bool) -> None:
     here = Path.cwd()
     shown = folder.relative_to(here) if folder.is_relative_to(here) else folder
+    curl = (
+        f"  curl --cacert {shown}/certificate.pem -H @{shown}/api-key.header"
+        f" -F image=@photo.jpg https://{address}/detect\n"
+    )
     print(
         f"Gateway: https://{address}, and gRPC with TLS on the same port. Its files: {shown}.\n"
         "Send it a photo, with the first API key:\n"
+        f"{curl if rest else ''}"
         f"  make detect SERVER=https://{address}"
         f" ARGS='--ca {shown}/certificate.pem --header @{shown}/api-key.header'\n"
         "Ctrl-C ends it.",
@@ -282,9 +339,9 @@ def _shut_down(children: Children) -> None:
         child.send_signal(signal.SIGQUIT if name == "nginx" else signal.SIGTERM)
     deadline = time.monotonic() + STOP_SECONDS
     for child in children.values():
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        with suppress(subprocess.TimeoutExpired):
             child.wait(max(0.0, deadline - time.monotonic()))
-        with contextlib.suppress(ProcessLookupError):
+        with suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
 

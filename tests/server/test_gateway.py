@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import gzip
-import http.client
 import importlib.util
 import json
 import os
@@ -21,7 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -33,6 +32,7 @@ import pytest
 import tritonclient.grpc as triton
 import tritonclient.http as triton_http
 import trustme
+from gateways import NGINX, Gateway, running_gateway, wait_for
 from support import (
     BUNDLED,
     PHOTO,
@@ -62,7 +62,6 @@ from yolov5_client import (
     UnavailableError,
 )
 
-NGINX = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
 pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
 
 IMAGE = PHOTO.read_bytes()
@@ -72,124 +71,6 @@ JSON = {"Content-Type": "application/json"}
 IN_JSON = {"name": "image", "shape": [1, 1], "datatype": "BYTES"}
 EXAMINED = ["X-Api-Key", "Content-Type", "Content-Encoding", "Inference-Header-Content-Length"]
 SCHEMES = pytest.mark.parametrize("scheme", ["https://", ""], ids=["https", "grpc"])
-
-
-@dataclass
-class Gateway:
-    process: subprocess.Popen[bytes]
-    port: int
-    folder: Path
-
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    @property
-    def key(self) -> dict[str, str]:
-        return {"x-api-key": (self.folder / "keys.map").read_text().split('"')[1]}
-
-    @property
-    def certificate(self) -> Path:
-        return self.folder / "certificate.pem"
-
-    def client(
-        self,
-        scheme: str,
-        headers: Mapping[str, str] | None = None,
-        tls: TLS | None = None,
-        retry_for: float = 0,
-    ) -> Client:
-        """Make a client with the first API key, unless other headers are given."""
-        return Client(
-            scheme + self.address,
-            headers=self.key if headers is None else headers,
-            tls=tls or TLS(ca=self.certificate),
-            retry_for=retry_for,
-        )
-
-    def triton(self) -> triton.InferenceServerClient:
-        return triton.InferenceServerClient(
-            self.address, ssl=True, root_certificates=str(self.certificate)
-        )
-
-    def connect(self, protocol: str = "http/1.1") -> ssl.SSLSocket:
-        context = ssl.create_default_context(cafile=self.certificate)
-        context.set_alpn_protocols([protocol])
-        plain = socket.create_connection(("127.0.0.1", self.port), 30)
-        return context.wrap_socket(plain, server_hostname="127.0.0.1")
-
-    def ask(
-        self,
-        path: str,
-        body: bytes | None = None,
-        headers: Mapping[str, str] | list[tuple[str, str]] = RAW,
-        *,
-        method: str = "POST",
-        key: bool = True,
-    ) -> Reply:
-        """Send a request with these headers, plus the key and the body's length."""
-        connection = http.client.HTTPSConnection(
-            self.address, timeout=60, context=ssl.create_default_context(cafile=self.certificate)
-        )
-        try:
-            connection.putrequest(method, path, skip_accept_encoding=True)
-            given = [*headers.items()] if isinstance(headers, Mapping) else headers
-            length = [] if body is None else [("Content-Length", str(len(body)))]
-            for name, value in [*given, *(self.key.items() if key else ()), *length]:
-                connection.putheader(name, value)
-            connection.endheaders(body)
-            answer = connection.getresponse()
-            return Reply(answer.status, dict(answer.headers), answer.read())
-        finally:
-            connection.close()
-
-    def log(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.folder / "access.log").read_text().splitlines()]
-
-    def logged(self, before: int, *wanted: tuple[str, str, str]) -> list[dict[str, Any]]:
-        """The entries after the first `before`: some, with these (caller, status, gRPC status).
-
-        nginx writes an entry a moment after the answer.
-        """
-        deadline = time.monotonic() + 10
-        while True:
-            entries = self.log()[before:]
-            found = {(one["caller"], one["status"], one["grpc_status"]) for one in entries}
-            if entries and found >= set(wanted):
-                return entries
-            assert time.monotonic() < deadline, (wanted, entries)
-            time.sleep(0.02)
-
-    def _workers(self) -> dict[int, str]:
-        master = int((self.folder / "nginx.pid").read_text())
-        found = {}
-        for process in psutil.Process(master).children():
-            with suppress(psutil.NoSuchProcess):
-                found[process.pid] = " ".join(process.cmdline())
-        return found
-
-    @contextmanager
-    def changed(self, name: str, *changes: tuple[str, str]) -> Iterator[None]:
-        """Change text in a file for a while, and reload nginx as an operator would."""
-        file = self.folder / name
-        before = text = file.read_text()
-        for old, new in changes:
-            assert old in text
-            text = text.replace(old, new)
-        self._reload(file, text)
-        try:
-            yield
-        finally:
-            self._reload(file, before)
-
-    def _reload(self, file: Path, text: str) -> None:
-        old = self._workers().keys()
-        file.write_text(text)
-        os.kill(int((self.folder / "nginx.pid").read_text()), signal.SIGHUP)
-        deadline = time.monotonic() + 10
-        while any(pid in old and "shutting" not in title for pid, title in self._workers().items()):
-            assert time.monotonic() < deadline, (self.folder / "error.log").read_text()
-            time.sleep(0.02)
 
 
 def peak(server: RunningServer) -> int:
@@ -286,32 +167,6 @@ def image_request(image: bytes) -> service_pb2.ModelInferRequest:
     request = service_pb2.ModelInferRequest(model_name="yolov5_ensemble", inputs=[tensor])
     request.raw_input_contents.append(struct.pack("<I", len(image)) + image)
     return request
-
-
-@contextmanager
-def running_gateway(server: RunningServer, folder: Path, *arguments: str) -> Iterator[Gateway]:
-    (port,) = free_ports(1)
-    names = ("--http-port", "--grpc-port", "--metrics-port")
-    flags = [f"{name}={number}" for name, number in zip(names, server.ports)]
-    flags.extend(arguments)
-    command = [sys.executable, "deploy/gateway/run.py", f"--port={port}", f"--folder={folder}"]
-    with (folder / "output").open("wb") as output:
-        process = subprocess.Popen(
-            [*command, *flags], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT
-        )
-    try:
-        wait_for(folder / "output", "Gateway:", process)
-        yield Gateway(process, port, folder)
-    finally:
-        process.terminate()
-        process.wait(15)
-
-
-def wait_for(output: Path, text: str, process: subprocess.Popen[Any]) -> None:
-    deadline = time.monotonic() + 60
-    while text not in output.read_text():
-        assert process.poll() is None and time.monotonic() < deadline, output.read_text()
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -751,7 +606,6 @@ def test_largest_allowed_image_passes(gateway: Gateway) -> None:
 @pytest.mark.parametrize(
     "asked",
     [
-        "GET /",
         f"GET {INFER}",
         f"OPTIONS {INFER}",
         "POST /v2/models/yolov5/infer",
@@ -1267,7 +1121,7 @@ def test_endpoint_comes_and_goes_without_a_failed_request(site: Site) -> None:
         assert known == ("no such route" not in over_http.body.decode()), (sentence, over_http)
         return known
 
-    workers = site.gateway._workers()
+    workers = site.gateway.workers()
     with ThreadPoolExecutor() as threads:
         callers = [threads.submit(detect_for_ever, scheme) for scheme in answers]
         try:
@@ -1285,7 +1139,7 @@ def test_endpoint_comes_and_goes_without_a_failed_request(site: Site) -> None:
         for caller in callers:
             caller.result()  # raises if a request has failed
     assert all(len(found) > 10 and {*found} == {11} for found in answers.values())
-    assert site.gateway._workers() == workers  # nginx was not reloaded
+    assert site.gateway.workers() == workers  # nginx was not reloaded
 
 
 def settled(ask: Callable[[], bool]) -> bool | None:
