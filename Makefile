@@ -52,7 +52,7 @@ help: ## Show this list
 serve: $(INSTALLED) $(GPU_INSTALLED) $(NETWORK) ## Start Triton in the foreground (HOST, HTTP_PORT, GRPC_PORT, METRICS_PORT, HEALTH_PORT, PRECISION, GPU)
 	@$(PY) -m yolov5_server --host $(call quote,HOST) --http-port $(call quote,HTTP_PORT) --grpc-port $(call quote,GRPC_PORT) --metrics-port $(call quote,METRICS_PORT) $(if $(HEALTH_PORT),--health-port $(call quote,HEALTH_PORT)) --precision $(call quote,PRECISION) --gpu $(call quote,GPU) $(ARGS)
 
-gateway: $(INSTALLED) $(GPU_INSTALLED) $(NETWORK) ## Triton behind nginx with TLS and API keys, on one port (HOST, GATEWAY_PORT, ...)
+gateway: $(INSTALLED) $(GPU_INSTALLED) $(NETWORK) ## Triton and REST behind nginx with TLS and API keys, on one port (HOST, GATEWAY_PORT, ...)
 	@$(PY) deploy/gateway/run.py --host $(call quote,HOST) --port $(call quote,GATEWAY_PORT) --http-port $(call quote,HTTP_PORT) --grpc-port $(call quote,GRPC_PORT) --metrics-port $(call quote,METRICS_PORT) $(if $(HEALTH_PORT),--health-port $(call quote,HEALTH_PORT)) --precision $(call quote,PRECISION) --gpu $(call quote,GPU) $(ARGS)
 
 # In processes side by side. Each starts servers of its own, hence not one for every core.
