@@ -6,7 +6,7 @@ import asyncio
 import time
 
 from .._contract import endpoint_for
-from .._errors import YoloClientError
+from .._errors import TimedOutError, YoloClientError
 from .._served import ServedModel, read_served_models
 
 _FRESH = 1.0  # seconds
@@ -61,6 +61,8 @@ class ServedModels:
         try:
             models = await asyncio.to_thread(read_served_models, health, _TIMEOUT, memory=False)
             self._models = {model.name: model for model in models}
+        except TimedOutError:
+            pass  # a busy launcher, whose server is still there
         except YoloClientError:
             self._models = {}  # better none than those of a server that is gone
         finally:
