@@ -107,6 +107,8 @@ def opened(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.goto(url)
+    if options.get("java_script_enabled", True):
+        assert page.inner_text("#empty").startswith("No image yet.")
     yield page
     context.close()
     foreign = [one for one in requests if not one.startswith((f"{url}/", "blob:", "data:"))]
@@ -462,6 +464,10 @@ def test_one_bad_file_does_not_affect_the_others(forgiving: Page) -> None:
     drop(forgiving, notes=b"hello", photo=IMAGE)
     settled(forgiving, "error")
     expect(forgiving.locator("#images .count")).to_have_text(["!", "11"])
+    assert forgiving.inner_text("#empty").startswith("No picture to show.")
+    # Nor does its tile show the sign of a broken picture.
+    sources = "tiles => tiles.map((tile) => tile.hasAttribute('src'))"
+    assert forgiving.eval_on_selector_all("#images img", sources) == [False, True]
     forgiving.click("#images label:has-text('photo')")
     assert_as_the_reference(forgiving)
     assert not forgiving.is_visible("#error")
