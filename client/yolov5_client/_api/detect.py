@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import ExitStack
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, TypeVar
@@ -116,14 +116,16 @@ class _Question:
 class _LinesResponse(StreamingResponse):
     """An answer in lines, which holds the memory of its images until it has been sent."""
 
-    def __init__(self, lines: AsyncIterator[str], held: ExitStack) -> None:
+    def __init__(self, lines: AsyncGenerator[str, None], held: ExitStack) -> None:
         # Otherwise nginx would collect the lines before it passes any of them on.
         super().__init__(lines, headers={"X-Accel-Buffering": "no"}, media_type=NDJSON)
+        self._lines = lines
         self._held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._held:
-            await super().__call__(scope, receive, send)
+            async with aclosing(self._lines):  # its calls have ended when the memory is given back
+                await super().__call__(scope, receive, send)
 
 
 async def _one_answer(question: _Question) -> Response:
@@ -154,7 +156,7 @@ async def _picture(question: _Question) -> Response:
     return Response(drawn, media_type=JPEG)
 
 
-async def _lines(question: _Question) -> AsyncIterator[str]:
+async def _lines(question: _Question) -> AsyncGenerator[str, None]:
     """Yield a line of JSON for each image, as soon as it is answered."""
     version = await question.version()
     request_id = RequestRecord.of(question.request.scope).request_id
@@ -178,6 +180,7 @@ async def _lines(question: _Question) -> AsyncIterator[str]:
     finally:
         for one in tasks:
             one.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _all(work: list[Coroutine[Any, Any, T]]) -> list[T]:

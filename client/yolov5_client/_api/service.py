@@ -117,14 +117,31 @@ class Service:
         started = time.perf_counter()
         try:
             request_id = RequestRecord.of(request.scope).request_id
-            found = await self.client.detect(
-                image, model=model, request_id=request_id, **parameters
-            )
+            call = self.client.detect(image, model=model, request_id=request_id, **parameters)
+            found = await (_to_its_end(call) if self.settings.gateway else call)
         except YoloClientError as error:
             raise from_client_error(error) from error
         finally:
             self._asking -= 1
         return Answer(found, round(1000 * (time.perf_counter() - started), 1))
+
+
+async def _to_its_end(call: Coroutine[Any, Any, T]) -> T:
+    """Wait for a call, also if the waiting is cancelled.
+
+    Behind a gateway callers are strangers. Cancelled calls over gRPC can end Triton 2.51, see
+    docs/security.md, and their images stay in its queue, where no limit would count them.
+    """
+    task = asyncio.ensure_future(call)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
+    finally:
+        if not task.done():  # cancelled once more, at the end of the service
+            task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def unless_hung_up(request: Request, work: Coroutine[Any, Any, T]) -> T:
