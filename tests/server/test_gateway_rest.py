@@ -25,7 +25,7 @@ from gateways import NGINX, Gateway, running_gateway
 from support import PHOTO, RAW, ROOT, Reply, RunningServer, free_ports, metric, wait_until
 
 from yolov5_client import Client
-from yolov5_client._api.detect import image_members
+from yolov5_client._api.detect import image_members, to_json
 
 pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
 
@@ -133,7 +133,7 @@ def test_every_form_is_answered_with_what_grpc_answers(
 ) -> None:
     body, kind = form(image=IMAGE, conf_thres=b"0.4")
     with Client(server.grpc) as direct:
-        wanted = image_members(direct.detect(PHOTO, conf_thres=0.4))
+        wanted = json.loads(to_json(image_members(direct.detect(PHOTO, conf_thres=0.4))))
     assert len(wanted["detections"]) > 5
     for path, sent, headers in (
         ("/detect?conf_thres=0.4", IMAGE, {"Content-Type": "image/jpeg"}),

@@ -1,4 +1,4 @@
-"""The server answers as docs/openapi.yaml says, and the advice of api.md works."""
+"""The server answers as docs/openapi-triton.yaml says, and the advice of api.md works."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tritonclient.grpc import InferenceServerClient
 
 T = TypeVar("T")
 
-DOCUMENT = yaml.safe_load((ROOT / "docs" / "openapi.yaml").read_text())
+DOCUMENT = yaml.safe_load((ROOT / "docs" / "openapi-triton.yaml").read_text())
 ENDPOINT = "/v2/models/yolov5_ensemble"
 JPEG = PHOTO.read_bytes()
 TEXT = base64.b64encode(JPEG).decode()

@@ -1,4 +1,4 @@
-"""docs/openapi.yaml is a valid description, and says what the code says."""
+"""docs/openapi-triton.yaml is a valid description, and says what the code says."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tritonclient.grpc import model_config_pb2
 
 from yolov5_client._contract import NETWORK, check_network, endpoint_for
 
-DOCUMENT = yaml.safe_load((ROOT / "docs" / "openapi.yaml").read_text())
+DOCUMENT = yaml.safe_load((ROOT / "docs" / "openapi-triton.yaml").read_text())
 SCHEMAS = DOCUMENT["components"]["schemas"]
 INFER = DOCUMENT["paths"]["/v2/models/{endpoint}/infer"]["post"]
 

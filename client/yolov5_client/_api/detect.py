@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import ExitStack, aclosing
@@ -11,8 +10,9 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, TypeVar
 
+import orjson
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from .. import Detections
@@ -47,14 +47,12 @@ async def detect_jpg(request: Request) -> Response:
 
 
 def image_members(found: Detections) -> dict[str, Any]:
-    """Return the detections of one image for JSON: a list of objects, best first.
+    """Return the detections of one image for `to_json`: a list of objects, best first.
 
-    Boxes are in pixels of the image as it is displayed. Each number is the shortest decimal that
-    converts back to the same float32.
+    Boxes are in pixels of the image as it is displayed.
     """
     height, width = found.image_size
-    numbers = found.to_dict()
-    columns = (numbers["labels"], numbers["classes"], numbers["scores"], numbers["boxes"])
+    rows = zip(found.labels, found.classes.tolist(), found.scores, found.boxes)
     return {
         "width": width,
         "height": height,
@@ -63,11 +61,16 @@ def image_members(found: Detections) -> dict[str, Any]:
                 "label": label,
                 "class_id": class_id,
                 "score": score,
-                "box": dict(zip(("x1", "y1", "x2", "y2"), box)),
+                "box": {"x1": x1, "y1": y1, "x2": x2, "y2": y2},
             }
-            for label, class_id, score, box in zip(*columns)
+            for label, class_id, score, (x1, y1, x2, y2) in rows
         ],
     }
+
+
+def to_json(members: dict[str, Any]) -> bytes:
+    """Write an answer. A float32 becomes the shortest decimal that converts back to it."""
+    return orjson.dumps(members, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 async def _detect(request: Request, form: str) -> Response:
@@ -116,7 +119,7 @@ class _Question:
 class _LinesResponse(StreamingResponse):
     """An answer in lines, which holds the memory of its images until it has been sent."""
 
-    def __init__(self, lines: AsyncGenerator[str, None], held: ExitStack) -> None:
+    def __init__(self, lines: AsyncGenerator[bytes, None], held: ExitStack) -> None:
         # Otherwise nginx would collect the lines before it passes any of them on.
         super().__init__(lines, headers={"X-Accel-Buffering": "no"}, media_type=NDJSON)
         self._lines = lines
@@ -133,14 +136,13 @@ async def _one_answer(question: _Question) -> Response:
     images = await question.images()
     count = len(images)
     answers = await _all([question.ask(image, i, count) for i, image in enumerate(images, 1)])
-    return JSONResponse(
-        {
-            "model": question.model,
-            "version": await question.version(),
-            "milliseconds": round(1000 * (time.perf_counter() - started), 1),
-            "images": [image_members(answer.detections) for answer in answers],
-        }
-    )
+    members = {
+        "model": question.model,
+        "version": await question.version(),
+        "milliseconds": round(1000 * (time.perf_counter() - started), 1),
+        "images": [image_members(answer.detections) for answer in answers],
+    }
+    return Response(to_json(members), media_type="application/json")
 
 
 async def _picture(question: _Question) -> Response:
@@ -156,12 +158,12 @@ async def _picture(question: _Question) -> Response:
     return Response(drawn, media_type=JPEG)
 
 
-async def _lines(question: _Question) -> AsyncGenerator[str, None]:
+async def _lines(question: _Question) -> AsyncGenerator[bytes, None]:
     """Yield a line of JSON for each image, as soon as it is answered."""
     version = await question.version()
     request_id = RequestRecord.of(question.request.scope).request_id
 
-    async def line(index: int, image: bytes | str) -> str:
+    async def line(index: int, image: bytes | str) -> bytes:
         members: dict[str, Any] = {"index": index, "model": question.model, "version": version}
         try:
             data = await question.fetch(image) if isinstance(image, str) else image
@@ -170,7 +172,7 @@ async def _lines(question: _Question) -> AsyncGenerator[str, None]:
             members |= image_members(answer.detections)
         except ProblemError as problem:
             members["problem"] = problems.details(problem, request_id)
-        return json.dumps(members, ensure_ascii=False) + "\n"
+        return to_json(members) + b"\n"
 
     everything: list[bytes | str] = [*question.asked.images, *question.asked.urls]
     tasks = [asyncio.ensure_future(line(index, one)) for index, one in enumerate(everything)]
