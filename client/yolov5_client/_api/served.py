@@ -9,12 +9,14 @@ from .._contract import endpoint_for
 from .._errors import TimedOutError, YoloClientError
 from .._served import ServedModel, read_served_models
 
-_FRESH = 1.0  # seconds
-_TIMEOUT = 2.0  # seconds
+_FRESH = 1.0  # seconds for which the list is not read again
+_OLD = 2.0  # seconds after which an answer waits for a new one
+_TIMEOUT = 2.0  # seconds for the launcher to answer
+_PATIENCE = 0.25  # seconds that an answer waits for a version
 
 
 class ServedModels:
-    """Asks the launcher at most once in a second, and never lets a request wait for it twice.
+    """Asks the launcher at most once in a second, and while requests come, beside them.
 
     Args:
         health: address of the launcher's health port; None does without.
@@ -30,13 +32,14 @@ class ServedModels:
 
     async def version(self, name: str) -> str | None:
         """Return the version of a network that is served; None if nobody tells."""
-        await self._refresh(wait=name not in self._models)
+        is_old = time.monotonic() - self._read_at > _OLD
+        await self._refresh(_PATIENCE if is_old or name not in self._models else 0.0)
         model = self._models.get(name)
         return None if model is None or model.version is None else str(model.version)
 
     async def all(self) -> list[ServedModel]:
         """Return the networks; without a launcher only the name of the default one is known."""
-        await self._refresh(wait=True)
+        await self._refresh(_TIMEOUT)
         return [*self._models.values()] or [
             ServedModel(
                 name=self._default,
@@ -49,13 +52,13 @@ class ServedModels:
             )
         ]
 
-    async def _refresh(self, *, wait: bool) -> None:
+    async def _refresh(self, patience: float) -> None:
         if self._health is None or time.monotonic() - self._read_at < _FRESH:
             return
         if self._reading is None:
             self._reading = asyncio.ensure_future(self._read(self._health))
-        if wait:
-            await asyncio.shield(self._reading)
+        if patience:
+            await asyncio.wait({self._reading}, timeout=patience)
 
     async def _read(self, health: str) -> None:
         try:
