@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Coroutine
-from contextlib import ExitStack, aclosing
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import ExitStack
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, TypeVar
@@ -82,7 +82,7 @@ async def _detect(request: Request, form: str) -> Response:
         RequestRecord.of(request.scope).facts["images"] = len(asked.images) + len(asked.urls)
         question = _Question(request, service, reader, asked, model)
         if form == NDJSON:
-            return _LinesResponse(_lines(question), held.pop_all())
+            return _LinesResponse(question, held.pop_all())
         make = _picture if form == JPEG else _one_answer
         return await unless_hung_up(request, make(question))
 
@@ -119,16 +119,22 @@ class _Question:
 class _LinesResponse(StreamingResponse):
     """An answer in lines, which holds the memory of its images until it has been sent."""
 
-    def __init__(self, lines: AsyncGenerator[bytes, None], held: ExitStack) -> None:
-        # Otherwise nginx would collect the lines before it passes any of them on.
-        super().__init__(lines, headers={"X-Accel-Buffering": "no"}, media_type=NDJSON)
-        self._lines = lines
+    def __init__(self, question: _Question, held: ExitStack) -> None:
+        self._tasks: list[asyncio.Future[bytes]] = []
         self._held = held
+        # Otherwise nginx would collect the lines before it passes any of them on.
+        headers = {"X-Accel-Buffering": "no"}
+        super().__init__(_lines(question, self._tasks), headers=headers, media_type=NDJSON)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._held:
-            async with aclosing(self._lines):  # its calls have ended when the memory is given back
+            try:
                 await super().__call__(scope, receive, send)
+            finally:
+                # Not in the generator: Starlette cancels that again and again until it returns.
+                for task in self._tasks:
+                    task.cancel()
+                await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 async def _one_answer(question: _Question) -> Response:
@@ -158,8 +164,12 @@ async def _picture(question: _Question) -> Response:
     return Response(drawn, media_type=JPEG)
 
 
-async def _lines(question: _Question) -> AsyncGenerator[bytes, None]:
-    """Yield a line of JSON for each image, as soon as it is answered."""
+async def _lines(question: _Question, tasks: list[asyncio.Future[bytes]]) -> AsyncIterator[bytes]:
+    """Yield a line of JSON for each image, as soon as it is answered.
+
+    Args:
+        tasks: gets those that make the lines; the caller ends them.
+    """
     version = await question.version()
     request_id = RequestRecord.of(question.request.scope).request_id
 
@@ -175,14 +185,9 @@ async def _lines(question: _Question) -> AsyncGenerator[bytes, None]:
         return to_json(members) + b"\n"
 
     everything: list[bytes | str] = [*question.asked.images, *question.asked.urls]
-    tasks = [asyncio.ensure_future(line(index, one)) for index, one in enumerate(everything)]
-    try:
-        for task in asyncio.as_completed(tasks):
-            yield await task
-    finally:
-        for one in tasks:
-            one.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    tasks += [asyncio.ensure_future(line(index, one)) for index, one in enumerate(everything)]
+    for task in asyncio.as_completed(tasks):
+        yield await task
 
 
 async def _all(work: list[Coroutine[Any, Any, T]]) -> list[T]:

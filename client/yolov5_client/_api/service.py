@@ -117,13 +117,19 @@ class Service:
         started = time.perf_counter()
         try:
             request_id = RequestRecord.of(request.scope).request_id
-            call = self.client.detect(image, model=model, request_id=request_id, **parameters)
+            call = self._counted(
+                self.client.detect(image, model=model, request_id=request_id, **parameters)
+            )
             found = await (_to_its_end(call) if self.settings.gateway else call)
         except YoloClientError as error:
             raise from_client_error(error) from error
+        return Answer(found, round(1000 * (time.perf_counter() - started), 1))
+
+    async def _counted(self, call: Coroutine[Any, Any, T]) -> T:
+        try:
+            return await call
         finally:
             self._asking -= 1
-        return Answer(found, round(1000 * (time.perf_counter() - started), 1))
 
 
 async def _to_its_end(call: Coroutine[Any, Any, T]) -> T:
@@ -133,15 +139,12 @@ async def _to_its_end(call: Coroutine[Any, Any, T]) -> T:
     docs/security.md, and their images stay in its queue, where no limit would count them.
     """
     task = asyncio.ensure_future(call)
+    task.add_done_callback(lambda task: task.cancelled() or task.exception())  # somebody saw it
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await asyncio.wait({task})
+        await asyncio.wait({task})  # unless it is cancelled once more: then the call goes on alone
         raise
-    finally:
-        if not task.done():  # cancelled once more, at the end of the service
-            task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 async def unless_hung_up(request: Request, work: Coroutine[Any, Any, T]) -> T:
