@@ -222,13 +222,14 @@ def _checked_name(name: str) -> str:
 
 def _checked(name: str, value: T) -> T:
     if isinstance(value, str):
+        # The length first: of 40 MB each letter would be looked at.
+        if (size := len(value.encode("utf-8", "surrogatepass"))) > _LONGEST_PARAMETER:
+            raise InvalidRequestError(
+                f"{name} is {size} bytes long; allowed: at most {_LONGEST_PARAMETER}."
+            )
         if any("\ud800" <= letter <= "\udfff" for letter in value):
             raise InvalidRequestError(
                 f"{name} has halves of surrogate pairs, which are no letters."
-            )
-        if (size := len(value.encode())) > _LONGEST_PARAMETER:
-            raise InvalidRequestError(
-                f"{name} is {size} bytes long; allowed: at most {_LONGEST_PARAMETER}."
             )
     elif isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise InvalidRequestError(f"{name} is a number of more than 64 bits.")

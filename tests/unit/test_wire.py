@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,13 @@ def test_parameter_is_sent_as_the_server_reads_it(
     assert sent == {name: over_grpc}
     assert type(sent[name]) is type(over_grpc)
     assert [*wire.headers_for_http(given).values()] == [over_http or over_grpc]
+
+
+def test_text_that_is_far_too_long_is_refused_at_once() -> None:
+    started = time.thread_time()
+    with pytest.raises(InvalidRequestError, match="^classes is 50331648 bytes long"):
+        wire.parameters_for_grpc({"classes": "x" * (48 << 20)})
+    assert time.thread_time() - started < 0.5  # other callers of the REST service wait meanwhile
 
 
 @pytest.mark.parametrize(
