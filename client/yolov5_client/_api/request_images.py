@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import codecs
 import json
 import re
 from collections.abc import AsyncGenerator, Iterable
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -23,6 +25,8 @@ _MAX_FIELDS = 64
 # Lists, objects and members of a JSON body. Each takes up to 100 bytes once it is parsed: 48 MiB of
 # empty lists would take 1.2 GB and hold up every other request for seconds.
 _MAX_PARTS = 65536
+# Python knows some that take minutes for a megabyte, such as punycode.
+_CHARSETS = ("utf-8", "ascii", "iso8859-1")
 _DATA_URI = re.compile(rb"data:[^,]*,", re.IGNORECASE)
 
 
@@ -96,6 +100,7 @@ async def read_form(request: Request, reader: BodyReader) -> FormData:
         ProblemError: it cannot be parsed, or is over a limit.
         ClientDisconnect: the caller hung up.
     """
+    _check_charset(request.headers)
     body = await _body(request, reader)
 
     async def whole() -> AsyncGenerator[bytes, None]:
@@ -115,6 +120,21 @@ async def read_form(request: Request, reader: BodyReader) -> FormData:
         raise _bad(f"the form cannot be read: {error.message.rstrip('.')}") from None
     except (ValueError, KeyError, LookupError):
         raise _bad("the form cannot be read: its header fields are not valid") from None
+
+
+def _check_charset(headers: Headers) -> None:
+    _, options = parse_options_header(headers["Content-Type"])
+    given = options.get(b"charset", b"utf-8").decode("latin-1")
+    try:
+        usable = codecs.lookup(given).name in _CHARSETS
+    except (LookupError, ValueError):
+        usable = False
+    if not usable:
+        raise ProblemError(
+            HTTPStatus.BAD_REQUEST,
+            f"the form's charset is {given[:60]!a}; allowed: utf-8, us-ascii, iso-8859-1",
+            CLOSE,
+        )
 
 
 async def form_images(form: FormData) -> list[bytes]:
