@@ -159,9 +159,17 @@ async def _picture(question: _Question) -> Response:
             f"there are {len(images)} images; allowed: 1, if the answer is a picture",
         )
     answer = await question.ask(images[0])
-    async with question.service.drawing:
-        drawn = await asyncio.to_thread(draw_jpeg, images[0], answer.detections)
-    return Response(drawn, media_type=JPEG)
+    return Response(await _draw(question.service, images[0], answer.detections), media_type=JPEG)
+
+
+async def _draw(service: Service, image: bytes, found: Detections) -> bytes:
+    """Draw one picture at a time. A thread goes on, with its memory, if the caller hangs up."""
+    async with service.drawing:
+        drawing = asyncio.ensure_future(asyncio.to_thread(draw_jpeg, image, found))
+        try:
+            return await asyncio.shield(drawing)
+        finally:
+            await asyncio.wait([drawing])
 
 
 async def _lines(question: _Question, tasks: list[asyncio.Future[bytes]]) -> AsyncIterator[bytes]:
