@@ -96,3 +96,9 @@ def test_page_of_a_site_that_the_operator_names_may_ask() -> None:
     other = ask({**headers, "Origin": "https://example.org"}, origins=origins)
     assert other.status_code == 403
     assert "Access-Control-Allow-Origin" not in other.headers
+
+
+def test_path_with_a_slash_too_many_is_not_redirected_to_the_host_that_the_caller_names() -> None:
+    answer = ask({"Host": "example.com"}, "/detect/", host="0.0.0.0")
+    assert (answer.status_code, "location" in answer.headers) == (404, False)
+    assert answer.json()["detail"].startswith("no such path; allowed: POST /detect, ")

@@ -54,7 +54,7 @@ def create_app(settings: ApiSettings) -> Starlette:
                 expose_headers=[REQUEST_ID, "Retry-After"],
             ),
         )
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/detect", detect, methods=["POST"]),
             Route("/detect.jpg", detect_jpg, methods=["POST"]),
@@ -69,6 +69,10 @@ def create_app(settings: ApiSettings) -> Starlette:
         exception_handlers={HTTPException: _no_route},
         lifespan=lifespan,
     )
+    # A path with a slash too many would be redirected to the host that the caller names in Host,
+    # over plain HTTP, and curl would print nothing.
+    app.router.redirect_slashes = False
+    return app
 
 
 async def _no_route(request: Request, error: Exception) -> Response:
