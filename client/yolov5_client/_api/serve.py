@@ -39,6 +39,8 @@ def serve(settings: ApiSettings, *, open_page: bool = False) -> None:
     _log_to(logging.getLogger("uvicorn.error"), sys.stderr, "%(levelname)s %(message)s")
     # Of requests that are no HTTP it would write a line each.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    # It warns of forms that it cannot read; their callers get the sentence.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     _raise_open_files()
     config = uvicorn.Config(
         create_app(settings),
