@@ -8,10 +8,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from http import HTTPStatus
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING
 
 from .problems import ProblemError
 from .settings import MAX_IMAGE_BYTES, ApiSettings
+
+if TYPE_CHECKING:
+    import httpx
 
 _SECONDS = 10.0
 
@@ -27,22 +30,22 @@ async def fetch(settings: ApiSettings, url: str, take: Callable[[int], None]) ->
     """
     import httpx
 
-    _check(settings, url)
+    address = _checked(settings, url)
     try:
-        return await asyncio.wait_for(_fetch(url, take), _SECONDS)
+        return await asyncio.wait_for(_fetch(address, url, take), _SECONDS)
     except asyncio.TimeoutError:
         raise _failed(url, f"it did not come within {_SECONDS:g} seconds") from None
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise _failed(url, type(error).__name__) from None
 
 
-async def _fetch(url: str, take: Callable[[int], None]) -> bytes:
+async def _fetch(address: httpx.URL, url: str, take: Callable[[int], None]) -> bytes:
     import httpx
 
     headers = {"Accept-Encoding": "identity"}
     async with (
         httpx.AsyncClient(follow_redirects=False, headers=headers) as client,
-        client.stream("GET", url) as answer,
+        client.stream("GET", address) as answer,
     ):
         if answer.status_code != HTTPStatus.OK:
             raise _failed(url, f"its host answers with HTTP {answer.status_code}")
@@ -55,23 +58,26 @@ async def _fetch(url: str, take: Callable[[int], None]) -> bytes:
         return bytes(body)
 
 
-def _check(settings: ApiSettings, url: str) -> None:
+def _checked(settings: ApiSettings, url: str) -> httpx.URL:
+    """Parse an address, in the one way in which it is then asked for."""
+    import httpx
+
     try:
-        parts = urlsplit(url)
-        host = parts.netloc.lower()
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname)
-    except ValueError:
-        usable, host = False, ""
-    if not usable:
+        parts = httpx.URL(url)
+    except (httpx.InvalidURL, ValueError):
+        parts = httpx.URL("")
+    if parts.scheme not in ("http", "https") or not parts.host:
         raise ProblemError(
             HTTPStatus.BAD_REQUEST, f"{url[:100]!a} is no address; allowed: http:// or https://"
         )
-    if host not in settings.url_hosts:
+    host = parts.netloc.decode("ascii", "replace")
+    if host not in settings.url_hosts or parts.userinfo:
         listed = ", ".join(sorted(settings.url_hosts)) or "none; the operator lists no host"
         raise ProblemError(
             HTTPStatus.FORBIDDEN,
             f"images may not be fetched from {host[:100]!a}; allowed: {listed}",
         )
+    return parts
 
 
 def _failed(url: str, reason: str) -> ProblemError:
