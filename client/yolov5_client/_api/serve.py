@@ -25,6 +25,7 @@ from .settings import ApiSettings
 _BACKLOG = 2048
 _OPEN_FILES = 65536  # a connection is one
 _MOST_CONNECTIONS = 8192  # beyond them uvicorn itself answers with 503
+_UNREAD = 60  # seconds for a caller who takes nothing of its answer; then its connection ends
 _KEEP_ALIVE = 75  # seconds; longer than nginx keeps a connection, so that it is the one to end it
 
 
@@ -121,6 +122,8 @@ def _listen(host: str, port: int) -> socket.socket:
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if sys.platform == "linux":  # the connections inherit it
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * _UNREAD)
         listening.bind(address)
         listening.listen(_BACKLOG)
     except OSError:
