@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from http import HTTPStatus
 
+import cv2
 import httpx
+import numpy as np
 import psutil
 import pytest
 from api_service import RunningApi, running_api
@@ -117,6 +119,27 @@ def test_large_bodies_share_a_bounded_memory(patient: RunningApi) -> None:
     wait_until(lambda: is_idle(patient), 10)
     [refused] = [one for one in patient.access_log if one["status"] == 503]
     assert "saturated" in refused["problem"]
+
+
+def test_picture_that_its_caller_does_not_read_counts_as_memory_until_it_hangs_up(
+    patient: RunningApi,
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (2400, 2400, 3), np.uint8)
+    image = cv2.imencode(".jpg", noise)[1].tobytes()
+    with ExitStack() as stack:
+        callers = [stack.enter_context(socket.socket()) for _ in range(2)]
+        for caller in callers:
+            caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            caller.settimeout(30)
+            caller.connect(("127.0.0.1", patient.port))
+            head = HEAD.replace("/detect", "/detect.jpg")
+            caller.sendall(f"{head}Content-Length: {len(image)}\r\n\r\n".encode() + image)
+            assert status_of(caller) == HTTPStatus.OK
+        drawn = gauge(patient, "buffered_bytes")
+        assert 10 * MIB < drawn < 2.2 * len(image)
+        assert gauge(patient, "requests_in_progress") == 3, "with the one for the metrics"
+        assert detections(patient) == 11
+    wait_until(lambda: is_idle(patient), 5)
 
 
 def test_a_thousand_callers_hang_up_half_way(server: RunningServer, api: RunningApi) -> None:

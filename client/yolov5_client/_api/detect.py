@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 NDJSON = "application/x-ndjson"
 JPEG = "image/jpeg"
+
+_PIECE = 256 << 10  # bytes
 
 
 async def detect(request: Request) -> Response:
@@ -83,8 +85,13 @@ async def _detect(request: Request, form: str) -> Response:
         question = _Question(request, service, reader, asked, model)
         if form == NDJSON:
             return _LinesResponse(question, held.pop_all())
-        make = _picture if form == JPEG else _one_answer
-        return await unless_hung_up(request, make(question))
+        if form == JPEG:
+            drawn = await unless_hung_up(request, _picture(question))
+            reader.give_back()
+            reader.take(len(drawn))
+            headers = {"Content-Length": str(len(drawn))}
+            return _HeldResponse(held.pop_all(), _pieces(drawn), headers, JPEG)
+        return await unless_hung_up(request, _one_answer(question))
 
 
 @dataclass(frozen=True)
@@ -116,25 +123,44 @@ class _Question:
         return await self.service.served.version(self.model)
 
 
-class _LinesResponse(StreamingResponse):
-    """An answer in lines, which holds the memory of its images until it has been sent."""
+class _HeldResponse(StreamingResponse):
+    """An answer that holds the memory of its request until it has been sent."""
 
-    def __init__(self, question: _Question, held: ExitStack) -> None:
-        self._tasks: list[asyncio.Future[bytes]] = []
+    def __init__(
+        self,
+        held: ExitStack,
+        parts: AsyncIterator[bytes],
+        headers: Mapping[str, str],
+        media_type: str,
+    ) -> None:
+        super().__init__(parts, headers=headers, media_type=media_type)
         self._held = held
-        # Otherwise nginx would collect the lines before it passes any of them on.
-        headers = {"X-Accel-Buffering": "no"}
-        super().__init__(_lines(question, self._tasks), headers=headers, media_type=NDJSON)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._held:
             try:
                 await super().__call__(scope, receive, send)
             finally:
-                # Not in the generator: Starlette cancels that again and again until it returns.
-                for task in self._tasks:
-                    task.cancel()
-                await asyncio.gather(*self._tasks, return_exceptions=True)
+                await self.end()
+
+    async def end(self) -> None:
+        """End what still works for the answer."""
+
+
+class _LinesResponse(_HeldResponse):
+    """An answer in lines, each of which is sent as soon as it is there."""
+
+    def __init__(self, question: _Question, held: ExitStack) -> None:
+        self._tasks: list[asyncio.Future[bytes]] = []
+        # Otherwise nginx would collect the lines before it passes any of them on.
+        headers = {"X-Accel-Buffering": "no"}
+        super().__init__(held, _lines(question, self._tasks), headers, NDJSON)
+
+    async def end(self) -> None:
+        # Not in the generator: Starlette cancels that again and again until it returns.
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 async def _one_answer(question: _Question) -> Response:
@@ -151,7 +177,7 @@ async def _one_answer(question: _Question) -> Response:
     return Response(to_json(members), media_type="application/json")
 
 
-async def _picture(question: _Question) -> Response:
+async def _picture(question: _Question) -> bytes:
     images = await question.images()
     if len(images) != 1:
         raise ProblemError(
@@ -159,7 +185,7 @@ async def _picture(question: _Question) -> Response:
             f"there are {len(images)} images; allowed: 1, if the answer is a picture",
         )
     answer = await question.ask(images[0])
-    return Response(await _draw(question.service, images[0], answer.detections), media_type=JPEG)
+    return await _draw(question.service, images[0], answer.detections)
 
 
 async def _draw(service: Service, image: bytes, found: Detections) -> bytes:
@@ -170,6 +196,15 @@ async def _draw(service: Service, image: bytes, found: Detections) -> bytes:
             return await asyncio.shield(drawing)
         finally:
             await asyncio.wait([drawing])
+
+
+async def _pieces(drawn: bytes) -> AsyncIterator[bytes]:
+    """Yield what the connection takes before it waits for its reader.
+
+    A whole picture would lie in the connection's own buffer, which has no limit.
+    """
+    for start in range(0, len(drawn), _PIECE):
+        yield drawn[start : start + _PIECE]
 
 
 async def _lines(question: _Question, tasks: list[asyncio.Future[bytes]]) -> AsyncIterator[bytes]:

@@ -66,7 +66,7 @@ class BodyReader:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._budget.release(self._taken)
+        self.give_back()
 
     async def read(self, stream: AsyncIterator[bytes]) -> bytes:
         """Return the whole body.
@@ -101,6 +101,11 @@ class BodyReader:
         """
         self._budget.acquire(count)
         self._taken += count
+
+    def give_back(self) -> None:
+        """Give back what was taken so far; the request needs its images no longer."""
+        self._budget.release(self._taken)
+        self._taken = 0
 
 
 def _too_large() -> ProblemError:
