@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 from onnx.helper import make_node
 from onnx.numpy_helper import from_array
+from placement import GAIN, PAD
 from support import SHARED
 from torch import nn
 from ultralytics_networks import Size, sized
@@ -675,9 +676,12 @@ def test_map_without_clipping_is_the_packages(
 ) -> None:
     """The package's validation compares boxes as the network gives them."""
 
-    def unclipped(boxes: torch.Tensor, p: Any) -> torch.Tensor:
-        pads, gains = torch.tensor([p.pad_x, p.pad_y]), torch.tensor([p.gain_x, p.gain_y])
-        return (boxes - pads.repeat(2)) / gains.repeat(2)
+    def unclipped(
+        boxes: NDArray[np.float32], placement: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        gains, pads = (placement[:, None, columns] for columns in (GAIN, PAD))
+        moved: NDArray[np.float32] = (boxes.reshape(-1, 2, 2) - pads) / gains
+        return moved.reshape(-1, 4)
 
     import_onnx(SHARED / "yolou" / "bccd_yolov5nu.onnx", tmp_path / "ours.onnx")
     monkeypatch.setattr(step_module("postprocess", "nms"), "_to_image", unclipped)

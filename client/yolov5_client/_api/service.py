@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from .. import AsyncClient, Detections, YoloClientError
 from .._contract import check_network, endpoint_for
+from .cancelling import Cancelling
 from .guard import Keys
 from .limits import BodyReader, ByteBudget
 from .metrics import Metrics
@@ -58,6 +59,9 @@ class Service:
             headers=settings.headers,
             tls=settings.tls,
         )
+        # Behind a gateway callers are strangers. Images of cancelled calls stay in Triton's queue,
+        # where no limit would count them.
+        self._cancelling = Cancelling(self.client, allowed=not settings.gateway)
 
     @classmethod
     def of(cls, request: Request) -> Service:
@@ -120,7 +124,7 @@ class Service:
             call = self._counted(
                 self.client.detect(image, model=model, request_id=request_id, **parameters)
             )
-            found = await (_to_its_end(call) if self.settings.gateway else call)
+            found = await (call if self._cancelling.is_safe() else _to_its_end(call))
         except YoloClientError as error:
             raise from_client_error(error) from error
         return Answer(found, round(1000 * (time.perf_counter() - started), 1))
@@ -133,11 +137,7 @@ class Service:
 
 
 async def _to_its_end(call: Coroutine[Any, Any, T]) -> T:
-    """Wait for a call, also if the waiting is cancelled.
-
-    Behind a gateway callers are strangers. Cancelled calls over gRPC can end Triton 2.51, see
-    docs/security.md, and their images stay in its queue, where no limit would count them.
-    """
+    """Wait for a call, also if the waiting is cancelled."""
     task = asyncio.ensure_future(call)
     task.add_done_callback(lambda task: task.cancelled() or task.exception())  # somebody saw it
     try:
