@@ -20,6 +20,7 @@ import uvicorn
 
 from .app import create_app
 from .observe import ACCESS_LOG, ERROR_LOG
+from .protocol import BoundedProtocol
 from .settings import ApiSettings
 
 _BACKLOG = 2048
@@ -45,7 +46,7 @@ def serve(settings: ApiSettings, *, open_page: bool = False) -> None:
     _raise_open_files()
     config = uvicorn.Config(
         create_app(settings),
-        http="httptools",
+        http=BoundedProtocol,
         ws="none",
         lifespan="on",
         log_config=None,
