@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
@@ -88,10 +89,12 @@ class Observe:
             await self._app(scope, receive, exchange)
         except ClientDisconnect:
             exchange.status = HUNG_UP
-        except Exception as error:
-            problem = error if isinstance(error, problems.ProblemError) else _fault(record)
+        except (Exception, asyncio.CancelledError) as error:
+            problem = _problem(error, record)
             record.facts["problem"] = str(problem)
             if exchange.status:  # the caller sees an answer that ends too early
+                if isinstance(error, asyncio.CancelledError):
+                    return  # uvicorn would write a traceback
                 raise
             form = next(
                 (form for path, form in self._errors.items() if scope["path"].startswith(path)),
@@ -103,7 +106,7 @@ class Observe:
     def _note(
         self, scope: Scope, exchange: _Exchange, record: RequestRecord, seconds: float
     ) -> None:
-        status = exchange.status or HUNG_UP  # cancelled: the caller, or the end of the service
+        status = exchange.status or HUNG_UP  # nothing could be answered
         route = getattr(scope.get("route"), "path", "other")
         self._metrics.requests.labels(route, status).inc()
         self._metrics.seconds.labels(route).observe(seconds)
@@ -116,8 +119,16 @@ def _request_id(headers: Headers) -> str:
     return given if _USABLE_ID.fullmatch(given) else uuid.uuid4().hex
 
 
-def _fault(record: RequestRecord) -> problems.ProblemError:
-    ERROR_LOG.exception("request %s failed", record.request_id)
+def _problem(error: BaseException, record: RequestRecord) -> problems.ProblemError:
+    if isinstance(error, problems.ProblemError):
+        return error
+    if isinstance(error, asyncio.CancelledError):  # only at the end of the time for draining
+        return problems.ProblemError(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "the service is being stopped; try again later",
+            {**problems.RETRY_AFTER, **problems.CLOSE},
+        )
+    ERROR_LOG.error("request %s failed", record.request_id, exc_info=error)
     return problems.ProblemError(
         HTTPStatus.INTERNAL_SERVER_ERROR,
         f"an internal fault, which the log of the service has as request {record.request_id}",
