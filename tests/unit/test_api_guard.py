@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from yolov5_client import _cli
 from yolov5_client._api.app import create_app
 from yolov5_client._api.settings import ApiSettings
 
@@ -102,3 +104,13 @@ def test_path_with_a_slash_too_many_is_not_redirected_to_the_host_that_the_calle
     answer = ask({"Host": "example.com"}, "/detect/", host="0.0.0.0")
     assert (answer.status_code, "location" in answer.headers) == (404, False)
     assert answer.json()["detail"].startswith("no such path; allowed: POST /detect, ")
+
+
+def test_key_that_a_file_holds_twice_ends_the_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(f"{'k' * 16} camera\n# a comment\n{'k' * 16} door\n")
+    assert _cli.main(["api", f"--api-keys={keys}", "--port=70000"]) == 2
+    said = capsys.readouterr().err
+    assert said == f"error: --api-keys: line 3 of {keys} has a key that an earlier line has.\n"

@@ -166,6 +166,10 @@ def _read_keys(path: Path) -> dict[str, str]:
                 f"--api-keys: line {number} of {path} has no usable key; allowed: 16 or more"
                 " printable ASCII characters, then a blank and a name."
             )
+        if key in keys:
+            raise UsageError(
+                f"--api-keys: line {number} of {path} has a key that an earlier line has."
+            )
         keys[key] = name.strip() or f"line {number}"
     if not keys:
         raise UsageError(
