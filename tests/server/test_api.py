@@ -275,6 +275,13 @@ def test_picture_is_drawn(rest: httpx.Client) -> None:
         ({"json": []}, "the JSON is not an object"),
         ({"json": {"image": BASE64, "url": "http://x/"}}, "image and url are both given"),
         (
+            {
+                "content": b'{"max_det": 1, "max_det": 2}',
+                "headers": {"Content-Type": "application/json"},
+            },
+            "'max_det' is given twice; allowed: once",
+        ),
+        (
             {"content": b"{", "headers": {"Content-Type": "application/json"}},
             "the body is not valid JSON",
         ),

@@ -81,5 +81,8 @@ async def _no_route(request: Request, error: Exception) -> Response:
     sentence = f"no such path; allowed: {_ROUTES}"
     if status == HTTPStatus.METHOD_NOT_ALLOWED:
         allowed = (error.headers or {}).get("Allow", "")
-        sentence = f"{request.url.path} is not asked for with {request.method}; allowed: {allowed}"
+        sentence = (
+            f"{request.url.path} is not asked for with {request.method}; allowed: {allowed}, as"
+            " /docs says"
+        )
     raise ProblemError(status, sentence, error.headers)

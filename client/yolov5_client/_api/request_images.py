@@ -177,7 +177,7 @@ def _add_json(asked: ImageRequest, body: bytes) -> None:
     if sum(body.count(mark) for mark in (b"[", b"{", b",")) > _MAX_PARTS:
         raise _bad(f"the JSON has too many parts; allowed: {_MAX_PARTS}")
     try:
-        data = json.loads(body)
+        data = json.loads(body, object_pairs_hook=_each_once)
     except (ValueError, RecursionError):
         raise _bad("the body is not valid JSON") from None
     if not isinstance(data, dict):
@@ -189,6 +189,16 @@ def _add_json(asked: ImageRequest, body: bytes) -> None:
         raise _bad("image and url are both given; allowed: one of them")
     for name, value in data.items():
         asked.add(name, value)
+
+
+def _each_once(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of JSON, from which no member must be lost."""
+    found = dict(members)
+    if len(found) < len(members):
+        names = [name for name, _ in members]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _bad(f"{twice[:60]!a} is given twice; allowed: once")
+    return found
 
 
 def _strings(name: str, value: Any) -> Iterable[str]:

@@ -157,8 +157,11 @@ async def unless_hung_up(request: Request, work: Coroutine[Any, Any, T]) -> T:
     assert task is not None
     watcher = asyncio.ensure_future(request.receive())  # the next message is the hanging up
 
+    is_done = False
+
     def hang_up(watcher: asyncio.Future[Any]) -> None:
-        if not watcher.cancelled():
+        # Both may come in the same moment; later, the cancelling would hit what answers.
+        if not is_done and not watcher.cancelled():
             task.cancel()
 
     watcher.add_done_callback(hang_up)
@@ -169,4 +172,5 @@ async def unless_hung_up(request: Request, work: Coroutine[Any, Any, T]) -> T:
             raise ClientDisconnect from None
         raise
     finally:
+        is_done = True
         watcher.cancel()
