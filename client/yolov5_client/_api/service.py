@@ -139,11 +139,14 @@ class Service:
 async def _to_its_end(call: Coroutine[Any, Any, T]) -> T:
     """Wait for a call, also if the waiting is cancelled."""
     task = asyncio.ensure_future(call)
-    task.add_done_callback(lambda task: task.cancelled() or task.exception())  # somebody saw it
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await asyncio.wait({task})  # unless it is cancelled once more: then the call goes on alone
+        try:
+            await asyncio.wait({task})
+        finally:
+            task.cancel()  # if this was cancelled once more, at the end of the service
+            await asyncio.gather(task, return_exceptions=True)
         raise
 
 
