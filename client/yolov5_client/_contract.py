@@ -17,7 +17,8 @@ IMAGE_SIZE = "image_size"  # INT32 [B, 2]
 OUTPUTS = (NUM_DETS, DET_BOXES, DET_SCORES, DET_CLASSES, DET_LABELS, IMAGE_SIZE)
 
 _SUFFIX = "_ensemble"
-_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}", re.ASCII)
+NETWORK_PATTERN = "[a-z0-9][a-z0-9_-]{0,39}"
+_NAME = re.compile(NETWORK_PATTERN, re.ASCII)
 _STEPS = ("preprocess", "postprocess")
 
 

@@ -89,17 +89,12 @@ async def _detection(request: Request) -> Response:
 
 
 async def _list(request: Request) -> Response:
-    service, record = Service.of(request), RequestRecord.of(request.scope)
-    form = FormData()
+    service, form = Service.of(request), FormData()
     if service.settings.keys and request_images.media_type(request.headers) == _FORM:
         with service.reader(request) as reader:  # there may be a key in it
             form = await request_images.read_form(request, reader)
     _check_key(request, form)
-    names = [
-        model.name
-        for model in await service.served.all()
-        if record.endpoints is None or model.endpoint in record.endpoints
-    ]
+    names = [model.name for model in await service.models(request)]
     return JSONResponse(model_list(names, service.settings.model))
 
 

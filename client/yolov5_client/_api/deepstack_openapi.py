@@ -6,20 +6,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from .deepstack import DEFAULT_CONFIDENCE
+from .openapi_parts import NETWORK, NOT_HTTP, REFUSALS, UNIT, json_object, reference
 
 TAG = {
     "name": "deepstack",
     "description": "For programs that are clients of DeepStack or CodeProject.AI.",
 }
-
-# The name of a network.
-NETWORK = {"type": "string", "pattern": "^[a-z0-9][a-z0-9_-]{0,39}$"}
-
-# What uvicorn says of a head that is no HTTP, or over 64 kB.
-NOT_HTTP = {"text/plain": {"schema": {"type": "string"}}}
-
-_CONFIDENCE = {"type": "number", "minimum": 0, "maximum": 1}
-_REFUSALS = (400, 401, 403, 404, 408, 413, 415, 500, 502, 503, 504)
 
 
 def paths(parameters: Iterable[str]) -> dict[str, Any]:
@@ -28,7 +20,7 @@ def paths(parameters: Iterable[str]) -> dict[str, Any]:
     Args:
         parameters: names, in the document's components, of those that an address may have.
     """
-    query = [{"$ref": f"#/components/parameters/{name}"} for name in parameters]
+    query = [reference(name, "parameters") for name in parameters]
     network = {
         "name": "model",
         "in": "path",
@@ -86,44 +78,44 @@ def schemas() -> dict[str, Any]:
             "required": ["image"],
             "properties": {
                 "image": {"type": "string", "format": "binary", "minLength": 1},
-                "min_confidence": {**_CONFIDENCE, "default": DEFAULT_CONFIDENCE},
+                "min_confidence": {**UNIT, "default": DEFAULT_CONFIDENCE},
                 "api_key": {"description": "In place of a header; text."},
             },
         },
-        "DeepStackAnswer": _object(
+        "DeepStackAnswer": json_object(
             {
                 "success": {"const": True},
                 "message": text,
-                "predictions": {"type": "array", "items": _reference("DeepStackPrediction")},
+                "predictions": {"type": "array", "items": reference("DeepStackPrediction")},
                 "count": count,
                 **module,
                 "inferenceMs": count,
                 "processMs": count,
             }
         ),
-        "DeepStackPrediction": _object(
+        "DeepStackPrediction": json_object(
             {
                 "label": text,
-                "confidence": _CONFIDENCE,
+                "confidence": UNIT,
                 "x_min": count,
                 "y_min": count,
                 "x_max": count,
                 "y_max": count,
             }
         ),
-        "DeepStackError": _object(
+        "DeepStackError": json_object(
             {"success": {"const": False}, "error": text, "code": {"type": "integer"}}
         ),
-        "DeepStackList": _object(
+        "DeepStackList": json_object(
             {"success": {"const": True}, "models": {"type": "array", "items": text}, **module}
         ),
-        "DeepStackPing": _object({"success": {"const": True}}),
-        "DeepStackUpdate": _object(
+        "DeepStackPing": json_object({"success": {"const": True}}),
+        "DeepStackUpdate": json_object(
             {
                 "success": {"const": True},
                 "message": text,
-                "current": _object(version),
-                "latest": _object(version),
+                "current": json_object(version),
+                "latest": json_object(version),
                 "updateAvailable": {"const": False},
             }
         ),
@@ -139,11 +131,11 @@ def _detection(operation: str, summary: str, parameters: list[dict[str, Any]]) -
         "parameters": parameters,
         "requestBody": {
             "required": True,
-            "content": {"multipart/form-data": {"schema": _reference("DeepStackForm")}},
+            "content": {"multipart/form-data": {"schema": reference("DeepStackForm")}},
         },
         "responses": {
             "200": {"description": "The detections.", "content": _json("DeepStackAnswer")},
-            **_errors(*_REFUSALS),
+            **_errors(*sorted({*REFUSALS, 503})),
         },
     }
 
@@ -161,16 +153,8 @@ def _get(operation: str, summary: str, schema: str) -> dict[str, Any]:
 
 
 def _errors(*statuses: int) -> dict[str, Any]:
-    return {str(status): _reference("DeepStackError", "responses") for status in statuses}
+    return {str(status): reference("DeepStackError", "responses") for status in statuses}
 
 
 def _json(schema: str) -> dict[str, Any]:
-    return {"application/json": {"schema": _reference(schema)}}
-
-
-def _object(members: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "object", "required": [*members], "properties": members}
-
-
-def _reference(name: str, kind: str = "schemas") -> dict[str, str]:
-    return {"$ref": f"#/components/{kind}/{name}"}
+    return {"application/json": {"schema": reference(schema)}}

@@ -13,7 +13,6 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from .. import YoloClientError
 from .._contract import endpoint_for
 from .problems import RETRY_AFTER, ProblemError
-from .record import RequestRecord
 from .service import Service
 
 _READY_SECONDS = 5.0
@@ -56,7 +55,6 @@ async def metrics(request: Request) -> Response:
 async def models(request: Request) -> Response:
     """List the networks that the caller may ask."""
     service = Service.of(request)
-    allowed = RequestRecord.of(request.scope).endpoints
     return JSONResponse(
         {
             "default": service.settings.model,
@@ -67,8 +65,7 @@ async def models(request: Request) -> Response:
                     "precision": model.precision,
                     "ready": model.ready,
                 }
-                for model in await service.served.all()
-                if allowed is None or model.endpoint in allowed
+                for model in await service.models(request)
             ],
         }
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 from .._version import __version__
 from . import deepstack_openapi
-from .deepstack_openapi import NETWORK, NOT_HTTP
+from .openapi_parts import NETWORK, NOT_HTTP, REFUSALS, UNIT, json_object, reference
 from .problems import MEDIA_TYPE
 from .settings import MAX_BODY_BYTES, MAX_IMAGES
 
@@ -18,11 +18,10 @@ An image is JPEG, PNG, WebP, BMP or TIFF, at most 32 MiB; a request has at most 
 and {MAX_BODY_BYTES >> 20} MiB. Every answer has the header X-Request-Id: the one of the request, or
 one that was made; the logs have it too."""
 
-_UNIT = {"type": "number", "minimum": 0, "maximum": 1}
 _PARAMETERS: dict[str, dict[str, Any]] = {
-    "conf_thres": {**_UNIT, "description": "Least confidence of a detection (default 0.25)."},
+    "conf_thres": {**UNIT, "description": "Least confidence of a detection (default 0.25)."},
     "iou_thres": {
-        **_UNIT,
+        **UNIT,
         "description": "Overlap above which the weaker of two boxes is dropped (default 0.45).",
     },
     "max_det": {
@@ -93,18 +92,17 @@ def document() -> dict[str, Any]:
                 for name, schema, text in _query_parameters()
             },
             "responses": {
-                "Problem": {
-                    "description": "The request is not answered; `detail` says why.",
-                    "headers": {"X-Request-Id": _ID_HEADER},
-                    "content": {MEDIA_TYPE: {"schema": _reference("Problem")}, **NOT_HTTP},
-                },
+                "Problem": _answer(
+                    "The request is not answered; `detail` says why.",
+                    {MEDIA_TYPE: {"schema": reference("Problem")}, **NOT_HTTP},
+                ),
                 "Later": {
                     "description": "The server is saturated or being brought back.",
                     "headers": {
                         "X-Request-Id": _ID_HEADER,
                         "Retry-After": {"description": "Seconds.", "schema": {"type": "string"}},
                     },
-                    "content": {MEDIA_TYPE: {"schema": _reference("Problem")}},
+                    "content": {MEDIA_TYPE: {"schema": reference("Problem")}},
                 },
                 **deepstack_openapi.responses(),
             },
@@ -117,10 +115,15 @@ def document() -> dict[str, Any]:
 
 
 _ID_HEADER = {"description": "The request's id.", "schema": {"type": "string"}}
+_PICTURE = {"type": "string", "format": "binary"}
 
 
-def _reference(name: str, kind: str = "schemas") -> dict[str, str]:
-    return {"$ref": f"#/components/{kind}/{name}"}
+def _answer(description: str, content: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "description": description,
+        "headers": {"X-Request-Id": _ID_HEADER},
+        "content": content,
+    }
 
 
 def _query_parameters() -> list[tuple[str, dict[str, Any], str]]:
@@ -133,12 +136,9 @@ def _query_parameters() -> list[tuple[str, dict[str, Any], str]]:
 
 def _problems(*statuses: int) -> dict[str, Any]:
     answers: dict[str, Any] = {
-        str(status): _reference("Problem", "responses") for status in statuses
+        str(status): reference("Problem", "responses") for status in statuses
     }
-    return {**answers, "503": _reference("Later", "responses")}
-
-
-_REFUSALS = (400, 401, 403, 404, 408, 413, 415, 500, 502, 504)
+    return {**answers, "503": reference("Later", "responses")}
 
 
 def _request_body(most: int) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def _request_body(most: int) -> dict[str, Any]:
                     "additionalProperties": False,
                 }
             },
-            "application/json": {"schema": _reference("Request")},
+            "application/json": {"schema": reference("Request")},
         },
     }
 
@@ -178,20 +178,19 @@ def _detect() -> dict[str, Any]:
         "tags": ["detection"],
         "summary": "Detect objects in one image or in several",
         "description": "The header Accept chooses the form of the answer.",
-        "parameters": [_reference(name, "parameters") for name in _PARAMETERS],
+        "parameters": [reference(name, "parameters") for name in _PARAMETERS],
         "requestBody": _request_body(MAX_IMAGES),
         "responses": {
-            "200": {
-                "description": "The detections. In NDJSON one line for each image, as soon as it is"
-                " done; as a picture, drawn into the image.",
-                "headers": {"X-Request-Id": _ID_HEADER},
-                "content": {
-                    "application/json": {"schema": _reference("Answer")},
-                    "application/x-ndjson": {"schema": _reference("Line")},
-                    "image/jpeg": {"schema": {"type": "string", "format": "binary"}},
+            "200": _answer(
+                "The detections. In NDJSON one line for each image, as soon as it is done; as a"
+                " picture, drawn into the image.",
+                {
+                    "application/json": {"schema": reference("Answer")},
+                    "application/x-ndjson": {"schema": reference("Line")},
+                    "image/jpeg": {"schema": _PICTURE},
                 },
-            },
-            **_problems(*_REFUSALS),
+            ),
+            **_problems(*REFUSALS),
         },
     }
 
@@ -201,15 +200,11 @@ def _detect_jpg() -> dict[str, Any]:
         "operationId": "detectJpg",
         "tags": ["detection"],
         "summary": "Detect objects in one image and draw them into it",
-        "parameters": [_reference(name, "parameters") for name in _PARAMETERS],
+        "parameters": [reference(name, "parameters") for name in _PARAMETERS],
         "requestBody": _request_body(1),
         "responses": {
-            "200": {
-                "description": "The picture with boxes.",
-                "headers": {"X-Request-Id": _ID_HEADER},
-                "content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}},
-            },
-            **_problems(*_REFUSALS),
+            "200": _answer("The picture with boxes.", {"image/jpeg": {"schema": _PICTURE}}),
+            **_problems(*REFUSALS),
         },
     }
 
@@ -221,11 +216,7 @@ def _get(operation: str, summary: str, schema: str, *, keys: bool = False) -> di
         "summary": summary,
         **({} if keys else {"security": []}),
         "responses": {
-            "200": {
-                "description": "As it is now.",
-                "headers": {"X-Request-Id": _ID_HEADER},
-                "content": {"application/json": {"schema": _reference(schema)}},
-            },
+            "200": _answer("As it is now.", {"application/json": {"schema": reference(schema)}}),
             **_problems(*((401, 403, 500) if keys else (403, 500))),
         },
     }
@@ -238,21 +229,9 @@ def _metrics() -> dict[str, Any]:
         "summary": "Metrics of this service for Prometheus",
         "security": [],
         "responses": {
-            "200": {
-                "description": "The text format.",
-                "headers": {"X-Request-Id": _ID_HEADER},
-                "content": {"text/plain": {"schema": {"type": "string"}}},
-            },
+            "200": _answer("The text format.", {"text/plain": {"schema": {"type": "string"}}}),
             **_problems(403, 500),
         },
-    }
-
-
-def _object(members: dict[str, Any], *optional: str) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "required": [name for name in members if name not in optional],
-        "properties": members,
     }
 
 
@@ -268,7 +247,7 @@ def _schemas() -> dict[str, Any]:
     image = {
         "width": {"type": "integer", "minimum": 1},
         "height": {"type": "integer", "minimum": 1},
-        "detections": {"type": "array", "items": _reference("Detection")},
+        "detections": {"type": "array", "items": reference("Detection")},
     }
     line = {
         "index": {"type": "integer", "minimum": 0, "description": "Of the image, from 0."},
@@ -277,7 +256,7 @@ def _schemas() -> dict[str, Any]:
     }
     return {
         "Request": {
-            **_object(
+            **json_object(
                 {
                     "image": _one_or_several(_IMAGE_TEXT),
                     "url": _one_or_several(_URL),
@@ -290,30 +269,30 @@ def _schemas() -> dict[str, Any]:
             "oneOf": [{"required": ["image"]}, {"required": ["url"]}],
             "additionalProperties": False,
         },
-        "Answer": _object(
+        "Answer": json_object(
             {
                 "model": {"type": "string"},
                 "version": version,
                 "milliseconds": milliseconds,
-                "images": {"type": "array", "items": _reference("Image")},
+                "images": {"type": "array", "items": reference("Image")},
             }
         ),
-        "Image": _object(image),
+        "Image": json_object(image),
         "Line": {
             "oneOf": [
-                _object({**line, "milliseconds": milliseconds, **image}),
-                _object({**line, "problem": _reference("Problem")}),
+                json_object({**line, "milliseconds": milliseconds, **image}),
+                json_object({**line, "problem": reference("Problem")}),
             ]
         },
-        "Detection": _object(
+        "Detection": json_object(
             {
                 "label": {"type": "string"},
                 "class_id": {"type": "integer", "minimum": 0},
-                "score": _UNIT,
-                "box": _object({"x1": side, "y1": side, "x2": side, "y2": side}),
+                "score": UNIT,
+                "box": json_object({"x1": side, "y1": side, "x2": side, "y2": side}),
             }
         ),
-        "Problem": _object(
+        "Problem": json_object(
             {
                 "type": {"type": "string"},
                 "title": {"type": "string"},
@@ -322,13 +301,13 @@ def _schemas() -> dict[str, Any]:
                 "request_id": {"type": "string"},
             }
         ),
-        "Models": _object(
+        "Models": json_object(
             {
                 "default": {"type": "string"},
-                "models": {"type": "array", "items": _reference("Model")},
+                "models": {"type": "array", "items": reference("Model")},
             }
         ),
-        "Model": _object(
+        "Model": json_object(
             {
                 "name": {"type": "string"},
                 "version": version,
@@ -336,6 +315,6 @@ def _schemas() -> dict[str, Any]:
                 "ready": {"type": "boolean"},
             }
         ),
-        "Live": _object({"live": {"const": True}}),
-        "Ready": _object({"ready": {"const": True}}),
+        "Live": json_object({"live": {"const": True}}),
+        "Ready": json_object({"ready": {"const": True}}),
     }

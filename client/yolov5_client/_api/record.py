@@ -30,6 +30,10 @@ class RequestRecord:
         """Let the request's handler find the record."""
         scope[_KEY] = self
 
+    def may_ask(self, endpoint: str) -> bool:
+        """Whether the caller has a right to an endpoint."""
+        return self.endpoints is None or endpoint in self.endpoints
+
     @classmethod
     def of(cls, scope: Scope) -> RequestRecord:
         """Return the record that was attached."""

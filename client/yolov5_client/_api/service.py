@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from .. import AsyncClient, Detections, YoloClientError
 from .._contract import check_network, endpoint_for
+from .._served import ServedModel
 from .cancelling import Cancelling
 from .guard import Keys
 from .limits import BodyReader, ByteBudget
@@ -92,14 +93,19 @@ class Service:
         except ValueError as error:
             raise ProblemError(HTTPStatus.BAD_REQUEST, str(error).rstrip(".")) from None
         record = RequestRecord.of(request.scope)
-        if record.endpoints is not None and endpoint_for(model) not in record.endpoints:
+        if not record.may_ask(endpoint_for(model)):
             raise ProblemError(
                 HTTPStatus.FORBIDDEN,
                 "the caller has no right to this endpoint; allowed: "
-                + (", ".join(sorted(record.endpoints)) or "none"),
+                + (", ".join(sorted(record.endpoints or ())) or "none"),
             )
         record.facts["model"] = model
         return model
+
+    async def models(self, request: Request) -> list[ServedModel]:
+        """Return the networks that the caller may ask."""
+        record = RequestRecord.of(request.scope)
+        return [model for model in await self.served.all() if record.may_ask(model.endpoint)]
 
     async def ask(
         self, request: Request, image: bytes, model: str, parameters: Mapping[str, Any]
