@@ -60,6 +60,11 @@ class RunningPrometheus:
             if one["state"] == "firing"
         }
 
+    def healthy_rules(self) -> set[str]:
+        """The states of health that the rules have."""
+        groups = self._ask("rules", {})["groups"]
+        return {str(rule["health"]) for group in groups for rule in group["rules"]}
+
     def wait_for(self, condition: Callable[[], bool], seconds: float, what: str) -> float:
         """Wait until it holds; return the seconds that it took."""
         started = time.monotonic()
