@@ -104,6 +104,7 @@ class TritonPythonModel:
         detections = detect(outputs, asked, **network.head)
         metrics.observe(perf_counter() - started, images=len(nms))
         metrics.count_detections(detections.classes, network.class_names)
+        metrics.sample_score(detections.scores, perf_counter())
         packed = pack_detections(detections, [*map(len, outputs)], labels)
         return [call.pack(arrays) for call, arrays in zip(calls, packed)]
 
