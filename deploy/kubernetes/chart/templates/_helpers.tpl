@@ -86,14 +86,14 @@ seccompProfile:
   type: RuntimeDefault
 {{- end -}}
 
-{{/* Labels that Prometheus gives to what it scrapes of this release. */}}
-{{- define "yolov5.series" -}}
-namespace={{ .Release.Namespace | quote }},job={{ include "yolov5.fullname" . | quote }}
+{{/* Label `job` of all that Prometheus scrapes of this release. */}}
+{{- define "yolov5.job" -}}
+{{ .Release.Namespace }}/{{ include "yolov5.fullname" . }}
 {{- end -}}
 
 {{/* How many servers' worth of work there is. */}}
 {{- define "yolov5.saturationQuery" -}}
-sum(max by (instance) (avg_over_time(yolov5_saturation{ {{- include "yolov5.series" . -}} }[15s])))
+sum(max by (instance) (avg_over_time(yolov5_saturation{job={{ include "yolov5.job" . | quote }}}[15s])))
 {{- end -}}
 
 {{/* How fast the number of servers may change. */}}
