@@ -41,6 +41,7 @@ from ._repository import (
     network_precision,
     read_config,
 )
+from ._served_metrics import served_metrics
 from ._settings import FLAGS, Settings
 from ._stage import CLOSED, CONFIG_NAME, MODELS, Stage, Staged
 from ._watchdog import Fault, Watchdog
@@ -320,6 +321,13 @@ class Server:
             return {"models": [], "steps": []}
         process = self._process.pid if memory else None
         return list_models(self._reloader, self._health, process)
+
+    def metrics(self) -> str:
+        """What is served and the memory of all processes, for Prometheus."""
+        if self._reloader is None or self._process is None:
+            return served_metrics(self.settings.repository, {}, (), None)
+        served, refused = self._reloader.served, self._reloader.refused
+        return served_metrics(self.settings.repository, served, refused, self._process.pid)
 
     def _is_ready(self) -> bool:
         return self._status("health/ready") == 200 == self._status(f"models/{ENSEMBLE}/ready")

@@ -44,7 +44,7 @@ def supervise(
     health = Health(settings)
     supervisor = _Supervisor(settings, health, announce)
     try:
-        probes = HealthServer(settings, health, supervisor.list_models)
+        probes = HealthServer(settings, health, supervisor.list_models, supervisor.metrics)
     except OSError as error:
         raise port_error(settings, "HEALTH_PORT", error) from None
     try:
@@ -69,6 +69,10 @@ class _Supervisor:
     def list_models(self, memory: bool) -> dict[str, Any]:
         """What the present server serves."""
         return self._server.list_models(memory) if self._server else {"models": [], "steps": []}
+
+    def metrics(self) -> str:
+        """The metrics of the present server, beside those of `Health`."""
+        return self._server.metrics() if self._server else ""
 
     def run(self, should_exit: threading.Event, force_exit: threading.Event) -> None:
         while (fault := self._run_server(should_exit, force_exit)) is not None:
