@@ -342,6 +342,13 @@ def test_nobody_is_let_in_by_an_empty_list() -> None:
     assert policy["policyTypes"] == ["Ingress", "Egress"]
 
 
+@needs_helm
+@pytest.mark.parametrize("name", ["cpu", "gpu"])
+def test_rules_are_those_of_the_monitoring_folder(name: str) -> None:
+    rules = resource(chart_resources(name), "PrometheusRule")["spec"]
+    assert rules == yaml.safe_load((ROOT / "deploy" / "monitoring" / "rules.yaml").read_text())
+
+
 def test_chart_has_the_version_of_the_project() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert chart["appVersion"] == __version__
