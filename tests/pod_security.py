@@ -1,7 +1,8 @@
 """The restricted Pod Security Standard, as the Kubernetes documentation lists its controls.
 
-The standard builds upon the baseline one. Each control has its name in the documentation, and a test
-of a Pod's spec that yields the fields at fault. Windows is left out: its controls are other ones.
+The standard builds upon the baseline one. Each control has its name in the documentation, and a
+test of a Pod's spec that yields the fields at fault. Windows is left out: its controls are other
+ones.
 """
 
 from __future__ import annotations

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import subprocess
+import tarfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -368,6 +371,76 @@ def test_rules_are_those_of_the_monitoring_folder(name: str) -> None:
     assert rules == yaml.safe_load((ROOT / "deploy" / "monitoring" / "rules.yaml").read_text())
 
 
+@needs_helm
+def test_package_holds_the_rules_and_no_link(tmp_path: Path) -> None:
+    result = helm("package", ".", f"--destination={tmp_path}")
+    assert result.returncode == 0, result.stderr
+    (path,) = tmp_path.iterdir()
+    with tarfile.open(path) as archive:
+        member = archive.extractfile(f"{RELEASE}/files/rules.yaml")
+        assert member is not None
+        assert member.read() == (ROOT / "deploy" / "monitoring" / "rules.yaml").read_bytes()
+
+
+# Saturation of the servers, and how many Kubernetes then runs. The last server has two networks,
+# which share one queue.
+DEMANDS = [
+    ([[0.1], [0.1, 0.1]], 1),
+    ([[0.7], [0.7, 0.7]], 2),
+    ([[1.4], [0.7, 0.7]], 3),
+    ([[1.6], [1.6], [1.6, 1.5]], 7),
+]
+
+
+@needs_helm
+@pytest.mark.parametrize(("demand", "wanted"), DEMANDS)
+def test_query_asks_for_the_right_number_of_servers(
+    demand: list[list[float]], wanted: int, tmp_path: Path
+) -> None:
+    spec = resource(chart_resources("gpu"), "ScaledObject")["spec"]
+    metadata = spec["triggers"][0]["metadata"]
+    job = f"{NAMESPACE}/{RELEASE}"
+    series = {
+        f'yolov5_saturation{{job="{job}",instance="{i}",model="{m}"}}': value
+        for i, values in enumerate(demand)
+        for m, value in enumerate(values)
+    }
+    recorded = f'yolov5:replicas_wanted{{job="{job}"}}'
+    answers = {
+        f"ceil(round(1000 * {metadata['query']}) / (1000 * {metadata['threshold']}))": "{}",
+        recorded: recorded,
+    }
+    test = {
+        "interval": "5s",
+        "input_series": [
+            {"series": name, "values": f"{value}x20"}
+            for name, value in {**series, 'yolov5_saturation{job="other"}': 9}.items()
+        ],
+        "promql_expr_test": [
+            {
+                "expr": expr,
+                "eval_time": "1m",
+                "exp_samples": [{"labels": labels, "value": wanted}],
+            }
+            for expr, labels in answers.items()
+        ],
+    }
+    assert evaluated(test, tmp_path) == 0
+
+
+def evaluated(test: dict[str, Any], folder: Path) -> int:
+    """Run a test of promtool on the rules of the project; the status of promtool."""
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed")
+    path = folder / "test.yaml"
+    rules = str(ROOT / "deploy" / "monitoring" / "rules.yaml")
+    path.write_text(
+        yaml.safe_dump({"rule_files": [rules], "evaluation_interval": "5s", "tests": [test]})
+    )
+    return subprocess.run([promtool, "test", "rules", path], timeout=60, check=False).returncode
+
+
 def test_chart_has_the_version_of_the_project() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert chart["appVersion"] == __version__
@@ -446,6 +519,7 @@ def test_kserve_runs_the_server_as_the_chart_does() -> None:
 def test_images_have_the_version_of_the_project() -> None:
     files = [
         KUBERNETES / "kserve" / "serving-runtime.yaml",
+        *sorted(CHART.glob("values*.yaml")),
         *sorted((ROOT / "deploy" / "compose").glob("*.yaml")),
     ]
     found = [tag for path in files for tag in images(path)]
