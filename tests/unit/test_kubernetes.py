@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tarfile
 from functools import cache
 from pathlib import Path
@@ -269,6 +270,23 @@ def test_settings_become_variables_as_they_were_written() -> None:
     assert variables["YOLOV5_MAX_IMAGE_PIXELS"] == "64000000"
     assert variables["YOLOV5_CONF_THRES"] == "0.4"
     assert variables["YOLOV5_MULTI_LABEL"] == "true"
+
+
+@needs_helm
+def test_launcher_knows_all_variables() -> None:
+    text = subprocess.run(
+        [sys.executable, "-m", "yolov5_server", "--help"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    ).stdout
+    known = set(re.findall(r"YOLOV5_[A-Z_]+", text))
+    if "YOLOV5_HOST" not in known:
+        pytest.skip("the launcher takes no settings from variables")
+    used = {one["name"] for name in VALUES for one in container(name)["env"]}
+    (theirs,) = resource(KSERVE, "ServingRuntime")["spec"]["containers"]
+    assert (used | {one["name"] for one in theirs["env"]}) - known == set()
 
 
 @needs_helm
