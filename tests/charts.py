@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 import types
@@ -78,6 +79,16 @@ def resource(found: list[Resource], kind: str, name: str = RELEASE) -> Resource:
     """The one resource of a kind and name."""
     (one,) = (r for r in found if r["kind"] == kind and r["metadata"]["name"] == name)
     return one
+
+
+@cache
+def launcher_variables() -> set[str]:
+    """The environment variables that the launcher lists in its help."""
+    command = [sys.executable, "-m", "yolov5_server", "--help"]
+    result = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    return set(re.findall(r"YOLOV5_[A-Z_]+", result.stdout))
 
 
 def manifests(folder: Path) -> list[Resource]:
