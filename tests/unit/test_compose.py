@@ -13,6 +13,7 @@ import yaml
 from charts import DOCKER_COMPOSE, needs_compose, needs_helm, rendered, resource, resources
 from support import ROOT
 
+from yolov5_client._cli import _parser
 from yolov5_server import Settings
 
 COMPOSE = ROOT / "deploy" / "compose"
@@ -57,6 +58,15 @@ def test_services_are_confined_and_for_this_machine_alone() -> None:
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert int(service["mem_limit"]) > 0, name
         assert {port["host_ip"] for port in service["ports"]} == {"127.0.0.1"}, name
+
+
+@needs_compose
+def test_rest_service_is_given_flags_that_it_knows() -> None:
+    rest = composed("compose.yaml")["rest"]
+    assert rest["entrypoint"] == ["yolov5-client", "api"]
+    options = _parser().parse_args(["api", *rest["command"]])
+    assert (options.server, options.health) == ("server:8001", "http://server:8003")
+    assert {port["target"] for port in rest["ports"]} == {options.port}
 
 
 @needs_compose

@@ -38,6 +38,7 @@ from support import REPOSITORY, ROOT
 from tritonclient.grpc import model_config_pb2
 
 from yolov5_client import __version__
+from yolov5_client._cli import _parser
 from yolov5_server import Settings, StartError
 from yolov5_server._checks import check_shared_memory
 
@@ -280,6 +281,19 @@ def test_launcher_knows_all_variables() -> None:
     used = {one["name"] for name in VALUES for one in container(name)["env"]}
     (theirs,) = resource(KSERVE, "ServingRuntime")["spec"]["containers"]
     assert (used | {one["name"] for one in theirs["env"]}) - known == set()
+
+
+@needs_helm
+def test_rest_service_is_given_flags_that_it_knows() -> None:
+    rest = container("bucket", "rest")
+    _, *command = rest["command"]
+    options = _parser().parse_args([*command, *rest["args"]])
+    ports = Settings().ports
+    assert options.server == f"127.0.0.1:{ports['GRPC_PORT']}"
+    assert options.health == f"http://127.0.0.1:{ports['HEALTH_PORT']}"
+    assert [options.port] == [one["containerPort"] for one in rest["ports"]]
+    (mount,) = (one for one in rest["volumeMounts"] if one["name"] == "api-keys")
+    assert str(options.api_keys) == f"{mount['mountPath']}/api-keys"
 
 
 @needs_helm
