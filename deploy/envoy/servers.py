@@ -66,7 +66,7 @@ def parse_servers(text: str) -> list[Server]:
 
 
 def _parse(words: Sequence[str]) -> Server:
-    draining = words[-1] == _DRAIN
+    draining = len(words) > 1 and words[-1] == _DRAIN
     group, *rest = words[:-1] if draining else words
     if group not in GROUPS:
         raise ValueError(f"the group is {group!r}; allowed: {', '.join(GROUPS)}.")
