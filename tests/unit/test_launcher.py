@@ -48,6 +48,7 @@ from yolov5_server.hardware import has_cuda_provider
         ({"metrics_port": 65536}, "METRICS_PORT is 65536"),
         ({"health_port": 8000}, "must be different ports"),
         ({"http_port": 8001}, "must be different ports"),
+        ({"drain_seconds": -1}, "--drain-seconds is -1; allowed: 0 to 3600"),
         ({"precision": "int4"}, "PRECISION is 'int4'; allowed: auto, fp32"),
     ],
 )
