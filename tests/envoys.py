@@ -135,9 +135,26 @@ def write_configuration(folder: Path, changes: Mapping[str, str]) -> list[int]:
     return ports
 
 
+def start_envoy(folder: Path, flags: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Start Envoy with the files of this folder; its log is appended to `log` there."""
+    assert ENVOY is not None
+    with (folder / "log").open("a") as file:
+        return subprocess.Popen(
+            [ENVOY, "-c", "envoy.yaml", "--concurrency", "2", *flags],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+
+
 @contextmanager
 def running_envoy(
-    folder: Path, lines: Sequence[str], changes: Mapping[str, str] | None = None
+    folder: Path,
+    lines: Sequence[str],
+    changes: Mapping[str, str] | None = None,
+    *,
+    flags: Sequence[str] = ("--disable-hot-restart",),
 ) -> Iterator[Envoy]:
     """Start Envoy, wait until it passes requests on, and end it at the end of the block.
 
@@ -145,18 +162,13 @@ def running_envoy(
         folder: for its files; must exist.
         lines: the list of servers.
         changes: texts of `envoy.yaml` to replace.
+        flags: of Envoy.
     """
-    assert ENVOY is not None
     write_servers(folder, lines)
     port, admin, metrics = write_configuration(folder, changes or {})
-    log = folder / "log"
-    command = [ENVOY, "-c", "envoy.yaml", "--concurrency", "2", "--use-dynamic-base-id"]
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
-        )
+    process = start_envoy(folder, flags)
     addresses = (f"http://127.0.0.1:{one}" for one in (admin, metrics))
-    envoy = Envoy(process, port, *addresses, folder=folder, log=log)
+    envoy = Envoy(process, port, *addresses, folder=folder, log=folder / "log")
     try:
         envoy._wait_for(lambda: _is_open(envoy))
         yield envoy
