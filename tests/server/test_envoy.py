@@ -252,12 +252,12 @@ def callers(envoy: Envoy) -> Iterator[None]:
 def test_another_envoy_takes_over(servers: list[RunningServer], tmp_path: Path) -> None:
     """The first one ends by itself, and no request is lost."""
     base = random.SystemRandom().randrange(1, 1 << 20)
-    flags = [f"--base-id={base}", "--drain-time-s=2", "--parent-shutdown-time-s=4"]
+    flags = f"--base-id {base} --drain-time-s 2 --parent-shutdown-time-s 4".split()
     with ExitStack() as stack:
         stack.callback(remove_shared_memory, base)
         first = stack.enter_context(running_envoy(tmp_path, [line(servers[0])], flags=flags))
         with callers(first):
-            second = start_envoy(tmp_path, [*flags, "--restart-epoch=1"])
+            second = start_envoy(tmp_path, [*flags, "--restart-epoch", "1"])
             stack.callback(second.wait, 20)
             stack.callback(second.terminate)
             assert first.process.wait(60) == 0
@@ -303,11 +303,11 @@ def test_killed_server_costs_no_request(envoy: Envoy, servers: list[RunningServe
 
 
 def test_server_drains_before_it_ends() -> None:
-    with running_server("--drain-seconds=3") as server, Client(server.grpc) as client:
+    with running_server("--drain-seconds=6") as server, Client(server.grpc) as client:
         server.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: ready(server) == (False, "the server is about to end"), 2)
+        wait_until(lambda: ready(server) == (False, "the server is about to end"), 4)
         assert client.detect(PHOTO).labels
         started = time.monotonic()
         server.process.wait(20)
         assert time.monotonic() - started > 1
-        assert "Ending in 3 s." in server.log.read_text()
+        assert "Ending in 6 s." in server.log.read_text()
