@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,8 +97,7 @@ class Envoy:
             for protocol in ("http", "grpc")
         )
 
-    def _wait_for(self, condition: object, seconds: float = 20) -> None:
-        assert callable(condition)
+    def _wait_for(self, condition: Callable[[], bool], seconds: float = 20) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert self.process.poll() is None, self.log.read_text()[-4000:]
@@ -167,8 +166,8 @@ def running_envoy(
     write_servers(folder, lines)
     port, admin, metrics = write_configuration(folder, changes or {})
     process = start_envoy(folder, flags)
-    addresses = (f"http://127.0.0.1:{one}" for one in (admin, metrics))
-    envoy = Envoy(process, port, *addresses, folder=folder, log=folder / "log")
+    admin_url, metrics_url = f"http://127.0.0.1:{admin}", f"http://127.0.0.1:{metrics}"
+    envoy = Envoy(process, port, admin_url, metrics_url, folder, folder / "log")
     try:
         envoy._wait_for(lambda: _is_open(envoy))
         yield envoy
