@@ -26,6 +26,7 @@ from envoys import (
     write_configuration,
     write_servers,
 )
+from gateways import NGINX, running_gateway
 from support import (
     PHOTO,
     RAW,
@@ -278,6 +279,24 @@ def test_drain_is_told_to_balancers(servers: list[RunningServer], tmp_path: Path
         envoy.ask_admin("/drain_listeners?graceful", method="POST")
         reply = ask(envoy, body=PHOTO.read_bytes())
         assert (reply.status, reply.headers["connection"]) == (200, "close")
+
+
+@pytest.mark.skipif(NGINX is None, reason="needs nginx")
+def test_gateway_in_front_asks_all_servers(
+    envoy: Envoy, servers: list[RunningServer], tmp_path: Path
+) -> None:
+    http, grpc = (f"127.0.0.1:{port}" for port in servers[0].ports[:2])
+    to_envoy = ((http, envoy.address), (grpc, envoy.address))
+    with (
+        running_gateway(servers[0], tmp_path, "--no-rest") as gateway,
+        gateway.changed("nginx.conf", *to_envoy),
+    ):
+        before = [envoy.stat(f"cluster.stable-{one}.upstream_rq_total") for one in ("http", "grpc")]
+        for scheme in ("https://", ""):
+            with gateway.client(scheme) as client:
+                assert client.detect(PHOTO).labels
+        after = [envoy.stat(f"cluster.stable-{one}.upstream_rq_total") for one in ("http", "grpc")]
+        assert all(new > old for new, old in zip(after, before))
 
 
 def test_drained_server_gets_no_requests(envoy: Envoy, servers: list[RunningServer]) -> None:
