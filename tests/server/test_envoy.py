@@ -215,7 +215,7 @@ def test_silent_server_is_left_at_the_deadline(
 def test_silent_server_costs_one_attempt(servers: list[RunningServer], tmp_path: Path) -> None:
     with silent_port() as port, ExitStack() as stack:
         lines = [line(servers[0]), f"stable 127.0.0.1 {port} {port} {servers[1].ports[3]}"]
-        change = {"per_try_timeout: 25s": "per_try_timeout: 10s"}
+        change = {"per_try_timeout: 25s": "per_try_timeout: 6s"}
         envoy = stack.enter_context(running_envoy(tmp_path, lines, change))
         envoy.wait_ready({"stable-http": 2, "stable-grpc": 2})
         with ThreadPoolExecutor(4) as pool:
