@@ -6,14 +6,13 @@ import argparse
 import ipaddress
 import signal
 import sys
-import threading
 from pathlib import Path
 
 from . import Server, Settings, StartError
 from ._console import STDOUT, flush, log
 from ._parent import exit_with_make
 from ._settings import GPU_CHOICES, PRECISIONS, REPOSITORY
-from ._startup import end_in_time, on_signals, open_standard_streams, raise_descriptor_limit
+from ._startup import Stop, end_in_time, on_signals, open_standard_streams, raise_descriptor_limit
 from ._supervise import supervise
 from .hardware import wants_gpu
 
@@ -24,20 +23,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the launcher; returns its exit status."""
     open_standard_streams()
     raise_descriptor_limit()
-    should_exit, force_exit = threading.Event(), threading.Event()
-
-    def exit_soon() -> None:
-        (force_exit if should_exit.is_set() else should_exit).set()
-
+    stop = Stop()
     numbers = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
         numbers.append(signal.SIGHUP)  # the terminal was closed
-    on_signals(numbers, exit_soon)
-    end_in_time(should_exit)
+    on_signals(numbers, stop.request)
+    end_in_time(stop.should_exit)
     try:
         settings = _settings(arguments)
-        exit_with_make(should_exit)
-        supervise(settings, should_exit, force_exit, _announce)
+        exit_with_make(stop.should_exit)
+        supervise(settings, stop, _announce)
     except StartError as error:
         log(f"error: {error}")
         return 1
@@ -71,6 +66,13 @@ def _settings(arguments: list[str] | None) -> Settings:
         "--own-backends",
         action="store_true",
         help="without an NVIDIA GPU, run the network with this project's backends in that Triton",
+    )
+    parser.add_argument(
+        "--drain-seconds",
+        type=float,
+        metavar="SECONDS",
+        default=default.drain_seconds,
+        help="after SIGTERM, /ready fails for so long before the server ends (%(default)g)",
     )
     parser.add_argument("--verbose", action="store_true", help="show all that Triton logs")
     options = vars(parser.parse_args(arguments))

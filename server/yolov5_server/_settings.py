@@ -17,6 +17,7 @@ FLAGS = _ROOT / "server" / "tritonserver.flags"  # flags for every server, in a 
 CLOSED_STEPS = _ROOT / "server" / "closed_steps"  # models that close the steps to callers
 PRECISIONS = ("auto", "fp32")
 GPU_CHOICES = ("auto", "1", "0")
+_MAX_DRAIN_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,8 @@ class Settings:
             /opt/tritonserver; None for the embedded one.
         own_backends: run the network with this project's backends in that Triton as well, if the
             machine has no NVIDIA GPU, or `gpu` is `0`.
+        drain_seconds: after SIGTERM, how long the server goes on while `/ready` fails, before it
+            ends.
         verbose: show all that Triton logs.
 
     Raises:
@@ -50,6 +53,7 @@ class Settings:
     repository: Path = REPOSITORY
     triton: Path | None = None
     own_backends: bool = False
+    drain_seconds: float = 0.0
     verbose: bool = False
 
     def __post_init__(self) -> None:
@@ -72,6 +76,10 @@ class Settings:
             raise StartError(f"PRECISION is {self.precision!r}; allowed: {', '.join(PRECISIONS)}.")
         if self.gpu not in GPU_CHOICES:
             raise StartError(f"GPU is {self.gpu!r}; allowed: {', '.join(GPU_CHOICES)}.")
+        if not 0 <= self.drain_seconds <= _MAX_DRAIN_SECONDS:
+            raise StartError(
+                f"--drain-seconds is {self.drain_seconds:g}; allowed: 0 to {_MAX_DRAIN_SECONDS:g}."
+            )
 
     @property
     def ports(self) -> dict[str, int]:

@@ -16,29 +16,29 @@ from ._health import Health
 from ._health_server import HealthServer
 from ._server import Server
 from ._settings import Settings
+from ._startup import Stop
 from ._watchdog import Fault
 
 
 def supervise(
     settings: Settings,
-    should_exit: threading.Event,
-    force_exit: threading.Event,
+    stop: Stop,
     announce: Callable[[Server], None],
 ) -> None:
-    """Keep a server running until `should_exit` is set.
+    """Keep a server running until `stop` says so.
 
     A server that was ready once is restarted for ever; the pause before a restart grows while the
     server keeps ending.
 
     Args:
-        force_exit: if set, the server ends without waiting for requests in flight.
+        stop: what signals ask; a drain is added.
         announce: called when the first server is ready.
 
     Raises:
         StartError: the first server does not start.
     """
     check(settings)
-    settings, warning = without_faulty_gpu(settings, should_exit)
+    settings, warning = without_faulty_gpu(settings, stop.should_exit)
     if warning:
         log(warning)
     health = Health(settings)
@@ -47,8 +47,9 @@ def supervise(
         probes = HealthServer(settings, health, supervisor.list_models, supervisor.metrics)
     except OSError as error:
         raise port_error(settings, "HEALTH_PORT", error) from None
+    stop.drain_first(settings.drain_seconds, lambda: _start_drain(settings, health))
     try:
-        supervisor.run(should_exit, force_exit)
+        supervisor.run(stop.should_exit, stop.force_exit)
     finally:
         probes.shutdown()
         probes.server_close()
@@ -127,6 +128,14 @@ class _Supervisor:
             if ready_at is not None:
                 self._down_since = now
             server.close(force_exit)
+
+
+def _start_drain(settings: Settings, health: Health) -> bool:
+    """Let `/ready` fail, so that load balancers send requests elsewhere; False without a server."""
+    if not health.drain():
+        return False
+    log(f"Ending in {settings.drain_seconds:g} s. /ready fails; requests are still answered.")
+    return True
 
 
 def _serving(server: Server) -> str:
