@@ -27,7 +27,7 @@ _SERVICE = re.compile(
 )
 _SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://")  # value of a name that ends with PORT
 _SWITCH = {"true": True, "1": True, "false": False, "0": False}
-_CREDENTIALS = re.compile(r"(?<=://)[^/?#\s]*@|(?<=\?).+")
+_CREDENTIALS = re.compile(r"(?<=://)[^/?#\s]*(?=@)|(?<=\?).+")
 
 
 @dataclass(frozen=True, kw_only=True)

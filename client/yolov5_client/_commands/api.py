@@ -118,8 +118,9 @@ def run(options: argparse.Namespace) -> int:
     given = read_given(flags, options, os.environ)
     _fill(options, flags, given)
     settings = _checked_settings(options, flags, given)
-    if line := summary(flags, given):
-        print(line, file=sys.stderr, flush=True)
+    # Flags alone are in the command line; this is the log of faults.
+    if any(one.origin.startswith(PREFIX) for one in given.values()):
+        print(summary(flags, given), file=sys.stderr, flush=True)
     # uvicorn raises the signal again when it has ended.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(OK))
     try:
