@@ -27,6 +27,13 @@ STEP_SETTINGS = {
     "max_in_flight_images": ("N", "images past the queue; 0 for 2 for each core, plus 2"),
 }
 
+_PORTS = {
+    "http_port": "HTTP",
+    "grpc_port": "gRPC",
+    "metrics_port": "Triton's metrics",
+    "health_port": "health; by default the one after that for metrics",
+}
+
 
 def make_parser() -> tuple[argparse.ArgumentParser, list[Flag]]:
     """Make the parser of the command line; returns its flags as well.
@@ -44,7 +51,8 @@ def make_parser() -> tuple[argparse.ArgumentParser, list[Flag]]:
     for name, port in default.ports.items():
         what = name.lower()
         fallback = 0 if what == "health_port" else port
-        add(f"--{what.replace('_', '-')}", type=int, default=fallback, help=f"({port})")
+        use = f"port for {_PORTS[what]} ({port})"
+        add(f"--{what.replace('_', '-')}", type=int, default=fallback, help=use)
     add("--precision", default=default.precision, help=f"{' or '.join(PRECISIONS)} (%(default)s)")
     add("--gpu", default=default.gpu, help=f"{', '.join(GPU_CHOICES)}: use a GPU (%(default)s)")
     add(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from yolov5_server import _environment as server
 from yolov5_server._arguments import STEP_SETTINGS, make_parser, make_settings, read_arguments
 from yolov5_server._checks import check_repository
 from yolov5_server._errors import SettingError
+from yolov5_server._repository import FIRST, read_config
 
 PACKAGES = pytest.mark.parametrize(
     ("package", "failure"), [(server, StartError), (client, UsageError)], ids=["server", "client"]
@@ -340,3 +342,30 @@ def test_make_lets_the_variables_of_the_rest_service_count() -> None:
     named = {"YOLOV5_API_SERVER": "yolo:8001", "YOLOV5_API_HEALTH": "http://yolo:8003"}
     assert make("api", **named).split("yolov5-client api")[1].strip() == ""
     assert "--server=127.0.0.1:'9001'" in make("api", "GRPC_PORT=9001", **named)
+
+
+def documented(flag: server.Flag | client.Flag, steps: Mapping[str, str]) -> str:
+    """The flag's default as the tables of docs/operations.md write it."""
+    default = steps.get(flag.setting, flag.default)
+    others = {"health_port": "8003", "repository": "`model_repository`", "classes": "all"}
+    if flag.setting in others:
+        return others[flag.setting]
+    if isinstance(default, bool):
+        return str(default).lower()
+    if isinstance(default, float):
+        return f"{default:g}"
+    return str(default) if default else "none"
+
+
+def test_tables_of_the_documentation_are_those_of_the_programs() -> None:
+    config = read_config(Settings().repository, FIRST)
+    steps = {name: value.string_value for name, value in config.parameters.items()}
+    _, launcher = make_parser()
+    _, rest = make_api_parser()
+    text = (ROOT / "docs" / "operations.md").read_text()
+    section = text.split("\n## Settings\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(--[\w-]+)` \| `(\w+)` \| ([^|]+) \|", section, re.MULTILINE)
+    assert rows == [
+        *((flag.option, flag.variable, documented(flag, steps)) for flag in launcher),
+        *((flag.option, flag.variable, documented(flag, {})) for flag in rest),
+    ]
