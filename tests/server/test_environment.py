@@ -104,8 +104,8 @@ def test_endpoint_keeps_its_own_default_and_the_repository_is_not_changed(
     own = 'parameters { key: "conf_thres" value: { string_value: "0.25" } }\n'
     endpoint.write_text(endpoint.read_text() + own)
     before = {path: path.read_bytes() for path in repository.rglob("*.pbtxt")}
-    variables = {"CONF_THRES": "0.5", "MAX_DET": "8", "PRECISION": "fp32"}
-    with server_with(f"--repository={repository}", **variables) as server:
+    flags = (f"--repository={repository}", "--precision=fp32")
+    with server_with(*flags, CONF_THRES="0.5", MAX_DET="8") as server:
         answer = ask_grpc(server.grpc, [PHOTO.read_bytes()])
         # By the endpoint's threshold, cut to the default of all.
         assert answer["num_dets"].item() == 8

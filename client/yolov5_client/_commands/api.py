@@ -126,10 +126,10 @@ def run(options: argparse.Namespace) -> int:
     try:
         serve(settings, open_page=options.open)
     except OSError as error:
-        where, flags = f"{options.host}, port {options.port}", "others with --host and --port"
+        where, advice = f"{options.host}, port {options.port}", "others with --host and --port"
         if options.socket is not None:
-            where, flags = str(options.socket), "another path with --socket"
-        raise UsageError(f"cannot listen on {where}: {error.strerror}; choose {flags}.") from None
+            where, advice = str(options.socket), "another path with --socket"
+        raise UsageError(f"cannot listen on {where}: {error.strerror}; choose {advice}.") from None
     return OK
 
 
