@@ -8,16 +8,18 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given as generated
 from hypothesis import strategies as st
 from parameters import PARAMETER_NAMES
 from settings import _OWN
-from support import ROOT
+from support import ROOT, wait_until
 
 from yolov5_client._commands import UsageError
 from yolov5_client._commands import _environment as client
@@ -275,6 +277,47 @@ def test_wrong_variable_ends_the_rest_service_by_name(
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {sentence}") and done.stderr.count("\n") == 1
+
+
+def is_live(path: Path) -> bool:
+    """Whether the REST service answers on this socket."""
+    transport = httpx.HTTPTransport(uds=str(path))
+    with suppress(httpx.TransportError), httpx.Client(transport=transport) as http:
+        return http.get("http://localhost/live").status_code == 200
+    return False
+
+
+def test_rest_service_listens_where_its_variables_say_and_shows_no_secret(tmp_path: Path) -> None:
+    key, headers = "k" * 16, "X-Api-Key: a-secret-of-the-server"
+    (tmp_path / "keys").write_text(f"{key} camera\n")
+    (tmp_path / "headers").write_text(headers)
+    path = tmp_path / "rest.socket"
+    variables = {
+        "SOCKET": str(path),
+        "SERVER": "127.0.0.1:1",
+        "KEYS_FILE": str(tmp_path / "keys"),
+        "HEADERS_FILE": str(tmp_path / "headers"),
+    }
+    command = [sys.executable, "-m", "yolov5_client._cli", "api", "--drain=3"]
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, **named(client, variables)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_until(lambda: is_live(path), 60)
+        process.terminate()
+        output, errors = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert output == f"Serving unix:{path} (server 127.0.0.1:1)\n"
+    assert errors == (
+        "Settings: server=127.0.0.1:1 (YOLOV5_API_SERVER), header (YOLOV5_API_HEADERS_FILE),"
+        f" socket={path} (YOLOV5_API_SOCKET), api_keys={tmp_path}/keys (YOLOV5_API_KEYS_FILE),"
+        " drain=3.0 (--drain); everything else is the default.\n"
+    )
 
 
 @pytest.mark.parametrize(
