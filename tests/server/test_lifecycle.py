@@ -140,7 +140,8 @@ def test_make_serve_ends_like_the_launcher(own: str, send: Callable[[int], None]
 def test_log_is_short_and_shows_a_command_to_try(own: str) -> None:
     with running_server(own) as server:
         lines = server.log.read_text().splitlines()
-        assert lines[0].startswith(f"Ready: HTTP on 127.0.0.1:{server.ports[0]}")
+        assert lines[0].startswith(f"Settings: http_port={server.ports[0]} (--http-port), ")
+        assert lines[1].startswith(f"Ready: HTTP on 127.0.0.1:{server.ports[0]}")
         assert any(line.strip().startswith("curl ") for line in lines)
         assert len(lines) < 8
 
