@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         flags, given = read_arguments(arguments, os.environ)
         settings = make_settings(given)
         if line := summary(flags, given):
-            log(line)
+            log(line, descriptor=STDOUT)
         exit_with_make(should_exit)
         supervise(settings, should_exit, force_exit, _announce)
     except StartError as error:

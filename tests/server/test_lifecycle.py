@@ -315,6 +315,7 @@ def test_lost_log_does_not_end_the_service(own: str, open_log: Callable[[], int]
     server = RunningServer(process, ports, Path(os.devnull))
     try:
         assert process.stdout is not None
+        assert process.stdout.readline().startswith("Settings: ")
         assert process.stdout.readline().startswith("Ready:")
         process.stdout.close()  # as `| head` does
         for victim in server.processes("bin/tritonserver"):
