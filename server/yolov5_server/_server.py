@@ -58,10 +58,20 @@ _REQUIRED = (FIRST, LAST, NETWORK, ENSEMBLE)  # without these the server does no
 
 
 class Server:
-    """One Triton with its model processes: call `start`, then the waits, and always `close`."""
+    """One Triton with its model processes: call `start`, then the waits, and always `close`.
 
-    def __init__(self, settings: Settings, health: Health) -> None:
+    Args:
+        on_refused: as that of `Reloader`.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        health: Health,
+        on_refused: Callable[[str], bool] = lambda network: False,
+    ) -> None:
         self.settings = settings
+        self._on_refused = on_refused
         self._health = health
         self._process: subprocess.Popen[bytes] | None = None
         self._log: LogPump | None = None
@@ -132,6 +142,7 @@ class Server:
             on_models_changed=self._expect,
             on_endpoints_changed=self._health.serve,
             on_replaced=self._health.replaced,
+            on_refused=self._on_refused,
             on_stuck=self._on_stuck,
             log=log,
         )

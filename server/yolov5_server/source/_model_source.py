@@ -1,0 +1,264 @@
+"""Keep what is served the same as what a source holds: at the start, and whenever it changes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .._console import log as console_log
+from .._errors import StartError
+from .._repository import NETWORK
+from .._settings import Settings
+from .._source_url import safe_url, source_key
+from ._cache import Cache
+from ._configs import check_configs
+from ._errors import SourceError, refused
+from ._fetch import StoppedError, fetch_file, fetch_manifest
+from ._manifest import SourceNetwork, parse_manifest
+from ._stores import Store, open_store
+
+OUTCOMES = ("unchanged", "installed", "refused", "failed")
+_START_DELAYS_S = (1.0, 2.0, 4.0, 8.0, 15.0)  # between two attempts of a start without a cache
+_REFUSED_SECONDS = 300.0  # until files that were refused are fetched again
+_RESERVE_BYTES = 64 << 20  # that stay free on the disk
+
+
+class ModelSource:
+    """The networks of a source, as a model repository on this machine.
+
+    Args:
+        settings: of the server; `model_source` is set.
+        log: writes a line to the operator's log.
+
+    Attributes:
+        checks: looks at the source so far, by outcome.
+        last_success: when what is installed was last what the source holds, as `time.time()`; 0 if
+            never.
+        reason: why what is installed is not what the source holds; None if it is.
+
+    Raises:
+        StartError: the cache cannot be used, or what reads the source is not installed.
+    """
+
+    def __init__(self, settings: Settings, log: Callable[[str], None] = console_log) -> None:
+        self._settings = settings
+        self._url = settings.model_source
+        self._log = log
+        self._wake = threading.Event()
+        self._refused_manifest = ("", 0.0)  # its SHA-256, and when it was refused
+        self.checks: Counter[str] = Counter()
+        self.last_success = 0.0
+        self.reason: str | None = None
+        folder = settings.model_cache or default_cache(settings)
+        self._cache = Cache(folder.absolute(), source_key(self._url), settings.repository)
+        try:
+            self._store: Store = open_store(self._url)
+        except SourceError as error:
+            raise StartError(str(error)) from None
+
+    @property
+    def repository(self) -> Path:
+        """The model repository to serve."""
+        return self._cache.repository
+
+    def prepare(
+        self, should_exit: threading.Event, on_wait: Callable[[str], None] = lambda reason: None
+    ) -> bool:
+        """Install what the source holds, before the server starts.
+
+        If the source cannot be read, what it held last is served; without that, the source is
+        waited for.
+
+        Args:
+            on_wait: called before each wait with the reason, a sentence.
+
+        Returns:
+            False if `should_exit` was set first.
+
+        Raises:
+            StartError: waiting would not help: the address, the credentials or the files are wrong.
+        """
+        attempt = 0
+        while not should_exit.is_set():
+            error = self._check(should_exit)
+            if NETWORK in self._cache.installed:
+                if error is not None:
+                    self._log(f"The networks that were fetched before are served: {self._kept()}.")
+                return not should_exit.is_set()
+            if error is not None and not error.is_temporary:
+                raise StartError(f"MODEL_SOURCE cannot be served: {error}")
+            if error is not None:
+                on_wait(f"It waits for the model source: {error}")
+            delay = _START_DELAYS_S[min(attempt, len(_START_DELAYS_S) - 1)]
+            attempt += 1
+            self._wait(should_exit, delay)
+        return False
+
+    def watch(self, should_exit: threading.Event) -> None:
+        """Install what the source holds whenever it changes, until `should_exit` is set."""
+        poll = self._settings.model_source_poll or None
+        while not should_exit.is_set():
+            self._wait(should_exit, poll)
+            if not should_exit.is_set():
+                self._check(should_exit)
+
+    def check_soon(self) -> None:
+        """Look at the source at once, and try again what was refused."""
+        self._refused_manifest = ("", 0.0)
+        self._cache.forget_refusals()
+        self._wake.set()
+
+    def put_back(self, network: str | None = None) -> bool:
+        """Install again what was before a network that Triton does not load.
+
+        Args:
+            network: its name; every network that is not what it was before, unless given.
+
+        Returns:
+            Whether anything was put back.
+        """
+        names = [*self._cache.installed] if network is None else [network]
+        back = [name for name in names if self._cache.put_back(name)]
+        for name in back:
+            version = self._cache.installed[name].version
+            self.reason = f"The network {name} of the source was refused by the server."
+            self._log(f"Version {version} of {name}, which was fetched before, is installed again.")
+        return bool(back)
+
+    def status(self) -> dict[str, Any]:
+        """What the source is and what is installed of it, for operators."""
+        return {
+            "url": safe_url(self._url),
+            "last_success": self.last_success or None,
+            "reason": self.reason,
+            "networks": {
+                name: {"version": one.version, "published": one.published, "digest": one.digest}
+                for name, one in sorted(self._cache.installed.items())
+            },
+        }
+
+    def _wait(self, should_exit: threading.Event, seconds: float | None) -> None:
+        """Wait until the time is over, `check_soon` was called or the server is to end."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while not should_exit.is_set() and not self._wake.wait(0.25):
+            if deadline is not None and time.monotonic() >= deadline:
+                break
+        self._wake.clear()
+
+    def _check(self, should_exit: threading.Event) -> SourceError | None:
+        """Look at the source once; returns what was wrong."""
+        error: SourceError | None = None
+        try:
+            outcome = self._update(should_exit)
+        except StoppedError:
+            return None
+        except SourceError as raised:
+            error = raised
+        except OSError as raised:
+            reason = raised.strerror or type(raised).__name__
+            error = SourceError(f"MODEL_CACHE cannot be written to: {reason}.", is_temporary=True)
+        if error is None:
+            self.checks[outcome] += 1
+            self._succeeded()
+            return None
+        self.checks["refused" if error.is_refused else "failed"] += 1
+        if str(error) != self.reason:  # not at each look
+            self._log(f"The model source {safe_url(self._url)} was not taken over: {error}")
+        self.reason = str(error)
+        return error
+
+    def _succeeded(self) -> None:
+        if self._cache.refused:  # what is installed is still not what the source holds
+            return
+        if self.reason is not None:
+            self._log(f"The model source {safe_url(self._url)} is taken over again.")
+        self.reason = None
+        self.last_success = time.time()
+
+    def _update(self, should_exit: threading.Event) -> str:
+        """Install what the source holds, all of it or nothing.
+
+        Returns:
+            The outcome.
+
+        Raises:
+            SourceError: it cannot be read, or is refused.
+            OSError: the cache cannot be written to.
+            StoppedError: `should_exit` was set.
+        """
+        content = fetch_manifest(self._store, should_exit)
+        digest = hashlib.sha256(content).hexdigest()
+        refused_digest, refused_at = self._refused_manifest
+        if digest == refused_digest and time.monotonic() - refused_at < _REFUSED_SECONDS:
+            raise refused(self.reason or "The manifest was refused before.")
+        try:
+            wanted = parse_manifest(content).networks
+            changed = [one for one in wanted.values() if self._is_new(one)]
+            removed = self._cache.installed.keys() - wanted.keys()
+            if not changed and not removed:
+                return "unchanged"
+            started = time.monotonic()
+            for network in changed:
+                self._fetch(network, should_exit)
+        except SourceError as error:
+            if error.is_refused:
+                self._refused_manifest = (digest, time.monotonic())
+            raise
+        self._cache.install(changed, removed)
+        self._report(changed, time.monotonic() - started)
+        return "installed"
+
+    def _is_new(self, network: SourceNetwork) -> bool:
+        installed = self._cache.installed.get(network.name)
+        if installed is not None and installed.digest == network.digest:
+            return False
+        return self._cache.refused.get(network.name) != network.digest
+
+    def _fetch(self, network: SourceNetwork, should_exit: threading.Event) -> None:
+        missing = [*self._cache.missing(network)]
+        needed = sum(file.size for file, _ in missing) + _RESERVE_BYTES
+        if (free := self._cache.free_bytes()) < needed:
+            raise SourceError(
+                f"MODEL_CACHE has {free >> 20} MB free, but {network.name} needs"
+                f" {needed >> 20} MB.",
+                is_temporary=True,
+            )
+        for file, target in missing:
+            fetch_file(self._store, file, target, should_exit)
+        check_configs(self._cache.partial(network), network.name)
+        self._cache.complete(network)
+
+    def _report(self, networks: list[SourceNetwork], seconds: float) -> None:
+        for one in networks:
+            self._log(
+                f"Installed version {one.version} of {one.name} from {safe_url(self._url)}"
+                f" ({one.size / 1e6:.1f} MB, published {one.published or 'at an unknown time'};"
+                f" {seconds:.1f} s)."
+            )
+
+    def _kept(self) -> str:
+        installed = self._cache.installed.values()
+        return ", ".join(f"version {one.version} of {one.name}" for one in installed)
+
+
+def default_cache(settings: Settings) -> Path:
+    """The folder in the user's cache for this source and this server.
+
+    Raises:
+        StartError: the user has no home folder.
+    """
+    digest = hashlib.sha256(source_key(settings.model_source).encode()).hexdigest()[:12]
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        folder = Path(base) if Path(base).is_absolute() else Path.home() / ".cache"
+    except RuntimeError:
+        raise StartError(
+            "There is no home folder to keep networks in; set MODEL_CACHE to a folder."
+        ) from None
+    return folder / "yolov5-triton" / "sources" / f"{digest}-{settings.health_port}"
