@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from http.client import LineTooLong
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BufferedIOBase
@@ -196,7 +196,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Do not log probes."""
 
 
-def _metrics(health: Health, source: list[str]) -> str:
+def _metrics(health: Health, source: Collection[str] = ()) -> str:
     lines = [
         "# HELP yolov5_ready Whether an image would be answered.",
         "# TYPE yolov5_ready gauge",

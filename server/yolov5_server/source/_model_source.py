@@ -52,6 +52,7 @@ class ModelSource:
         self._log = log
         self._wake = threading.Event()
         self._refused_manifest = ("", 0.0)  # its SHA-256, and when it was refused
+        self._logged = ""  # what was logged last as wrong
         self.checks: Counter[str] = Counter()
         self.last_success = 0.0
         self.reason: str | None = None
@@ -168,17 +169,18 @@ class ModelSource:
             self._succeeded()
             return None
         self.checks["refused" if error.is_refused else "failed"] += 1
-        if str(error) != self.reason:  # not at each look
+        kind = "away" if error.is_temporary else str(error)
+        if kind != self._logged:  # not at each look
             self._log(f"The model source {safe_url(self._url)} was not taken over: {error}")
-        self.reason = str(error)
+        self.reason, self._logged = str(error), kind
         return error
 
     def _succeeded(self) -> None:
         if self._cache.refused:  # what is installed is still not what the source holds
             return
-        if self.reason is not None:
+        if self._logged:
             self._log(f"The model source {safe_url(self._url)} is taken over again.")
-        self.reason = None
+        self.reason, self._logged = None, ""
         self.last_success = time.time()
 
     def _update(self, should_exit: threading.Event) -> str:
