@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -102,7 +103,7 @@ class _Supervisor:
         if self._source is None:
             return True
         self._health.wait_for("It fetches the networks of the model source.")
-        if not self._source.prepare(should_exit, self._health.wait_for):
+        if not self._prepare(self._source, should_exit):
             return False
         self._health.down("it is starting")
         self._settings = replace(self._settings, repository=self._source.repository)
@@ -115,6 +116,22 @@ class _Supervisor:
         watch = partial(self._source.watch, should_exit)
         threading.Thread(target=watch, name="source", daemon=True).start()
         return True
+
+    def _prepare(self, source: ModelSource, should_exit: threading.Event) -> bool:
+        """Prepare the source on a thread of its own: a signal need not wait for the network."""
+        done: Future[bool] = Future()
+
+        def prepare() -> None:
+            try:
+                done.set_result(source.prepare(should_exit, self._health.wait_for))
+            except Exception as error:
+                done.set_exception(error)
+
+        threading.Thread(target=prepare, name="source", daemon=True).start()
+        while not done.done():
+            if should_exit.wait(0.05):
+                return False
+        return done.result()
 
     def run(self, should_exit: threading.Event, force_exit: threading.Event) -> None:
         while (fault := self._run_server(should_exit, force_exit)) is not None:

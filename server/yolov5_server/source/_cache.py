@@ -69,6 +69,10 @@ class Cache:
             reason = error.strerror or type(error).__name__
             raise StartError(f"MODEL_CACHE {folder} cannot be used: {reason}.") from None
 
+    def close(self) -> None:
+        """Let another launcher use the folder."""
+        os.close(self._own)
+
     def folder(self, network: SourceNetwork) -> Path:
         """Where the files of a network are."""
         return self._folder / _NETWORKS / f"{network.name}-{network.digest[:_DIGITS]}"

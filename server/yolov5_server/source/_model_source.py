@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import threading
 import time
 from collections import Counter
@@ -63,6 +64,10 @@ class ModelSource:
         except SourceError as error:
             raise StartError(str(error)) from None
 
+    def close(self) -> None:
+        """Let another launcher use the cache."""
+        self._cache.close()
+
     @property
     def repository(self) -> Path:
         """The model repository to serve."""
@@ -103,9 +108,10 @@ class ModelSource:
 
     def watch(self, should_exit: threading.Event) -> None:
         """Install what the source holds whenever it changes, until `should_exit` is set."""
-        poll = self._settings.model_source_poll or None
+        poll = self._settings.model_source_poll
         while not should_exit.is_set():
-            self._wait(should_exit, poll)
+            # Not all servers of a fleet at once: each loads two networks for a moment.
+            self._wait(should_exit, poll * random.uniform(0.75, 1.25) if poll else None)
             if not should_exit.is_set():
                 self._check(should_exit)
 
