@@ -110,7 +110,7 @@ class _Supervisor:
         try:
             _check_fetched(self._settings)
         except StartError:
-            if not self._source.put_back():
+            if not self._put_back():
                 raise
             _check_fetched(self._settings)
         watch = partial(self._source.watch, should_exit)
@@ -133,6 +133,10 @@ class _Supervisor:
                 return False
         return done.result()
 
+    def _put_back(self) -> bool:
+        """Let the source put back a network that was never loaded; returns whether it did."""
+        return self._source is not None and self._source.put_back_new()
+
     def run(self, should_exit: threading.Event, force_exit: threading.Event) -> None:
         while (fault := self._run_server(should_exit, force_exit)) is not None:
             pause = self._backoff.next_pause(self._uptime)
@@ -154,7 +158,7 @@ class _Supervisor:
         Raises:
             StartError: it did not start, and no server did before.
         """
-        self._server = server = Server(self._settings, self._health, self._put_back)
+        self._server = server = Server(self._settings, self._health, self._source)
         ready_at: float | None = None
         try:
             if self._down_since is not None:
@@ -174,7 +178,7 @@ class _Supervisor:
         except Exception as error:
             if should_exit.is_set():
                 return None
-            is_back = ready_at is None and self._source is not None and self._source.put_back()
+            is_back = ready_at is None and self._put_back()
             if self._down_since is None and ready_at is None and not is_back:
                 if isinstance(error, (StartError, OSError, RuntimeError)):
                     raise StartError(str(error)) from error
@@ -187,10 +191,6 @@ class _Supervisor:
             if ready_at is not None:
                 self._down_since = now
             server.close(force_exit)
-
-    def _put_back(self, network: str) -> bool:
-        """Let the source put back what was installed before this network."""
-        return self._source is not None and self._source.put_back(network)
 
 
 def _check_fetched(settings: Settings) -> None:

@@ -1,7 +1,7 @@
 """The folder where fetched networks are kept, and the model repository that is made of them.
 
     lock                      held by the launcher that uses the folder
-    state.json                the source; what is installed, what was before, and what is refused
+    state.json                the source; what is installed, was before, was loaded, is refused
     networks/yolov5-1a2b.../  the files of a network and of its endpoint, which are never changed
     model_repository/         links: to the steps of the project, and to the installed networks
 
@@ -45,6 +45,7 @@ class Cache:
         repository: the model repository to serve.
         installed: by name.
         previous: what was installed before, and can be put back.
+        loaded: digests of installed networks that Triton has loaded before, by name.
         refused: digests of networks that Triton did not load, by name.
 
     Raises:
@@ -58,6 +59,7 @@ class Cache:
         self.repository = folder / "model_repository"
         self.installed: dict[str, SourceNetwork] = {}
         self.previous: dict[str, SourceNetwork] = {}
+        self.loaded: dict[str, str] = {}
         self.refused: dict[str, str] = {}
         try:
             (folder / _NETWORKS).mkdir(parents=True, exist_ok=True)
@@ -114,12 +116,15 @@ class Cache:
                 before = self.installed.get(network.name)
                 if before is not None and self.refused.get(network.name) != before.digest:
                     self.previous[network.name] = before
-                self.refused.pop(network.name, None)
+                for kept in (self.loaded, self.refused):
+                    kept.pop(network.name, None)
                 self.installed[network.name] = network
                 self._link(network)
             for name in removed:
                 self._unlink(name)
-                for kept in (self.installed, self.previous, self.refused):
+                self.installed.pop(name, None)
+                self.previous.pop(name, None)
+                for kept in (self.loaded, self.refused):
                     kept.pop(name, None)
             self._write_state()
             self._prune()
@@ -140,6 +145,21 @@ class Cache:
                 self._link(before)
                 self._write_state()
             return True
+
+    def note_loaded(self, names: Collection[str]) -> None:
+        """Take note that Triton has loaded these networks as they are installed."""
+        with self._lock:
+            digests = {name: one.digest for name, one in self.installed.items() if name in names}
+            if digests.items() - self.loaded.items():
+                self.loaded.update(digests)
+                with suppress(OSError):  # then only this launcher knows
+                    self._write_state()
+
+    def was_loaded(self, name: str) -> bool:
+        """Whether Triton has loaded this network before, as it is installed."""
+        with self._lock:
+            network = self.installed.get(name)
+            return network is not None and self.loaded.get(name) == network.digest
 
     def forget_refusals(self) -> None:
         """Let refused networks be tried again."""
@@ -194,9 +214,10 @@ class Cache:
                 return
             self.installed = self._intact(state["installed"])
             self.previous = self._intact(state["previous"])
-            self.refused = {str(name): str(value) for name, value in state["refused"].items()}
+            self.loaded = _digests(state["loaded"])
+            self.refused = _digests(state["refused"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SourceError):
-            self.installed, self.previous, self.refused = {}, {}, {}
+            self.installed, self.previous, self.loaded, self.refused = {}, {}, {}, {}
 
     def _intact(self, values: Any) -> dict[str, SourceNetwork]:
         found = parse_manifest(json.dumps(values).encode(), needs_first=False).networks
@@ -214,11 +235,16 @@ class Cache:
             "source": self._source,
             "installed": as_json(self.installed),
             "previous": as_json(self.previous),
+            "loaded": self.loaded,
             "refused": self.refused,
         }
         new = self._folder / f"{_STATE}.new"
         new.write_text(json.dumps(state, indent=1) + "\n", "utf-8")
         new.replace(self._folder / _STATE)
+
+
+def _digests(values: Any) -> dict[str, str]:
+    return {str(name): str(value) for name, value in values.items()}
 
 
 def _partial(folder: Path) -> Path:

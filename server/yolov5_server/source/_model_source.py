@@ -8,7 +8,8 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,21 @@ OUTCOMES = ("unchanged", "installed", "refused", "failed")
 _START_DELAYS_S = (1.0, 2.0, 4.0, 8.0, 15.0)  # between two attempts of a start without a cache
 _REFUSED_SECONDS = 300.0  # until files that were refused are fetched again
 _RESERVE_BYTES = 64 << 20  # that stay free on the disk
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Refused:
+    """A manifest that was refused.
+
+    Attributes:
+        digest: its SHA-256.
+        sentence: why.
+        until: when its files are fetched again, as `time.monotonic()`.
+    """
+
+    digest: str
+    sentence: str
+    until: float
 
 
 class ModelSource:
@@ -52,7 +68,7 @@ class ModelSource:
         self._url = settings.model_source
         self._log = log
         self._wake = threading.Event()
-        self._refused_manifest = ("", 0.0)  # its SHA-256, and when it was refused
+        self._refused: _Refused | None = None
         self._logged = ""  # what was logged last as wrong
         self.checks: Counter[str] = Counter()
         self.last_success = 0.0
@@ -117,26 +133,37 @@ class ModelSource:
 
     def check_soon(self) -> None:
         """Look at the source at once, and try again what was refused."""
-        self._refused_manifest = ("", 0.0)
+        self._refused = None
         self._cache.forget_refusals()
         self._wake.set()
 
-    def put_back(self, network: str | None = None) -> bool:
+    def note_loaded(self, networks: Collection[str]) -> None:
+        """Take note that Triton has loaded these networks as they are installed."""
+        self._cache.note_loaded(networks)
+
+    def put_back(self, network: str) -> bool:
         """Install again what was before a network that Triton does not load.
 
-        Args:
-            network: its name; every network that is not what it was before, unless given.
-
         Returns:
-            Whether anything was put back.
+            Whether there was anything before.
         """
-        names = [*self._cache.installed] if network is None else [network]
-        back = [name for name in names if self._cache.put_back(name)]
-        for name in back:
-            version = self._cache.installed[name].version
-            self.reason = f"The network {name} of the source was refused by the server."
-            self._log(f"Version {version} of {name}, which was fetched before, is installed again.")
-        return bool(back)
+        if not self._cache.put_back(network):
+            return False
+        self.reason = self._not_loaded()
+        version = self._cache.installed[network].version
+        self._log(f"Version {version} of {network}, which was fetched before, is installed again.")
+        return True
+
+    def put_back_new(self) -> bool:
+        """The same for `yolov5` when a server does not start, unless it was loaded before.
+
+        Then something else is wrong.
+        """
+        return not self._cache.was_loaded(NETWORK) and self.put_back(NETWORK)
+
+    def _not_loaded(self) -> str:
+        names = ", ".join(sorted(self._cache.refused))
+        return f"The server did not load what the source holds of {names}."
 
     def status(self) -> dict[str, Any]:
         """What the source is and what is installed of it, for operators."""
@@ -171,8 +198,7 @@ class ModelSource:
             reason = raised.strerror or type(raised).__name__
             error = SourceError(f"MODEL_CACHE cannot be written to: {reason}.", is_temporary=True)
         if error is None:
-            self.checks[outcome] += 1
-            self._succeeded()
+            self._succeeded(outcome)
             return None
         self.checks["refused" if error.is_refused else "failed"] += 1
         kind = "away" if error.is_temporary else str(error)
@@ -181,9 +207,12 @@ class ModelSource:
         self.reason, self._logged = str(error), kind
         return error
 
-    def _succeeded(self) -> None:
-        if self._cache.refused:  # what is installed is still not what the source holds
+    def _succeeded(self, outcome: str) -> None:
+        if self._cache.refused:
+            self.checks["refused"] += 1
+            self.reason = self._not_loaded()
             return
+        self.checks[outcome] += 1
         if self._logged:
             self._log(f"The model source {safe_url(self._url)} is taken over again.")
         self.reason, self._logged = None, ""
@@ -202,9 +231,9 @@ class ModelSource:
         """
         content = fetch_manifest(self._store, should_exit)
         digest = hashlib.sha256(content).hexdigest()
-        refused_digest, refused_at = self._refused_manifest
-        if digest == refused_digest and time.monotonic() - refused_at < _REFUSED_SECONDS:
-            raise refused(self.reason or "The manifest was refused before.")
+        known = self._refused
+        if known and digest == known.digest and time.monotonic() < known.until:
+            raise refused(known.sentence)
         try:
             wanted = parse_manifest(content).networks
             changed = [one for one in wanted.values() if self._is_new(one)]
@@ -216,7 +245,8 @@ class ModelSource:
                 self._fetch(network, should_exit)
         except SourceError as error:
             if error.is_refused:
-                self._refused_manifest = (digest, time.monotonic())
+                until = time.monotonic() + _REFUSED_SECONDS
+                self._refused = _Refused(digest=digest, sentence=str(error), until=until)
             raise
         self._cache.install(changed, removed)
         self._report(changed, time.monotonic() - started)

@@ -1,7 +1,7 @@
 """Where a source is: a bucket, an https address, or a folder. Each is read in small steps.
 
 fsspec reads buckets and addresses. It is imported when a store is opened, as it and its libraries
-take 50 MB that a server without a source does not need. Every step is bounded in time.
+take 40 MB that a server without a source does not need. Every step is bounded in time.
 """
 
 from __future__ import annotations
