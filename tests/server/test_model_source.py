@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import urllib.request
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -327,24 +328,33 @@ def test_network_that_triton_does_not_load_is_put_back(site: Site) -> None:
     assert source_status(site.server)["reason"] is None
 
 
-def test_launcher_starts_from_its_cache_while_the_source_is_away(site: Site) -> None:
-    folder = site.published.folder / "second"
-    flags = [f"--model-source={site.published.place}", f"--model-cache={folder}"]
+def test_launcher_starts_with_what_it_fetched_before(s3: S3Server, tmp_path: Path) -> None:
+    """First the source holds a network that Triton does not load, then it is away."""
+    published = Published(tmp_path, f"s3://{BUCKET}/second")
+    published.put(SQUARE)
+    flags = [f"--model-source={published.place}", f"--model-cache={tmp_path / 'cache'}"]
     with running_server(*flags) as server:
         expected = answer(server)
+    wait_for_ended()
+    published.put(STRETCH, broken=True)
+    with running_server(*flags) as server:
+        log = server.log.read_text()
+        assert "Version 1 of yolov5, which was fetched before, is installed again." in log
+        assert answer(server) == expected
+        assert "The server did not load" in source_status(server)["reason"]
+        second = subprocess.run(
+            launch(*flags), capture_output=True, text=True, timeout=60, cwd=ROOT
+        )
+        assert second.returncode == 1
+        assert "is in use by another launcher" in second.stderr
     wait_for_ended()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_ports(1)[0]}")
         with running_server(*flags) as server:
             log = server.log.read_text()
-            assert "The networks that were fetched before are served: version" in log
+            assert "The networks that were fetched before are served: version 1" in log
             assert answer(server) == expected
             assert "cannot be read" in source_status(server)["reason"]
-            second = subprocess.run(
-                launch(*flags), capture_output=True, text=True, timeout=60, cwd=ROOT
-            )
-            assert second.returncode == 1
-            assert "is in use by another launcher" in second.stderr
 
 
 def launch(*flags: str) -> list[str]:
@@ -370,6 +380,19 @@ def test_launcher_without_a_cache_waits_for_its_source(s3: S3Server, tmp_path: P
             proxy.target = s3.port
             server.wait_ready()
             assert answer(server)[0] > 0
+
+
+def test_signal_ends_a_launcher_that_waits_for_its_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_ports(1)[0]}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    flags = ["--model-source=s3://models", f"--model-cache={tmp_path}"]
+    with running_server(*flags, wait=False) as server:
+        wait_for(server, "was not taken over: s3://")
+        assert server.stop() < 10
+        assert server.process.returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -408,7 +431,7 @@ def test_wrong_source_ends_the_first_start_with_a_sentence(
 @contextmanager
 def https_server(folder: Path, authority: trustme.CA) -> Iterator[str]:
     """A server of the files in a folder, with TLS."""
-    handler = partial(QuietHandler, directory=str(folder))
+    handler = partial(Handler, directory=str(folder))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)
@@ -421,9 +444,30 @@ def https_server(folder: Path, authority: trustme.CA) -> Iterator[str]:
         server.server_close()
 
 
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """Files for those who know the password, and addresses that lead elsewhere."""
+
+    def do_GET(self) -> None:
+        name, _, rest = self.path.removeprefix("/").partition("/")
+        if name in ("http", "circle"):
+            self.send_response(302)
+            to = "http://127.0.0.1:9/" if name == "http" else f"/circle/x{rest}"
+            self.send_header("Location", to)
+            self.end_headers()
+        elif self.headers["Authorization"] != f"Basic {b64encode(b'me:password').decode()}":
+            self.send_error(401)
+        else:
+            super().do_GET()
+
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         pass
+
+
+def refusal(*flags: str) -> str:
+    """How the first start of a launcher ends, a sentence."""
+    done = subprocess.run(launch(*flags), capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert done.returncode == 1
+    return done.stderr.splitlines()[-1]
 
 
 def test_https_is_a_source_if_its_certificate_is_trusted(
@@ -432,20 +476,31 @@ def test_https_is_a_source_if_its_certificate_is_trusted(
     published = Published(tmp_path, str(tmp_path / "published"))
     published.put(SQUARE)
     authority = trustme.CA()
+    cache = f"--model-cache={tmp_path / 'cache'}"
     with https_server(tmp_path / "published", authority) as address:
-        flags = [f"--model-source={address}", f"--model-cache={tmp_path / 'cache'}"]
-        untrusted = subprocess.run(
-            launch(*flags), capture_output=True, text=True, timeout=60, cwd=ROOT
-        )
-        assert untrusted.returncode == 1
-        assert "CERTIFICATE_VERIFY_FAILED" in untrusted.stderr
+        assert "CERTIFICATE_VERIFY_FAILED" in refusal(f"--model-source={address}", cache)
         authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
-        with running_server(*flags, "--model-source-poll=1") as server:
+        for path, sentence in (
+            ("", "may not be read with these credentials"),
+            ("/http", "leads to an address without https"),
+            ("/circle", "cannot be read"),
+        ):
+            assert sentence in refusal(f"--model-source={address}{path}", cache)
+        netrc = tmp_path / "netrc"
+        netrc.write_text("machine 127.0.0.1 login me password password\n")
+        with monkeypatch.context() as patch:
+            patch.setenv("NETRC", str(netrc))
+            assert "models.json is not there" in refusal(f"--model-source={address}/none", cache)
+        with_password = address.replace("//", "//me:password@")
+        flags = [f"--model-source={with_password}", cache, "--model-source-poll=1"]
+        with running_server(*flags) as server:
             before = answer(server)
             version = published.put(STRETCH)
             wait_for(server, now_serving(version))
             assert answer(server) != before
+            assert source_status(server)["url"] == address
+            assert "password" not in server.log.read_text()
 
 
 def test_folder_is_a_source_and_a_signal_lets_the_launcher_look(tmp_path: Path) -> None:

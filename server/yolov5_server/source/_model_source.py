@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
+from traceback import format_exc
 from typing import Any
 
 from .._console import log as console_log
@@ -128,8 +129,11 @@ class ModelSource:
         while not should_exit.is_set():
             # Not all servers of a fleet at once: each loads two networks for a moment.
             self._wait(should_exit, poll * random.uniform(0.75, 1.25) if poll else None)
-            if not should_exit.is_set():
-                self._check(should_exit)
+            try:
+                if not should_exit.is_set():
+                    self._check(should_exit)
+            except Exception:
+                self._log(f"warning: unexpected error in the model source.\n{format_exc()}")
 
     def check_soon(self) -> None:
         """Look at the source at once, and try again what was refused."""
