@@ -207,6 +207,8 @@ def _write(place: _Place, networks: dict[str, SourceNetwork]) -> None:
 def _open(destination: str) -> _Place:
     if fault := url_fault(destination):
         raise BuildError(f"DEST {fault}.")
+    if not destination:
+        raise BuildError("DEST is empty; allowed: s3://bucket/prefix or a folder.")
     if destination.startswith("https://"):
         raise BuildError(
             "DEST is an https address, which can only be read; publish into the folder or bucket"

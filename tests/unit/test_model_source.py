@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support import REPOSITORY
 
 from yolov5_build.publish import main as publish
@@ -200,7 +202,7 @@ def test_wrong_entry_is_refused(place: Path, change: dict[str, Any], sentence: s
 
 
 @pytest.mark.parametrize("path", ["yolov5/config.pbtxt", "yolov5_ensemble/config.pbtxt"])
-def test_missing_file_is_named(place: Path, path: str) -> None:
+def test_missing_file_of_the_manifest_is_named(place: Path, path: str) -> None:
     values = manifest(place)
     network = values["networks"]["yolov5"]
     network["files"] = [one for one in network["files"] if one["path"] != path]
@@ -226,6 +228,28 @@ def test_missing_file_is_named(place: Path, path: str) -> None:
 def test_what_is_no_manifest_is_refused(content: bytes, sentence: str) -> None:
     with pytest.raises(SourceError, match=sentence):
         parse_manifest(content)
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=8,
+)
+_ENTRY = st.fixed_dictionaries(
+    {"path": st.sampled_from(["yolov5/config.pbtxt", "yolov5/3/model.onnx"]) | st.text()},
+    optional={"size": st.integers() | _JSON, "sha256": st.just("a" * 64) | _JSON},
+)
+_FILES = st.fixed_dictionaries({"files": st.lists(_ENTRY | _JSON, max_size=3) | _JSON})
+
+
+@settings(deadline=None)  # other programs may keep this one waiting
+@given(_JSON | st.dictionaries(st.sampled_from(["yolov5", "plates", "../x"]), _FILES | _JSON))
+def test_any_manifest_is_read_or_refused(networks: Any) -> None:
+    try:
+        parse_manifest(json.dumps({"format": 1, "networks": networks}).encode())
+    except SourceError as error:
+        assert error.is_refused
+        assert str(error).isprintable()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -280,6 +304,14 @@ def test_configuration_that_runs_something_else_is_refused(
         check_configs(repository, "yolov5")
     assert sentence in str(caught.value)
     assert publish([str(repository.parent / "other"), f"--repository={repository}"]) == 1
+
+
+def test_text_of_a_manifest_controls_no_terminal(place: Path) -> None:
+    values = manifest(place)
+    values["networks"]["yolov5"]["published"] = "now\x1b[2J\nerror: x"
+    found = parse_manifest(json.dumps(values).encode()).networks["yolov5"]
+    assert found.published == "now?[2J?error: x"
+    assert str(SourceError("a\x1b[2Jb")) == "a?[2Jb"
 
 
 # ---------------------------------------------------------------------------------------------
@@ -540,6 +572,7 @@ def test_further_network_needs_the_first_one(tmp_path: Path, repository: Path, c
     [
         ("https://host/models", "DEST is an https address, which can only be read"),
         ("gs://bucket", "DEST is 'gs://bucket'; allowed: s3://bucket/prefix"),
+        ("", "DEST is empty; allowed: s3://bucket/prefix or a folder"),
     ],
 )
 def test_place_that_cannot_be_written_to_is_refused(

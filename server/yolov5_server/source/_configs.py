@@ -56,8 +56,7 @@ def _parsed(path: Path, place: str) -> Any:
     try:
         return text_format.Parse(path.read_text("utf-8"), config)
     except (text_format.ParseError, UnicodeDecodeError, RecursionError) as error:
-        reason = "".join(c if c.isprintable() else "?" for c in str(error))[:200].rstrip(".")
-        raise refused(f"{place} is not valid: {reason}.") from None
+        raise refused(f"{place} is not valid: {str(error)[:200].rstrip('.')}.") from None
 
 
 def _check_network(config: Any, name: str) -> str | None:

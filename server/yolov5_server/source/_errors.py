@@ -12,9 +12,14 @@ class SourceError(Exception):
     def __init__(
         self, sentence: str, *, is_temporary: bool = False, is_refused: bool = False
     ) -> None:
-        super().__init__(sentence)
+        super().__init__(printable(sentence))
         self.is_temporary = is_temporary
         self.is_refused = is_refused
+
+
+def printable(text: str) -> str:
+    """The text without what would control a terminal: somebody else may have written it."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def refused(sentence: str) -> SourceError:

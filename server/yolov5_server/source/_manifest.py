@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .._repository import NETWORK, endpoint_name, is_name
-from ._errors import refused
+from ._errors import printable, refused
 
 MANIFEST_FILE = "models.json"
 MOST_MANIFEST_BYTES = 1 << 20
@@ -161,7 +161,7 @@ def _network(name: str, value: Any) -> SourceNetwork:
             SourceFile(path=str(one["path"]), size=int(one["size"]), sha256=str(one["sha256"]))
             for one in value["files"]
         )
-        published = str(value.get("published", ""))[:40]
+        published = printable(str(value.get("published", ""))[:40])
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
         sentence = f"{name[:60]!r} has no list of files with path, size and sha256."
         raise refused(sentence) from None
