@@ -10,6 +10,7 @@ from itertools import combinations
 from pathlib import Path
 
 from ._errors import SettingError
+from ._source_url import url_fault
 from .hardware import has_gpu
 
 _ROOT = Path(__file__).parents[2]
@@ -39,6 +40,10 @@ class Settings:
             machine has no NVIDIA GPU, or `gpu` is `0`.
         drain_seconds: after SIGTERM, how long the server goes on while `/ready` fails, before it
             ends.
+        model_source: where the networks are fetched from: s3://bucket/prefix, https://host/path or
+            a folder; empty for those of `repository`.
+        model_source_poll: seconds between two looks at the source; 0 for none after the start.
+        model_cache: folder that keeps what was fetched; None for one in the user's cache.
         verbose: show all that Triton logs.
         steps: settings in place of those in the configuration of `preprocess`, as text, by name.
 
@@ -57,6 +62,9 @@ class Settings:
     triton: Path | None = None
     own_backends: bool = False
     drain_seconds: float = 0.0
+    model_source: str = ""
+    model_source_poll: float = 30.0
+    model_cache: Path | None = None
     verbose: bool = False
     steps: Mapping[str, str] = field(default_factory=dict)
 
@@ -87,6 +95,14 @@ class Settings:
             raise SettingError(
                 f"--drain-seconds is {self.drain_seconds:g}; allowed: 0 to {_MAX_DRAIN_SECONDS:g}.",
                 {"drain_seconds": "--drain-seconds"},
+            )
+        if self.model_source and (fault := url_fault(self.model_source)):
+            raise SettingError(f"MODEL_SOURCE {fault}.", {"model_source": "MODEL_SOURCE"})
+        if not (self.model_source_poll == 0 or 1 <= self.model_source_poll <= 86400):
+            raise SettingError(
+                f"--model-source-poll is {self.model_source_poll:g}; allowed: 0, or 1 to 86400"
+                " seconds.",
+                {"model_source_poll": "--model-source-poll"},
             )
 
     @property
