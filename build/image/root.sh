@@ -24,7 +24,8 @@ for package in $packages; do
     grep -vE '^/usr/lib/python3[.0-9]*/(ensurepip|idlelib|lib2to3|pydoc_data|test|tkinter|turtledemo|unittest/test)/' |
     while read -r file; do
       mkdir -p "$root$(dirname "$file")"
-      [ ! -e "$file" ] && [ ! -L "$file" ] || cp -a "$file" "$root$file"
+      # The folders that are links are made above, and a package may remove files of its own.
+      [ -L "$root$file" ] || [ ! -e "$file" ] && [ ! -L "$file" ] || cp -a "$file" "$root$file"
     done
   # Where scanners for vulnerabilities look for the packages of an image without dpkg.
   dpkg-query --status "$package" > "$root/var/lib/dpkg/status.d/$package"

@@ -15,6 +15,10 @@ remove_all_but() { # FOLDER NAME ...: everything in the folder but these
 rm -rf torch/_inductor
 remove_all_but torch/testing/_internal __init__.py common_dtype.py logging_tensor.py
 
+# Of torchvision, all that reads pictures; of CUDA, all but the two libraries that torch is linked to.
+rm -rf torchvision/image*.so torchvision.libs
+remove_all_but nvidia/cu13/lib libcudart.so.13 libcupti.so.13
+
 # OpenVINO for other devices and other formats than ONNX and its own.
 rm -rf openvino/include openvino/cmake openvino/tools openvino/libs/cache.json
 rm -f openvino/libs/libopenvino_intel_gpu_plugin.so openvino/libs/libopenvino_intel_npu_plugin.so
