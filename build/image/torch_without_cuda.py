@@ -1,9 +1,9 @@
 """Take the CUDA half out of an installed torch, so that an image for CPUs need not carry it.
 
-PyPI has torch for x86-64 with CUDA only. Its Python library is linked to `libtorch_cuda.so`, which is
-linked to three gigabytes of NVIDIA's. Nothing in them runs on a machine without a GPU, but the dynamic
+PyPI has torch for x86-64 with CUDA only. Its Python library is linked to `libtorch_cuda.so`, and
+that to three gigabytes of NVIDIA's. None of it runs on a machine without a GPU, but the dynamic
 loader wants each of the names. One small library takes their place: it defines every symbol that
-the remaining libraries import and nobody else defines. A function in it ends the process; a type
+the remaining libraries import and none of them defines. A function in it ends the process; a type
 has its name and no base, which is what pybind11 looks at when `import torch` registers it.
 
 Needs `nm`, `strip`, `as` and `ld` (Debian: binutils). Usage: torch_without_cuda.py SITE_PACKAGES
@@ -31,13 +31,13 @@ OTHER_NAMES = ("libcudnn.so.9", "libcufile.so.0", "libnccl.so.2")
 # Folders of torch that only compilers, linkers and torch's own tests read.
 UNUSED = ("include", "share", "test", "lib/libshm_windows")
 SHM_MANAGER = "torch_shm_manager"  # the one program that `import torch` looks for
-# Called while torch's Python library is loaded: c10d::get_gil_checker(), which returns a reference to
-# a pointer to be set.
+# Called while torch's Python library is loaded: c10d::get_gil_checker(), which returns a reference
+# to a pointer to be set.
 RETURNS_STORAGE = "_ZN4c10d15get_gil_checkerEv"
 # After this line torch's Python code looks at what its library can do ...
 LOADED = "    from torch._C import *  # noqa: F403\n"
-# ... and finds what it finds in a build for CPUs: no CUDA, and no distributed computing, whose parts
-# for NVIDIA's NCCL would be set up at import.
+# ... and finds what it finds in a build for CPUs: no CUDA, and no distributed computing, whose
+# parts for NVIDIA's NCCL would be set up at import.
 HIDDEN = ("_c10d_init", "_cuda_getDeviceCount", "_dist_autograd_init", "_rpc_init")
 # The interpreter itself defines these.
 PYTHON = ("Py", "_Py")
