@@ -22,6 +22,9 @@ from support import ROOT
 PROGRAMS = ("buildah", "debootstrap", "podman", "runc")
 MINUTES = 60
 BASE = "localhost/debian"
+TIME = 1_700_000_000  # of everything in an image
+# A folder with the wheels of both locks, for machines on which fetching them takes long.
+WHEELS = os.environ.get("IMAGE_WHEELS")
 
 
 def missing() -> str:
@@ -92,7 +95,7 @@ class Store:
 
     def build(self, dockerfile: str, tag: str, *arguments: str) -> None:
         """Build the image from this checkout, with all times in it set to the same."""
-        flags = ["--isolation=chroot", "--format=docker", "--timestamp=0", f"--tag={tag}"]
+        flags = ["--isolation=chroot", "--format=docker", f"--timestamp={TIME}", f"--tag={tag}"]
         wheels = [f"--volume={self.wheels}:/wheels:ro", "--build-arg=PIP_NO_INDEX=1"]
         wheels += ["--build-arg=PIP_FIND_LINKS=/wheels", f"--build-arg=BASE={BASE}"]
         self.buildah("bud", *flags, *wheels, f"--file={dockerfile}", *arguments, ".", minutes=40)
@@ -110,17 +113,21 @@ class Store:
             self.buildah("rm", container)
 
 
+def fetch_wheels(folder: Path) -> Path:
+    """Download the packages of the locks, as this machine's pip is set up; returns the folder."""
+    for lock in ("requirements-server.lock", "build/image/sbom.lock"):
+        output(
+            *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"),
+            *("--only-binary=:all:", "--dest", folder, "--requirement", ROOT / lock),
+            minutes=20,
+        )
+    return folder
+
+
 @contextmanager
 def store(folder: Path) -> Iterator[Store]:
     """A new store with a base and the wheels, removed at the end."""
-    wheels = folder / "wheels"
-    locks = ("requirements-server.lock", "build/image/sbom.lock")
-    for lock in locks:
-        output(
-            *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"),
-            *("--only-binary=:all:", "--dest", wheels, "--requirement", ROOT / lock),
-            minutes=20,
-        )
+    wheels = Path(WHEELS) if WHEELS else fetch_wheels(folder / "wheels")
     made = Store(folder, wheels)
     try:
         made.make_base()
