@@ -121,6 +121,14 @@ lock: ## Resolve pyproject.toml anew into requirements.lock (needs uv)
 	  --no-header --upgrade bench/requirements.txt --output-file bench/requirements.lock
 	uv pip compile --quiet --universal --python-version 3.10 --no-deps --generate-hashes \
 	  --no-header --upgrade requirements-gpu.txt --output-file requirements-gpu.lock
+	uv pip compile --quiet --config-file requirements-server.toml --universal --python-version 3.10 \
+	  --constraint requirements.lock --generate-hashes --no-header --upgrade requirements-server.txt \
+	  --output-file requirements-server.lock
+	uv pip compile --quiet --config-file requirements-server-gpu.toml --universal --python-version 3.10 \
+	  --constraint requirements.lock --generate-hashes --no-header --upgrade requirements-server.txt \
+	  --no-emit-package nvidia-pytriton --output-file requirements-server-gpu.lock
+	uv --no-config pip compile --quiet --universal --python-version 3.10 --generate-hashes \
+	  --no-header --upgrade build/image/sbom.txt --output-file build/image/sbom.lock
 	uv pip compile --quiet --universal --python-version 3.10 --constraint requirements.lock --generate-hashes \
 	  --no-header --upgrade tests/tools.txt --output-file tests/tools.lock
 	echo uv | uv --no-config pip compile --quiet --python-version 3.10 --generate-hashes \
