@@ -1,0 +1,68 @@
+"""What became of the requests: latencies, and shares of those that were not answered."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ._server import Outcome
+
+
+class Record:
+    """Requests by their time of arrival."""
+
+    def __init__(self) -> None:
+        self._arrived = array("d")
+        self._latencies = array("d")
+        self._failed: dict[Outcome, array[float]] = {}
+
+    def add(self, arrived: float, now: float, outcome: Outcome) -> None:
+        """Note the end of a request."""
+        if outcome is Outcome.ANSWERED:
+            self._arrived.append(arrived)
+            self._latencies.append(now - arrived)
+        else:
+            self._failed.setdefault(outcome, array("d")).append(arrived)
+
+    def between(self, begin: float = 0.0, end: float = float("inf")) -> Summary:
+        """Summarise the requests that arrived from `begin` on and before `end`."""
+        arrived = np.frombuffer(self._arrived) if self._arrived else np.empty(0)
+        chosen = (begin <= arrived) & (arrived < end)
+        latencies = np.frombuffer(self._latencies)[chosen] if self._latencies else np.empty(0)
+        failed = {
+            outcome: int(np.sum((begin <= (when := np.frombuffer(times))) & (when < end)))
+            for outcome, times in self._failed.items()
+        }
+        return Summary(latencies, failed)
+
+
+class Summary:
+    """Some requests.
+
+    Args:
+        latencies: of the answered ones, in seconds.
+        failed: numbers of the others by outcome.
+    """
+
+    def __init__(
+        self, latencies: Iterable[float] | NDArray[np.float64], failed: dict[Outcome, int]
+    ) -> None:
+        self.latencies = np.asarray([*latencies], np.float64)
+        self.failed = Counter(failed)
+
+    @property
+    def requests(self) -> int:
+        """All requests."""
+        return len(self.latencies) + sum(self.failed.values())
+
+    def quantile(self, share: float) -> float:
+        """Seconds within which this share of the answers came; not a number without answers."""
+        return float(np.quantile(self.latencies, share)) if len(self.latencies) else float("nan")
+
+    def share(self, *outcomes: Outcome) -> float:
+        """Share of the requests that ended in one of these ways, of which none is an answer."""
+        return sum(self.failed[outcome] for outcome in outcomes) / max(1, self.requests)
