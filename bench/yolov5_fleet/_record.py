@@ -28,6 +28,13 @@ class Record:
         else:
             self._failed.setdefault(outcome, array("d")).append(arrived)
 
+    def answered_between(self, begin: float, end: float) -> int:
+        """Number of answers that came from `begin` on and before `end`."""
+        if not self._arrived:
+            return 0
+        when = np.frombuffer(self._arrived) + np.frombuffer(self._latencies)
+        return int(np.sum((begin <= when) & (when < end)))
+
     def between(self, begin: float = 0.0, end: float = float("inf")) -> Summary:
         """Summarise the requests that arrived from `begin` on and before `end`."""
         arrived = np.frombuffer(self._arrived) if self._arrived else np.empty(0)
