@@ -69,13 +69,13 @@ class Autoscaler:
     """Decides how many pods there should be.
 
     Args:
-        current: number of pods at the start.
+        current: number of pods at the start, which counts as wished then.
     """
 
     def __init__(self, policy: Policy, current: int) -> None:
         self._policy = policy
         self.current = current
-        self._wishes: deque[tuple[float, int]] = deque()  # time, pods
+        self._wishes: deque[tuple[float, int]] = deque([(0.0, current)])  # time, pods
         self._added: deque[tuple[float, int]] = deque()
 
     def decide(self, now: float, metrics: Sequence[float], without: int) -> int:

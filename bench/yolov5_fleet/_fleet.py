@@ -6,7 +6,7 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from random import Random
 from statistics import mean
-from typing import Any
+from typing import Any, NamedTuple
 
 from simpy import Environment
 from simpy.events import Event
@@ -37,6 +37,22 @@ class _Pod:
     is_lost: bool = False
 
 
+class Look(NamedTuple):
+    """A decision of the autoscaler.
+
+    Attributes:
+        time: seconds.
+        ready: number of pods that answer.
+        wanted: number of pods from now on.
+        saturation: mean of the pods.
+    """
+
+    time: float
+    ready: int
+    wanted: int
+    saturation: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Setup:
     """A fleet.
@@ -63,7 +79,7 @@ class Fleet:
         random: for everything that is drawn.
 
     Attributes:
-        history: time, number of ready pods, number of pods asked for, mean saturation.
+        history: what the autoscaler saw and decided.
     """
 
     def __init__(
@@ -77,7 +93,7 @@ class Fleet:
         self._autoscaler = Autoscaler(setup.policy, setup.pods)
         self._pods: list[_Pod] = []
         self._dead_zones: set[int] = set()
-        self.history: list[tuple[float, int, int, float]] = []
+        self.history: list[Look] = []
         for _ in range(setup.pods):
             self._make_ready(self._new_pod())
         env.process(self._watch())
@@ -124,7 +140,7 @@ class Fleet:
         without = len(self._pods) - len(metrics)
         wanted = self._autoscaler.decide(self._env.now, metrics, without)
         saturation = mean(metrics) if metrics else 0.0
-        self.history.append((self._env.now, self.ready, wanted, saturation))
+        self.history.append(Look(self._env.now, self.ready, wanted, saturation))
         return wanted
 
     def _scale_to(self, wanted: int) -> None:

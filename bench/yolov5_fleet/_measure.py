@@ -85,8 +85,12 @@ class Rig:
         self._addresses = addresses
         self._lengths = lengths
 
-    def calibrate(self, precision: str) -> Parameters:
-        """Measure the parameters with the first server alone."""
+    def calibrate(self, precision: str, load: float) -> Parameters:
+        """Measure the parameters with the first server alone.
+
+        Args:
+            load: load average of the machine before, for the reader.
+        """
         cores = step_module("preprocess", "cpu_count").available_cpus()
         alone = self._load_first(callers=1)
         together = self._load_first(callers=cores)
@@ -103,6 +107,7 @@ class Rig:
                 "machine": machine(),
                 "precision": precision,
                 "date": time.strftime("%Y-%m-%d", time.gmtime()),
+                "load average before": f"{load:.1f}",
             },
         )
 
@@ -255,7 +260,5 @@ def open_rig(precision: str, lengths: Lengths) -> Iterator[Rig]:
                 server = stack.enter_context(running_server(precision))
             servers.append(server)
         addresses = [server.address for server in servers]
-        envoy, ports = stack.enter_context(
-            running_envoy({_ONE: addresses[:1], _ALL: addresses})
-        )
+        envoy, ports = stack.enter_context(running_envoy({_ONE: addresses[:1], _ALL: addresses}))
         yield Rig(servers, envoy, ports, lengths)

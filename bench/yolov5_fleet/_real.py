@@ -150,7 +150,9 @@ def load(
     )
     after = _cpu(launchers, envoy)
     report = json.loads(done.stdout)
-    return _measured(report, warm, warm + seconds, {name: after[name] - before[name] for name in after})
+    return _measured(
+        report, warm, warm + seconds, {name: after[name] - before[name] for name in after}
+    )
 
 
 def _measured(report: dict[str, Any], begin: float, end: float, cpu: dict[str, float]) -> Measured:

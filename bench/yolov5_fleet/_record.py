@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,21 +30,34 @@ class Record:
 
     def answered_between(self, begin: float, end: float) -> int:
         """Number of answers that came from `begin` on and before `end`."""
-        if not self._arrived:
-            return 0
-        when = np.frombuffer(self._arrived) + np.frombuffer(self._latencies)
+        when = _numbers(self._arrived) + _numbers(self._latencies)
         return int(np.sum((begin <= when) & (when < end)))
+
+    def failures_from(self, begin: float) -> list[float]:
+        """When the requests arrived, from `begin` on, that were not answered."""
+        return [when for times in self._failed.values() for when in times if when >= begin]
 
     def between(self, begin: float = 0.0, end: float = float("inf")) -> Summary:
         """Summarise the requests that arrived from `begin` on and before `end`."""
-        arrived = np.frombuffer(self._arrived) if self._arrived else np.empty(0)
-        chosen = (begin <= arrived) & (arrived < end)
-        latencies = np.frombuffer(self._latencies)[chosen] if self._latencies else np.empty(0)
-        failed = {
-            outcome: int(np.sum((begin <= (when := np.frombuffer(times))) & (when < end)))
-            for outcome, times in self._failed.items()
-        }
+        arrived = _numbers(self._arrived)
+        latencies = _numbers(self._latencies)[(begin <= arrived) & (arrived < end)]
+        failed = {}
+        for outcome, times in self._failed.items():
+            when = _numbers(times)
+            failed[outcome] = int(np.sum((begin <= when) & (when < end)))
         return Summary(latencies, failed)
+
+    def quantiles(self, share: float, edges: Sequence[float]) -> list[float]:
+        """The quantile of the latencies by time of arrival: between each two edges."""
+        arrived = _numbers(self._arrived)
+        order = np.argsort(arrived)
+        latencies = _numbers(self._latencies)[order]
+        parts = np.split(latencies, np.searchsorted(arrived[order], edges))[1:-1]
+        return [float(np.quantile(part, share)) for part in parts if len(part)]
+
+
+def _numbers(values: array[float]) -> NDArray[np.float64]:
+    return np.frombuffer(values) if values else np.empty(0)
 
 
 class Summary:
@@ -56,9 +69,9 @@ class Summary:
     """
 
     def __init__(
-        self, latencies: Iterable[float] | NDArray[np.float64], failed: dict[Outcome, int]
+        self, latencies: Sequence[float] | NDArray[np.float64], failed: Mapping[Outcome, int]
     ) -> None:
-        self.latencies = np.asarray([*latencies], np.float64)
+        self.latencies = np.array(latencies, np.float64)
         self.failed = Counter(failed)
 
     @property
