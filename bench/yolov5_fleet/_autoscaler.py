@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """Settings of the autoscaler; the defaults are Kubernetes' but for target, least and most.
+    """Settings of the autoscaler; the defaults are those of the chart in deploy/kubernetes.
 
     Attributes:
         target: mean of the metric that it aims at.
@@ -23,20 +23,25 @@ class Policy:
         sync_seconds: between two decisions.
         tolerance: by which the mean may differ from the target, as a share of it.
         up_percent, up_pods: that may be added within `up_seconds`; the larger of both counts.
-        down_seconds: the highest wish within these counts before pods are taken away.
-        scrape_seconds: age that a metric may have.
+        down_percent: that may be taken away within `down_seconds`.
+        stable_seconds: the highest wish within these counts before pods are taken away.
+        scrape_seconds: between two readings of the metric by Prometheus.
+        scrapes: whose mean is the metric.
     """
 
     target: float = 0.7
-    least: int = 2
-    most: int = 1000
+    least: int = 3
+    most: int = 30
     sync_seconds: float = 15.0
     tolerance: float = 0.1
     up_percent: float = 100.0
-    up_pods: int = 4
-    up_seconds: float = 15.0
-    down_seconds: float = 300.0
-    scrape_seconds: float = 15.0
+    up_pods: int = 2
+    up_seconds: float = 30.0
+    down_percent: float = 20.0
+    down_seconds: float = 60.0
+    stable_seconds: float = 300.0
+    scrape_seconds: float = 5.0
+    scrapes: int = 3
 
 
 def wanted_pods(metrics: Sequence[float], without: int, current: int, policy: Policy) -> int:
@@ -76,7 +81,7 @@ class Autoscaler:
         self._policy = policy
         self.current = current
         self._wishes: deque[tuple[float, int]] = deque([(0.0, current)])  # time, pods
-        self._added: deque[tuple[float, int]] = deque()
+        self._changes: deque[tuple[float, int]] = deque()  # time, pods
 
     def decide(self, now: float, metrics: Sequence[float], without: int) -> int:
         """Look at the metrics, and return the number of pods from now on.
@@ -88,23 +93,34 @@ class Autoscaler:
         wish = wanted_pods(metrics, without, self.current, self._policy)
         wish = min(max(wish, self._policy.least), self._policy.most)
         self._wishes.append((now, wish))
-        while self._wishes[0][0] < now - self._policy.down_seconds:
+        while self._wishes[0][0] < now - self._policy.stable_seconds:
             self._wishes.popleft()
         if wish > self.current:
-            self._grow(now, min(wish, self._most_at(now)))
+            self._change(now, max(self.current, min(wish, self._most_at(now))))
         elif wish < self.current:
             highest = max(pods for _, pods in self._wishes)
-            self.current = min(self.current, highest)
+            self._change(now, min(self.current, max(highest, self._least_at(now))))
         return self.current
 
     def _most_at(self, now: float) -> int:
-        while self._added and self._added[0][0] <= now - self._policy.up_seconds:
-            self._added.popleft()
-        before = self.current - sum(pods for _, pods in self._added)
+        recent = self._recent(now, self._policy.up_seconds)
+        before = self.current - sum(change for change in recent if change > 0)
         by_percent = math.ceil(before * (1 + self._policy.up_percent / 100))
         return max(by_percent, before + self._policy.up_pods)
 
-    def _grow(self, now: float, pods: int) -> None:
-        if pods > self.current:
-            self._added.append((now, pods - self.current))
+    def _least_at(self, now: float) -> int:
+        recent = self._recent(now, self._policy.down_seconds)
+        before = self.current - sum(change for change in recent if change < 0)
+        return int(before * (1 - self._policy.down_percent / 100))
+
+    def _recent(self, now: float, seconds: float) -> list[int]:
+        """Changes of the number of pods during these seconds."""
+        return [change for when, change in self._changes if when > now - seconds]
+
+    def _change(self, now: float, pods: int) -> None:
+        longest = max(self._policy.up_seconds, self._policy.down_seconds)
+        while self._changes and self._changes[0][0] <= now - longest:
+            self._changes.popleft()
+        if pods != self.current:
+            self._changes.append((now, pods - self.current))
             self.current = pods

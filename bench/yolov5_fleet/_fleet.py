@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from random import Random
@@ -28,12 +29,12 @@ class _Pod:
 
     Attributes:
         server: None until it is ready, and when it has gone.
-        saturation: that Prometheus has read last; None before.
+        scraped: the last readings of its saturation by Prometheus.
     """
 
     zone: int
+    scraped: deque[float]
     server: Server | None = None
-    saturation: float | None = None
     is_lost: bool = False
 
 
@@ -128,15 +129,13 @@ class Fleet:
             if self._env.now >= scraped + policy.scrape_seconds:
                 scraped = self._env.now
                 for pod, reading in readings:
-                    pod.saturation = reading
+                    pod.scraped.append(reading)
             if self._env.now >= decided + policy.sync_seconds:
                 decided = self._env.now
                 self._scale_to(self._decide())
 
     def _decide(self) -> int:
-        metrics = [
-            pod.saturation for pod in self._pods if pod.server and pod.saturation is not None
-        ]
+        metrics = [mean(pod.scraped) for pod in self._pods if pod.server and pod.scraped]
         without = len(self._pods) - len(metrics)
         wanted = self._autoscaler.decide(self._env.now, metrics, without)
         saturation = mean(metrics) if metrics else 0.0
@@ -153,7 +152,7 @@ class Fleet:
         """A pod in the zone that has the fewest."""
         zones = [zone for zone in range(ZONES) if zone not in self._dead_zones]
         number = [sum(pod.zone == zone for pod in self._pods) for zone in zones]
-        pod = _Pod(zones[number.index(min(number))])
+        pod = _Pod(zones[number.index(min(number))], deque(maxlen=self._setup.policy.scrapes))
         self._pods.append(pod)
         return pod
 

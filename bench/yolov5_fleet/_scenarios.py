@@ -139,7 +139,7 @@ def run(scenario: Scenario, parameters: Parameters, *, seed: int = 0) -> Result:
     env, record, random = Environment(), Record(), Random(seed)
     setup = Setup(
         pods=scenario.pods,
-        policy=Policy(target=scenario.target, least=min(2, scenario.pods), most=20 * scenario.pods),
+        policy=Policy(target=scenario.target, least=min(3, scenario.pods), most=20 * scenario.pods),
         start_seconds=scenario.start_seconds,
     )
     fleet = Fleet(env, parameters, setup, random)
