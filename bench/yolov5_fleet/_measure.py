@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from statistics import mean, median
+from statistics import mean
 
 import numpy as np
 from google.protobuf import text_format
@@ -19,10 +20,11 @@ from yolov5_build.steps import step_module
 from ._envoy import running_envoy
 from ._parameters import QUANTILES, Parameters
 from ._predict import Case, Figures, arrivals, at_speed, figures, predict
-from ._real import PAUSE_SECONDS, Measured, RealServer, load, running_server
+from ._real import PAUSE_SECONDS, Measured, RealServer, load, on_cores, running_server
 from ._server import Limits, Work
 
 SERVERS = 3
+CORES = sorted(os.sched_getaffinity(0))
 _BUSY = 8  # callers that keep a small machine busy; more are needed on more cores
 _ONE, _ALL = "one", "all"  # Envoy's ports: for a single server, and for all
 CASES = tuple(
@@ -75,12 +77,25 @@ class Comparison:
 
 
 class Rig:
-    """Real servers, and Envoy in front of them."""
+    """Real servers, and Envoy in front of them.
+
+    Args:
+        first: has all cores.
+        others: have one core each, as in `_predict`.
+        envoy: its PID.
+        addresses: its ports, to the first server and to the others.
+    """
 
     def __init__(
-        self, servers: Sequence[RealServer], envoy: int, addresses: dict[str, str], lengths: Lengths
+        self,
+        first: RealServer,
+        others: Sequence[RealServer],
+        envoy: int,
+        addresses: dict[str, str],
+        lengths: Lengths,
     ) -> None:
-        self._servers = servers
+        self._first = first
+        self._others = others
         self._envoy = envoy
         self._addresses = addresses
         self._lengths = lengths
@@ -91,7 +106,7 @@ class Rig:
         Args:
             load: load average of the machine before, for the reader.
         """
-        cores = step_module("preprocess", "cpu_count").available_cpus()
+        cores = len(CORES)
         alone = self._load_first(callers=1)
         together = self._load_first(callers=cores)
         busy = self._load_first(callers=_busy_callers(cores))
@@ -102,7 +117,7 @@ class Rig:
             busy=busy,
             envoy=behind.cpu["envoy"] / 1000,
             cores=cores,
-            start_seconds=median(server.start_seconds for server in self._servers),
+            start_seconds=self._first.start_seconds,
             about={
                 "machine": machine(),
                 "precision": precision,
@@ -139,10 +154,13 @@ class Rig:
             before = after
 
     def _load_case(self, case: Case, times: Sequence[float]) -> Measured:
-        used = self._servers[: case.servers]
-        with paused(self._servers[case.servers :]):
+        alone = case.servers == 1
+        with (
+            paused(self._others if alone else [self._first]),
+            on_cores(CORES if alone else CORES[-1:]),
+        ):
             return load(
-                used[0].address if len(used) == 1 else self._addresses[_ALL],
+                self._first.address if alone else self._addresses[_ALL],
                 warm=self._lengths.warm,
                 seconds=self._lengths.case,
                 callers=case.callers,
@@ -150,23 +168,21 @@ class Rig:
             )
 
     def _load_first(self, *, callers: int, behind_envoy: bool = False) -> Measured:
-        first, *others = self._servers
-        with paused(others):
+        with paused(self._others):
             return load(
-                self._addresses[_ONE] if behind_envoy else first.address,
+                self._addresses[_ONE] if behind_envoy else self._first.address,
                 warm=self._lengths.warm,
                 seconds=self._lengths.calibration,
                 callers=callers,
-                launchers=[first.process],
+                launchers=[self._first.process],
                 envoy=self._envoy,
             )
 
     def _speed(self, cores: int, usual: float) -> float:
         """How fast the machine is now; it has other guests, and its speed drifts."""
-        first, *others = self._servers
-        with paused(others):
+        with paused(self._others):
             found = load(
-                first.address,
+                self._first.address,
                 warm=self._lengths.warm / 2,
                 seconds=self._lengths.reference,
                 callers=_busy_callers(cores),
@@ -221,11 +237,17 @@ def parameters_from(
             refuse=steps["tritonserver"],
         ),
         limits=read_limits(),
+        limits_of_one_core=_limits_of_one_core(),
         generator=generator,
         balancer=envoy,
         spread=np.quantile(spread, np.linspace(0, 1, QUANTILES)).tolist(),
         start_seconds=start_seconds,
     )
+
+
+def _limits_of_one_core() -> Limits:
+    with on_cores(CORES[:1]):
+        return read_limits()
 
 
 def read_limits() -> Limits:
@@ -255,10 +277,13 @@ def open_rig(precision: str, lengths: Lengths) -> Iterator[Rig]:
     """Start the servers and Envoy."""
     with ExitStack() as stack:
         servers: list[RealServer] = []
-        for _ in range(SERVERS):
-            with paused(servers):
+        last = CORES[-1:]
+        for cores in (CORES, *([CORES[number % len(CORES)]] for number in range(SERVERS))):
+            with paused(servers), on_cores(cores):
                 server = stack.enter_context(running_server(precision))
             servers.append(server)
-        addresses = [server.address for server in servers]
-        envoy, ports = stack.enter_context(running_envoy({_ONE: addresses[:1], _ALL: addresses}))
-        yield Rig(servers, envoy, ports, lengths)
+        first, *others = servers
+        groups = {_ONE: [first.address], _ALL: [server.address for server in others]}
+        with on_cores(last):
+            envoy, ports = stack.enter_context(running_envoy(groups))
+        yield Rig(first, others, envoy, ports, lengths)

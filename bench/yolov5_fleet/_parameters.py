@@ -23,6 +23,7 @@ class Parameters:
         cores: of the server.
         work: CPU time of an image.
         limits: of the queue.
+        limits_of_one_core: of the queue of a server with one core.
         generator: seconds of CPU for a request in the load generator.
         balancer: the same in Envoy.
         spread: quantiles of the work of an image, relative to the mean.
@@ -33,6 +34,7 @@ class Parameters:
     cores: int
     work: Work
     limits: Limits
+    limits_of_one_core: Limits
     generator: float
     balancer: float
     spread: list[float]
@@ -63,8 +65,9 @@ def read(path: Path = MEASURED) -> Parameters:
     """
     try:
         found = json.loads(path.read_text("utf-8"))
-        work, limits = Work(**found.pop("work")), Limits(**found.pop("limits"))
-        parameters = Parameters(work=work, limits=limits, **found)
+        kinds = {"work": Work, "limits": Limits, "limits_of_one_core": Limits}
+        parts = {name: kind(**found.pop(name)) for name, kind in kinds.items()}
+        parameters = Parameters(**parts, **found)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path.name} is not a file of `yolov5_fleet measure`: {error}") from error
     if len(parameters.spread) < 2 or parameters.cores < 1:

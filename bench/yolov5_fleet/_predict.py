@@ -1,4 +1,9 @@
-"""What the simulation says of a load on one or more servers that share this machine's cores."""
+"""What the simulation says of a load on one server, or on several that share this machine.
+
+One server has all cores, and the load generator runs on any of them. Several have one core each, so
+that it is known which threads meet where: the first server has the first core, and so on around.
+Envoy and the load generator run on the last core.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,7 @@ from ._balancer import Balancer, Balancing
 from ._cores import Cores
 from ._parameters import Parameters
 from ._record import Record, Summary
-from ._server import Answer, Outcome, Server, Work
+from ._server import Answer, Limits, Outcome, Server, Work
 
 _SEEDS = 5
 ALL = 0  # servers that the balancer draws: it compares all of them
@@ -25,7 +30,7 @@ class Case:
     """A load on servers.
 
     Attributes:
-        servers: how many; one is asked directly, more are behind a balancer.
+        servers: how many; one is asked directly, several are behind a balancer.
         callers: that wait for their answers, or 0.
         load: without callers: requests per second, as a share of the capacity.
     """
@@ -69,8 +74,12 @@ def figures(summary: Summary, rate: float) -> Figures:
 def capacity(parameters: Parameters, servers: int) -> float:
     """Images per second of servers that share this machine with the load generator."""
     work = parameters.work
-    beside = parameters.generator + (parameters.balancer if servers > 1 else 0.0)
-    return parameters.cores / (work.prepare + work.network + work.finish + beside)
+    image = work.prepare + work.network + work.finish
+    if servers == 1:
+        return parameters.cores / (image + parameters.generator)
+    if parameters.cores > servers:
+        return servers / image
+    return parameters.cores / (image + parameters.generator + parameters.balancer)
 
 
 def at_speed(parameters: Parameters, speed: float) -> Parameters:
@@ -137,24 +146,33 @@ def predict(
 
 
 class _Machine:
-    """Servers, a balancer if there are several, and the load generator on the same cores."""
+    """Servers, a balancer if there are several, and the load generator."""
 
     def __init__(
         self, env: Environment, parameters: Parameters, servers: int, random: Random
     ) -> None:
-        self._cores = Cores(env, parameters.cores)
         self._balancer = Balancer(env, random, Balancing(choices=ALL))
         self._scale = parameters.scales(random)
-        self._beside = parameters.generator + (parameters.balancer if servers > 1 else 0.0)
-        for _ in range(servers):
-            server = Server(
-                env,
-                self._cores,
-                parameters.work,
-                parameters.limits,
-                workers=parameters.cores,
-            )
-            self._balancer.add(server)
+        if servers == 1:
+            self._last = Cores(env, parameters.cores)
+            self._beside = parameters.generator
+            self._add(env, self._last, parameters, parameters.limits, parameters.cores)
+            return
+        cores = [Cores(env, 1) for _ in range(parameters.cores)]
+        self._last = cores[-1]
+        self._beside = parameters.generator + parameters.balancer
+        for number in range(servers):
+            one = cores[number % len(cores)]
+            self._add(env, one, parameters, parameters.limits_of_one_core, 1)
+
+    def _add(
+        self, env: Environment, cores: Cores, parameters: Parameters, limits: Limits, workers: int
+    ) -> None:
+        work = parameters.work
+        if workers == 1:
+            work = replace(work, network_alone=work.network)
+        self._balancer.add(Server(env, cores, work, limits, workers=workers))
 
     def send(self, answer: Answer) -> None:
-        self._cores.run(self._beside, lambda: self._balancer.send(self._scale(), answer))
+        """Let the load generator and the balancer work, then the server that is chosen."""
+        self._last.run(self._beside, lambda: self._balancer.send(self._scale(), answer))

@@ -12,7 +12,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -58,8 +58,19 @@ class RealServer:
 
 
 @contextmanager
+def on_cores(cores: Collection[int]) -> Iterator[None]:
+    """Let what is started in the block run on these cores only."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextmanager
 def running_server(precision: str) -> Iterator[RealServer]:
-    """Start the installed network's server.
+    """Start the installed network's server, on the cores of this thread.
 
     Raises:
         RuntimeError: it does not get ready.
@@ -123,7 +134,7 @@ def load(
     launchers: Sequence[int] = (),
     envoy: int = 0,
 ) -> Measured:
-    """Load an address with callers, or at given times.
+    """Load an address with callers, or at given times, from the cores of this thread.
 
     Args:
         warm: seconds at the beginning that do not count.

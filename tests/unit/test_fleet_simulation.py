@@ -31,6 +31,7 @@ PARAMETERS = Parameters(
     cores=2,
     work=Work(prepare=0.01, network=0.08, network_alone=0.05, finish=0.01, refuse=0.005),
     limits=Limits(),
+    limits_of_one_core=Limits(max_in_flight_images=4),
     generator=0.001,
     balancer=0.001,
     spread=[0.9, 1.0, 1.1],
@@ -178,7 +179,9 @@ def test_prediction_of_callers_is_the_capacity(servers: int) -> None:
     case = Case(servers=servers, callers=32)
     found = predict(case, PARAMETERS, [], warm=5.0, seconds=20.0, pause=1.0)
     assert found.rate == pytest.approx(capacity(PARAMETERS, servers), rel=0.03)
-    assert found.p50 == pytest.approx(32 / found.rate, rel=0.05)
+    # By Little's law; of three servers, two share a core, and take longer.
+    usual = 32 / found.rate
+    assert found.p50 == pytest.approx(usual, rel=0.05) if servers == 1 else usual < found.p50
     assert found.shed == 0
 
 
