@@ -30,7 +30,7 @@ _ONE, _ALL = "one", "all"  # Envoy's ports: for a single server, and for all
 CASES = tuple(
     Case(servers=servers, callers=callers, load=share)
     for servers in (1, SERVERS)
-    for callers, share in ((0, 0.6), (0, 0.85), (0, 1.3), (32, 0.0), (96, 0.0))
+    for callers, share in ((0, 0.6), (0, 0.8), (0, 1.5), (32, 0.0), (96, 0.0))
 )
 
 
