@@ -61,8 +61,8 @@ class _Totals(NamedTuple):
 
     busy: float = 0.0
     waited: float = 0.0
-    done: int = 0
-    unmet: int = 0
+    done: float = 0.0
+    unmet: float = 0.0
 
     def since(self, earlier: _Totals) -> _Totals:
         return _Totals(*(now - then for now, then in zip(self, earlier)))

@@ -147,10 +147,13 @@ class TritonPythonModel:
         try:
             if not self.has_failed(call, results):
                 response = self.pack(call, parameters, results, batch, admission_id)
-                self.queue.hand_on(admission_id)
-                self.pending.add(admission_id, call.timer)
+                if call.goes_on:
+                    self.queue.hand_on(admission_id)
+                    self.pending.add(admission_id, call.timer)
+                    call.respond(response)
+                    return
                 call.respond(response)
-                return
+                call.timer.stop(ANSWERED)
         except Exception:
             pb_utils.Logger.log_error(traceback.format_exc())
             self.pending.take(admission_id)
@@ -260,6 +263,12 @@ class Call:
         self.outputs = request.requested_output_names()
         self.timeout = request.timeout() / 1e6  # from microseconds
         self.sender = request.get_response_sender()
+
+    @property
+    def goes_on(self):
+        """Whether it goes on to a network. An ensemble asks for one of the two; Triton's warm-up
+        asks for both, and nothing comes after it."""
+        return not ("images" in self.outputs and "pixels" in self.outputs)
 
     def respond(self, response):
         self.sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
