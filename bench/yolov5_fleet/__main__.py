@@ -15,10 +15,12 @@ from yolov5_bench._checkout import HERE
 
 from . import _parameters
 from ._measure import CASES, Comparison, Lengths, open_rig
+from ._parameters import Parameters
 from ._report import WITHIN, comparison_table, parameter_table, scenario_table, verdict
 from ._scenarios import run, scenarios
 
 _OUTPUT = HERE.root / "docs" / "performance"
+_BUSY_LOAD = 0.5  # load average from which the machine does something else, too
 _CHECK = "fleet-check.md"
 _FLEET = "fleet.md"
 
@@ -57,7 +59,7 @@ def measure(options: argparse.Namespace) -> int:
     text = (
         "# The simulation against real servers\n\n"
         "Written by `python -m yolov5_fleet measure`; every figure was measured or simulated in"
-        " this run.\n\n"
+        f" this run.{_warning(parameters)}\n\n"
         f"## One server\n\n{parameter_table(parameters)}\n"
         "## Simulated / measured\n\n"
         f"{comparison_table(comparisons)}\n"
@@ -83,13 +85,24 @@ def simulate(options: argparse.Namespace) -> None:
     text = (
         "# A simulated fleet\n\n"
         "Written by `python -m yolov5_fleet simulate`. **All figures are simulated**, with the"
-        " parameters that were measured on one server"
-        f" ({', '.join(parameters.about.values())}; {parameters.capacity:.1f} images/s).\n\n"
+        f" parameters that were measured on one server of {parameters.capacity:.1f} images/s"
+        f" ({', '.join(f'{name}: {value}' for name, value in parameters.about.items())})."
+        f"{_warning(parameters)}\n\n"
         f"{scenario_table(results)}\n"
         "Latencies, refusals and server hours count from the event on.\n"
     )
     (options.output / _FLEET).write_text(text, "utf-8")
     print(f"{text}\nwritten: {options.output / _FLEET}")
+
+
+def _warning(parameters: Parameters) -> str:
+    load = float(parameters.about.get("load average before", 0))
+    if load < _BUSY_LOAD:
+        return ""
+    return (
+        f" **The machine was busy** (load average {load:.1f}): its times and rates are not those"
+        " of the hardware, and predictions may miss."
+    )
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
