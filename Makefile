@@ -55,7 +55,7 @@ GPU_INSTALLED := $(if $(WITH_GPU),$(GPU_PACKAGES)/.installed)
 NETWORK := $(firstword $(wildcard model_repository/yolov5/[0-9]*/model.*) model_repository/yolov5/1/model.onnx)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve api gateway test lint format detect page model models publish engine eval compare bench gpu-check lock clean
+.PHONY: help setup serve api gateway test lint format detect page model models publish engine eval compare bench gpu-check fleet lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -102,6 +102,9 @@ bench: $(BENCH) $(NETWORK) ## Against FastAPI, LitServe, mosec and a client that
 
 gpu-check: $(INSTALLED) $(GPU_INSTALLED) ## Tests and benchmark on an NVIDIA GPU, into docs/performance (eight minutes; ARGS=--quick, --rehearse)
 	@$(if $(GPU_INSTALLED),PYTHONPATH=$(GPU_PACKAGES)) $(PY) -m yolov5_bench.gpu_check $(ARGS)
+
+fleet: $(INSTALLED) $(TOOLS) $(NETWORK) ## Simulate many servers with an autoscaler, and check it on real ones (ARGS=measure or simulate)
+	@$(PY) -m yolov5_fleet $(ARGS)
 
 lint: $(INSTALLED) ## Check style, formatting and types
 	$(VENV)/bin/ruff check
