@@ -66,7 +66,6 @@ def _run_parts(settings: BatchSettings, parts: list[int]) -> Iterator[Counts]:
         fn_constructor_args=(settings,),
         compute=ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=_PARTS_BY_WORKER),
         num_cpus=cores,
-        scheduling_strategy="SPREAD",
     )
     for row in answers.iter_rows():
         yield Counts.from_json(row[COUNTS])
@@ -97,6 +96,7 @@ def _cluster(settings: BatchSettings) -> Iterator[None]:
         log_to_driver=False,
     )
     context = DataContext.get_current()
+    context.scheduling_strategy = "SPREAD"  # not all workers on the first node
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
     try:
