@@ -163,7 +163,7 @@ def test_wrong_parameter_ends_the_job_before_it_begins(
 ) -> None:
     arguments = ["batch", str(PHOTO), str(tmp_path / "out"), "--server", server.grpc]
     assert main([*arguments, "--conf-thres", "1.5"]) == 2
-    assert capsys.readouterr().err == "error: conf_thres is 1.5; allowed: 0 to 1\n"
+    assert capsys.readouterr().err == "error: conf_thres is 1.5; allowed: a number from 0 to 1\n"
     assert not (tmp_path / "out").exists()
 
 
