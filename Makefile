@@ -20,6 +20,8 @@ NAME :=
 A := yolov5
 B :=
 DATA := data.yaml
+MODEL_SOURCE :=
+DEST :=
 ARGS :=
 
 # A variable's value as one word for the shell, whatever is in it.
@@ -45,13 +47,13 @@ GPU_INSTALLED := $(if $(WITH_GPU),$(GPU_PACKAGES)/.installed)
 NETWORK := $(firstword $(wildcard model_repository/yolov5/[0-9]*/model.*) model_repository/yolov5/1/model.onnx)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve api gateway test lint format detect page model models engine eval compare bench gpu-check lock clean
+.PHONY: help setup serve api gateway test lint format detect page model models publish engine eval compare bench gpu-check lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-serve: $(INSTALLED) $(GPU_INSTALLED) $(NETWORK) ## Start Triton in the foreground (HOST, HTTP_PORT, GRPC_PORT, METRICS_PORT, HEALTH_PORT, PRECISION, GPU)
-	@$(PY) -m yolov5_server --host $(call quote,HOST) --http-port $(call quote,HTTP_PORT) --grpc-port $(call quote,GRPC_PORT) --metrics-port $(call quote,METRICS_PORT) $(if $(HEALTH_PORT),--health-port $(call quote,HEALTH_PORT)) --precision $(call quote,PRECISION) --gpu $(call quote,GPU) $(ARGS)
+serve: $(INSTALLED) $(GPU_INSTALLED) $(if $(MODEL_SOURCE),,$(NETWORK)) ## Start Triton in the foreground (HOST, HTTP_PORT, GRPC_PORT, METRICS_PORT, HEALTH_PORT, PRECISION, GPU, MODEL_SOURCE)
+	@$(PY) -m yolov5_server --host $(call quote,HOST) --http-port $(call quote,HTTP_PORT) --grpc-port $(call quote,GRPC_PORT) --metrics-port $(call quote,METRICS_PORT) $(if $(HEALTH_PORT),--health-port $(call quote,HEALTH_PORT)) --precision $(call quote,PRECISION) --gpu $(call quote,GPU) $(if $(MODEL_SOURCE),--model-source=$(call quote,MODEL_SOURCE)) $(ARGS)
 
 gateway: $(INSTALLED) $(GPU_INSTALLED) $(NETWORK) ## Triton and REST behind nginx with TLS and API keys, on one port (HOST, GATEWAY_PORT, ...)
 	@$(PY) deploy/gateway/run.py --host $(call quote,HOST) --port $(call quote,GATEWAY_PORT) --http-port $(call quote,HTTP_PORT) --grpc-port $(call quote,GRPC_PORT) --metrics-port $(call quote,METRICS_PORT) $(if $(HEALTH_PORT),--health-port $(call quote,HEALTH_PORT)) --precision $(call quote,PRECISION) --gpu $(call quote,GPU) $(ARGS)
@@ -74,6 +76,9 @@ model: $(INSTALLED) ## Serve your own network: WEIGHTS=best.pt, .onnx or yolov5s
 
 models: $(INSTALLED) ## List the installed networks, their versions, and what a server serves of them (ARGS=--json)
 	@$(PY) -m yolov5_build.models --host=$(call quote,HOST) --metrics-port=$(call quote,METRICS_PORT) $(if $(HEALTH_PORT),--health-port=$(call quote,HEALTH_PORT)) $(ARGS)
+
+publish: $(INSTALLED) $(NETWORK) ## Put the network where servers fetch it: DEST=s3://bucket/prefix or a folder (NAME; ARGS=--remove)
+	@$(PY) -m yolov5_build.publish $(call quote,DEST) $(if $(NAME),--name=$(call quote,NAME)) $(ARGS)
 
 engine: $(INSTALLED) $(NETWORK) ## Build a TensorRT plan of the network (needs an NVIDIA GPU; NAME; ARGS=--undo goes back)
 	@$(PY) -m yolov5_build.engine $(if $(NAME),--name=$(call quote,NAME)) $(ARGS)

@@ -72,10 +72,33 @@ def _settings(arguments: list[str] | None) -> Settings:
         action="store_true",
         help="without an NVIDIA GPU, run the network with this project's backends in that Triton",
     )
+    _add_source_options(parser, default)
     parser.add_argument("--verbose", action="store_true", help="show all that Triton logs")
     options = vars(parser.parse_args(arguments))
     options["repository"] = options["repository"].resolve()
     return Settings(**options)
+
+
+def _add_source_options(parser: argparse.ArgumentParser, default: Settings) -> None:
+    parser.add_argument(
+        "--model-source",
+        default=default.model_source,
+        metavar="URL",
+        help="fetch the networks from s3://bucket/prefix, https://host/path or a folder",
+    )
+    parser.add_argument(
+        "--model-source-poll",
+        type=float,
+        default=default.model_source_poll,
+        metavar="SECONDS",
+        help="between two looks at it; 0: only at the start and at SIGUSR1 (%(default)g)",
+    )
+    parser.add_argument(
+        "--model-cache",
+        type=Path,
+        metavar="FOLDER",
+        help="keep what was fetched there (default: a folder in the user's cache)",
+    )
 
 
 def _announce(server: Server) -> None:

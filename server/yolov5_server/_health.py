@@ -52,6 +52,15 @@ class Health:
             self._restart_at = self._clock() + pause
             self._unhealthy_since = self._unhealthy_since or self._clock()
 
+    def wait_for(self, reason: str) -> None:
+        """Report the service as down, but live: the launcher waits for what a restart cannot mend.
+
+        Args:
+            reason: a sentence.
+        """
+        with self._lock:
+            self._down_reason, self._unhealthy_since = reason, None
+
     def up(self, networks: Collection[str] = (NETWORK,)) -> None:
         """Report the health of these networks' endpoints from now on."""
         probes = {name: self._new_probe(name) for name in networks}

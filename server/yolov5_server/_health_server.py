@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from http.client import LineTooLong
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BufferedIOBase
@@ -38,6 +38,7 @@ class HealthServer(ThreadingHTTPServer):
 
     Args:
         list_models: the answer to /models, with memory or without.
+        source_metrics: lines of /metrics on the model source.
 
     Raises:
         OSError: the port cannot be used.
@@ -52,10 +53,12 @@ class HealthServer(ThreadingHTTPServer):
         settings: Settings,
         health: Health,
         list_models: Callable[[bool], dict[str, Any]] = lambda memory: {},
+        source_metrics: Callable[[], list[str]] = list,
     ) -> None:
         self.address_family = settings.family
         self.health = health
         self.list_models = list_models
+        self.source_metrics = source_metrics
         self._connections = threading.Condition()
         self._open = 0
         self._reading: dict[socket.socket, float] = {}  # since when, oldest first
@@ -166,7 +169,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.path in ("/models", "/models?memory=0"):
             self._send(200, self.server.list_models(self.path == "/models"))
         elif self.path == "/metrics":
-            self._send(200, _metrics(health))
+            self._send(200, _metrics(health, self.server.source_metrics()))
         else:
             allowed = "/ready, /ready/NAME, /live, /models, /metrics"
             self._send(404, {"error": f"no such path; allowed: {allowed}"})
@@ -193,7 +196,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Do not log probes."""
 
 
-def _metrics(health: Health) -> str:
+def _metrics(health: Health, source: Collection[str] = ()) -> str:
     lines = [
         "# HELP yolov5_ready Whether an image would be answered.",
         "# TYPE yolov5_ready gauge",
@@ -213,6 +216,7 @@ def _metrics(health: Health) -> str:
             f'yolov5_canaries_total{{outcome="{outcome}"}} {health.canaries[outcome]}'
             for outcome in ("sent", "failed")
         ),
+        *source,
     ]
     return "".join(f"{line}\n" for line in lines)
 

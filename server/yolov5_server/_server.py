@@ -45,6 +45,7 @@ from ._settings import FLAGS, Settings
 from ._stage import CLOSED, CONFIG_NAME, MODELS, Stage, Staged
 from ._watchdog import Fault, Watchdog
 from .embedded import assemble_backends, server_environment, triton_folder
+from .source import ModelSource
 
 STOP_SECONDS = 7.0  # until the process group is killed; Ctrl-C promises 10 s in all
 _DRAIN_SECONDS = 5  # grace that Triton gives requests in flight
@@ -58,10 +59,20 @@ _REQUIRED = (FIRST, LAST, NETWORK, ENSEMBLE)  # without these the server does no
 
 
 class Server:
-    """One Triton with its model processes: call `start`, then the waits, and always `close`."""
+    """One Triton with its model processes: call `start`, then the waits, and always `close`.
 
-    def __init__(self, settings: Settings, health: Health) -> None:
+    Args:
+        source: where the networks come from, if they do not lie in the repository.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        health: Health,
+        source: ModelSource | None = None,
+    ) -> None:
         self.settings = settings
+        self._source = source
         self._health = health
         self._process: subprocess.Popen[bytes] | None = None
         self._log: LogPump | None = None
@@ -131,10 +142,16 @@ class Server:
             loading=self._loading,
             on_models_changed=self._expect,
             on_endpoints_changed=self._health.serve,
-            on_replaced=self._health.replaced,
+            on_replaced=self._replaced,
+            on_refused=lambda network: self._source is not None and self._source.put_back(network),
             on_stuck=self._on_stuck,
             log=log,
         )
+
+    def _replaced(self, network: str) -> None:
+        self._health.replaced(network)
+        if self._source is not None:
+            self._source.note_loaded([network])
 
     def _spawn(self, command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
         parent = os.getpid()
@@ -244,6 +261,8 @@ class Server:
             self._reloader.started(self._staged)
         except ControlError as error:
             raise StartError(f"Triton does not say what it serves: {error}.") from None
+        if self._source is not None:
+            self._source.note_loaded(self.networks)
         self._watchdog.expect(self._reloader.models)
         for work in (
             self._reloader.watch,

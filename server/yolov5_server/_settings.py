@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ._errors import StartError
+from ._source_url import url_fault
 from .hardware import has_gpu
 
 _ROOT = Path(__file__).parents[2]
@@ -34,6 +35,10 @@ class Settings:
             /opt/tritonserver; None for the embedded one.
         own_backends: run the network with this project's backends in that Triton as well, if the
             machine has no NVIDIA GPU, or `gpu` is `0`.
+        model_source: where the networks are fetched from: s3://bucket/prefix, https://host/path or
+            a folder; empty for those of `repository`.
+        model_source_poll: seconds between two looks at the source; 0 for none after the start.
+        model_cache: folder that keeps what was fetched; None for one in the user's cache.
         verbose: show all that Triton logs.
 
     Raises:
@@ -50,6 +55,9 @@ class Settings:
     repository: Path = REPOSITORY
     triton: Path | None = None
     own_backends: bool = False
+    model_source: str = ""
+    model_source_poll: float = 30.0
+    model_cache: Path | None = None
     verbose: bool = False
 
     def __post_init__(self) -> None:
@@ -72,6 +80,13 @@ class Settings:
             raise StartError(f"PRECISION is {self.precision!r}; allowed: {', '.join(PRECISIONS)}.")
         if self.gpu not in GPU_CHOICES:
             raise StartError(f"GPU is {self.gpu!r}; allowed: {', '.join(GPU_CHOICES)}.")
+        if self.model_source and (fault := url_fault(self.model_source)):
+            raise StartError(f"MODEL_SOURCE {fault}.")
+        if not (self.model_source_poll == 0 or 1 <= self.model_source_poll <= 86400):
+            raise StartError(
+                f"MODEL_SOURCE_POLL is {self.model_source_poll:g}; allowed: 0, or 1 to 86400"
+                " seconds."
+            )
 
     @property
     def ports(self) -> dict[str, int]:

@@ -165,7 +165,7 @@ def test_every_part_allows_the_same_names_of_networks(name: str) -> None:
     except ValueError:
         by_client = False
     by_gateway = endpoints._is_network(name)
-    assert is_name(name) == by_client == _repository._is_name(name) == by_gateway
+    assert is_name(name) == by_client == _repository.is_name(name) == by_gateway
 
 
 def test_every_default_is_in_the_configuration() -> None:
