@@ -301,6 +301,43 @@ def test_archive_and_table_are_read_photo_by_photo(
     assert [(row.key, row.reason) for row in rows] == [("a", None), ("b", None), ("c", "refused")]
 
 
+def test_damaged_archive_costs_what_is_behind_the_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = tmp_path / "photos.tar"
+    with tarfile.open(archive, "w") as tar:
+        for name in ("1.jpg", "2.jpg"):
+            member = tarfile.TarInfo(name)
+            member.size = 1000
+            tar.addfile(member, io.BytesIO(bytes(1000)))
+    archive.write_bytes(archive.read_bytes()[:2100])
+    rows = rows_of(tmp_path, Container(str(archive)), monkeypatch)
+    assert [(row.key, row.reason) for row in rows] == [
+        (f"{archive}/1.jpg", None),
+        (str(archive), "unreadable"),
+    ]
+
+
+def test_storage_that_is_away_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Folder("memory://results", 30.0)
+    system, _ = folder._opened
+    failures = iter([ConnectionError("refused"), TimeoutError("nobody")])
+    write = type(system).pipe_file
+
+    def flaky(self: Any, path: str, content: bytes) -> None:
+        if (failure := next(failures, None)) is not None:
+            raise failure
+        write(self, path, content)
+
+    monkeypatch.setattr(type(system), "pipe_file", flaky)
+    folder.write("a", b"1")
+    assert folder.read("a") == b"1"
+    with pytest.raises(FileNotFoundError):
+        folder.read("b")
+
+
 # -- settings -------------------------------------------------------------------------------------
 
 

@@ -10,14 +10,32 @@ from pathlib import PurePosixPath
 from typing import Any, cast
 
 import fsspec
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .._sources import IMAGE_SUFFIXES
 from .sources import BYTES, KEY, Container, Photo
+from .storage import FINAL
 
 Load = Callable[[], Awaitable[bytes]]
 
 _ROWS = 16  # of a table that are in memory at a time
+
+
+class UnreadableError(Exception):
+    """A file that holds photos is damaged, or not there.
+
+    Attributes:
+        url: the file.
+    """
+
+    def __init__(self, url: str, reason: object) -> None:
+        super().__init__(f"{url} cannot be read: {reason}")
+        self.url = url
+
+
+class ContainerError(Exception):
+    """A file that holds photos could not be read this time."""
 
 
 class Fetcher:
@@ -30,7 +48,7 @@ class Fetcher:
         """Yield for each photo its key, its address, and a function that reads it.
 
         Raises:
-            OSError: the file that holds the photos cannot be read.
+            UnreadableError, ContainerError: the file that holds the photos cannot be read.
         """
         if not isinstance(part, Container):
             for photo in part:
@@ -38,7 +56,7 @@ class Fetcher:
             return
         inside = _rows(part) if part.row_group is not None else _members(part.url)
         loop = asyncio.get_running_loop()
-        while found := await loop.run_in_executor(self._threads, next, inside, None):
+        while found := await loop.run_in_executor(self._threads, _next, inside, part.url):
             key, data = found
             yield key, part.url, _given(data)
 
@@ -48,6 +66,15 @@ class Fetcher:
             return await loop.run_in_executor(self._threads, _read, url)
 
         return load
+
+
+def _next(inside: Iterator[tuple[str, bytes]], url: str) -> tuple[str, bytes] | None:
+    try:
+        return next(inside, None)
+    except (*FINAL, tarfile.TarError, EOFError, pa.ArrowInvalid) as error:
+        raise UnreadableError(url, error) from error
+    except Exception as error:  # file systems pass on what their libraries raise
+        raise ContainerError(f"{url} cannot be read: {error}") from error
 
 
 def _given(data: bytes) -> Load:

@@ -35,7 +35,7 @@ def run(settings: BatchSettings, planned: Callable[[Plan, int], None], report: R
         PlanError, SourceError: the job cannot be planned as asked.
         ray.exceptions.RayError: a part failed for good, or there is no cluster.
     """
-    folder = Folder(settings.destination)
+    folder = Folder(settings.destination, settings.retry_for)
     plan, _ = read_or_make(folder, settings)
     done = folder.names(RESULTS)
     left = [number for number in range(plan.parts) if part_name(number) not in done]

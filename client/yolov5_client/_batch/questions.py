@@ -13,10 +13,11 @@ from .._async_client import AsyncClient
 from .._connection import Backoff
 from .._detections import Detections
 from .._errors import InvalidRequestError, ServerError, TimedOutError
-from .fetch import Fetcher, Load
+from .fetch import ContainerError, Fetcher, Load, UnreadableError
 from .rows import Row
 from .settings import BatchSettings
 from .sources import Container, Photo
+from .storage import FINAL
 
 T = TypeVar("T")
 
@@ -61,6 +62,16 @@ class Questions:
         Raises:
             SourceAwayError, UnavailableError: it is to be done again later.
         """
+        backoff = iter(Backoff(self._settings.retry_for))
+        while True:
+            try:
+                return await self._rows(part)
+            except ContainerError as error:
+                if (pause := next(backoff, None)) is None:
+                    raise SourceAwayError(str(error)) from error
+            await asyncio.sleep(pause)
+
+    async def _rows(self, part: list[Photo] | Container) -> list[Row]:
         free = asyncio.Semaphore(self._at_a_time)
         tasks: list[asyncio.Task[Row]] = []
 
@@ -70,13 +81,17 @@ class Questions:
             finally:
                 free.release()
 
+        damaged: list[Row] = []
         try:
-            async for key, url, load in self._fetcher.photos(part):
-                await free.acquire()
-                tasks.append(asyncio.ensure_future(row(key, url, load)))
-                if tasks[0].done() and tasks[0].exception():
-                    break
-            return [*await asyncio.gather(*tasks)]
+            try:
+                async for key, url, load in self._fetcher.photos(part):
+                    await free.acquire()
+                    tasks.append(asyncio.ensure_future(row(key, url, load)))
+                    if tasks[0].done() and tasks[0].exception():
+                        break
+            except UnreadableError as error:  # what came before it is good
+                damaged = [Row(key=error.url, reason="unreadable", error=str(error))]
+            return [*await asyncio.gather(*tasks), *damaged]
         finally:
             for task in tasks:
                 task.cancel()
@@ -116,7 +131,7 @@ class Questions:
         for attempt in itertools.count(1):
             try:
                 data = await load()
-            except (FileNotFoundError, PermissionError, IsADirectoryError):
+            except FINAL:
                 raise
             except Exception as error:  # file systems pass on what their libraries raise
                 if attempt >= _FAULTS and self._sources.has_read_since(url, began):

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import posixpath
+import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
+
+from .._connection import Backoff
+
+T = TypeVar("T")
+
+# What asking again does not change.
+FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
 @dataclass(frozen=True)
@@ -19,9 +28,11 @@ class Folder:
 
     Attributes:
         url: such as `results` or `s3://bucket/results`.
+        retry_for: seconds for which storage that does not answer is asked again.
     """
 
     url: str
+    retry_for: float = 0.0
 
     @cached_property
     def _opened(self) -> tuple[Any, str]:
@@ -35,9 +46,14 @@ class Folder:
     def names(self, folder: str) -> set[str]:
         """Return the names of the files in a folder of this one; none if it does not exist."""
         system, path = self._opened
-        try:
+
+        def names() -> list[str]:
             system.invalidate_cache()
-            found = system.ls(posixpath.join(path, folder), detail=False)
+            found: list[str] = system.ls(posixpath.join(path, folder), detail=False)
+            return found
+
+        try:
+            found = self._repeated(names)
         except FileNotFoundError:
             return set()
         return {posixpath.basename(one) for one in found}
@@ -49,9 +65,13 @@ class Folder:
             OSError: it does not exist, or cannot be read.
         """
         system, path = self._opened
-        system.invalidate_cache()
-        content: bytes = system.cat_file(posixpath.join(path, name))
-        return content
+
+        def content() -> bytes:
+            system.invalidate_cache()
+            found: bytes = system.cat_file(posixpath.join(path, name))
+            return found
+
+        return self._repeated(content)
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file, which nobody ever sees in part.
@@ -62,7 +82,8 @@ class Folder:
         system, root = self._opened
         path = posixpath.join(root, name)
         if not isinstance(system, LocalFileSystem):
-            system.pipe_file(path, content)  # object storage shows an object when it is complete
+            # Object storage shows an object when it is complete.
+            self._repeated(lambda: system.pipe_file(path, content))
             return
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -72,3 +93,15 @@ class Folder:
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _repeated(self, call: Callable[[], T]) -> T:
+        backoff = iter(Backoff(self.retry_for))
+        while True:
+            try:
+                return call()
+            except FINAL:
+                raise
+            except Exception as error:  # file systems pass on what their libraries raise
+                if (pause := next(backoff, None)) is None:
+                    raise OSError(f"{self.url} cannot be reached: {error}") from error
+            time.sleep(pause)

@@ -31,7 +31,7 @@ class PartWorker:
 
     def __init__(self, settings: BatchSettings) -> None:
         self._settings = settings
-        self._folder = Folder(settings.destination)
+        self._folder = Folder(settings.destination, settings.retry_for)
         self._loop = asyncio.new_event_loop()
         server = LocalServer(settings.server_flags) if settings.server is None else None
         self._server = server  # it ends with this process
