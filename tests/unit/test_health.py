@@ -71,7 +71,7 @@ def test_launcher_that_pauses_between_starts_is_live(health: Health, clock: Cloc
 
 
 def test_client_sends_the_same_canary_as_the_launcher() -> None:
-    assert status._PIXEL == PIXEL
+    assert status.PIXEL == PIXEL
 
 
 # -- the launcher's own reports ----------------------------------------------------------------
