@@ -93,7 +93,7 @@ seccompProfile:
 
 {{/* How many servers' worth of work there is. */}}
 {{- define "yolov5.saturationQuery" -}}
-sum(max by (instance) (avg_over_time(yolov5_saturation{job={{ include "yolov5.job" . | quote }}}[15s])))
+sum(avg_over_time(yolov5_saturation{job={{ include "yolov5.job" . | quote }}}[15s]))
 {{- end -}}
 
 {{/* How fast the number of servers may change. */}}
