@@ -36,7 +36,17 @@ def parameter_table(parameters: Parameters) -> str:
 
 def comparison_table(comparisons: Sequence[Comparison]) -> str:
     """Foretold and measured, case by case."""
-    head = ("servers", "load", "images/s", "p50 ms", "p99 ms", "p99 ratio", "shed", "shed ratio")
+    head = (
+        "servers",
+        "load",
+        "speed",
+        "images/s",
+        "p50 ms",
+        "p99 ms",
+        "p99 ratio",
+        "refused",
+        "refused, ratio",
+    )
     rows = []
     for one in comparisons:
         found, real = one.predicted, one.measured
@@ -44,6 +54,7 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
             (
                 f"{one.case.servers}",
                 one.case.name,
+                f"{one.speed:.2f}",
                 f"{found.rate:.1f} / {real.rate:.1f}",
                 f"{_ms(found.p50, 0)} / {_ms(real.p50, 0)}",
                 f"{_ms(found.p99, 0)} / {_ms(real.p99, 0)}",

@@ -7,7 +7,7 @@ root=$1
 shift
 
 # Only to install packages, or to ask somebody at a terminal.
-not_needed='apt|debconf|debconf-2.0|debian-archive-keyring|debianutils|dpkg|gpgv|init-system-helpers|mawk|openssl|perl-base|readline-common|tar'
+not_needed='apt|debconf|debconf-2.0|debian-archive-keyring|debianutils|dpkg|gpgv|libdebconfclient0|libsemanage2|init-system-helpers|mawk|openssl|perl-base|readline-common|tar'
 packages=$(apt-cache depends --recurse --installed --no-recommends --no-suggests --no-conflicts \
   --no-breaks --no-replaces --no-enhances "$@" | grep -E '^[a-z0-9]' | sed 's/:.*//' | sort -u |
   grep -vxE "$not_needed")
@@ -24,8 +24,10 @@ for package in $packages; do
     grep -vE '^/usr/lib/python3[.0-9]*/(ensurepip|idlelib|lib2to3|pydoc_data|test|tkinter|turtledemo|unittest/test)/' |
     while read -r file; do
       mkdir -p "$root$(dirname "$file")"
-      # The folders that are links are made above, and a package may remove files of its own.
-      [ -L "$root$file" ] || [ ! -e "$file" ] && [ ! -L "$file" ] || cp -a "$file" "$root$file"
+      # The links to folders are made above, and a package may have removed files of its own.
+      if [ ! -L "$root$file" ] && { [ -e "$file" ] || [ -L "$file" ]; }; then
+        cp -a "$file" "$root$file"
+      fi
     done
   # Where scanners for vulnerabilities look for the packages of an image without dpkg.
   dpkg-query --status "$package" > "$root/var/lib/dpkg/status.d/$package"
