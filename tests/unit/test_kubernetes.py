@@ -324,7 +324,9 @@ def test_both_autoscalers_ask_for_the_same() -> None:
     per_server = rule["metricsQuery"].replace("<<.GroupBy>>", "instance")
     per_server = per_server.replace("<<.Series>>", "yolov5_saturation")
     per_server = per_server.replace("<<.LabelMatchers>>", f'job="{NAMESPACE}/{RELEASE}"')
-    assert trigger["metadata"]["query"] == f"sum({per_server})"
+    # The sum over the servers of the sum of each server is the sum of all.
+    assert per_server.startswith("sum by (instance) (avg_over_time(")
+    assert trigger["metadata"]["query"] == per_server.replace("sum by (instance) ", "sum")
 
 
 @needs_helm
