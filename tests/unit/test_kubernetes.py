@@ -410,12 +410,12 @@ def test_package_holds_the_rules_and_no_link(tmp_path: Path) -> None:
 
 
 # Saturation of the servers, and how many Kubernetes then runs. The last server has two networks,
-# which share one queue.
+# each of which has its part of the saturation.
 DEMANDS = [
-    ([[0.1], [0.1, 0.1]], 1),
-    ([[0.7], [0.7, 0.7]], 2),
-    ([[1.4], [0.7, 0.7]], 3),
-    ([[1.6], [1.6], [1.6, 1.5]], 7),
+    ([[0.1], [0.05, 0.05]], 1),
+    ([[0.7], [0.35, 0.35]], 2),
+    ([[1.4], [0.3, 0.4]], 3),
+    ([[1.6], [1.6], [0.7, 0.9]], 7),
 ]
 
 
