@@ -179,6 +179,17 @@ def test_no_server_ends_the_job(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "127.0.0.1:9" in capsys.readouterr().err
 
 
+def test_source_that_stays_away_ends_the_job_by_a_sentence(
+    server: RunningServer, tmp_path: Path
+) -> None:
+    (tmp_path / "list.txt").write_text("http://127.0.0.1:9/photo.jpg\n")
+    ended = run(server, tmp_path / "list.txt", tmp_path / "out", "--retry-for", "1")
+    assert ended.returncode == 1
+    assert "error: http://127.0.0.1:9 could not be read for 1 s: " in ended.stderr
+    assert "The same command continues the job." in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 @pytest.mark.slow
 def test_job_starts_and_ends_its_own_server(tmp_path: Path) -> None:
     ended = subprocess.run(

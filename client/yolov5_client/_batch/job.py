@@ -88,7 +88,6 @@ def _workers(settings: BatchSettings, parts: int) -> tuple[int, float]:
 
 @contextmanager
 def _cluster(settings: BatchSettings) -> Iterator[None]:
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.init(
         address=settings.cluster or "local",
         include_dashboard=False if settings.cluster is None else None,
@@ -96,9 +95,10 @@ def _cluster(settings: BatchSettings) -> Iterator[None]:
         log_to_driver=False,
     )
     context = DataContext.get_current()
-    context.scheduling_strategy = "SPREAD"  # not all workers on the first node
+    context.raise_original_map_exception = True
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # the command prints the sentence
     try:
         yield
     finally:

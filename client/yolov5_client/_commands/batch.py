@@ -86,7 +86,8 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         UsageError: a flag or a source cannot be used, or a package is missing.
     """
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the next default
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         from ray.exceptions import RayError
 
@@ -182,5 +183,8 @@ def _print_summary(total: Counts) -> None:
 
 
 def _sentence(error: Exception) -> str:
-    """Return the last line of what Ray makes of an error of a worker."""
+    """Return what a worker said, without what Ray puts around it."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, Exception):
+        return str(cause).strip().splitlines()[0]
     return str(error).strip().splitlines()[-1]
