@@ -233,7 +233,7 @@ def container() -> str:
     """The base image of `build/Dockerfile`."""
     text = DOCKERFILE.read_text("utf-8")
     default = re.search(r"^ARG TRITON=(\S+)", text, re.MULTILINE)
-    image = re.search(r"^FROM (\S+)", text, re.MULTILINE)
+    image = re.search(r"^ARG BASE=(\S+)", text, re.MULTILINE)
     assert default is not None and image is not None
     return image[1].replace("${TRITON}", default[1])
 

@@ -65,4 +65,6 @@ def test_models_that_cannot_be_started_end_the_start_at_once(
     with running_server(*flags, wait=False) as server:
         server.process.wait(20)
         assert server.process.returncode == 1
-        assert server.log.read_text().startswith("error: Triton cannot start its models: ")
+        settings, error = server.log.read_text().split("\n", 1)
+        assert settings.startswith("Settings: ")
+        assert error.startswith("error: Triton cannot start its models: ")

@@ -364,7 +364,11 @@ def test_wrong_variable_ends_the_launcher_by_name(
 def make(target: str, *arguments: str, **environment: str) -> str:
     """The program that make would start."""
     command = ["make", "-n", "--old-file=.venv/.installed", target, *arguments]
-    variables = {**os.environ, **environment}
+    # Without what `make test` tells the makes that it starts.
+    variables = {
+        key: os.environ[key] for key in os.environ if key not in ("MAKEFLAGS", "MAKELEVEL")
+    }
+    variables |= environment
     done = subprocess.run(
         command, cwd=ROOT, env=variables, capture_output=True, text=True, check=True
     )

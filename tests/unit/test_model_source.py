@@ -110,7 +110,7 @@ def test_user_and_password_are_left_out() -> None:
 
 @pytest.mark.parametrize("seconds", [-1.0, 0.5, 86401.0, float("nan")])
 def test_poll_out_of_range_is_refused(seconds: float) -> None:
-    with pytest.raises(StartError, match="MODEL_SOURCE_POLL is .*; allowed: 0, or 1 to 86400"):
+    with pytest.raises(StartError, match="--model-source-poll is .*; allowed: 0, or 1 to 86400"):
         Settings(model_source_poll=seconds)
 
 

@@ -187,7 +187,7 @@ def test_environment_does_not_set_variables_of_make() -> None:
         "test",
     ):
         assert "conda" not in make(target, **others), target
-    assert "--host '0.0.0.0'" in make("serve", "HOST=0.0.0.0", **others)
+    assert "--host='0.0.0.0'" in make("serve", "HOST=0.0.0.0", **others)
 
 
 def test_spaces_and_quotes_in_a_variable_stay_one_word(tmp_path: Path) -> None:
