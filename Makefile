@@ -24,11 +24,18 @@ ARGS :=
 
 # A variable's value as one word for the shell, whatever is in it.
 quote = '$(subst ','\'',$(value $(1)))'
+# Whether one of these variables was set on the command line of make. The programs themselves read
+# variables that begin with YOLOV5_ from the environment, and a flag would win over them.
+given = $(filter command override,$(foreach name,$(1),$(origin $(name))))
+# The flag for a variable, if it was set there.
+flag = $(if $(call given,$(2)),$(1)=$(call quote,$(2)))
 # The flag of the client's commands for the network.
 model = $(if $(NAME),--model=$(call quote,NAME))
 # Without a HEALTH_PORT the launcher takes the port after that of the metrics.
 health_port = $(if $(HEALTH_PORT),$(call quote,HEALTH_PORT),$$(expr $(call quote,METRICS_PORT) + 1))
-api = $(VENV)/bin/yolov5-client api --server 127.0.0.1:$(call quote,GRPC_PORT) --health http://127.0.0.1:$(health_port) --host $(call quote,HOST) --port $(call quote,API_PORT) $(model)
+api_server = $(if $(or $(call given,GRPC_PORT),$(if $(YOLOV5_API_SERVER),,default)),--server=127.0.0.1:$(call quote,GRPC_PORT))
+api_health = $(if $(or $(call given,METRICS_PORT HEALTH_PORT),$(if $(YOLOV5_API_HEALTH),,default)),--health=http://127.0.0.1:$(health_port))
+api = $(VENV)/bin/yolov5-client api $(api_server) $(api_health) $(call flag,--host,HOST) $(call flag,--port,API_PORT) $(model)
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -51,10 +58,10 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: $(INSTALLED) $(GPU_INSTALLED) $(NETWORK) ## Start Triton in the foreground (HOST, HTTP_PORT, GRPC_PORT, METRICS_PORT, HEALTH_PORT, PRECISION, GPU)
-	@$(PY) -m yolov5_server --host $(call quote,HOST) --http-port $(call quote,HTTP_PORT) --grpc-port $(call quote,GRPC_PORT) --metrics-port $(call quote,METRICS_PORT) $(if $(HEALTH_PORT),--health-port $(call quote,HEALTH_PORT)) --precision $(call quote,PRECISION) --gpu $(call quote,GPU) $(ARGS)
+	@$(PY) -m yolov5_server $(call flag,--host,HOST) $(call flag,--http-port,HTTP_PORT) $(call flag,--grpc-port,GRPC_PORT) $(call flag,--metrics-port,METRICS_PORT) $(if $(HEALTH_PORT),$(call flag,--health-port,HEALTH_PORT)) $(call flag,--precision,PRECISION) $(call flag,--gpu,GPU) $(ARGS)
 
 gateway: $(INSTALLED) $(GPU_INSTALLED) $(NETWORK) ## Triton and REST behind nginx with TLS and API keys, on one port (HOST, GATEWAY_PORT, ...)
-	@$(PY) deploy/gateway/run.py --host $(call quote,HOST) --port $(call quote,GATEWAY_PORT) --http-port $(call quote,HTTP_PORT) --grpc-port $(call quote,GRPC_PORT) --metrics-port $(call quote,METRICS_PORT) $(if $(HEALTH_PORT),--health-port $(call quote,HEALTH_PORT)) --precision $(call quote,PRECISION) --gpu $(call quote,GPU) $(ARGS)
+	@$(PY) deploy/gateway/run.py --host $(call quote,HOST) --port $(call quote,GATEWAY_PORT) --http-port $(call quote,HTTP_PORT) --grpc-port $(call quote,GRPC_PORT) --metrics-port $(call quote,METRICS_PORT) $(if $(HEALTH_PORT),--health-port $(call quote,HEALTH_PORT)) $(call flag,--precision,PRECISION) $(call flag,--gpu,GPU) $(ARGS)
 
 # In processes side by side. Each starts servers of its own, hence not one for every core.
 test: lint $(NETWORK) $(TOOLS) ## Lint, types, unit tests, and tests against a real server (ARGS for pytest)

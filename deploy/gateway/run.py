@@ -68,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             if not _responds(triton, "health/live"):
                 flags = [f"--{name.replace('_', '-')}={port}" for name, port in ports.items()]
-                flags.append(f"--repository={options.repository}")
+                # As flags, which win over its environment: nobody but the gateway is to reach it.
+                flags += [f"--host={triton.host}", f"--repository={options.repository}"]
                 command = [sys.executable, "-m", "yolov5_server", *flags, *launcher]
                 children["Triton"] = _start(command)
             gateway.wait_until(lambda: _any_ready(triton, endpoints.names), 0.1)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import ipaddress
+import os
 import signal
 import sys
 import threading
-from pathlib import Path
+from collections.abc import Mapping
 
 from . import Server, Settings, StartError
+from ._arguments import make_settings, read_arguments
 from ._console import STDOUT, flush, log
+from ._environment import PREFIX, Given, summary
+from ._errors import SettingError
 from ._parent import exit_with_make
-from ._settings import GPU_CHOICES, PRECISIONS, REPOSITORY
 from ._startup import end_in_time, on_signals, open_standard_streams, raise_descriptor_limit
 from ._supervise import supervise
 from .hardware import wants_gpu
@@ -34,48 +36,28 @@ def main(arguments: list[str] | None = None) -> int:
         numbers.append(signal.SIGHUP)  # the terminal was closed
     on_signals(numbers, exit_soon)
     end_in_time(should_exit)
+    given: dict[str, Given] = {}
     try:
-        settings = _settings(arguments)
+        flags, given = read_arguments(arguments, os.environ)
+        settings = make_settings(given)
+        if line := summary(flags, given):
+            log(line)
         exit_with_make(should_exit)
         supervise(settings, should_exit, force_exit, _announce)
     except StartError as error:
-        log(f"error: {error}")
+        log(f"error: {_sentence(error, given)}")
         return 1
     finally:
         flush()
     return 0
 
 
-def _settings(arguments: list[str] | None) -> Settings:
-    default = Settings()
-    parser = argparse.ArgumentParser(prog="yolov5_server", description=__doc__)
-    parser.add_argument("--host", default=default.host, help="address to bind to (%(default)s)")
-    for name, port in default.ports.items():
-        flag = f"--{name.lower().replace('_', '-')}"
-        parser.add_argument(flag, type=int, default=port, help="(%(default)s)")
-    parser.set_defaults(health_port=0)
-    parser.add_argument("--precision", default=default.precision, help=" or ".join(PRECISIONS))
-    parser.add_argument(
-        "--gpu", default=default.gpu, help=f"{', '.join(GPU_CHOICES)}: use a GPU (%(default)s)"
-    )
-    parser.add_argument(
-        "--repository", type=Path, default=REPOSITORY, help="the model repository (%(default)s)"
-    )
-    parser.add_argument(
-        "--triton",
-        type=Path,
-        metavar="FOLDER",
-        help="use this Triton, not the embedded one; in a container: /opt/tritonserver",
-    )
-    parser.add_argument(
-        "--own-backends",
-        action="store_true",
-        help="without an NVIDIA GPU, run the network with this project's backends in that Triton",
-    )
-    parser.add_argument("--verbose", action="store_true", help="show all that Triton logs")
-    options = vars(parser.parse_args(arguments))
-    options["repository"] = options["repository"].resolve()
-    return Settings(**options)
+def _sentence(error: StartError, given: Mapping[str, Given]) -> str:
+    """The error's message, with the environment variables that were set in place of make's."""
+    if not isinstance(error, SettingError):
+        return str(error)
+    origins = {name: one.origin for name, one in given.items()}
+    return error.with_labels({k: v for k, v in origins.items() if v.startswith(PREFIX)})
 
 
 def _announce(server: Server) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from tritonclient.grpc import model_config_pb2
 
-from ._errors import StartError
+from ._errors import SettingError, StartError
 from ._repository import (
+    ENSEMBLE,
     FIRST,
     LAST,
     MODELS,
@@ -57,6 +58,29 @@ def check_repository(settings: Settings) -> None:
         read_config(settings.repository, model, configs)
     _check_precision_of(settings, NETWORK, configs)
     _check_room_for(settings, NETWORK)
+    if settings.steps:
+        check_steps(settings)
+
+
+def check_steps(settings: Settings) -> None:
+    """Check the settings that are to replace those of `preprocess`, with its own code.
+
+    Raises:
+        StartError: one cannot be used with the network that has no name.
+    """
+    check = step_function(settings.repository, "endpoint_check", "check_settings")
+    endpoint = settings.repository / ENSEMBLE
+    try:
+        check(endpoint, {})
+    except ValueError as error:
+        raise StartError(f"{settings.repository.name}/{FIRST}/config.pbtxt: {error}.") from None
+    for name, value in settings.steps.items():
+        try:
+            check(endpoint, {name: value})
+        except ValueError as error:
+            flag = f"--{name.replace('_', '-')}"
+            raise SettingError(f"{flag}: {error}.", {name: flag}) from None
+    _check_endpoint(settings, endpoint)
 
 
 def check_network(settings: Settings, network: str) -> None:
@@ -70,11 +94,17 @@ def check_network(settings: Settings, network: str) -> None:
     endpoint = settings.repository / endpoint_name(network)
     for one in dict.fromkeys((None, configs)):
         check_endpoint_config(settings.repository, network, one, config.max_batch_size)
+    _check_endpoint(settings, endpoint)
+    _check_room_for(settings, network)
+
+
+def _check_endpoint(settings: Settings, endpoint: Path) -> None:
+    """Check that the shared steps can serve the endpoint in this folder."""
+    check = step_function(settings.repository, "endpoint_check", "check_endpoint")
     try:
-        step_function(settings.repository, "endpoint_check", "check_endpoint")(endpoint)
+        check(endpoint, settings.steps)
     except ValueError as error:
         raise StartError(f"{error}.") from None
-    _check_room_for(settings, network)
 
 
 def _check_precision_of(
@@ -141,9 +171,10 @@ def check_ports(settings: Settings) -> None:
 
 def port_error(settings: Settings, name: str, error: OSError) -> StartError:
     """The error for a port that cannot be bound; `name` is its variable."""
-    return StartError(
+    return SettingError(
         f"Port {settings.ports[name]} on {settings.host} cannot be used ({error.strerror});"
-        f" set {name} to another one."
+        f" set {name} to another one.",
+        {name.lower(): name},
     )
 
 

@@ -91,7 +91,7 @@ class Server:
         self._staged = reloader.stage_all()
         environment = server_environment(self._folder, self.settings.gpu)
         command = self._command(binary, backends)
-        command += body_limit_flags(binary, environment, self.settings.repository)
+        command += body_limit_flags(binary, environment, self.settings)
         self._process = self._spawn(command, environment)
         assert self._process.stdout is not None
         self._log = LogPump(self._process.stdout, verbose=self.settings.verbose)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 
-from ._errors import StartError
+from ._errors import SettingError
 from .hardware import has_gpu
 
 _ROOT = Path(__file__).parents[2]
@@ -35,9 +37,10 @@ class Settings:
         own_backends: run the network with this project's backends in that Triton as well, if the
             machine has no NVIDIA GPU, or `gpu` is `0`.
         verbose: show all that Triton logs.
+        steps: settings in place of those in the configuration of `preprocess`, as text, by name.
 
     Raises:
-        StartError: a value is out of range. The message names the variable to set.
+        StartError: a value is out of range. The message names make's variable.
     """
 
     host: str = "127.0.0.1"
@@ -51,6 +54,7 @@ class Settings:
     triton: Path | None = None
     own_backends: bool = False
     verbose: bool = False
+    steps: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.host == "localhost":
@@ -60,18 +64,21 @@ class Settings:
         try:
             ipaddress.ip_address(self.host)
         except ValueError:
-            raise StartError(
-                f"HOST is {self.host!r}; allowed: a numeric address such as 127.0.0.1 or 0.0.0.0."
-            ) from None
+            allowed = "a numeric address such as 127.0.0.1 or 0.0.0.0"
+            raise _not_allowed("HOST", repr(self.host), allowed) from None
         for name, port in self.ports.items():
             if not 1 <= port <= 65535:
-                raise StartError(f"{name} is {port}; allowed: 1 to 65535.")
-        if len(set(self.ports.values())) < len(self.ports):
-            raise StartError(f"{', '.join(self.ports)} must be different ports.")
+                raise _not_allowed(name, port, "1 to 65535")
+        for (name, port), (other, same) in combinations(self.ports.items(), 2):
+            if port == same:
+                raise SettingError(
+                    f"{name} and {other} are both {port}; they must be different ports.",
+                    {name.lower(): name, other.lower(): other},
+                )
         if self.precision not in PRECISIONS:
-            raise StartError(f"PRECISION is {self.precision!r}; allowed: {', '.join(PRECISIONS)}.")
+            raise _not_allowed("PRECISION", repr(self.precision), ", ".join(PRECISIONS))
         if self.gpu not in GPU_CHOICES:
-            raise StartError(f"GPU is {self.gpu!r}; allowed: {', '.join(GPU_CHOICES)}.")
+            raise _not_allowed("GPU", repr(self.gpu), ", ".join(GPU_CHOICES))
 
     @property
     def ports(self) -> dict[str, int]:
@@ -99,3 +106,7 @@ class Settings:
         if address.is_unspecified:
             return f"localhost:{port}"
         return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
+
+
+def _not_allowed(name: str, value: object, allowed: str) -> SettingError:
+    return SettingError(f"{name} is {value}; allowed: {allowed}.", {name.lower(): name})

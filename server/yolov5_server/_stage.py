@@ -1,9 +1,10 @@
 """The folders that Triton reads as its repositories, made of the model repository.
 
 There are two. In `models` each network and each endpoint has a folder of its own, with the
-configuration chosen for this server; weights and the shared steps are links. A network that
-replaces another one is put beside it, under another name. In `closed` every step has a double, a
-model of its name: server/closed_steps/README.md says why.
+configuration chosen for this server; weights and the shared steps are links. `preprocess` has a
+configuration of its own as well if the launcher was given settings for it. A network that replaces
+another one is put beside it, under another name. In `closed` every step has a double, a model of
+its name: server/closed_steps/README.md says why.
 
 Each endpoint has a slot, the number of its input of `preprocess` (endpoint_registry.py there). A
 network that replaces another one gets another slot, so that requests under way keep the old one.
@@ -86,8 +87,23 @@ class Stage:
         self._slots: dict[str, int] = {}  # by network; of the endpoints that are staged
         self._models.mkdir()
         shutil.copytree(CLOSED_STEPS, self._closed)
-        for step in (FIRST, LAST):
-            (self._models / step).symlink_to(self._repository / step)
+        (self._models / LAST).symlink_to(self._repository / LAST)
+        if settings.steps:
+            self._write_first()
+        else:
+            (self._models / FIRST).symlink_to(self._repository / FIRST)
+
+    def _write_first(self) -> None:
+        """Stage `preprocess` with the settings of this server in place of its own."""
+        source, target = self._repository / FIRST, self._models / FIRST
+        target.mkdir()
+        for path in source.iterdir():
+            if path.name not in _NOT_LINKED:
+                (target / path.name).symlink_to(path)
+        config = read_config(self._repository, FIRST)
+        for name, value in self._settings.steps.items():
+            config.parameters[name].string_value = value
+        _write(target / "config.pbtxt", config)
 
     def add_endpoint(self, network: str) -> Staged:
         """Stage an endpoint and its network before the server starts.

@@ -191,7 +191,7 @@ def failure(*arguments: str) -> str:
         assert server.process.returncode == 1
         text = server.log.read_text()
         assert_gone(server)
-    lines = text.splitlines()
+    lines = [line for line in text.splitlines() if not line.startswith("Settings: ")]
     assert len(lines) == 1, text
     assert lines[0].startswith("error: ")
     return lines[0]

@@ -13,7 +13,7 @@ import pytest
 from support import REPOSITORY, ROOT
 
 from yolov5_server._body_limit import body_limit_flags, largest_body
-from yolov5_server._settings import FLAGS
+from yolov5_server._settings import FLAGS, Settings
 from yolov5_server.embedded import triton_folder
 
 LIMIT = 30_001  # bytes of an image
@@ -32,11 +32,19 @@ def test_largest_body_holds_a_full_batch_of_the_largest_images(repository: Path)
     tensor = {"name": "image", "datatype": "BYTES", "shape": [8, 1], "data": images}
     body = json.dumps({"inputs": [tensor], "parameters": {"conf_thres": 0.4}})
     escaped = body.replace("/", "\\/")
-    assert len(body) < len(escaped) < largest_body(repository) < 1.05 * len(body)
+    assert (
+        len(body) < len(escaped) < largest_body(Settings(repository=repository)) < 1.05 * len(body)
+    )
 
 
 def test_triton_without_the_limit_is_not_given_the_flag(repository: Path) -> None:
-    assert body_limit_flags(triton_folder() / "bin" / "tritonserver", {}, repository) == []
+    settings = Settings(repository=repository)
+    assert body_limit_flags(triton_folder() / "bin" / "tritonserver", {}, settings) == []
+
+
+def test_settings_of_the_launcher_count() -> None:
+    half = Settings(steps={"max_image_bytes": str(16 << 20)})
+    assert largest_body(half) == pytest.approx(largest_body(Settings()) / 2, rel=0.01)
 
 
 @pytest.mark.parametrize(("limit", "given"), [(str(LIMIT), True), ("many", False)])
@@ -46,12 +54,13 @@ def test_triton_that_knows_the_flag_is_given_it(repository: Path, limit: str, gi
     binary.chmod(0o755)
     config = repository / "preprocess" / "config.pbtxt"
     config.write_text(config.read_text().replace(f'"{LIMIT}"', f'"{limit}"'))
-    flags = body_limit_flags(binary, {}, repository)
-    assert flags == ([f"--http-max-input-size={largest_body(repository)}"] if given else [])
+    settings = Settings(repository=repository)
+    flags = body_limit_flags(binary, {}, settings)
+    assert flags == ([f"--http-max-input-size={largest_body(settings)}"] if given else [])
 
 
 def test_number_for_a_triton_without_the_launcher_is_documented() -> None:
-    flag = f"`--http-max-input-size={largest_body(REPOSITORY)}`"
+    flag = f"`--http-max-input-size={largest_body(Settings())}`"
     assert flag in (ROOT / "docs" / "deployment.md").read_text()
 
 

@@ -35,7 +35,7 @@ def test_make_installs_onnxruntime_gpu_for_a_gpu_alone() -> None:
     assert "--requirement requirements-gpu.lock" in make("serve", "GPU=1", new)
     assert "requirements-gpu" not in make("serve", "GPU=0", new)
     assert ("requirements-gpu" in make("serve", new)) == hardware.has_gpu()
-    assert "--gpu '1'" in make("gateway", "GPU=1")
+    assert "--gpu='1'" in make("gateway", "GPU=1")
     assert "PYTHONPATH=.venv/gpu" in make("gpu-check", "GPU=1")
     assert "PYTHONPATH" not in make("gpu-check", "GPU=0")
 

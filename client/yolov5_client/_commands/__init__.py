@@ -49,7 +49,10 @@ def connection_flags() -> argparse.ArgumentParser:
     )
     group = parser.add_argument_group("encryption")
     group.add_argument(
-        "--tls", action="store_true", help="encrypt gRPC (https:// is always encrypted)"
+        "--tls",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="encrypt gRPC (https:// is always encrypted)",
     )
     group.add_argument("--ca", type=Path, metavar="PEM", help="certificate authorities to trust")
     group.add_argument("--cert", type=Path, metavar="PEM", help="the client's own certificate")

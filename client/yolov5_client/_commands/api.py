@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import OK, UsageError, model_flag, read_headers, tls_of
+from . import OK, UsageError, connection_flags, model_flag, read_headers, tls_of
+from ._environment import PREFIX, Flag, Given, add_variables, read_given, summary
 
 if TYPE_CHECKING:
     from .._api.settings import ApiSettings
@@ -16,9 +19,12 @@ if TYPE_CHECKING:
 
 def add_parser(commands: Any, connection: argparse.ArgumentParser) -> None:
     api = commands.add_parser(
-        "api", parents=[connection], help="serve plain REST, and a page to try images on"
+        "api",
+        # Flags of its own: only here they have environment variables.
+        parents=[connection_flags()],
+        help="serve plain REST, and a page to try images on",
+        epilog="Each flag can also be set by the environment variable in brackets; the flag wins.",
     )
-    api.set_defaults(run=run)
     model_flag(api)
     api.add_argument("--host", default="127.0.0.1", help="address to bind to (%(default)s)")
     api.add_argument("--port", type=int, default=8080, help="port to bind to (%(default)s)")
@@ -58,7 +64,8 @@ def add_parser(commands: Any, connection: argparse.ArgumentParser) -> None:
     )
     who.add_argument(
         "--gateway",
-        action="store_true",
+        action=argparse.BooleanOptionalAction,
+        default=False,
         help="behind `make gateway`, which says what each caller may ask; nobody else must be able"
         " to reach the port",
     )
@@ -91,13 +98,15 @@ def add_parser(commands: Any, connection: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="for requests in progress when the service is stopped (%(default)g)",
     )
+    api.set_defaults(run=run, flags=add_variables(api))
 
 
 def run(options: argparse.Namespace) -> int:
     """Serve until the process is told to end.
 
     Raises:
-        UsageError: a flag cannot be used, the port is taken, or a package is missing.
+        UsageError: a flag or an environment variable cannot be used, the port is taken, or a
+            package is missing.
     """
     try:
         from .._api.serve import serve
@@ -105,17 +114,62 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(
             f"{error.name} is missing; pip install 'yolov5-client[api]' brings it."
         ) from None
-    settings = _settings(options)
+    flags: list[Flag] = options.flags
+    given = read_given(flags, options, os.environ)
+    _fill(options, flags, given)
+    settings = _checked_settings(options, flags, given)
+    # Flags alone are in the command line; this is the log of faults.
+    if any(one.origin.startswith(PREFIX) for one in given.values()):
+        print(summary(flags, given), file=sys.stderr, flush=True)
     # uvicorn raises the signal again when it has ended.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(OK))
     try:
         serve(settings, open_page=options.open)
     except OSError as error:
-        where, flags = f"{options.host}, port {options.port}", "others with --host and --port"
+        where, advice = f"{options.host}, port {options.port}", "others with --host and --port"
         if options.socket is not None:
-            where, flags = str(options.socket), "another path with --socket"
-        raise UsageError(f"cannot listen on {where}: {error.strerror}; choose {flags}.") from None
+            where, advice = str(options.socket), "another path with --socket"
+        raise UsageError(f"cannot listen on {where}: {error.strerror}; choose {advice}.") from None
     return OK
+
+
+def _fill(options: argparse.Namespace, flags: list[Flag], given: Mapping[str, Given]) -> None:
+    """Set all settings: those that are given, and the defaults."""
+    for flag in flags:
+        one = given.get(flag.setting)
+        setattr(options, flag.setting, one.value if one else flag.default)
+
+
+def _checked_settings(
+    options: argparse.Namespace, flags: list[Flag], given: Mapping[str, Given]
+) -> ApiSettings:
+    """
+    Raises:
+        UsageError: a setting cannot be used; the sentence names its variable, if that was set.
+    """
+    try:
+        return _settings(options)
+    except UsageError as error:
+        variable = _culprit(str(error), flags, given)
+        raise UsageError(f"{variable}: {error}" if variable else str(error)) from None
+
+
+def _culprit(sentence: str, flags: list[Flag], given: Mapping[str, Given]) -> str | None:
+    """The variable without which the settings can be used, or fail for another reason."""
+    changes = None
+    for name, one in given.items():
+        if not one.origin.startswith(PREFIX):
+            continue
+        rest = argparse.Namespace()
+        _fill(rest, flags, {key: value for key, value in given.items() if key != name})
+        try:
+            _settings(rest)
+        except UsageError as error:
+            if str(error) != sentence:
+                changes = changes or one.origin
+        else:
+            return one.origin
+    return changes
 
 
 def _settings(options: argparse.Namespace) -> ApiSettings:
