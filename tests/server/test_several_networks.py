@@ -212,9 +212,16 @@ def test_metrics_carry_the_name_of_the_model(site: tuple[RunningServer, Path]) -
     for _ in range(5):
         ask(server, "small", PHOTO.read_bytes())
     wait_until(lambda: received()["small"] >= before["small"] + 5, 5)
-    assert {one.labels["model"] for one in samples(server.metrics, "yolov5_nms_seconds_count")} == {
-        *names
-    }
+    for name in (
+        "yolov5_nms_seconds_count",
+        "yolov5_queue_seconds_count",
+        "yolov5_request_seconds_count",
+        "yolov5_requests_total",
+        "yolov5_queued_images",
+        "yolov5_in_flight_images",
+        "yolov5_saturation",
+    ):
+        assert {one.labels["model"] for one in samples(server.metrics, name)} == {*names}, name
     labels = {
         one.labels["label"]
         for one in samples(server.metrics, "yolov5_detections_total", model="small")

@@ -28,7 +28,7 @@ class Metric:
         self.calls.append(amount)
         self.touched.release()
 
-    observe = increment
+    observe = set = increment
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -57,6 +57,21 @@ def test_counts_are_added_up_and_observations_are_not() -> None:
     wait_until(lambda: sum(counter.calls) == 800 and len(histogram.calls) == 4)
     assert len(counter.calls) < 20
     assert set(histogram.calls) == {0.5}
+    buffer.close()
+
+
+def test_of_the_values_of_a_gauge_the_last_is_delivered() -> None:
+    go = threading.Event()
+    gauge = Metric(go)
+    buffer = MetricsBuffer(print)
+    with buffer.calling:
+        for value in range(5):
+            buffer.set(gauge, value)
+    go.set()
+    wait_until(lambda: gauge.calls[-1:] == [4])
+    assert len(gauge.calls) <= 2
+    buffer.set(gauge, 0)
+    wait_until(lambda: gauge.calls[-1] == 0)
     buffer.close()
 
 

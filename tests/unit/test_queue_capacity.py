@@ -10,6 +10,7 @@ from fuzzing import fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 from in_flight import InFlight
+from load_signals import NetworkLoad
 from network_queue import NetworkQueue, QueuedRequest
 from queue_capacity import QueueCapacity, QueueFullError
 
@@ -20,7 +21,7 @@ class Queue:
     def __init__(self, capacity: int, **weights: float) -> None:
         self.capacity = QueueCapacity(capacity)
         self.networks = {
-            name: NetworkQueue(name, InFlight(down_after=1), self.capacity.filled)
+            name: NetworkQueue(name, InFlight(down_after=1), self.capacity.filled, NetworkLoad())
             for name in weights
         }
         self.weights = weights

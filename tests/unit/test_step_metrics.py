@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 import weakref
 from types import SimpleNamespace
 from typing import Any
@@ -12,13 +13,16 @@ import postprocess_metrics
 import preprocess_metrics
 import pytest
 from decode import REASONS
+from load_signals import Load
+from request_outcomes import OUTCOMES
 
 Values = dict[tuple[str, str], list[float]]  # by family and label
 
 
 class Metric:
     def __init__(self, kind: str, values: list[float]) -> None:
-        setattr(self, "observe" if kind == "histogram" else "increment", values.append)
+        method = {"histogram": "observe", "counter": "increment", "gauge": "set"}[kind]
+        setattr(self, method, values.append)
 
 
 class Recorder:
@@ -31,7 +35,7 @@ class Recorder:
         families = self.families = weakref.WeakSet[Any]()
 
         class Family:
-            COUNTER, HISTOGRAM = "counter", "histogram"
+            COUNTER, HISTOGRAM, GAUGE = "counter", "histogram", "gauge"
 
             def __init__(self, *, name: str, description: str, kind: str) -> None:
                 assert description
@@ -73,7 +77,7 @@ def test_families_are_kept_as_a_metric_ends_with_its_family() -> None:
     before, after = Recorder(), Recorder()
     metrics = preprocess_metrics.Metrics(before), postprocess_metrics.Metrics(after)
     gc.collect()
-    assert (len(before.families), len(after.families)) == (4, 2)
+    assert (len(before.families), len(after.families)) == (10, 2)
     for one in metrics:
         one.close()
 
@@ -91,6 +95,70 @@ def test_times_of_decoding_and_letterboxing_are_told_apart() -> None:
     assert triton.buckets["yolov5_decode_seconds"] == [
         *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
     ]
+
+
+def test_requests_are_counted_and_timed_by_outcome() -> None:
+    triton = Recorder()
+    metrics = preprocess_metrics.Metrics(triton)
+    plates = metrics.for_model("plates")
+    metrics.start()
+    for outcome in OUTCOMES:
+        plates.count_request(outcome, 0.25)
+    plates.observe_queue(0.5)
+    metrics.close()
+    assert triton.told() == {
+        **{("yolov5_requests_total", outcome): [1] for outcome in OUTCOMES},
+        # Nobody knows when a request was lost.
+        **{("yolov5_request_seconds", outcome): [0.25] for outcome in OUTCOMES[:-1]},
+        ("yolov5_queue_seconds", ""): [0.5],
+    }
+    assert triton.buckets["yolov5_request_seconds"] == [
+        *(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0)
+    ]
+    assert triton.buckets["yolov5_queue_seconds"] == triton.buckets["yolov5_request_seconds"]
+
+
+def gauges(triton: Recorder, label: str) -> list[list[float]]:
+    """What was told to `yolov5_queued_images`, `yolov5_in_flight_images`, `yolov5_saturation`."""
+    names = ("queued_images", "in_flight_images", "saturation")
+    return [triton.values[(f"yolov5_{name}", label)] for name in names]
+
+
+def wait_until_shown(triton: Recorder, load: Load) -> None:
+    deadline = time.monotonic() + 10
+    while [values[-1:] for values in gauges(triton, "")] != [[value] for value in load]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_gauges_are_set_when_they_change() -> None:
+    triton = Recorder()
+    metrics = preprocess_metrics.Metrics(triton)
+    metrics.for_model("plates")
+    metrics.show_load({"plates": Load(1, 1, 1.0)})  # too early: there are no gauges yet
+    metrics.start()
+    for load in (Load(3, 2, 1.5), Load(3, 2, 1.5), Load(0, 1, 0.5), Load(0, 1, 0.5)):
+        metrics.show_load({"plates": load, "unknown": Load(9, 9, 9.0)})
+        wait_until_shown(triton, load)
+    metrics.show_load({})  # it has been forgotten
+    metrics.close()
+    assert gauges(triton, "") == [[3, 0, 0], [2, 1, 0], [1.5, 0.5, 0.0]]
+
+
+def test_gauges_without_the_label_fall_to_0_when_a_second_model_comes() -> None:
+    triton = Recorder()
+    metrics = preprocess_metrics.Metrics(triton)
+    metrics.for_model("yolov5")
+    metrics.start()
+    load = Load(3, 2, 1.5)
+    metrics.show_load({"yolov5": load})
+    wait_until_shown(triton, load)
+    metrics.for_model("plates")
+    metrics.show_load({"yolov5": load})
+    metrics.close()
+    assert gauges(triton, "") == [[3, 0], [2, 0], [1.5, 0]]
+    assert gauges(triton, "yolov5") == [[3], [2], [1.5]]
+    assert gauges(triton, "plates") == [[0], [0], [0.0]]
 
 
 def test_detections_are_counted_by_the_name_of_their_class() -> None:

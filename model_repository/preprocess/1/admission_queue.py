@@ -16,6 +16,7 @@ from time import monotonic
 
 from cpu_count import available_cpus
 from fair_queue import FairQueue
+from load_signals import Load
 from network_queue import QueuedRequest
 from queue_capacity import QueueFullError
 
@@ -78,6 +79,11 @@ class AdmissionQueue:
         with self._changed:
             self._queue.release(admission_id)
         self._dispatch()
+
+    def read_load(self) -> dict[str, Load]:
+        """The load of each network, for the metrics. Call it once a second."""
+        with self._changed:
+            return self._queue.read_load()
 
     def close(self) -> None:
         """Admit all requests that wait, and end."""

@@ -24,8 +24,9 @@ from time import monotonic
 
 from fair_share import FairShare
 from in_flight import MIN_TIMEOUT, AllInFlight, InFlight
+from load_signals import Load, LoadSignals
 from network_queue import Entry, NetworkQueue, QueuedRequest
-from queue_capacity import QueueCapacity
+from queue_capacity import QueueCapacity, QueueFullError
 
 _LARGEST_REQUEST = 8  # images; Triton's max_batch_size
 _DOWN_FACTOR = 4  # a network counts as down when this many times the capacity is lost in a row
@@ -50,6 +51,7 @@ class FairQueue:
         self._in_flight = AllInFlight()
         self._cores = cores
         self._share = FairShare(cores)
+        self._load = LoadSignals(parallel=min(cores, max_in_flight), now=self._share.time)
         self._arrivals = 0  # requests
         self._overdue_at = float("inf")  # before this, nothing can be presumed lost
         self._networks: dict[str, NetworkQueue] = {}
@@ -65,6 +67,11 @@ class FairQueue:
         """What this network has in flight."""
         return self._get(network).in_flight
 
+    def read_load(self) -> dict[str, Load]:
+        """The load of each network. Call it once a second."""
+        self._share.advance()
+        return self._load.read(self._share.time)
+
     def add(self, request: QueuedRequest) -> list[QueuedRequest]:
         """Add a request.
 
@@ -75,9 +82,16 @@ class FairQueue:
             QueueFullError: there is no room.
         """
         queue = self._get(request.network)
-        victims = self._room.make_room(request, queue, self._waiting.values())
+        self._share.advance()
+        try:
+            victims = self._room.make_room(request, queue, self._waiting.values())
+        except QueueFullError:
+            queue.load.unmet += request.images
+            raise
         for other, entry in victims:
             other.remove(entry)  # never its last one
+            other.load.unmet += entry[-1].images
+            self._record_load(other)
         if queue.entries:
             self._share.set_weight(queue.usage, request.weight)
         else:
@@ -88,6 +102,7 @@ class FairQueue:
         self._arrivals += 1
         passed_by = (request.images - 1) * self._capacity // _LARGEST_REQUEST
         queue.add(request, arrival=self._arrivals, passed_by=passed_by)
+        self._record_load(queue)
         return [entry[-1] for _, entry in victims]
 
     def next_network(self, *, unbounded: bool = False) -> NetworkQueue | None:
@@ -189,6 +204,7 @@ class FairQueue:
         for queue in [*self._waiting.values()]:
             for entry in [entry for entry in queue.entries if entry[-1].deadline < now]:
                 self._remove(queue, entry)
+                queue.load.unmet += entry[-1].images
                 expired.append(entry[-1])
             self._record(queue)
         return expired
@@ -229,7 +245,9 @@ class FairQueue:
                 together=self._in_flight,
                 parallel=self._cores,
             )
-            self._networks[network] = queue = NetworkQueue(network, in_flight, self._room.filled)
+            self._networks[network] = queue = NetworkQueue(
+                network, in_flight, self._room.filled, self._load.add(network)
+            )
             self._rest(queue)
         return self._networks[network]
 
@@ -246,9 +264,21 @@ class FairQueue:
             preparing=in_flight.preparing,
             in_network=in_flight.images - in_flight.preparing + in_flight.overtaken,
         )
+        self._record_load(queue)
         self._overdue_at = min(self._overdue_at, self._share.time + MIN_TIMEOUT)
         if not queue.is_active:
             self._rest(queue)
+
+    def _record_load(self, queue: NetworkQueue) -> None:
+        in_flight = queue.in_flight
+        self._load.record(
+            queue.load,
+            queued=queue.images,
+            in_flight=in_flight.images,
+            overtaken=in_flight.overtaken,
+            done=in_flight.admitted_images - in_flight.images,
+            now=self._share.time,
+        )
 
     def _rest(self, queue: NetworkQueue) -> None:
         """Note that the network has no requests; forget those that have had none for longest."""
@@ -258,4 +288,6 @@ class FairQueue:
             self._share.restart()
         for name in [*self._idle][:-_REMEMBERED]:
             del self._idle[name]
-            self._networks.pop(name).in_flight.close()
+            forgotten = self._networks.pop(name)
+            forgotten.in_flight.close()
+            self._load.remove(name, forgotten.load)

@@ -2,8 +2,9 @@
 
 Two calls at a time crash Triton's stub. To create or to drop a metric is a call as well.
 
-Counts are added up. A histogram takes one value with each call, which may last a millisecond under
-load: of many values only some are delivered, or else they would pile up.
+Counts are added up, and of a gauge's values only the last is delivered. A histogram takes one value
+with each call, which may last a millisecond under load: of many values only some are delivered, or
+else they would pile up.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class MetricsBuffer:
         self._log = log
         self._counts: dict[Any, float] = {}
         self._times: dict[Any, list[float]] = {}
+        self._gauges: dict[Any, float] = {}
         self._changed = Condition()
         self._closed = Event()
         self._thread = Thread(target=self._run, name="metrics buffer", daemon=True)
@@ -41,6 +43,12 @@ class MetricsBuffer:
         """Increment a counter."""
         with self._changed:
             self._counts[metric] = self._counts.get(metric, 0) + amount
+            self._changed.notify()
+
+    def set(self, gauge: Any, value: float) -> None:
+        """Set a gauge."""
+        with self._changed:
+            self._gauges[gauge] = value
             self._changed.notify()
 
     def observe(self, histogram: Any, seconds: float) -> None:
@@ -62,13 +70,20 @@ class MetricsBuffer:
             closed = self._closed.wait(_PAUSE)
             with self._changed:
                 self._changed.wait_for(self._has_work)
-                counts, times = self._counts, self._times
-                self._counts, self._times = {}, {}
+                counts, times, gauges = self._counts, self._times, self._gauges
+                self._counts, self._times, self._gauges = {}, {}, {}
             with self.calling:
-                self._deliver(counts, times)
+                self._deliver(counts, times, gauges)
 
-    def _deliver(self, counts: dict[Any, float], times: dict[Any, list[float]]) -> None:
+    def _deliver(
+        self,
+        counts: dict[Any, float],
+        times: dict[Any, list[float]],
+        gauges: dict[Any, float],
+    ) -> None:
         try:
+            for gauge, value in gauges.items():
+                gauge.set(value)
             for metric, amount in counts.items():
                 metric.increment(amount)
             for histogram, values in times.items():
@@ -79,9 +94,10 @@ class MetricsBuffer:
         # These may be the last references.
         counts.clear()
         times.clear()
+        gauges.clear()
 
     def _has_work(self) -> bool:
-        return bool(self._counts or self._times or self._closed.is_set())
+        return bool(self._counts or self._times or self._gauges or self._closed.is_set())
 
 
 class Labelled(Protocol):

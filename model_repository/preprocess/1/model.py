@@ -18,7 +18,18 @@ from gather import Gather
 from image_pipeline import ImagePipeline
 from parameter_reader import ParameterReader
 from parameters import ParameterError
+from periodic import Periodic
 from preprocess_metrics import PARAMETER, SATURATED, Metrics, ModelMetrics
+from request_outcomes import (
+    ANSWERED,
+    EXPIRED,
+    FAILED,
+    LOST,
+    REJECTED,
+    SHED,
+    PendingRequests,
+    RequestTimer,
+)
 from settings import Settings, read_endpoint_settings, read_image_limits
 from workers import Workers
 
@@ -43,7 +54,9 @@ class TritonPythonModel:
             capacity=settings.max_queued_images,
             max_in_flight=settings.max_in_flight_images,
         )
-        self.completions = CompletionListener(self.queue.complete)
+        self.pending = PendingRequests()  # calls that the network has
+        self.completions = CompletionListener(self.complete)
+        self.signals = Periodic(self.publish_signals, pb_utils.Logger.log_error)
 
     def serve(self, endpoint):
         """Prepare for the requests of an endpoint."""
@@ -79,6 +92,7 @@ class TritonPythonModel:
             message = "this endpoint has no network that can be used"
             call.fail(message, pb_utils.TritonError.UNAVAILABLE)
             return
+        call.timer = RequestTimer(call.arrived, call.served.metrics.count_request)
         call.served.metrics.count_received(len(call.elements))
         seconds = min(self.max_queue_seconds, call.timeout or float("inf"))
         try:
@@ -108,10 +122,12 @@ class TritonPythonModel:
         return served.parameters.read(text)
 
     def expire(self, call, seconds):
-        self.refuse(call, SATURATED, f"saturated: not begun within {seconds:g} s")
+        message = f"saturated: not begun within {seconds:g} s"
+        self.refuse(call, SATURATED, message, outcome=EXPIRED)
 
     def prepare(self, call, parameters, admission_id):
         """Prepare the images in parallel; the thread that prepares the last one answers."""
+        call.served.metrics.observe_queue(monotonic() - call.arrived)
         pipeline = call.served.pipeline
         batch = pipeline.new_batch(call.outputs, len(call.elements))
         gather = Gather(
@@ -131,13 +147,30 @@ class TritonPythonModel:
         try:
             if not self.has_failed(call, results):
                 response = self.pack(call, parameters, results, batch, admission_id)
-                self.queue.hand_on(admission_id)
+                if call.goes_on:
+                    self.queue.hand_on(admission_id)
+                    self.pending.add(admission_id, call.timer)
+                    call.respond(response)
+                    return
                 call.respond(response)
-                return
+                call.timer.stop(ANSWERED)
         except Exception:
             pb_utils.Logger.log_error(traceback.format_exc())
-            call.fail("internal fault in preprocess", pb_utils.TritonError.INTERNAL)
+            self.pending.take(admission_id)
+            self.fault(call, "internal fault in preprocess")
         self.queue.release(admission_id)
+
+    def complete(self, admission_id):
+        """Note that `postprocess` has the request."""
+        self.queue.complete(admission_id)
+        if timer := self.pending.take(admission_id):
+            timer.stop(ANSWERED)
+
+    def publish_signals(self):
+        """Tell the metrics how much the server has to do, and which requests are lost."""
+        self.metrics.show_load(self.queue.read_load())
+        for timer in self.pending.take_lost():
+            timer.stop(LOST)
 
     def has_failed(self, call, results):
         """Answer the call with an error if one of its images failed."""
@@ -147,8 +180,7 @@ class TritonPythonModel:
                 refusals.append((result.reason, f"image {number} of {len(results)}: {result}"))
             elif isinstance(result, Exception):
                 pb_utils.Logger.log_error("".join(traceback.format_exception(result)))
-                message = f"image {number} of {len(results)}: internal fault in preprocess"
-                call.fail(message, pb_utils.TritonError.INTERNAL)
+                self.fault(call, f"image {number} of {len(results)}: internal fault in preprocess")
                 return True
         if refusals:
             self.refuse(call, *refusals[0], images=len(refusals))
@@ -172,18 +204,25 @@ class TritonPythonModel:
             ]
         )
 
-    def refuse(self, call, reason, message, images=None):
+    def fault(self, call, message):
+        call.timer.stop(FAILED)
+        call.fail(message, pb_utils.TritonError.INTERNAL)
+
+    def refuse(self, call, reason, message, images=None, outcome=None):
         """Answer with an error that is no fault: the request is wrong, or there are too many.
 
         Args:
             reason: one of `decode.REASONS`, PARAMETER or SATURATED.
             images: how many are counted as refused; all unless given.
+            outcome: of the request; SHED or REJECTED, by the reason, unless given.
         """
+        call.timer.stop(outcome or (SHED if reason == SATURATED else REJECTED))
         call.served.metrics.count_rejected(reason, images or len(call.elements))
         codes = pb_utils.TritonError
         call.fail(message, codes.UNAVAILABLE if reason == SATURATED else codes.INVALID_ARG)
 
     def finalize(self):
+        self.signals.close()
         self.queue.close()
         self.workers.close()
         self.completions.close()
@@ -206,6 +245,8 @@ class Call:
     Attributes:
         slot: number of the input that the images came through.
         served: the endpoint in this slot, set when it is found.
+        arrived: when, by `time.monotonic()`.
+        timer: to be stopped at its end, set together with `served`.
         elements: the encoded images, bytes.
         outputs: names of the tensors that the ensemble asks for.
         timeout: seconds that the caller allows it to wait; 0 for no limit.
@@ -214,6 +255,7 @@ class Call:
     slot, elements = -1, ()
 
     def __init__(self, request):
+        self.arrived = monotonic()
         # An endpoint fills one; of several, which only other callers can fill, the last one counts.
         for image in request.inputs():
             self.slot = INPUTS.index(image.name())
@@ -221,6 +263,12 @@ class Call:
         self.outputs = request.requested_output_names()
         self.timeout = request.timeout() / 1e6  # from microseconds
         self.sender = request.get_response_sender()
+
+    @property
+    def goes_on(self):
+        """Whether it goes on to a network. An ensemble asks for one of the two; Triton's warm-up
+        asks for both, and nothing comes after it."""
+        return not ("images" in self.outputs and "pixels" in self.outputs)
 
     def respond(self, response):
         self.sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from fair_share import Usage
 from in_flight import InFlight
+from load_signals import NetworkLoad
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,7 @@ class NetworkQueue:
 
     Args:
         filled: by the requests of all networks.
+        load: what an autoscaler is told of it.
 
     Attributes:
         name: of the network.
@@ -73,9 +75,10 @@ class NetworkQueue:
         turn_at: when it had its last turn, or when its requests began to wait, if that was later.
     """
 
-    def __init__(self, name: str, in_flight: InFlight, filled: Filled) -> None:
+    def __init__(self, name: str, in_flight: InFlight, filled: Filled, load: NetworkLoad) -> None:
         self.name = name
         self.in_flight = in_flight
+        self.load = load
         self.usage = Usage()
         self.entries: list[Entry] = []
         self.images = 0

@@ -6,12 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from decode import REASONS
+from load_signals import Load
 from metrics_buffer import MetricsBuffer, MetricsByModel
+from request_outcomes import LOST, OUTCOMES
 
 # Reasons of a refusal, beside those of `decode.REASONS` for an image.
 PARAMETER, SATURATED = "parameter", "saturated"
 # Seconds, from small photos to the largest allowed.
 _BUCKETS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5]
+# Seconds, from a request that need not wait to one that waits for as long as it may.
+_REQUEST_BUCKETS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0]
+_NO_LOAD = Load()
 
 
 class Metrics(MetricsByModel["ModelMetrics"]):
@@ -35,6 +40,12 @@ class Metrics(MetricsByModel["ModelMetrics"]):
                     "Time to letterbox and normalise one image",
                     family.HISTOGRAM,
                 ),
+                ("requests_total", "Requests that have ended, by outcome", family.COUNTER),
+                ("request_seconds", "Time from arrival to the end of a request", family.HISTOGRAM),
+                ("queue_seconds", "Time that a request waited for admission", family.HISTOGRAM),
+                ("queued_images", "Images that wait for admission", family.GAUGE),
+                ("in_flight_images", "Images between admission and postprocess", family.GAUGE),
+                ("saturation", "Demand over capacity, 1 = all that it can do", family.GAUGE),
             )
         }
 
@@ -44,14 +55,21 @@ class Metrics(MetricsByModel["ModelMetrics"]):
         self._label()
         return found
 
+    def show_load(self, loads: Mapping[str, Load]) -> None:
+        """Set the gauges of all models; those without a load have none."""
+        for name, metrics in [*self._models.items()]:
+            metrics.show_load(loads.get(name, _NO_LOAD))
+
 
 class ModelMetrics:
-    """Counters and histograms of one model, to be used from several threads."""
+    """Counters, histograms and gauges of one model, to be used from several threads."""
 
     def __init__(self, families: Mapping[str, Any], buffer: MetricsBuffer) -> None:
         self._families = families
         self._buffer = buffer
         self._labels: Mapping[str, str] | None = None
+        self._load_gauges: list[Any] = []
+        self._load: Load | None = None  # what the gauges show
 
     def label(self, labels: Mapping[str, str]) -> None:
         """Create the metrics, with these labels, unless they have them already."""
@@ -68,6 +86,31 @@ class ModelMetrics:
             families[name].Metric(labels=labels, buckets=_BUCKETS)
             for name in ("decode_seconds", "letterbox_seconds")
         )
+        self._label_requests(labels)
+        for gauge in self._load_gauges:
+            self._buffer.set(gauge, 0)  # Triton goes on showing it
+        self._load_gauges = [
+            families[name].Metric(labels=labels)
+            for name in ("queued_images", "in_flight_images", "saturation")
+        ]
+        self._load = None
+
+    def _label_requests(self, labels: Mapping[str, str]) -> None:
+        families = self._families
+        self._queue_seconds = families["queue_seconds"].Metric(
+            labels=labels, buckets=_REQUEST_BUCKETS
+        )
+        self._requests = {
+            outcome: families["requests_total"].Metric(labels={**labels, "outcome": outcome})
+            for outcome in OUTCOMES
+        }
+        self._request_seconds = {
+            outcome: families["request_seconds"].Metric(
+                labels={**labels, "outcome": outcome}, buckets=_REQUEST_BUCKETS
+            )
+            for outcome in OUTCOMES
+            if outcome != LOST  # nobody knows when
+        }
 
     def count_received(self, images: int) -> None:
         self._buffer.increment(self._images, images)
@@ -79,3 +122,21 @@ class ModelMetrics:
         """Record the times of one image, in seconds."""
         self._buffer.observe(self._decode_seconds, decode)
         self._buffer.observe(self._letterbox_seconds, letterbox)
+
+    def observe_queue(self, seconds: float) -> None:
+        """Record how long a request has waited for its admission."""
+        self._buffer.observe(self._queue_seconds, seconds)
+
+    def count_request(self, outcome: str, seconds: float) -> None:
+        """Count a request that has ended, and record how long it took; not if it was lost."""
+        self._buffer.increment(self._requests[outcome])
+        if outcome != LOST:
+            self._buffer.observe(self._request_seconds[outcome], seconds)
+
+    def show_load(self, load: Load) -> None:
+        """Set the gauges, if they have to change."""
+        if load == self._load:
+            return
+        self._load = load
+        for gauge, value in zip(self._load_gauges, load):
+            self._buffer.set(gauge, value)
