@@ -94,6 +94,8 @@ def _reader(action: argparse.Action) -> tuple[Callable[[str], Any], str]:
         return _read_switch, "true or false"
     if action.type is int:
         return int, "a whole number"
+    if action.type is float:
+        return float, "a number"
     if action.type is Path:
         return Path, "a path"
     return str, "text"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ FLAGS = _ROOT / "server" / "tritonserver.flags"  # flags for every server, in a 
 CLOSED_STEPS = _ROOT / "server" / "closed_steps"  # models that close the steps to callers
 PRECISIONS = ("auto", "fp32")
 GPU_CHOICES = ("auto", "1", "0")
+# A comma or an equals sign has a meaning in Triton's flag for it.
+_COLLECTOR = re.compile(r"https?://[^\s/,=@?#]+(/[^\s,=@?#]*)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,8 @@ class Settings:
         own_backends: run the network with this project's backends in that Triton as well, if the
             machine has no NVIDIA GPU, or `gpu` is `0`.
         verbose: show all that Triton logs.
+        trace: address of a collector that takes traces by OTLP over HTTP; empty for no traces.
+        trace_ratio: share of the requests without a trace of their own that are traced, 0 to 1.
         steps: settings in place of those in the configuration of `preprocess`, as text, by name.
 
     Raises:
@@ -54,6 +59,8 @@ class Settings:
     triton: Path | None = None
     own_backends: bool = False
     verbose: bool = False
+    trace: str = ""
+    trace_ratio: float = 0.01
     steps: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -79,6 +86,21 @@ class Settings:
             raise _not_allowed("PRECISION", repr(self.precision), ", ".join(PRECISIONS))
         if self.gpu not in GPU_CHOICES:
             raise _not_allowed("GPU", repr(self.gpu), ", ".join(GPU_CHOICES))
+        self._check_trace()
+
+    def _check_trace(self) -> None:
+        if self.trace and not _COLLECTOR.fullmatch(self.trace):
+            # Without the value, which may hold a password.
+            raise SettingError(
+                "--trace is not the address of a collector; allowed: one such as"
+                " http://localhost:4318, without user, query and commas.",
+                {"trace": "--trace"},
+            )
+        if not 0 <= self.trace_ratio <= 1:
+            raise SettingError(
+                f"--trace-ratio is {self.trace_ratio:g}; allowed: 0 to 1.",
+                {"trace_ratio": "--trace-ratio"},
+            )
 
     @property
     def ports(self) -> dict[str, int]:
