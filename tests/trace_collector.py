@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -49,10 +49,12 @@ class Collector:
 
     Attributes:
         address: for `--trace`.
+        close: ends it, so that nobody listens any more.
         paths: of the requests.
     """
 
     address: str
+    close: Callable[[], None]
     paths: set[str] = field(default_factory=set)
     spans: list[Span] = field(default_factory=list)
 
@@ -101,16 +103,20 @@ def running_collector() -> Iterator[Collector]:
     """Listen on a free port until the end of the block."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.daemon_threads = True
-    collector = Collector(f"http://127.0.0.1:{server.server_port}")
-    server.collector = collector  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, daemon=True)
+
+    def close() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    collector = Collector(f"http://127.0.0.1:{server.server_port}", close)
+    server.collector = collector  # type: ignore[attr-defined]
     thread.start()
     try:
         yield collector
     finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+        close()
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -21,6 +21,7 @@ from opentelemetry.util.re import parse_env_headers
 
 SERVICE = "yolov5-triton"
 _SECONDS = 2.0  # for the collector to take a batch; the step's end waits for the last one
+_PAUSE = 5.0  # seconds after a failure, in which the end need not wait for many batches
 
 
 class SpanRecorder:
@@ -45,8 +46,7 @@ class SpanRecorder:
             shutdown_on_exit=False,
         )
         headers = parse_env_headers(environment.get("OTEL_EXPORTER_OTLP_HEADERS", ""), liberal=True)
-        self._exporter = OtlpExporter(url, headers, log)
-        self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
+        self._provider.add_span_processor(BatchSpanProcessor(OtlpExporter(url, headers, log)))
         self._tracer = self._provider.get_tracer(step)
         self._propagator = TraceContextTextMapPropagator()
 
@@ -71,13 +71,12 @@ class SpanRecorder:
         span.end(last)
 
     def close(self) -> None:
-        """Send what is left, unless the collector does not answer."""
-        self._exporter.is_closing = True
+        """Send what is left."""
         self._provider.shutdown()
 
 
 class OtlpExporter(SpanExporter):
-    """Sends spans. Those that the collector does not take are lost; its failures are logged once.
+    """Sends spans. Those that the collector does not take are lost; only its first failure is logged.
 
     Args:
         headers: for the collector, such as its key.
@@ -88,11 +87,11 @@ class OtlpExporter(SpanExporter):
         self._headers = {"Content-Type": "application/x-protobuf", **headers}
         self._log = log
         self._is_failing = False
-        self.is_closing = False
+        self._retry_at = 0.0
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        if self.is_closing and self._is_failing:
-            return SpanExportResult.FAILURE  # each further batch would take seconds
+        if time.monotonic() < self._retry_at:
+            return SpanExportResult.FAILURE
         body = encode_spans(spans).SerializeToString()
         request = urllib.request.Request(self._url, body, self._headers)
         try:
@@ -102,6 +101,7 @@ class OtlpExporter(SpanExporter):
             if not self._is_failing:
                 self._log(f"spans are lost, {self._url} does not take them: {error}")
             self._is_failing = True
+            self._retry_at = time.monotonic() + _PAUSE
             return SpanExportResult.FAILURE
         self._is_failing = False
         return SpanExportResult.SUCCESS
