@@ -51,11 +51,13 @@ class Collector:
         address: for `--trace`.
         close: ends it, so that nobody listens any more.
         paths: of the requests.
+        headers: of each request, with names in lower case.
     """
 
     address: str
     close: Callable[[], None]
     paths: set[str] = field(default_factory=set)
+    headers: list[dict[str, str]] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
 
     def trace(self, trace_id: str) -> list[Span]:
@@ -126,6 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         collector: Collector = self.server.collector  # type: ignore[attr-defined]
         collector.paths.add(self.path)
+        collector.headers.append({name.lower(): one for name, one in self.headers.items()})
         if self.headers["Content-Type"] == "application/json":
             message = _from_json(json.loads(body))
         else:
