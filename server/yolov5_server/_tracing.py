@@ -1,4 +1,4 @@
-"""Traces of Triton and its steps: from the launcher's settings to Triton's flags and environment."""
+"""Traces of Triton and its steps: from the settings to Triton's flags and environment."""
 
 from __future__ import annotations
 
@@ -49,6 +49,8 @@ def trace_flags(settings: Settings, environment: Mapping[str, str]) -> list[str]
         f"--trace-config=rate={_rate(settings.trace_ratio)}",
         f"--trace-config=opentelemetry,url={environment[STEPS_VARIABLE]}",
         f"--trace-config=opentelemetry,resource=service.name={environment['OTEL_SERVICE_NAME']}",
+        # Triton 2.51 overlooks the header of some gRPC requests; the steps then read it themselves.
+        "--grpc-header-forward-pattern=^traceparent$",
     ]
 
 

@@ -47,7 +47,7 @@ def make_provider(address: str, ratio: float, log: Callable[[str], None]) -> Tra
 
 
 class OtlpExporter(SpanExporter):
-    """Sends spans. Those that the collector does not take are lost; only its first failure is logged.
+    """Sends spans. Those that the collector does not take are lost; its first failure is logged.
 
     Args:
         url: of the collector, with its path.

@@ -28,8 +28,8 @@ _NAMES = {
     "key": "KEY_FILE",
     "header": "HEADERS_FILE",
 }
-# How much a variable of another name must be like one of these to be one; YOLOV5_TRACE_RATIO, of the
-# launcher, is 0.9 like that of the service.
+# How much a variable of another name must be like one of these to be one; the launcher's
+# YOLOV5_TRACE_RATIO is 0.9 like that of the service.
 _TYPING_ERROR = 0.91
 
 # Kubernetes and Docker describe each service, such as `yolov5-api`, in variables.

@@ -76,7 +76,7 @@ class SpanRecorder:
 
 
 class OtlpExporter(SpanExporter):
-    """Sends spans. Those that the collector does not take are lost; only its first failure is logged.
+    """Sends spans. Those that the collector does not take are lost; its first failure is logged.
 
     Args:
         headers: for the collector, such as its key.
