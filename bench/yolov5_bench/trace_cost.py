@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from statistics import median
 
-from ._ceiling import THIS, Case, open_rig
+from ._ceiling import Case, open_rig
+from ._ceiling_report import HERE as THIS
 from ._ceiling_report import Point
 from ._checkout import HERE, Checkout
 
