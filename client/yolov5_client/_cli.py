@@ -13,6 +13,7 @@ from ._commands import (
     USAGE,
     UsageError,
     api,
+    batch,
     compare,
     connection_flags,
     detect,
@@ -65,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     connection = connection_flags()
-    for command in (detect, compare, evaluate, api, status):
+    for command in (detect, batch, compare, evaluate, api, status):
         command.add_parser(commands, connection)
     return parser
 

@@ -6,7 +6,6 @@ import ipaddress
 import os
 import signal
 import sys
-import threading
 from collections.abc import Mapping
 
 from . import Server, Settings, StartError
@@ -15,7 +14,7 @@ from ._console import STDOUT, flush, log
 from ._environment import PREFIX, Given, summary
 from ._errors import SettingError
 from ._parent import exit_with_make
-from ._startup import end_in_time, on_signals, open_standard_streams, raise_descriptor_limit
+from ._startup import Stop, end_in_time, on_signals, open_standard_streams, raise_descriptor_limit
 from ._supervise import supervise
 from .hardware import wants_gpu
 
@@ -26,24 +25,20 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the launcher; returns its exit status."""
     open_standard_streams()
     raise_descriptor_limit()
-    should_exit, force_exit = threading.Event(), threading.Event()
-
-    def exit_soon() -> None:
-        (force_exit if should_exit.is_set() else should_exit).set()
-
+    stop = Stop()
     numbers = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
         numbers.append(signal.SIGHUP)  # the terminal was closed
-    on_signals(numbers, exit_soon)
-    end_in_time(should_exit)
+    on_signals(numbers, stop.request)
+    end_in_time(stop.should_exit)
     given: dict[str, Given] = {}
     try:
         flags, given = read_arguments(arguments, os.environ)
         settings = make_settings(given)
         if line := summary(flags, given):
-            log(line)
-        exit_with_make(should_exit)
-        supervise(settings, should_exit, force_exit, _announce)
+            log(line, descriptor=STDOUT)
+        exit_with_make(stop.should_exit)
+        supervise(settings, stop, _announce)
     except StartError as error:
         log(f"error: {_sentence(error, given)}")
         return 1

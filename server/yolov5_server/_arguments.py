@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ._environment import Flag, Given, add_variables, read_given
 from ._settings import GPU_CHOICES, PRECISIONS, Settings
+from ._source_options import add_source_options
 
 # Settings of the shared steps: those of preprocess/config.pbtxt, which checks them.
 STEP_SETTINGS = {
@@ -72,6 +73,14 @@ def make_parser() -> tuple[argparse.ArgumentParser, list[Flag]]:
         action=argparse.BooleanOptionalAction,
         default=False,
         help="without an NVIDIA GPU, run the network with this project's backends in that Triton",
+    )
+    add_source_options(parser)
+    add(
+        "--drain-seconds",
+        type=float,
+        metavar="SECONDS",
+        default=default.drain_seconds,
+        help="after SIGTERM, /ready fails for so long before the server ends (%(default)g)",
     )
     add(
         "--verbose",

@@ -35,16 +35,6 @@ _BYTES = {
 }
 
 
-def check(settings: Settings) -> None:
-    """Check the ports and the repository.
-
-    Raises:
-        StartError: the first error that would keep the server from starting.
-    """
-    check_ports(settings)
-    check_repository(settings)
-
-
 def check_repository(settings: Settings) -> None:
     """Check that the repository is complete and can be served with these settings.
 

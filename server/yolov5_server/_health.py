@@ -16,6 +16,7 @@ from ._repository import NETWORK, endpoint_name
 from ._settings import Settings
 
 _CACHE_SECONDS = 1.0  # that a result stays valid, for each endpoint
+DRAINING = "the server is about to end"
 _LIVE_SECONDS = 60.0  # without health; then the launcher itself should be restarted
 
 
@@ -33,6 +34,7 @@ class Health:
         self._clock = clock
         self._lock = threading.Lock()
         self._down_reason: str | None = "it is starting"  # set by the launcher
+        self._draining = False
         self._restart_at = float("-inf")  # when the pause before the next start ends
         self._unhealthy_since: float | None = self._clock()
         self._probes: dict[str, EndpointProbe] = {}  # by network
@@ -51,6 +53,25 @@ class Health:
             self._down_reason = reason
             self._restart_at = self._clock() + pause
             self._unhealthy_since = self._unhealthy_since or self._clock()
+
+    def drain(self) -> bool:
+        """Report the service as not ready from now on, although it answers.
+
+        Returns:
+            Whether it answers at all.
+        """
+        with self._lock:
+            self._draining = True
+            return self._down_reason is None
+
+    def wait_for(self, reason: str) -> None:
+        """Report the service as down, but live: the launcher waits for what a restart cannot mend.
+
+        Args:
+            reason: a sentence.
+        """
+        with self._lock:
+            self._down_reason, self._unhealthy_since = reason, None
 
     def up(self, networks: Collection[str] = (NETWORK,)) -> None:
         """Report the health of these networks' endpoints from now on."""
@@ -113,6 +134,8 @@ class Health:
         Returns:
             Why an image would not be answered; None if it would.
         """
+        if self._draining:
+            return DRAINING
         networks = self.networks if network is None else [network]
         for name in networks:
             if reason := self._check(name):

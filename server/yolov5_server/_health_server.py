@@ -31,13 +31,14 @@ class HealthServer(ThreadingHTTPServer):
     - GET /models: what is served, as JSON. With ?memory=0 without its memory, which takes the
       system some milliseconds to add up.
     - GET /live: 200 unless the launcher itself should be restarted.
-    - GET /metrics: restarts and canaries, for Prometheus.
+    - GET /metrics: restarts, canaries, what is served and its memory, for Prometheus.
 
     Connections that have sent no request are closed after a while, and earlier if a new one needs
     the place.
 
     Args:
         list_models: the answer to /models, with memory or without.
+        more_metrics: lines for the answer to /metrics, beside those of `health`.
 
     Raises:
         OSError: the port cannot be used.
@@ -52,10 +53,12 @@ class HealthServer(ThreadingHTTPServer):
         settings: Settings,
         health: Health,
         list_models: Callable[[bool], dict[str, Any]] = lambda memory: {},
+        more_metrics: Callable[[], str] = str,
     ) -> None:
         self.address_family = settings.family
         self.health = health
         self.list_models = list_models
+        self.more_metrics = more_metrics
         self._connections = threading.Condition()
         self._open = 0
         self._reading: dict[socket.socket, float] = {}  # since when, oldest first
@@ -166,7 +169,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.path in ("/models", "/models?memory=0"):
             self._send(200, self.server.list_models(self.path == "/models"))
         elif self.path == "/metrics":
-            self._send(200, _metrics(health))
+            self._send(200, _metrics(health) + self.server.more_metrics())
         else:
             allowed = "/ready, /ready/NAME, /live, /models, /metrics"
             self._send(404, {"error": f"no such path; allowed: {allowed}"})

@@ -89,6 +89,8 @@ class Reloader:
             known.
         on_endpoints_changed: called with the names of the networks that are served.
         on_replaced: called with the name of a network whose endpoint is another one from now on.
+        on_refused: called with the name of a network that Triton does not load; returns whether
+            what was installed before was put back.
         on_stuck: called with a sentence when Triton can load nothing any more; ends the server.
         log: writes a line to the operator's log.
 
@@ -111,6 +113,7 @@ class Reloader:
         on_stuck: Callable[[str], None],
         log: Callable[[str], None],
         on_replaced: Callable[[str], None] = lambda network: None,
+        on_refused: Callable[[str], bool] = lambda network: False,
     ) -> None:
         self._settings = settings
         self._repository = settings.repository
@@ -120,6 +123,7 @@ class Reloader:
         self._on_models_changed = on_models_changed
         self._on_endpoints_changed = on_endpoints_changed
         self._on_replaced = on_replaced
+        self._on_refused = on_refused
         self._on_stuck = on_stuck
         self._log = log
         self._known: dict[str, Identity | None] = {}  # what was last served or refused
@@ -168,8 +172,9 @@ class Reloader:
                 self._refuse(one.network, f"The network {one.network} is not served: {reason}")
             else:
                 self._accept(one, self._known[one.network])
-        for sentence in self.refused.values():
+        for network, sentence in self.refused.items():
             self._log(sentence)
+            self._on_refused(network)  # `watch` then loads what was put back
         self._on_endpoints_changed(list(self.served))
 
     def watch(self, should_exit: threading.Event) -> None:
@@ -284,11 +289,14 @@ class Reloader:
     ) -> str:
         """Stay with what is served, if anything is, and with its configurations."""
         name = "" if network == NETWORK else f" {network}"
+        is_back = self._on_refused(network)
         if before is None:
             self._stage.remove_endpoint(network)
             return self._refuse(network, f"The network{name} is not served: {error}")
         with suppress(OSError):  # then a later change of it will fail as well
             self._stage.restore_endpoint(before.staged, configs)
+        if is_back:  # it is what is served: there is nothing to load
+            self._known[network] = read_identity(self._repository, network)
         sentence = f"The new network{name} was not loaded, the old one is still served: {error}"
         return self._refuse(network, sentence)
 

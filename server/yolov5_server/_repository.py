@@ -39,13 +39,13 @@ def installed_networks(repository: Path) -> list[str]:
     names = [NETWORK]
     for config in sorted(repository.glob(f"*{_SUFFIX}/config.pbtxt")):
         name = config.parent.name.removesuffix(_SUFFIX)
-        if name != NETWORK and _is_name(name):
+        if name != NETWORK and is_name(name):
             # While it is being removed, only one of the two may be there.
             names += [name] * (repository / name / "config.pbtxt").is_file()
     return names
 
 
-def _is_name(name: str) -> bool:
+def is_name(name: str) -> bool:
     """Whether a network may have this name, which must not be that of another model."""
     return bool(_NAME.fullmatch(name)) and name not in MODELS and not name.endswith(_SUFFIX)
 

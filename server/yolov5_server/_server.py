@@ -41,11 +41,13 @@ from ._repository import (
     network_precision,
     read_config,
 )
+from ._served_metrics import served_metrics
 from ._settings import FLAGS, Settings
 from ._stage import CLOSED, CONFIG_NAME, MODELS, Stage, Staged
 from ._tracing import trace_environment, trace_flags
 from ._watchdog import Fault, Watchdog
 from .embedded import assemble_backends, server_environment, triton_folder
+from .source import ModelSource
 
 STOP_SECONDS = 7.0  # until the process group is killed; Ctrl-C promises 10 s in all
 _DRAIN_SECONDS = 5  # grace that Triton gives requests in flight
@@ -59,10 +61,20 @@ _REQUIRED = (FIRST, LAST, NETWORK, ENSEMBLE)  # without these the server does no
 
 
 class Server:
-    """One Triton with its model processes: call `start`, then the waits, and always `close`."""
+    """One Triton with its model processes: call `start`, then the waits, and always `close`.
 
-    def __init__(self, settings: Settings, health: Health) -> None:
+    Args:
+        source: where the networks come from, if they do not lie in the repository.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        health: Health,
+        source: ModelSource | None = None,
+    ) -> None:
         self.settings = settings
+        self._source = source
         self._health = health
         self._process: subprocess.Popen[bytes] | None = None
         self._log: LogPump | None = None
@@ -134,10 +146,16 @@ class Server:
             loading=self._loading,
             on_models_changed=self._expect,
             on_endpoints_changed=self._health.serve,
-            on_replaced=self._health.replaced,
+            on_replaced=self._replaced,
+            on_refused=lambda network: self._source is not None and self._source.put_back(network),
             on_stuck=self._on_stuck,
             log=log,
         )
+
+    def _replaced(self, network: str) -> None:
+        self._health.replaced(network)
+        if self._source is not None:
+            self._source.note_loaded([network])
 
     def _spawn(self, command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
         parent = os.getpid()
@@ -247,6 +265,8 @@ class Server:
             self._reloader.started(self._staged)
         except ControlError as error:
             raise StartError(f"Triton does not say what it serves: {error}.") from None
+        if self._source is not None:
+            self._source.note_loaded(self.networks)
         self._watchdog.expect(self._reloader.models)
         for work in (
             self._reloader.watch,
@@ -323,6 +343,13 @@ class Server:
             return {"models": [], "steps": []}
         process = self._process.pid if memory else None
         return list_models(self._reloader, self._health, process)
+
+    def metrics(self) -> str:
+        """What is served and the memory of all processes, for Prometheus."""
+        if self._reloader is None or self._process is None:
+            return served_metrics(self.settings.repository, {}, (), None)
+        served, refused = self._reloader.served, self._reloader.refused
+        return served_metrics(self.settings.repository, served, refused, self._process.pid)
 
     def _is_ready(self) -> bool:
         return self._status("health/ready") == 200 == self._status(f"models/{ENSEMBLE}/ready")

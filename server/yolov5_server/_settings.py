@@ -11,6 +11,7 @@ from itertools import combinations
 from pathlib import Path
 
 from ._errors import SettingError
+from ._source_url import url_fault
 from .hardware import has_gpu
 
 _ROOT = Path(__file__).parents[2]
@@ -22,6 +23,7 @@ PRECISIONS = ("auto", "fp32")
 GPU_CHOICES = ("auto", "1", "0")
 # A comma or an equals sign has a meaning in Triton's flag for it.
 _COLLECTOR = re.compile(r"https?://[^\s/,=@?#]+(/[^\s,=@?#]*)?")
+_MAX_DRAIN_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,12 @@ class Settings:
             /opt/tritonserver; None for the embedded one.
         own_backends: run the network with this project's backends in that Triton as well, if the
             machine has no NVIDIA GPU, or `gpu` is `0`.
+        drain_seconds: after SIGTERM, how long the server goes on while `/ready` fails, before it
+            ends.
+        model_source: where the networks are fetched from: s3://bucket/prefix, https://host/path or
+            a folder; empty for those of `repository`.
+        model_source_poll: seconds between two looks at the source; 0 for none after the start.
+        model_cache: folder that keeps what was fetched; None for one in the user's cache.
         verbose: show all that Triton logs.
         trace: address of a collector that takes traces by OTLP over HTTP; empty for no traces.
         trace_ratio: share of the requests without a trace of their own that are traced, 0 to 1.
@@ -58,6 +66,10 @@ class Settings:
     repository: Path = REPOSITORY
     triton: Path | None = None
     own_backends: bool = False
+    drain_seconds: float = 0.0
+    model_source: str = ""
+    model_source_poll: float = 30.0
+    model_cache: Path | None = None
     verbose: bool = False
     trace: str = ""
     trace_ratio: float = 0.01
@@ -86,6 +98,19 @@ class Settings:
             raise _not_allowed("PRECISION", repr(self.precision), ", ".join(PRECISIONS))
         if self.gpu not in GPU_CHOICES:
             raise _not_allowed("GPU", repr(self.gpu), ", ".join(GPU_CHOICES))
+        if not 0 <= self.drain_seconds <= _MAX_DRAIN_SECONDS:
+            raise SettingError(
+                f"--drain-seconds is {self.drain_seconds:g}; allowed: 0 to {_MAX_DRAIN_SECONDS:g}.",
+                {"drain_seconds": "--drain-seconds"},
+            )
+        if self.model_source and (fault := url_fault(self.model_source)):
+            raise SettingError(f"MODEL_SOURCE {fault}.", {"model_source": "MODEL_SOURCE"})
+        if not (self.model_source_poll == 0 or 1 <= self.model_source_poll <= 86400):
+            raise SettingError(
+                f"--model-source-poll is {self.model_source_poll:g}; allowed: 0, or 1 to 86400"
+                " seconds.",
+                {"model_source_poll": "--model-source-poll"},
+            )
         self._check_trace()
 
     def _check_trace(self) -> None:

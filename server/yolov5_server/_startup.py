@@ -95,6 +95,45 @@ def end_in_time(
     threading.Thread(target=end, name="end", daemon=True).start()
 
 
+class Stop:
+    """What signals ask of the launcher: to drain, then to end, then to end at once.
+
+    Attributes:
+        should_exit: the server is to end.
+        force_exit: it is to end without waiting for requests in flight.
+    """
+
+    def __init__(self) -> None:
+        self.should_exit = threading.Event()
+        self.force_exit = threading.Event()
+        self._drain_seconds = 0.0
+        self._start_drain: Callable[[], bool] | None = None
+
+    def drain_first(self, seconds: float, start: Callable[[], bool]) -> None:
+        """Let the next signal begin a drain, which ends in `should_exit`.
+
+        Args:
+            seconds: how long the server goes on; 0 for no drain.
+            start: called when the drain begins; False if there is nothing to wait for.
+        """
+        if seconds:
+            self._drain_seconds, self._start_drain = seconds, start
+
+    def request(self) -> None:
+        """Note a signal. Not for several threads at the same time."""
+        start, self._start_drain = self._start_drain, None
+        if self.should_exit.is_set():
+            self.force_exit.set()
+        elif start is None or not start():
+            self.should_exit.set()
+        else:
+            threading.Thread(target=self._drain, name="drain", daemon=True).start()
+
+    def _drain(self) -> None:
+        self.should_exit.wait(self._drain_seconds)
+        self.should_exit.set()
+
+
 def _children() -> list[int]:
     listed = Path("/proc/self/task").glob("*/children")
     found = []

@@ -1394,8 +1394,9 @@ def test_slow_server_is_timed_out(gateway: Gateway, scheme: str) -> None:
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_make_gateway_starts_and_ends_both_processes(
-    bundled_repository: Path, tmp_path: Path
+    bundled_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("YOLOV5_HOST", "0.0.0.0")  # must not open the server behind the gateway
     (port,) = free_ports(1)
     folder = tmp_path / "gateway"
     make = ["make", "--no-print-directory", "-C", str(ROOT), "gateway", f"GATEWAY_PORT={port}"]
@@ -1405,6 +1406,7 @@ def test_make_gateway_starts_and_ends_both_processes(
         wait_for(server.log, "Gateway:", server.process)
         server.ports.append(port)
         server.seen.update(server.descendants())
+        assert f"Ready: HTTP on 127.0.0.1:{server.ports[0]}" in server.log.read_text()
         assert server.processes("nginx")
         ca, header = folder / "certificate.pem", (folder / "api-key.header").read_text()
         name, _, key = header.strip().partition(": ")

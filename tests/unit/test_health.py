@@ -51,6 +51,14 @@ def test_readiness_names_the_reason_and_the_remaining_pause(health: Health, cloc
     assert "\nyolov5_restart_pause_seconds 0.0\n" in _metrics(health)
 
 
+def test_draining_server_is_not_ready_although_it_answers(health: Health) -> None:
+    assert not health.drain()  # it is starting
+    health.up([])
+    assert health.drain()
+    assert health.check() == health.check("yolov5") == "the server is about to end"
+    assert health.is_live
+
+
 def test_launcher_that_pauses_between_starts_is_live(health: Health, clock: Clock) -> None:
     for _ in range(10):
         health.down("Triton ended by itself (exit status -9).", pause=30)
@@ -63,7 +71,7 @@ def test_launcher_that_pauses_between_starts_is_live(health: Health, clock: Cloc
 
 
 def test_client_sends_the_same_canary_as_the_launcher() -> None:
-    assert status._PIXEL == PIXEL
+    assert status.PIXEL == PIXEL
 
 
 # -- the launcher's own reports ----------------------------------------------------------------

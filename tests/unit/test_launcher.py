@@ -35,6 +35,7 @@ from yolov5_server._checks import (
 from yolov5_server._control import ControlError, ModelControl
 from yolov5_server._paths import is_plain, make_folder, plain
 from yolov5_server._repository import chosen_configs, read_config, read_network_config
+from yolov5_server._startup import Stop
 from yolov5_server.embedded import assemble_backends, python_library, triton_folder
 from yolov5_server.hardware import has_cuda_provider
 
@@ -47,6 +48,7 @@ from yolov5_server.hardware import has_cuda_provider
         ({"metrics_port": 65536}, "METRICS_PORT is 65536"),
         ({"health_port": 8000}, "must be different ports"),
         ({"http_port": 8001}, "must be different ports"),
+        ({"drain_seconds": -1}, "--drain-seconds is -1; allowed: 0 to 3600"),
         ({"precision": "int4"}, "PRECISION is 'int4'; allowed: auto, fp32"),
     ],
 )
@@ -349,6 +351,32 @@ threading.Event().wait()
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
     assert found.returncode == 1
     assert not Path("/proc", found.stdout.decode().strip(), "exe").exists()
+
+
+def test_signals_ask_for_a_drain_then_the_end_then_force() -> None:
+    stop = Stop()
+    stop.drain_first(60, lambda: True)
+    for should_exit, force_exit in ((False, False), (True, False), (True, True)):
+        stop.request()
+        assert stop.should_exit.is_set() == should_exit
+        assert stop.force_exit.is_set() == force_exit
+
+
+def test_drain_ends_by_itself() -> None:
+    stop = Stop()
+    stop.drain_first(0.05, lambda: True)
+    stop.request()
+    assert stop.should_exit.wait(10)
+    assert not stop.force_exit.is_set()
+
+
+@pytest.mark.parametrize(("seconds", "serves"), [(0, True), (60, False)])
+def test_without_a_drain_or_a_server_the_first_signal_ends(seconds: float, serves: bool) -> None:
+    stop = Stop()
+    stop.drain_first(seconds, lambda: serves)
+    stop.request()
+    assert stop.should_exit.is_set()
+    assert not stop.force_exit.is_set()
 
 
 def test_signal_in_the_middle_of_a_wait_does_not_block_the_main_thread() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -165,7 +166,7 @@ def test_every_part_allows_the_same_names_of_networks(name: str) -> None:
     except ValueError:
         by_client = False
     by_gateway = endpoints._is_network(name)
-    assert is_name(name) == by_client == _repository._is_name(name) == by_gateway
+    assert is_name(name) == by_client == _repository.is_name(name) == by_gateway
 
 
 def test_every_default_is_in_the_configuration() -> None:
@@ -192,17 +193,34 @@ def test_all_modules_but_triton_glue_are_typed() -> None:
             assert "from __future__ import annotations" in path.read_text(), path
 
 
-def test_the_image_gets_what_its_dockerfile_copies() -> None:
+DOCKERFILES = ("Dockerfile", "Dockerfile.cpu")
+
+
+def instructions(dockerfile: str) -> list[str]:
+    """The instructions of a Dockerfile, each in one line."""
+    text = (ROOT / "build" / dockerfile).read_text().replace("\\\n", "")
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES)
+def test_the_image_gets_what_its_dockerfile_copies(dockerfile: str) -> None:
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     let_through = [line[1:] for line in lines if line.startswith("!")]
     copied = [
-        line.split()[1]
-        for line in (ROOT / "build" / "Dockerfile").read_text().splitlines()
-        if line.startswith("COPY ")
+        source
+        for line in instructions(dockerfile)
+        if line.startswith("COPY ") and "--from=" not in line
+        for source in line.split()[1:-1]
     ]
-    assert copied == ["requirements.lock", "server", "model_repository"]
+    assert {"server", "client/yolov5_client", "model_repository"} <= {*copied}
+    for path in copied:
+        assert (ROOT / path).exists(), path
+        # In full, or the parts of it that are for an image.
+        assert any(
+            path == one or path.startswith(f"{one}/") or one.startswith(f"{path}/")
+            for one in let_through
+        ), path
     needed = [
-        "requirements.lock",
         "model_repository/yolov5_ensemble/config.pbtxt",
         "server/tritonserver.flags",
         "server/backends/onnxruntime/model.py",
@@ -213,11 +231,67 @@ def test_the_image_gets_what_its_dockerfile_copies() -> None:
         assert any(path == one or path.startswith(f"{one}/") for one in let_through), path
 
 
+@pytest.mark.parametrize("dockerfile", DOCKERFILES)
+def test_image_runs_as_a_numbered_user_and_says_what_it_is(dockerfile: str) -> None:
+    lines = instructions(dockerfile)
+    users = [line for line in lines if line.startswith("USER ")]
+    assert users[-1] == "USER 1000:1000"
+    assert any(line.startswith("HEALTHCHECK ") and "8003/ready" in line for line in lines)
+    (label,) = [line for line in lines if line.startswith("LABEL ")]
+    for name in ("title", "description", "licenses", "version", "revision", "base.name"):
+        assert f"org.opencontainers.image.{name}=" in label
+    # What is downloaded stays in an earlier stage, and so do package managers' caches.
+    last = lines[max(i for i, line in enumerate(lines) if line.startswith("FROM ")) :]
+    assert not any(line.startswith(("RUN ", "ADD ")) for line in last)
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES)
+def test_image_is_built_from_locked_packages_alone(dockerfile: str) -> None:
+    installs = [line for line in instructions(dockerfile) if "pip" in line and " install " in line]
+    assert installs
+    for line in installs:
+        commands = [part for part in line.split("&&") if " install " in part and "pip" in part]
+        for command in commands:
+            assert "--require-hashes" in command, command
+            assert "--no-deps" in command, command
+
+
+def locked(name: str) -> dict[str, set[str]]:
+    """Versions by package in a lock, without those for Pythons that Triton does not support."""
+    found: dict[str, set[str]] = {}
+    for line in (ROOT / name).read_text().splitlines():
+        pinned = re.match(r"([a-z0-9.-]+)==(\S+)", line)
+        if pinned and "python_full_version >= '3.13'" not in line:
+            found.setdefault(pinned[1], set()).add(pinned[2])
+    return found
+
+
+@pytest.mark.parametrize("name", ["requirements-server.lock", "requirements-server-gpu.lock"])
+def test_images_hold_what_the_tests_ran_with_and_nothing_to_build_or_test(name: str) -> None:
+    everything, image = locked("requirements.lock"), locked(name)
+    for package, versions in image.items():
+        if package != "colorama":  # for Windows, which the environment does not support
+            assert versions <= everything[package], package
+    assert not {"hypothesis", "mypy", "onnx", "playwright", "pytest", "pycocotools"} & set(image)
+    assert {"fsspec", "onnxruntime", "openvino", "s3fs", "starlette", "torch"} <= set(image)
+
+
+def test_image_for_cpus_holds_no_cuda_but_what_torch_is_linked_to() -> None:
+    packages = locked("requirements-server.lock")
+    assert {name for name in packages if name.startswith(("cuda", "nvidia", "triton"))} == {
+        "nvidia-cuda-cupti",
+        "nvidia-cuda-runtime",
+        "nvidia-pytriton",
+        "tritonclient",
+    }
+
+
 def test_links_of_the_backends_lead_to_the_steps_in_the_image() -> None:
     backends = ROOT / "server" / "backends"
     targets = [path.resolve() for path in backends.rglob("*.py") if path.is_symlink()]
     outside = [path for path in targets if not path.is_relative_to(backends)]
     assert outside
     assert all(path.is_relative_to(REPOSITORY) for path in outside)
-    # The image has server/ in /opt/server, and model_repository/ in /models.
-    assert "RUN ln -s /models /opt/model_repository\n" in (ROOT / "build/Dockerfile").read_text()
+    # The images have server/ in /opt/server, and model_repository/ in /models.
+    script = (ROOT / "build" / "image" / "project.sh").read_text()
+    assert 'ln -s /models "$root/opt/model_repository"\n' in script

@@ -77,7 +77,7 @@ def test_families_are_kept_as_a_metric_ends_with_its_family() -> None:
     before, after = Recorder(), Recorder()
     metrics = preprocess_metrics.Metrics(before), postprocess_metrics.Metrics(after)
     gc.collect()
-    assert (len(before.families), len(after.families)) == (10, 2)
+    assert (len(before.families), len(after.families)) == (10, 3)
     for one in metrics:
         one.close()
 
@@ -179,6 +179,23 @@ def test_detections_are_counted_by_the_name_of_their_class() -> None:
     assert triton.buckets["yolov5_nms_seconds"] == [
         *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5)
     ]
+
+
+def test_scores_are_sampled_twenty_times_a_second() -> None:
+    triton = Recorder()
+    metrics = postprocess_metrics.Metrics(triton)
+    plates = metrics.for_model("plates", ("car",))
+    metrics.start()
+    plates.sample_score(np.array([], np.float32), 7.0)
+    for tick in range(60):
+        plates.sample_score(np.array([0.25, 0.5, 0.75], np.float32), 7.0 + tick / 100)
+    metrics.close()
+    told = triton.told()
+    scores = told.pop(("yolov5_detection_score", ""))
+    assert told == {}
+    assert 10 <= len(scores) <= 12
+    assert {*scores} <= {0.25, 0.5, 0.75} and len({*scores}) > 1
+    assert triton.buckets["yolov5_detection_score"][-1] == 1
 
 
 def test_metrics_of_several_models_all_carry_the_label_model() -> None:

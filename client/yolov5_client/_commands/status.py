@@ -15,7 +15,7 @@ from . import NO_SERVER, OK, UsageError, connect
 from ._report import printable
 
 # One grey pixel, as PNG.
-_PIXEL = base64.b64decode(
+PIXEL = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
 )
 
@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
         with connect(options, model=model) as client:
             status = client.status()
             if options.deep:
-                client.detect(_PIXEL)
+                client.detect(PIXEL)
             if not number:
                 state = "ready" if status.ready else "NOT READY"
                 print(f"{status.address}: Triton {status.version}, {state}")
@@ -78,14 +78,14 @@ def require_ready(client: Client) -> None:
     if not status.ready:
         raise UnavailableError("the server is not ready.")
     if not all(status.models.values()):
-        client.detect(_PIXEL)  # Triton says only of a request why it has no answer
+        client.detect(PIXEL)  # Triton says only of a request why it has no answer
 
 
 def _not_ready(client: Client, server_ready: bool) -> str:
     """Say why the endpoint is not ready, as far as the server tells."""
     if server_ready:
         try:
-            client.detect(_PIXEL)
+            client.detect(PIXEL)
         except YoloClientError as error:
             return f"NOT READY, {error}"
     return "NOT READY"

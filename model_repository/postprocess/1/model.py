@@ -108,6 +108,7 @@ class TritonPythonModel:
         found = monotonic()
         metrics.observe(found - started, images=len(nms))
         metrics.count_detections(detections.classes, network.class_names)
+        metrics.sample_score(detections.scores, found)
         packed = pack_detections(detections, [*map(len, outputs)], labels)
         responses = [call.pack(arrays) for call, arrays in zip(calls, packed)]
         packed_at = monotonic()

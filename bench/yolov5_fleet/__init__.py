@@ -1,0 +1,1 @@
+"""A fleet of servers with an autoscaler: a simulation, and the check against real ones."""
