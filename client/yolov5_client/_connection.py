@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from ._contract import NETWORK, check_network, endpoint_for
 from ._proxy import Proxy, proxy_for_grpc, proxy_for_http
+from ._trace_context import trace_headers
 
 LARGEST_ANSWER = 16 << 20  # bytes; 1000 detections take 28 kB plus their labels
 
@@ -74,11 +75,13 @@ class Call:
         endpoint: name of the model that is asked.
         parameters: as the caller gave them.
         request_id: sent as the id of the request, if it is not empty.
+        trace: further headers, which continue the trace of the calling code.
     """
 
     endpoint: str
     parameters: Mapping[str, Any]
     request_id: str
+    trace: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +142,9 @@ class Connection:
             ValueError: no network can have that name.
         """
         endpoint = self.endpoint if model is None else endpoint_for(check_network(model))
-        return Call(endpoint=endpoint, parameters=parameters, request_id=request_id)
+        return Call(
+            endpoint=endpoint, parameters=parameters, request_id=request_id, trace=trace_headers()
+        )
 
     @property
     def encryption(self) -> TLS | None:

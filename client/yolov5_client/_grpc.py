@@ -67,7 +67,7 @@ def _request(connection: Connection, image: bytes, call: Call) -> dict[str, Any]
         "request_id": call.request_id,
         "parameters": _wire.parameters_for_grpc(call.parameters),
         "client_timeout": connection.timeout,
-        "headers": _metadata(connection),
+        "headers": {**_metadata(connection), **call.trace},
     }
 
 

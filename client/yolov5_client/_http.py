@@ -86,7 +86,7 @@ def _request(image: bytes, call: Call) -> dict[str, Any]:
         "method": "POST",
         "url": f"/v2/models/{call.endpoint}/infer",
         "content": image,
-        "headers": {**_BINARY, **_wire.headers_for_http(call.parameters)},
+        "headers": {**_BINARY, **_wire.headers_for_http(call.parameters), **call.trace},
     }
 
 

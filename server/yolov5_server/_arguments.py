@@ -88,6 +88,19 @@ def make_parser() -> tuple[argparse.ArgumentParser, list[Flag]]:
         default=False,
         help="show all that Triton logs",
     )
+    add(
+        "--trace",
+        default=default.trace,
+        metavar="URL",
+        help="send traces to this collector, by OTLP over HTTP, such as http://localhost:4318",
+    )
+    add(
+        "--trace-ratio",
+        type=float,
+        default=default.trace_ratio,
+        metavar="SHARE",
+        help="of the requests that bring no trace of their own, 0 to 1 (%(default)s)",
+    )
     _add_step_settings(parser)
     return parser, add_variables(parser)
 

@@ -44,6 +44,7 @@ from ._repository import (
 from ._served_metrics import served_metrics
 from ._settings import FLAGS, Settings
 from ._stage import CLOSED, CONFIG_NAME, MODELS, Stage, Staged
+from ._tracing import trace_environment, trace_flags
 from ._watchdog import Fault, Watchdog
 from .embedded import assemble_backends, server_environment, triton_folder
 from .source import ModelSource
@@ -103,7 +104,9 @@ class Server:
         self._staged = reloader.stage_all()
         environment = server_environment(self._folder, self.settings.gpu)
         command = self._command(binary, backends)
+        environment = trace_environment(self.settings, environment)
         command += body_limit_flags(binary, environment, self.settings)
+        command += trace_flags(self.settings, environment)
         self._process = self._spawn(command, environment)
         assert self._process.stdout is not None
         self._log = LogPump(self._process.stdout, verbose=self.settings.verbose)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ FLAGS = _ROOT / "server" / "tritonserver.flags"  # flags for every server, in a 
 CLOSED_STEPS = _ROOT / "server" / "closed_steps"  # models that close the steps to callers
 PRECISIONS = ("auto", "fp32")
 GPU_CHOICES = ("auto", "1", "0")
+# A comma or an equals sign has a meaning in Triton's flag for it.
+_COLLECTOR = re.compile(r"https?://[^\s/,=@?#]+(/[^\s,=@?#]*)?")
 _MAX_DRAIN_SECONDS = 3600.0
 
 
@@ -45,6 +48,8 @@ class Settings:
         model_source_poll: seconds between two looks at the source; 0 for none after the start.
         model_cache: folder that keeps what was fetched; None for one in the user's cache.
         verbose: show all that Triton logs.
+        trace: address of a collector that takes traces by OTLP over HTTP; empty for no traces.
+        trace_ratio: share of the requests without a trace of their own that are traced, 0 to 1.
         steps: settings in place of those in the configuration of `preprocess`, as text, by name.
 
     Raises:
@@ -66,6 +71,8 @@ class Settings:
     model_source_poll: float = 30.0
     model_cache: Path | None = None
     verbose: bool = False
+    trace: str = ""
+    trace_ratio: float = 0.01
     steps: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -103,6 +110,21 @@ class Settings:
                 f"--model-source-poll is {self.model_source_poll:g}; allowed: 0, or 1 to 86400"
                 " seconds.",
                 {"model_source_poll": "--model-source-poll"},
+            )
+        self._check_trace()
+
+    def _check_trace(self) -> None:
+        if self.trace and not _COLLECTOR.fullmatch(self.trace):
+            # Without the value, which may hold a password.
+            raise SettingError(
+                "--trace is not the address of a collector; allowed: one such as"
+                " http://localhost:4318, without user, query and commas.",
+                {"trace": "--trace"},
+            )
+        if not 0 <= self.trace_ratio <= 1:
+            raise SettingError(
+                f"--trace-ratio is {self.trace_ratio:g}; allowed: 0 to 1.",
+                {"trace_ratio": "--trace-ratio"},
             )
 
     @property

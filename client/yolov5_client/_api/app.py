@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 
@@ -18,7 +18,7 @@ from . import deepstack, health, pages
 from .detect import detect, detect_jpg
 from .guard import Guard, Keys
 from .metrics import Metrics
-from .observe import REQUEST_ID, Observe
+from .observe import ERROR_LOG, REQUEST_ID, Observe
 from .problems import ProblemError
 from .service import Service
 from .settings import ApiSettings
@@ -29,6 +29,7 @@ _ROUTES = "POST /detect, /detect.jpg, /v1/vision/detection; GET /, /docs, /opena
 def create_app(settings: ApiSettings) -> Starlette:
     """Put the service together. It opens no connection before the first request."""
     metrics, keys = Metrics(), Keys(settings.keys)
+    traces = _Traces(settings)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -37,6 +38,7 @@ def create_app(settings: ApiSettings) -> Starlette:
             yield
         finally:
             await app.state.service.client.close()
+            traces.close()
 
     layers = [
         Middleware(Observe, metrics, {deepstack.PREFIX: deepstack.error_response}),
@@ -54,6 +56,7 @@ def create_app(settings: ApiSettings) -> Starlette:
                 expose_headers=[REQUEST_ID, "Retry-After"],
             ),
         )
+    layers[:0] = traces.layers
     app = Starlette(
         routes=[
             Route("/detect", detect, methods=["POST"]),
@@ -73,6 +76,21 @@ def create_app(settings: ApiSettings) -> Starlette:
     # over plain HTTP, and curl would print nothing.
     app.router.redirect_slashes = False
     return app
+
+
+class _Traces:
+    """What traces requests; nothing of OpenTelemetry is imported without a collector."""
+
+    def __init__(self, settings: ApiSettings) -> None:
+        self.layers: list[Middleware] = []
+        self.close: Callable[[], None] = lambda: None
+        if settings.trace:
+            from .otlp import make_provider
+            from .tracing import Trace
+
+            provider = make_provider(settings.trace, settings.trace_ratio, ERROR_LOG.warning)
+            self.layers = [Middleware(Trace, provider)]
+            self.close = provider.shutdown
 
 
 async def _no_route(request: Request, error: Exception) -> Response:

@@ -32,7 +32,7 @@ HUNG_UP = 499  # as nginx logs it
 ErrorResponse = Callable[[problems.ProblemError, str], Response]
 
 _USABLE_ID = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)
-_QUIET = ("/live", "/ready", "/metrics")  # asked every few seconds, and of no interest
+QUIET = ("/live", "/ready", "/metrics")  # asked every few seconds, and of no interest
 
 
 @dataclass
@@ -110,7 +110,7 @@ class Observe:
         route = getattr(scope.get("route"), "path", "other")
         self._metrics.requests.labels(route, status).inc()
         self._metrics.seconds.labels(route).observe(seconds)
-        if scope["path"] not in _QUIET:
+        if scope["path"] not in QUIET:
             ACCESS_LOG.info(_line(scope, exchange, record, status, seconds))
 
 

@@ -21,6 +21,8 @@ MAX_BODY_BYTES = 48 << 20
 _LONGEST_SOCKET = 107  # bytes of a path, sun_path in unix(7)
 
 _HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d{1,5})?", re.ASCII)
+# The same addresses as the launcher's flag takes.
+_COLLECTOR = re.compile(r"https?://[^\s/,=@?#]+(/[^\s,=@?#]*)?")
 _ORIGIN = re.compile(r"https?://[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d{1,5})?", re.ASCII)
 
 
@@ -48,6 +50,8 @@ class ApiSettings:
         max_buffered_bytes: request bodies in memory, all together; more are answered with 503.
         upload_timeout: seconds within which the body of a request must have come.
         drain: seconds that requests in progress have when the service is stopped.
+        trace: address of a collector that takes traces by OTLP over HTTP; empty for no traces.
+        trace_ratio: share of the requests without a trace of their own that are traced, 0 to 1.
 
     Raises:
         ValueError: a value cannot be used. The message is one sentence that names the flag.
@@ -70,6 +74,8 @@ class ApiSettings:
     max_buffered_bytes: int = 256 << 20
     upload_timeout: float = 30.0
     drain: float = 8.0
+    trace: str = ""
+    trace_ratio: float = 0.01
 
     def __post_init__(self) -> None:
         check_network(self.model, "--model")
@@ -111,11 +117,22 @@ class ApiSettings:
                 f"--max-buffered-mib is {self.max_buffered_bytes >> 20}; allowed:"
                 f" {MAX_BODY_BYTES >> 20} or more, which is one request."
             )
+        self._check_trace()
         for name, seconds in (("upload-timeout", self.upload_timeout), ("drain", self.drain)):
             if not 0 < seconds <= 3600:
                 raise ValueError(
                     f"--{name} is {seconds}; allowed: more than 0 seconds, at most 3600."
                 )
+
+    def _check_trace(self) -> None:
+        if self.trace and not _COLLECTOR.fullmatch(self.trace):
+            # Without the value, which may hold a password.
+            raise ValueError(
+                "--trace is not the address of a collector; allowed: one such as"
+                " http://localhost:4318, without user, query and commas."
+            )
+        if not 0 <= self.trace_ratio <= 1:
+            raise ValueError(f"--trace-ratio is {self.trace_ratio:g}; allowed: 0 to 1.")
 
     @property
     def local_hosts(self) -> frozenset[str] | None:

@@ -28,7 +28,9 @@ _NAMES = {
     "key": "KEY_FILE",
     "header": "HEADERS_FILE",
 }
-_TYPING_ERROR = 0.9  # how much a variable of another name must be like one of these to be one
+# How much a variable of another name must be like one of these to be one; the launcher's
+# YOLOV5_TRACE_RATIO is 0.9 like that of the service.
+_TYPING_ERROR = 0.91
 
 # Kubernetes and Docker describe each service, such as `yolov5-api`, in variables.
 _SERVICE = re.compile(

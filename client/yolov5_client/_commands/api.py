@@ -98,6 +98,20 @@ def add_parser(commands: Any, connection: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="for requests in progress when the service is stopped (%(default)g)",
     )
+    traces = api.add_argument_group("traces")
+    traces.add_argument(
+        "--trace",
+        default="",
+        metavar="URL",
+        help="send traces to this collector, by OTLP over HTTP, such as http://localhost:4318",
+    )
+    traces.add_argument(
+        "--trace-ratio",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
+        help="of the requests that bring no trace of their own, 0 to 1 (%(default)g)",
+    )
     api.set_defaults(run=run, flags=add_variables(api))
 
 
@@ -118,6 +132,8 @@ def run(options: argparse.Namespace) -> int:
     given = read_given(flags, options, os.environ)
     _fill(options, flags, given)
     settings = _checked_settings(options, flags, given)
+    if settings.trace:
+        _check_trace_packages()
     # Flags alone are in the command line; this is the log of faults.
     if any(one.origin.startswith(PREFIX) for one in given.values()):
         print(summary(flags, given), file=sys.stderr, flush=True)
@@ -131,6 +147,15 @@ def run(options: argparse.Namespace) -> int:
             where, advice = str(options.socket), "another path with --socket"
         raise UsageError(f"cannot listen on {where}: {error.strerror}; choose {advice}.") from None
     return OK
+
+
+def _check_trace_packages() -> None:
+    try:
+        from .._api import otlp, tracing  # noqa: F401
+    except ImportError as error:
+        raise UsageError(
+            f"--trace needs {error.name}; pip install 'yolov5-client[trace]' brings it."
+        ) from None
 
 
 def _fill(options: argparse.Namespace, flags: list[Flag], given: Mapping[str, Given]) -> None:
@@ -194,6 +219,8 @@ def _settings(options: argparse.Namespace) -> ApiSettings:
             max_buffered_bytes=options.max_buffered_mib << 20,
             upload_timeout=options.upload_timeout,
             drain=options.drain,
+            trace=options.trace,
+            trace_ratio=options.trace_ratio,
         )
     except (OSError, ValueError) as error:
         raise UsageError(str(error)) from None

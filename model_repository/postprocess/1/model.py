@@ -3,7 +3,7 @@
 import traceback
 from itertools import groupby
 from pathlib import Path
-from time import perf_counter
+from time import monotonic
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from pack import encode_labels, pack_detections
 from placement import SIZE
 from postprocess_metrics import Metrics, ModelMetrics
 from thresholds import CONF_THRES, ThresholdsError
+from tracing import open_tracer
 
 FEW_ROWS = 1000  # of an image, which take a moment
 
@@ -30,6 +31,7 @@ class TritonPythonModel:
         on_gpu = args["model_instance_kind"] == "GPU" and torch.cuda.is_available()
         self.metrics = Metrics(pb_utils)
         self.completions = CompletionSender()
+        self.tracer = open_tracer(args["model_name"], pb_utils.Logger.log_error)
         self.served = EndpointRegistry(
             Path(args["model_repository"]).parent, self.serve, pb_utils.Logger.log_error
         )
@@ -63,6 +65,7 @@ class TritonPythonModel:
     def execute(self, requests):
         calls = [*map(Call, requests)]
         for call in calls:
+            call.trace = self.tracer.trace_of(call.request)
             self.completions.send(call.admission)
         few = max(FEW_ROWS, min(call.rows for call in calls))
         slow = sorted((call for call in calls if call.rows > few), key=lambda call: call.rows)
@@ -92,7 +95,7 @@ class TritonPythonModel:
 
     def answer(self, calls):
         network, labels, metrics = self.served.find(calls[0].slot)
-        started = perf_counter()
+        started = monotonic()
         nms, class_conf_thres, placement = (
             np.concatenate([getattr(call, name) for call in calls])
             for name in ("nms", "class_conf_thres", "placement")
@@ -102,14 +105,21 @@ class TritonPythonModel:
         device = outputs[0].device  # the work is done where the network has left its rows
         asked = BatchThresholds.from_arrays(nms, class_conf_thres, placement, device)
         detections = detect(outputs, asked, **network.head)
-        metrics.observe(perf_counter() - started, images=len(nms))
+        found = monotonic()
+        metrics.observe(found - started, images=len(nms))
         metrics.count_detections(detections.classes, network.class_names)
-        metrics.sample_score(detections.scores, perf_counter())
+        metrics.sample_score(detections.scores, found)
         packed = pack_detections(detections, [*map(len, outputs)], labels)
-        return [call.pack(arrays) for call, arrays in zip(calls, packed)]
+        responses = [call.pack(arrays) for call, arrays in zip(calls, packed)]
+        packed_at = monotonic()
+        for call in calls:
+            call.trace.record("nms", started, found, images_together=len(nms))
+            call.trace.record("pack", found, packed_at)
+        return responses
 
     def finalize(self):
         self.metrics.close()
+        self.tracer.close()
 
 
 class Served(NamedTuple):
@@ -127,6 +137,7 @@ class Call:
         output0: where the network has left its rows [B, N, columns]; the rest is on the host.
         admission: one row, as the rows of a request are equal.
         rows: of each image.
+        trace: takes its spans.
     """
 
     def __init__(self, request):

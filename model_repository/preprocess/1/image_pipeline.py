@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from functools import partial
-from time import perf_counter
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from decode import Decoder, full_size
 from network_spec import NetworkSpec
 from placement import Placement
+from tracing import NOT_TRACED, RequestTrace
 
 if TYPE_CHECKING:
     from batch_builder import BatchBuilder
@@ -67,16 +68,24 @@ class ImagePipeline:
         normalisers = {name: n for name, n in self._normalisers.items() if name in tensors}
         return self._builder(normalisers, count, self._size)
 
-    def prepare(self, element: bytes, batch: BatchBuilder, index: int) -> Placement:
+    def prepare(
+        self, element: bytes, batch: BatchBuilder, index: int, trace: RequestTrace = NOT_TRACED
+    ) -> Placement:
         """Decode one element of the input and add it to the batch.
+
+        Args:
+            trace: of the request.
 
         Raises:
             ImageError: not an image of an allowed format, damaged, or over a limit.
         """
-        started = perf_counter()
+        started = monotonic()
         picture, size = self._decoder.decode_scaled(element, self._reduction)
-        decoded = perf_counter()
+        decoded = monotonic()
         canvas, placement = self._letterbox(picture, size=size)
         batch.add(index, canvas)
-        self._observe(decoded - started, perf_counter() - decoded)
+        ended = monotonic()
+        self._observe(decoded - started, ended - decoded)
+        trace.record("decode", started, decoded, image=index + 1, bytes=len(element))
+        trace.record("letterbox", decoded, ended, image=index + 1)
         return placement

@@ -31,6 +31,7 @@ from request_outcomes import (
     RequestTimer,
 )
 from settings import Settings, read_endpoint_settings, read_image_limits
+from tracing import open_tracer
 from workers import Workers
 
 
@@ -41,6 +42,7 @@ class TritonPythonModel:
         on_gpu = args["model_instance_kind"] == "GPU"
         self.gpu = int(args["model_instance_device_id"]) if on_gpu else None
         self.metrics = Metrics(pb_utils)
+        self.tracer = open_tracer(config["name"], pb_utils.Logger.log_error)
         self.decoder = Decoder(read_image_limits(self.given))
         self.tensor_bytes = 0  # of one image, for the largest network
         self.served = EndpointRegistry(
@@ -85,6 +87,7 @@ class TritonPythonModel:
     def submit(self, request):
         """Put the request into the queue, or refuse it."""
         call = Call(request)
+        call.trace = self.tracer.trace_of(request)
         try:
             call.served = self.served.find(call.slot)
         except (EndpointError, OSError) as error:
@@ -127,12 +130,14 @@ class TritonPythonModel:
 
     def prepare(self, call, parameters, admission_id):
         """Prepare the images in parallel; the thread that prepares the last one answers."""
-        call.served.metrics.observe_queue(monotonic() - call.arrived)
+        admitted = monotonic()
+        call.served.metrics.observe_queue(admitted - call.arrived)
+        call.trace.record("queue", call.arrived, admitted)
         pipeline = call.served.pipeline
         batch = pipeline.new_batch(call.outputs, len(call.elements))
         gather = Gather(
             len(call.elements),
-            work=lambda index: pipeline.prepare(call.elements[index], batch, index),
+            work=lambda index: pipeline.prepare(call.elements[index], batch, index, call.trace),
             answer=partial(self.answer, call, parameters, batch, admission_id),
         )
         for task in gather.tasks():
@@ -146,7 +151,9 @@ class TritonPythonModel:
         """
         try:
             if not self.has_failed(call, results):
+                started = monotonic()
                 response = self.pack(call, parameters, results, batch, admission_id)
+                call.trace.record("pack", started)
                 if call.goes_on:
                     self.queue.hand_on(admission_id)
                     self.pending.add(admission_id, call.timer)
@@ -206,6 +213,7 @@ class TritonPythonModel:
 
     def fault(self, call, message):
         call.timer.stop(FAILED)
+        call.trace.record("failed", call.arrived, error=message)
         call.fail(message, pb_utils.TritonError.INTERNAL)
 
     def refuse(self, call, reason, message, images=None, outcome=None):
@@ -216,7 +224,9 @@ class TritonPythonModel:
             images: how many are counted as refused; all unless given.
             outcome: of the request; SHED or REJECTED, by the reason, unless given.
         """
-        call.timer.stop(outcome or (SHED if reason == SATURATED else REJECTED))
+        outcome = outcome or (SHED if reason == SATURATED else REJECTED)
+        call.timer.stop(outcome)
+        call.trace.record(outcome, call.arrived, error=message, reason=reason)
         call.served.metrics.count_rejected(reason, images or len(call.elements))
         codes = pb_utils.TritonError
         call.fail(message, codes.UNAVAILABLE if reason == SATURATED else codes.INVALID_ARG)
@@ -227,6 +237,7 @@ class TritonPythonModel:
         self.workers.close()
         self.completions.close()
         self.metrics.close()
+        self.tracer.close()
 
 
 class Served(NamedTuple):
@@ -247,6 +258,7 @@ class Call:
         served: the endpoint in this slot, set when it is found.
         arrived: when, by `time.monotonic()`.
         timer: to be stopped at its end, set together with `served`.
+        trace: takes its spans.
         elements: the encoded images, bytes.
         outputs: names of the tensors that the ensemble asks for.
         timeout: seconds that the caller allows it to wait; 0 for no limit.

@@ -20,6 +20,8 @@ from thresholds import MAX_DET, NOT_REPORTED, Thresholds
 # Parameters that Triton itself adds or reads; `id` is the id of a request in a body of /generate.
 _RESERVED = re.compile(
     r"sequence_\w+|triton_\w+|priority|timeout|headers|binary_data(_size|_output)?|classification"
+    # The header of a gRPC request, which the launcher has Triton forward if traces are on.
+    r"|traceparent"
     r"|shared_memory_\w+|id",
     re.IGNORECASE,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from time import monotonic
 from typing import Any
 
 import onnxruntime
@@ -11,6 +12,7 @@ import triton_python_backend_utils as pb_utils
 from batch import Tensors, run_batch
 from device import DeviceRunner, sessions_by_size
 from request_io import error_response, read_inputs
+from tracing import open_tracer
 
 
 class GpuModel:
@@ -26,6 +28,7 @@ class GpuModel:
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.runner = runner
         self.join = runner.join if config["max_batch_size"] > 0 else None
+        self.tracer = open_tracer(self.name, pb_utils.Logger.log_error)
 
     @classmethod
     def from_session(
@@ -53,7 +56,12 @@ class GpuModel:
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Run the requests as one batch; one response for each."""
         inputs = [read_inputs(request, self.inputs, self.runner.take) for request in requests]
+        started = monotonic()
         answers = run_batch(self.runner.run, inputs, join=self.join)
+        ended = monotonic()
+        for request in requests:
+            trace = self.tracer.trace_of(request)
+            trace.record("run", started, ended, requests_together=len(requests))
         return [self.response(request, answer) for request, answer in zip(requests, answers)]
 
     def response(self, request: Any, answer: Tensors | Exception) -> Any:
@@ -68,7 +76,7 @@ class GpuModel:
             return error_response(self.name, error)
 
     def close(self) -> None:
-        pass
+        self.tracer.close()
 
 
 def as_triton(name: str, tensor: torch.Tensor) -> Any:

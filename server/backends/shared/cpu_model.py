@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from executor import ImageExecutor, Run
 from image_gather import Tensors, image_tasks
 from numpy.typing import NDArray
 from request_io import error_response, read_inputs
+from tracing import RequestTrace, open_tracer
 
 
 class CpuModel:
@@ -28,6 +30,7 @@ class CpuModel:
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.batching = config["max_batch_size"] > 0
         self.executor = ImageExecutor(runs, cores)
+        self.tracer = open_tracer(self.name, pb_utils.Logger.log_error)
 
     def execute(self, requests: Sequence[Any]) -> None:
         """Submit the requests; the thread that finishes one answers it."""
@@ -50,7 +53,9 @@ class CpuModel:
         if isinstance(inputs, Exception):
             respond(inputs)
             return ()
-        return image_tasks(inputs, batching=self.batching, respond=respond)
+        tasks = image_tasks(inputs, batching=self.batching, respond=respond)
+        trace = self.tracer.trace_of(request)
+        return (traced(task, trace) for task in tasks) if trace.traced else tasks
 
     def response(self, request: Any, outputs: Tensors | Exception) -> Any:
         if isinstance(outputs, Exception):
@@ -65,6 +70,32 @@ class CpuModel:
 
     def close(self) -> None:
         self.executor.close()
+        self.tracer.close()
+
+
+def traced(task: Callable[[Run], None], trace: RequestTrace) -> Callable[[Run], None]:
+    """The task, with a span for its wait for a worker, and one for the run of the network."""
+    submitted = monotonic()
+
+    def run_traced(run: Run) -> None:
+        started = monotonic()
+        trace.record("wait", submitted, started)
+        task(record_run(run, trace))
+
+    return run_traced
+
+
+def record_run(run: Run, trace: RequestTrace) -> Run:
+    """The network, with a span for its run."""
+
+    def recorded(inputs: Tensors) -> Tensors:
+        started = monotonic()
+        try:
+            return run(inputs)
+        finally:
+            trace.record("run", started)
+
+    return recorded
 
 
 def on_host(tensor: Any) -> NDArray[Any]:
