@@ -80,7 +80,7 @@ def _workers(settings: BatchSettings, parts: int) -> tuple[int, float]:
     nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
     cores = [one for one in nodes if one >= 1]
     if settings.server is not None:
-        return min(settings.workers or max(1, int(sum(cores))), parts), 0.5
+        return min(settings.workers or len(cores), parts), 0.5
     share = min(cores)
     room = sum(math.floor(one / share) for one in cores)
     return min(settings.workers or room, parts), share

@@ -22,8 +22,8 @@ class BatchSettings:
         health: the launcher's health port, from which the version is known; None for none.
         parameters: of each request, such as `conf_thres`.
         part_size: photos in one part.
-        workers: processes that ask, at most; 0 for one on each core of the cluster, or one for each
-            server that the job starts.
+        workers: processes that ask, at most; 0 for one on each node, or one for each server that the
+            job starts.
         in_flight: images that one worker asks about at a time.
         retry_for: seconds for which a server or a source that is away is waited for.
         timeout: seconds for one request.
@@ -44,7 +44,7 @@ class BatchSettings:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     part_size: int = 1000
     workers: int = 0
-    in_flight: int = 16
+    in_flight: int = 32
     retry_for: float = 300.0
     timeout: float = 60.0
     headers: Mapping[str, str] = field(default_factory=dict)

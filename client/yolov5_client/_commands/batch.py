@@ -53,12 +53,16 @@ def add_parser(commands: Any, connection: argparse.ArgumentParser) -> None:
         help="a Ray cluster, such as `auto` on one of its nodes; without it this machine alone",
     )
     job.add_argument(
-        "--workers", type=int, default=0, metavar="N", help="processes that ask (0: by the cores)"
+        "--workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="processes that ask (0: one on each node)",
     )
     job.add_argument(
         "--in-flight",
         type=whole_number,
-        default=16,
+        default=32,
         metavar="N",
         help="concurrent requests of a worker (%(default)s)",
     )
