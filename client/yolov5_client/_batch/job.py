@@ -21,7 +21,7 @@ from .worker import COUNTS, PART, PartWorker
 
 Report = Callable[[Counts], None]
 
-_PARTS_BY_WORKER = 2  # one that is done, and one that waits for its turn
+_PARTS_AT_A_TIME = 2  # of a worker: one begins while the last photos of another are answered
 
 
 def run(settings: BatchSettings, planned: Callable[[Plan, int], None], report: Report) -> Counts:
@@ -64,7 +64,12 @@ def _run_parts(settings: BatchSettings, parts: list[int]) -> Iterator[Counts]:
         PartWorker,
         batch_size=1,
         fn_constructor_args=(settings,),
-        compute=ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=_PARTS_BY_WORKER),
+        compute=ActorPoolStrategy(
+            size=workers,
+            max_concurrent_calls_per_actor=_PARTS_AT_A_TIME,
+            max_tasks_in_flight_per_actor=2 * _PARTS_AT_A_TIME,
+            enable_true_multi_threading=True,
+        ),
         num_cpus=cores,
     )
     for row in answers.iter_rows():
@@ -80,7 +85,7 @@ def _workers(settings: BatchSettings, parts: int) -> tuple[int, float]:
     nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
     cores = [one for one in nodes if one >= 1]
     if settings.server is not None:
-        return min(settings.workers or len(cores), parts), 0.5
+        return max(1, min(settings.workers or len(cores), parts)), 0.5
     share = min(cores)
     room = sum(math.floor(one / share) for one in cores)
     return min(settings.workers or room, parts), share

@@ -22,7 +22,7 @@ class BatchSettings:
         health: the launcher's health port, from which the version is known; None for none.
         parameters: of each request, such as `conf_thres`.
         part_size: photos in one part.
-        workers: processes that ask, at most; 0 for one on each node, or one for each server that the
+        workers: processes that ask, at most; 0 for one on each node, or for each server that the
             job starts.
         in_flight: images that one worker asks about at a time.
         retry_for: seconds for which a server or a source that is away is waited for.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -15,7 +16,7 @@ from .._served import read_served_models
 from .local_server import LocalServer
 from .plan import RESULTS, part_name, read_part
 from .questions import Questions
-from .rows import Counts, to_parquet
+from .rows import Counts, Row, to_parquet
 from .settings import BatchSettings
 from .storage import Folder
 
@@ -33,6 +34,7 @@ class PartWorker:
         self._settings = settings
         self._folder = Folder(settings.destination, settings.retry_for)
         self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="questions", daemon=True).start()
         server = LocalServer(settings.server_flags) if settings.server is None else None
         self._server = server  # it ends with this process
         self._health = settings.health if server is None else server.health
@@ -48,7 +50,7 @@ class PartWorker:
         self._questions = Questions(settings, self._client)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Do one part; one that is done already is only counted.
+        """Do one part; one that is done already is only counted. Threads may do several at a time.
 
         Returns:
             Its number and its counts, in arrays of one element.
@@ -57,11 +59,15 @@ class PartWorker:
         try:
             counts = Counts.of_file(self._folder.read(f"{RESULTS}/{part_name(number)}"))
         except FileNotFoundError:
-            counts = self._loop.run_until_complete(self._do(number))
+            counts = asyncio.run_coroutine_threadsafe(self._do(number), self._loop).result()
         return {PART: np.array([number]), COUNTS: np.array([counts.to_json()], np.object_)}
 
     async def _do(self, number: int) -> Counts:
-        rows = await self._questions.rows(read_part(self._folder, number))
+        part = await asyncio.to_thread(read_part, self._folder, number)
+        rows = await self._questions.rows(part)
+        return await asyncio.to_thread(self._write, number, rows)
+
+    def _write(self, number: int, rows: list[Row]) -> Counts:
         content = to_parquet(rows, self._settings.model, self._version())
         self._folder.write(f"{RESULTS}/{part_name(number)}", content)
         return Counts.of_file(content)

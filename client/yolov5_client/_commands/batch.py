@@ -57,7 +57,7 @@ def add_parser(commands: Any, connection: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="processes that ask (0: one on each node)",
+        help="processes that ask (0: one for a node)",
     )
     job.add_argument(
         "--in-flight",
