@@ -28,6 +28,7 @@ from yolov5_build.paths import BUNDLED_PHOTOS
 
 from ._contenders import free_ports
 
+_LOOK = 10.0  # seconds between two looks at the memory
 CLIENT = (sys.executable, "-m", "yolov5_client._cli")
 
 
@@ -110,8 +111,8 @@ def batch_rate(
     with started(command) as process, _watched(process.pid) as memory:
         rate = _rate(process, lambda: part * _files(out / "photos"), count)
         seconds = time.perf_counter() - began
-    early = memory[len(memory) // 4 : len(memory) // 3] or memory
-    return rate, (median(early), median(memory[-5:])), seconds
+    early = memory[len(memory) // 4 : len(memory) // 3 + 1]
+    return rate, (median(early), median(memory[-3:])), seconds
 
 
 def _rate(process: subprocess.Popen[bytes], done: Callable[[], int], count: int) -> float:
@@ -140,12 +141,12 @@ def _files(folder: Path) -> int:
 
 @contextmanager
 def _watched(pid: int) -> Iterator[list[float]]:
-    """Collect the memory of a process and its children, as PSS in MB, every second."""
+    """Collect the memory of a process and its children, as PSS in MB. A look takes CPU time."""
     found: list[float] = []
     ended = threading.Event()
 
     def watch() -> None:
-        while not ended.wait(1):
+        while not ended.wait(_LOOK):
             total = 0
             try:
                 everything = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
