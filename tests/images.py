@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from support import ROOT
 
 PROGRAMS = ("buildah", "debootstrap", "podman", "runc")
@@ -55,7 +56,7 @@ def mirror() -> str:
         address, *rest = line.split()
         if rest == ["bookworm", "main"]:
             return address
-    return "http://deb.debian.org/debian"
+    pytest.skip("apt knows no mirror of Debian 12")
 
 
 @dataclass(frozen=True)
