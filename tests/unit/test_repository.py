@@ -87,7 +87,7 @@ def test_code_imports_only_what_every_server_has(path: Path) -> None:
         elif isinstance(node, ast.ImportFrom) and node.module:
             imported.add(node.module.partition(".")[0])
     glue = path.name == "model.py"
-    assert ("triton_python_backend_utils" in imported) == glue
+    assert ("opentelemetry", "triton_python_backend_utils" in imported) == glue
     assert imported - allowed - beside - sys.stdlib_module_names <= {"triton_python_backend_utils"}
 
 
