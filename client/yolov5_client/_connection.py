@@ -17,6 +17,8 @@ from ._contract import NETWORK, check_network, endpoint_for
 from ._proxy import Proxy, proxy_for_grpc, proxy_for_http
 from ._trace_context import trace_headers
 
+# Seconds after which `detect` and `batch` repeat a request that timed out, or failed on the server.
+RETRY_FAULTS_AFTER = (0.5, 1.0, 2.0)
 LARGEST_ANSWER = 16 << 20  # bytes; 1000 detections take 28 kB plus their labels
 
 _LONGEST = 366 * 24 * 3600.0  # seconds; clocks and timers overflow beyond it

@@ -459,7 +459,7 @@ def test_run_survives_a_restart_of_the_server(bundled_repository: Path) -> None:
 def test_unanswered_image_is_sent_again(
     server: RunningServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(_run, "_RETRY_FAULTS_AFTER", (0.05, 0.05, 0.05))
+    monkeypatch.setattr(_run, "RETRY_FAULTS_AFTER", (0.05, 0.05, 0.05))
     flags = ["--timeout", "1", "--in-flight", "1", "--nosave", "--save-jsonl"]
 
     def run(url: str) -> int:

@@ -45,7 +45,7 @@ def test_resumed_run_asks_the_same_network(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     server, seen = asked
-    monkeypatch.setattr("yolov5_client._commands._run._RETRY_FAULTS_AFTER", ())
+    monkeypatch.setattr("yolov5_client._commands._run.RETRY_FAULTS_AFTER", ())
     Path("later.jpg").write_bytes(b"later")
     assert main(["detect", "later.jpg", "--server", server, "--model", "plates"]) == 1
     assert json.loads(Path("runs/detect/exp/run.json").read_text())["options"]["model"] == "plates"

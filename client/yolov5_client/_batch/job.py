@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -51,7 +50,7 @@ def run(settings: BatchSettings, planned: Callable[[Plan, int], None], report: R
                 report(counts)
     if settings.coco:
         write_coco(folder, plan.parts)
-    folder.write("summary.json", json.dumps(json.loads(total.to_json()), indent=1).encode())
+    folder.write("summary.json", total.to_json(indent=1))
     return total
 
 

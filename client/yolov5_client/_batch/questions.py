@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 from urllib.parse import urlsplit
 
 from .._async_client import AsyncClient
-from .._connection import Backoff
+from .._connection import RETRY_FAULTS_AFTER, Backoff
 from .._detections import Detections
 from .._errors import InvalidRequestError, ServerError, TimedOutError
 from .fetch import ContainerError, Fetcher, Load, UnreadableError
@@ -128,7 +127,9 @@ class Questions:
         """
         began = time.monotonic()
         backoff = iter(Backoff(self._settings.retry_for))
-        for attempt in itertools.count(1):
+        attempt = 0
+        while True:
+            attempt += 1
             try:
                 data = await load()
             except FINAL:
@@ -145,7 +146,6 @@ class Questions:
                 self._sources.note_read(url)
                 return data
             await asyncio.sleep(pause)
-        raise AssertionError  # not reached
 
     async def _ask(self, data: bytes) -> Detections:
         async def ask() -> Detections:
@@ -158,7 +158,7 @@ class Questions:
 
 async def _repeated(ask: Callable[[], Awaitable[T]]) -> T:
     """Repeat what failed on the server, and not by the photo's fault as far as is known."""
-    pauses = iter((0.5, 1.0, 2.0))  # seconds
+    pauses = iter(RETRY_FAULTS_AFTER)
     while True:
         try:
             return await ask()

@@ -121,10 +121,9 @@ class Counts:
         self.classes.update(other.classes)
         self.errors.update(other.errors)
 
-    def to_json(self) -> bytes:
-        return json.dumps(
-            {"photos": self.photos, "classes": self.classes, "errors": self.errors}
-        ).encode()
+    def to_json(self, indent: int | None = None) -> bytes:
+        members = {"photos": self.photos, "classes": self.classes, "errors": self.errors}
+        return json.dumps(members, indent=indent).encode()
 
     @classmethod
     def from_json(cls, text: bytes) -> Counts:

@@ -39,10 +39,6 @@ class Folder:
         system, path = fsspec.core.url_to_fs(self.url)
         return system, path.rstrip("/")
 
-    def path(self, name: str) -> str:
-        """Return the address of a file in the folder."""
-        return posixpath.join(self.url, name)
-
     def names(self, folder: str) -> set[str]:
         """Return the names of the files in a folder of this one; none if it does not exist."""
         system, path = self._opened

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._client import Client
+from .._connection import RETRY_FAULTS_AFTER
 from .._detections import Detections
 from .._errors import (
     DeniedError,
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 Answer = Detections | YoloClientError | OSError
 
 NO_OPENCV = "a video or stream needs OpenCV: pip install opencv-python-headless"
-_RETRY_FAULTS_AFTER = (0.5, 1.0, 2.0)  # seconds; after a timeout or an error of the server
 _STREAMS_END_WITHIN = 2.0  # seconds, when the run ends before its streams
 _PARAMETERS = (
     "conf_thres",
@@ -469,7 +469,7 @@ def settled(
         UnavailableError, DeniedError: there is no server that answers.
         InvalidRequestError: the server refuses a parameter, and thus every image.
     """
-    for pause in _RETRY_FAULTS_AFTER:
+    for pause in RETRY_FAULTS_AFTER:
         if not isinstance(answer, (TimedOutError, ServerError)):
             break
         time.sleep(pause)
