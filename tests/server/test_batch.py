@@ -190,27 +190,33 @@ def test_source_that_stays_away_ends_the_job_by_a_sentence(
     assert "Traceback" not in ended.stderr
 
 
+def local_servers(mark: str) -> list[psutil.Process]:
+    """The processes with this flag on their command line, other than the job and its keeper."""
+    return [
+        one
+        for one in psutil.process_iter(["cmdline"])
+        if (line := one.info["cmdline"]) and mark in line and "yolov5_server" in line
+    ]
+
+
 @pytest.mark.slow
-def test_job_starts_and_ends_its_own_server(tmp_path: Path) -> None:
-    ended = subprocess.run(
-        [
-            *(sys.executable, "-m", "yolov5_client._cli", "batch", str(PHOTOS)),
-            *(str(tmp_path / "out"), "--server-flag=--precision=fp32"),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert len(rows(tmp_path / "out")) == len(EACH)
-    assert {row["version"] for row in rows(tmp_path / "out")} == {"1"}
-    wait_until(
-        lambda: (
-            not any(
-                str(tmp_path) in " ".join(one.info["cmdline"] or [])
-                for one in psutil.process_iter(["cmdline"])
-            )
-        ),
-        30,
-    )
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_job_starts_and_ends_its_own_server(tmp_path: Path, is_killed: bool) -> None:
+    mark = f"--max-queue-seconds={1711 + is_killed}"
+    arguments = [
+        *(sys.executable, "-m", "yolov5_client._cli", "batch", str(PHOTOS), str(tmp_path / "out")),
+        *("--server-flag=--precision=fp32", f"--server-flag={mark}"),
+    ]
+    with subprocess.Popen(arguments, stderr=subprocess.DEVNULL) as job:
+        try:
+            wait_until(lambda: bool(local_servers(mark)), 120)
+            if is_killed:
+                job.kill()
+            job.wait(300)
+        finally:
+            job.kill()
+    if not is_killed:
+        assert job.returncode == 0
+        assert len(rows(tmp_path / "out")) == len(EACH)
+        assert {row["version"] for row in rows(tmp_path / "out")} == {"1"}
+    wait_until(lambda: not local_servers(mark), 60)

@@ -1,12 +1,14 @@
 """A server that the job starts on a node, and that ends with the process that has started it.
 
 Run as a program, this module keeps the server: it starts the command of its arguments, and ends it
-when standard input ends. That happens however the parent dies.
+when standard input ends. That happens however the parent dies. Ray kills the children of a worker
+that ends, and therefore the keeper is none: it is the child of a process that has ended at once.
 """
 
 from __future__ import annotations
 
-import signal
+import os
+import select
 import socket
 import subprocess
 import sys
@@ -49,8 +51,9 @@ class LocalServer:
         self._keeper = subprocess.Popen(
             [sys.executable, "-m", __name__, *launcher],
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
         )
+        self._keeper.wait()  # the one that ends at once
         try:
             self._wait()
         except BaseException:
@@ -60,24 +63,27 @@ class LocalServer:
     def _wait(self) -> None:
         deadline = time.monotonic() + START
         while time.monotonic() < deadline:
-            if (status := self._keeper.poll()) is not None:
+            if self._has_ended(0):
                 raise LocalServerError(
-                    f"the server of this node ended with status {status} while it started; its log"
-                    " is in the worker's log."
+                    "the server of this node ended while it started; its log is in the worker's"
+                    " log."
                 )
             with suppress(OSError), urllib.request.urlopen(f"{self.health}/ready", timeout=5):
                 return
             time.sleep(0.2)
         raise LocalServerError(f"the server of this node was not ready within {START:g} s.")
 
+    def _has_ended(self, seconds: float) -> bool:
+        """Wait for the end of the keeper's output, which it closes when it ends."""
+        assert self._keeper.stdout is not None
+        readable, _, _ = select.select([self._keeper.stdout], [], [], seconds)
+        return bool(readable)
+
     def close(self) -> None:
-        """End the server."""
+        """End the server, and wait for its end."""
         assert self._keeper.stdin is not None
         self._keeper.stdin.close()
-        try:
-            self._keeper.wait(15)
-        except subprocess.TimeoutExpired:
-            self._keeper.kill()
+        self._has_ended(15)
 
 
 def _free_ports(count: int) -> list[int]:
@@ -87,8 +93,13 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _keep(command: Sequence[str]) -> int:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the end of the input is enough
-    server = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    if os.fork():
+        return 0
+    os.setsid()
+    # Its output tells the parent that it lives; the server's goes where errors go.
+    server = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=sys.stderr, start_new_session=True
+    )
 
     def end_with_parent() -> None:
         sys.stdin.buffer.read()
