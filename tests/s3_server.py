@@ -104,11 +104,15 @@ def running_s3(folder: Path) -> Iterator[S3Server]:
     """An S3 server with an empty bucket, whose credentials are in the environment of the block."""
     if not WEED.exists():
         pytest.skip("there is no `weed` of tests/tools.txt in .venv/bin")
+    import s3fs
+
     server = S3Server(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ACCESS_KEY_ID", KEY)
         patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
         patch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+        # In one process they are kept by their arguments, and would ask the server of another file.
+        s3fs.S3FileSystem.clear_instance_cache()
         try:
             server.start()
             _make_bucket()
