@@ -132,7 +132,7 @@ def test_connection_that_is_cut_is_made_again_and_no_half_network_is_served(site
 
 def test_slow_source_is_waited_for(site: Site) -> None:
     before = answer(site.server)
-    site.proxy.pause = 0.02  # 14 MB in more than 4 s
+    site.proxy.pause = 0.06  # the 7 MB that are new, in more than 4 s
     try:
         started = time.monotonic()
         site.publish()
