@@ -35,6 +35,7 @@ class StandIn(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mi
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._turn = asyncio.Lock()
+        self._answered = 0
 
     async def ServerReady(self, request: Any, context: Any) -> Any:  # noqa: N802
         return service_pb2.ServerReadyResponse(ready=True)
@@ -45,9 +46,14 @@ class StandIn(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mi
     async def ServerMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
         return service_pb2.ServerMetadataResponse(name="stand-in", version="0")
 
+    async def ModelStatistics(self, request: Any, context: Any) -> Any:  # noqa: N802
+        one = service_pb2.ModelStatistics(name=request.name, inference_count=self._answered)
+        return service_pb2.ModelStatisticsResponse(model_stats=[one])
+
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         async with self._turn:
             await asyncio.sleep(self._seconds)
+        self._answered += 1
         answer = service_pb2.ModelInferResponse(model_name=request.model_name, model_version="1")
         for name, (datatype, array) in _NOTHING.items():
             output = answer.outputs.add(name=name, datatype=datatype)

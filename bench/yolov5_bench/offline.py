@@ -3,6 +3,9 @@
 `rate` runs both against a running server, `growth` runs the job on one, two and three raylets of
 this machine with a stand-in of the network that sleeps, `plan` plans a long list. They need what
 `make test` installs.
+
+Rates are those at which the servers answer, by their own count: what the job has written grows by a
+part at a time, and by several when several end together.
 """
 
 from __future__ import annotations
@@ -15,20 +18,23 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import psutil
+import tritonclient.grpc as triton
 
 from yolov5_build.paths import BUNDLED_PHOTOS
+from yolov5_client._contract import endpoint_for
 
 from ._contenders import free_ports
 
-_LOOK = 10.0  # seconds between two looks at the memory
+_ENDPOINT = endpoint_for("yolov5")
+_LOOK = 20.0  # seconds between two looks at the memory
 CLIENT = (sys.executable, "-m", "yolov5_client._cli")
 
 
@@ -65,7 +71,8 @@ def measure_rate(options: argparse.Namespace, folder: Path) -> None:
         for number in range(options.rounds):
             plain = detect_rate(photos, count, options.server, folder / f"detect-{count}-{number}")
             out = folder / f"batch-{count}-{number}"
-            rate, memory, seconds = batch_rate(photos, count, out, "--server", options.server)
+            flags = ("--server", options.server)
+            rate, memory, seconds = batch_rate(photos, count, [options.server], out, *flags)
             ratios.append(rate / plain)
             print(
                 f"{count} photos: detect {plain:.1f}/s, batch {rate:.1f}/s ({rate / plain:.3f}),"
@@ -94,49 +101,44 @@ def _same_device(one: Path, other: Path) -> bool:
 
 
 def detect_rate(photos: Path, count: int, server: str, out: Path) -> float:
-    """Images/s of `detect` from its first answer to its last one."""
+    """Images/s of `detect`."""
     flags = ["--nosave", "--quiet", "--save-jsonl", "--project", str(out), "--server", server]
-    results = out / "exp" / "results.jsonl"
     with started([*CLIENT, "detect", str(photos), *flags]) as process:
-        return _rate(process, lambda: _lines(results), count)
+        return _rate(process, [server], count)
 
 
 def batch_rate(
-    photos: Path, count: int, out: Path, *flags: str
+    photos: Path, count: int, servers: Sequence[str], out: Path, *flags: str, parts: int = 20
 ) -> tuple[float, tuple[float, float], float]:
-    """Images/s of the job from its first part to its last one, its memory in MB, and seconds."""
-    part = max(10, min(500, count // 20))
+    """Images/s of the job, its memory in MB, and the seconds that all of it took."""
+    part = max(10, min(500, count // parts))
     began = time.perf_counter()
     command = [*CLIENT, "batch", str(photos), str(out), "--part-size", str(part), *flags]
     with started(command) as process, _watched(process.pid) as memory:
-        rate = _rate(process, lambda: part * _files(out / "photos"), count)
+        rate = _rate(process, servers, count)
         seconds = time.perf_counter() - began
     early = memory[len(memory) // 4 : len(memory) // 3 + 1]
     return rate, (median(early), median(memory[-3:])), seconds
 
 
-def _rate(process: subprocess.Popen[bytes], done: Callable[[], int], count: int) -> float:
-    """Count what is done five times a second; the first and the last tenth are left out."""
+def _rate(process: subprocess.Popen[bytes], servers: Sequence[str], count: int) -> float:
+    """Fit a line to what the servers have answered; the first and the last tenth are left out."""
     seen: list[tuple[float, int]] = []
-    while process.poll() is None:
-        seen.append((time.perf_counter(), done()))
-        time.sleep(0.2)
+    with ExitStack() as held:
+        clients = [held.enter_context(triton.InferenceServerClient(one)) for one in servers]
+        before = _answered(clients)
+        while process.poll() is None:
+            seen.append((time.perf_counter(), _answered(clients) - before))
+            time.sleep(0.5)
     assert process.returncode == 0, process.returncode
-    inside = [
-        (before, after)
-        for before, after in pairwise(seen)
-        if 0.1 * count <= before[1] and after[1] <= 0.9 * count
-    ]
-    first, last = inside[0][0], inside[-1][1]
-    return (last[1] - first[1]) / (last[0] - first[0])
+    times, counts = zip(*[one for one in seen if 0.1 * count <= one[1] <= 0.9 * count], strict=True)
+    return float(np.polyfit(times, counts, 1)[0])
 
 
-def _lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def _files(folder: Path) -> int:
-    return len(list(folder.glob("part-*"))) if folder.exists() else 0
+def _answered(clients: Sequence[Any]) -> int:
+    return sum(
+        one.get_inference_statistics(_ENDPOINT).model_stats[0].inference_count for one in clients
+    )
 
 
 @contextmanager
@@ -193,9 +195,11 @@ def measure_growth(options: argparse.Namespace, folder: Path) -> None:
         with ExitStack() as held:
             ports = [held.enter_context(_stand_in(options.seconds)) for _ in range(nodes)]
             address = held.enter_context(_raylets(nodes))
-            server = "ipv4:" + ",".join(f"127.0.0.1:{port}" for port in ports)
-            flags = ["--server", server, "--address", address, "--workers", str(nodes)]
-            rate, _, seconds = batch_rate(photos, count, folder / f"out-{nodes}", *flags)
+            servers = [f"127.0.0.1:{port}" for port in ports]
+            out = folder / f"out-{nodes}"
+            flags = ["--server", "ipv4:" + ",".join(servers), "--address", address]
+            flags += ["--workers", str(nodes)]
+            rate, _, seconds = batch_rate(photos, count, servers, out, *flags, parts=20 * nodes)
         alone = alone or rate
         print(
             f"{nodes} nodes: {rate:.1f} images/s, {seconds:.0f} s in all; efficiency"

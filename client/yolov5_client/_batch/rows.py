@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -60,26 +60,23 @@ class Row:
     milliseconds: float | None = None
 
 
-def to_parquet(rows: Iterable[Row], model: str, version: str | None) -> bytes:
+def to_parquet(rows: Sequence[Row], model: str, version: str | None) -> bytes:
     """Write the rows of a part as a Parquet file, with their counts in its metadata."""
-    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     counts = Counts()
     for row in rows:
         counts.add(row)
-        height, width = row.found.image_size if row.found is not None else (None, None)
-        values = {
-            "key": row.key,
-            "width": width,
-            "height": height,
-            "detections": None if row.found is None else _detections(row.found),
-            "model": model,
-            "version": version,
-            "reason": row.reason,
-            "error": row.error,
-            "milliseconds": row.milliseconds,
-        }
-        for name, column in columns.items():
-            column.append(values[name])
+    sizes = [(None, None) if row.found is None else row.found.image_size for row in rows]
+    columns = {
+        "key": [row.key for row in rows],
+        "width": [width for _, width in sizes],
+        "height": [height for height, _ in sizes],
+        "detections": _detections([row.found for row in rows]),
+        "model": [model] * len(rows),
+        "version": [version] * len(rows),
+        "reason": [row.reason for row in rows],
+        "error": [row.error for row in rows],
+        "milliseconds": [row.milliseconds for row in rows],
+    }
     table = pa.table(columns, SCHEMA).replace_schema_metadata({_COUNTED: counts.to_json()})
     file = io.BytesIO()
     pq.write_table(table, file, compression="zstd")
@@ -91,14 +88,26 @@ def read_table(content: bytes) -> pa.Table:
     return pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
 
 
-def _detections(found: Detections) -> list[dict[str, Any]]:
-    names = ("label", "class_id", "score", "x1", "y1", "x2", "y2")
-    return [
-        dict(zip(names, (label, class_id, score, *box)))
-        for label, class_id, score, box in zip(
-            found.labels, found.classes.tolist(), found.scores.tolist(), found.boxes.tolist()
-        )
-    ]
+def _detections(photos: Sequence[Detections | None]) -> pa.Array:
+    """Make the column as a whole: an object for each detection costs four times as much."""
+    starts: list[int | None] = []
+    total = 0
+    for one in photos:
+        starts.append(None if one is None else total)
+        total += 0 if one is None else len(one.scores)
+    found = [one for one in photos if one is not None]
+    boxes = np.concatenate([np.empty((0, 4), np.float32), *(one.boxes for one in found)])
+    values = pa.StructArray.from_arrays(
+        [
+            pa.array([label for one in found for label in one.labels], pa.string()),
+            pa.array(np.concatenate([np.empty(0, np.int32), *(one.classes for one in found)])),
+            pa.array(np.concatenate([np.empty(0, np.float32), *(one.scores for one in found)])),
+            *(pa.array(np.ascontiguousarray(side)) for side in boxes.T),
+        ],
+        fields=list(_DETECTION),
+    )
+    offsets = pa.array([*starts, total], pa.int32())
+    return pa.ListArray.from_arrays(offsets, values, type=pa.list_(_DETECTION))
 
 
 class Counts:
