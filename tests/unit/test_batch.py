@@ -362,3 +362,15 @@ def test_detections_of_a_row_are_those_of_the_client() -> None:
     )
     np.testing.assert_array_equal(boxes, FOUND.boxes)
     assert json.loads(Counts().to_json()) == {"photos": 0, "classes": {}, "errors": {}}
+
+
+def test_each_row_has_its_own_detections() -> None:
+    none = Detections.from_unsorted(
+        boxes=np.empty((0, 4)), scores=[], classes=[], labels=[], image_size=(480, 640)
+    )
+    found = [FOUND, None, none, None, FOUND]
+    rows = [Row(key=f"{n}", found=one) for n, one in enumerate(found)]
+    column = [row["detections"] for row in read_table(to_parquet(rows, "yolov5", None)).to_pylist()]
+    labels = [None if one is None else [each["label"] for each in one] for one in column]
+    assert labels == [["WBC", "RBC"], None, [], None, ["WBC", "RBC"]]
+    assert read_table(to_parquet(rows[1:2], "yolov5", None)).to_pylist()[0]["detections"] is None
