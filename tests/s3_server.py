@@ -51,7 +51,7 @@ class S3Server:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Start the server, and wait until it answers."""
+        """Start the server, and wait until it stores what it is sent, in `BUCKET`."""
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
@@ -79,6 +79,22 @@ class S3Server:
             assert self._process.poll() is None, (self._folder / "log").read_text()
             assert time.monotonic() < deadline, "the S3 server does not answer"
             time.sleep(0.1)
+        while not self._stores():  # its volumes may not be there at once
+            assert time.monotonic() < deadline, "the S3 server stores nothing"
+            time.sleep(0.5)
+
+    def _stores(self) -> bool:
+        import s3fs
+
+        try:
+            bucket = s3fs.S3FileSystem(
+                key=KEY, secret=SECRET, endpoint_url=self.endpoint, skip_instance_cache=True
+            )
+            bucket.makedirs(BUCKET, exist_ok=True)
+            bucket.pipe_file(f"{BUCKET}/test", b"test")
+        except OSError:
+            return False
+        return True
 
     def _answers(self) -> bool:
         try:
@@ -115,25 +131,9 @@ def running_s3(folder: Path) -> Iterator[S3Server]:
         s3fs.S3FileSystem.clear_instance_cache()
         try:
             server.start()
-            _make_bucket()
             yield server
         finally:
             server.kill()
-
-
-def _make_bucket() -> None:
-    import s3fs
-
-    deadline = time.monotonic() + _START_SECONDS
-    while True:  # its volumes may not be there at once
-        try:
-            bucket = s3fs.S3FileSystem(skip_instance_cache=True)
-            bucket.makedirs(BUCKET, exist_ok=True)
-            bucket.pipe_file(f"{BUCKET}/test", b"test")
-            return
-        except OSError:
-            assert time.monotonic() < deadline, "the S3 server stores nothing"
-            time.sleep(0.5)
 
 
 class Proxy:

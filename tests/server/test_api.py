@@ -206,19 +206,21 @@ def test_several_images_are_answered_in_their_order(
 def test_lines_come_one_for_each_image_as_soon_as_it_is_done(
     server: RunningServer, rest: httpx.Client
 ) -> None:
-    form = [("image", IMAGE), ("image", b"no image"), ("image", IMAGE)]
+    form = [*[("image", IMAGE)] * 7, ("image", b"no image")]
     headers = {"Accept": "application/x-ndjson"}
     with rest.stream("POST", "/detect", files=form, headers=headers) as answer:
         assert answer.headers["Content-Type"] == "application/x-ndjson"
         lines = [json.loads(line) for line in answer.iter_lines()]
-    assert lines[0]["index"] == 1, "nothing is to be waited for"
-    assert lines[0]["problem"]["status"] == 400
-    assert "image 2 of 3: not an image" in lines[0]["problem"]["detail"]
+    assert sorted(line["index"] for line in lines) == [*range(8)]
+    refused = next(line for line in lines if line["index"] == 7)
+    assert refused != lines[-1], "the last image is refused before the others are answered"
+    assert refused["problem"]["status"] == 400
+    assert "image 8 of 8: not an image" in refused["problem"]["detail"]
+    lines.remove(refused)
     direct = wanted(server)
-    for line in lines[1:]:
+    for line in lines:
         assert {name: line[name] for name in direct} == direct
         assert line["model"] == "yolov5" and line["milliseconds"] > 0
-    assert sorted(line["index"] for line in lines) == [0, 1, 2]
 
 
 def test_picture_is_drawn(rest: httpx.Client) -> None:
