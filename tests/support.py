@@ -38,6 +38,7 @@ from yolov5_bench import fidelity
 from yolov5_build import load_checkpoint
 from yolov5_build.cli import main as build
 from yolov5_client import Detections
+from yolov5_server._http import open_directly
 from yolov5_server.embedded import assemble_backends, server_environment, triton_folder
 
 ROOT = Path(__file__).parents[1]
@@ -499,15 +500,10 @@ class Reply:
         return json.loads(self.body)
 
 
-# Once: from Python 3.12 on an opener reads the certificates of all authorities, which takes as long
-# as an image.
-_open_directly = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
-
-
 def post(url: str, body: bytes, headers: Mapping[str, str] | None = None) -> Reply:
     request = urllib.request.Request(url, body, dict(headers or {}), method="POST")
     try:
-        with _open_directly(request, timeout=60) as answer:
+        with open_directly(request, timeout=60) as answer:
             return Reply(answer.status, dict(answer.headers), answer.read())
     except urllib.error.HTTPError as error:
         return Reply(error.code, dict(error.headers), error.read())
